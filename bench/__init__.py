@@ -1,0 +1,37 @@
+"""nabla-bench: one sampler and one evaluation for every reward-finetuning method of diffusion models.
+
+The names below are what a plugin author imports. They load on first use, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+_PUBLIC = {
+    "Batch": "bench.trajectory",
+    "Config": "bench.plugin",
+    "Core": "bench.core",
+    "DiffusionModel": "bench.models.base",
+    "Evaluation": "bench.evaluate",
+    "Kernel": "bench.kernel",
+    "Loss": "bench.plugin",
+    "Measurement": "bench.plugin",
+    "Method": "bench.plugin",
+    "Metric": "bench.plugin",
+    "Needs": "bench.plugin",
+    "PromptStatistics": "bench.advantages",
+    "Reward": "bench.plugin",
+    "Samples": "bench.evaluate",
+    "Trajectory": "bench.trajectory",
+    "Transitions": "bench.trajectory",
+    "gaussian_log_prob": "bench.kernel",
+}
+
+__all__ = sorted(_PUBLIC)
+__version__ = version("nabla-bench")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'bench' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

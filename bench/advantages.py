@@ -1,0 +1,37 @@
+"""Advantages of policy-gradient methods."""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+
+class PromptStatistics:
+    """Rewards normalised per prompt over a running buffer (Black et al., 2024, DDPO).
+
+    A prompt's last `buffer` rewards give its mean and deviation; while it has fewer than `minimum`, the statistics of
+    the whole batch stand in.
+    """
+
+    def __init__(self, buffer: int, minimum: int):
+        self.buffer, self.minimum = buffer, minimum
+        self._rewards: dict[str, deque[float]] = {}
+
+    def advantages(self, prompts: list[str], rewards: Tensor) -> Tensor:
+        """[B] rewards → [B] advantages, after adding the rewards to the buffers."""
+        for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
+            self._rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
+        mean, std = torch.empty_like(rewards), torch.empty_like(rewards)
+        for i, prompt in enumerate(prompts):
+            own = self._rewards[prompt]
+            values = torch.tensor(list(own)) if len(own) >= self.minimum else rewards
+            mean[i], std[i] = values.mean(), values.std(correction=0)
+        return (rewards - mean) / (std + 1e-6)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The buffers, by prompt."""
+        return {prompt: list(rewards) for prompt, rewards in self._rewards.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Restore the buffers."""
+        self._rewards = {prompt: deque(rewards, maxlen=self.buffer) for prompt, rewards in state.items()}

@@ -1,0 +1,67 @@
+"""Atomic, checksummed checkpoints.
+
+A file is written beside its place, synced, and renamed; its name ends in the hash of its contents. So a checkpoint is
+either whole or not there, and one that was damaged later is told by its name; the one before it is then used.
+"""
+
+import hashlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEEP = 2
+log = logging.getLogger(__name__)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` by rename, so that a reader never sees half a file. A full disk raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save(folder: Path, update: int, state: dict[str, Any]) -> Path:
+    """Store `state` (tensors, numbers, strings, containers of them) as of `update`; the last two are kept."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    path = folder / f"update-{update:07d}-{_digest(data)}.pt"
+    write_atomic(path, data)
+    for old in _all(folder)[KEEP:]:
+        old.unlink()
+    return path
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The newest intact state, or None if there is none; a damaged file is passed over with a warning."""
+    for path in _all(folder):
+        data = path.read_bytes()
+        if _digest(data) == path.stem.rpartition("-")[2]:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        log.warning("checkpoint %s is damaged (its contents do not match its name); using the one before it", path)
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """Path of the newest checkpoint, damaged or not."""
+    return next(iter(_all(folder)), None)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("update-*.pt"), reverse=True)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -1,0 +1,206 @@
+"""The command `bench`. Nothing heavy is imported until a command runs."""
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from bench.environment import check_packages
+from bench.errors import BenchError
+
+console = Console()
+application = typer.Typer(
+    help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
+    "Start with: bench run --method nabla_gfn",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Kind(StrEnum):
+    """What `bench ls` lists."""
+
+    methods = "methods"
+    rewards = "rewards"
+    metrics = "metrics"
+    models = "models"
+    prompts = "prompts"
+    suites = "suites"
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example train.updates=50. Repeatable."),
+]
+
+
+@application.command()
+def run(
+    method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method; see: bench ls methods.")],
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", "-r", help="Reward; it also selects its natural suite. See: bench ls rewards."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompt set, or a .txt/.json/.csv/.parquet file.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Named setting; see: bench ls suites.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of training noise, choices and weights.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
+    assignments: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
+    ] = False,
+) -> None:
+    """Finetune a model with one method, evaluate it, and write tables and pictures.
+
+    The same command again resumes an interrupted run, or reports a finished one.
+
+        bench run --method nabla_gfn
+        bench run --method ddpo --reward emoji_style --updates 200 --seed 1
+        bench run --method draft --set method.depth=1 --set optimizer.lr=1e-3
+    """
+    from bench.config import resolve
+
+    named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
+    overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
+    quiet_libraries()
+
+    from bench.run import Run, default_folder, plan, preflight
+
+    preflight(config)
+    folder = out or default_folder(config)
+    if dry_run:
+        console.print(config.to_yaml(), markup=False, highlight=False)
+        for name, value in (plan(config) | {"folder": folder}).items():
+            console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
+        return
+    job = Run(config, folder, console)
+    if job.open(force):
+        console.print("This run is finished; nothing was computed.")
+    else:
+        with traceback_log(folder):
+            job.execute()
+    job.report()
+
+
+@application.command("ls")
+def list_names(
+    kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
+) -> None:
+    """List what can be named: methods, rewards, metrics, models, prompts, suites."""
+    for chosen in [kind] if kind else Kind:
+        table = Table(title=chosen.value, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("what it is")
+        for name, text in _describe(chosen).items():
+            table.add_row(name, text)
+        console.print(table)
+        console.print()
+
+
+@application.command("eval")
+def evaluate_run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    assignments: Set = None,
+) -> None:
+    """Evaluate a finished run again, for example with more samples.
+
+        bench eval runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d --set evaluation.samples_per_prompt=32
+
+    Results go into a folder of their own inside the run's.
+    """
+    quiet_libraries()
+    from bench.run import evaluate_again
+
+    path = evaluate_again(folder, assignments or [], console)
+    console.print(f"Results in {path}")
+
+
+@application.command()
+def doctor() -> None:
+    """Report versions, devices, extras and weights, and what is missing."""
+    quiet_libraries()
+    from bench.doctor import report
+
+    report(console)
+
+
+def _describe(kind: Kind) -> dict[str, str]:
+    """Name → one line of description."""
+    from bench import config, models, registry
+    from bench import prompts as prompt_sets
+
+    if kind == Kind.models:
+        return dict(models.NAMED)
+    if kind == Kind.suites:
+        return config.suites()
+    if kind == Kind.prompts:
+        sets = {name: prompt_sets.load_prompts(name) for name in prompt_sets.NAMED}
+        return {name: f"{len(s.train)} training and {len(s.heldout)} held-out prompts" for name, s in sets.items()}
+    lines = {}
+    for name, plugin in registry.plugins(kind.value).items():
+        try:
+            found = registry.load(kind.value, name)
+        except BenchError as error:
+            lines[name] = f"[red]broken:[/red] {error}"
+            continue
+        preset = ", ".join(f"{key}={value}" for key, value in plugin.preset.items())
+        text = (found.__doc__ or "").strip().splitlines()[0]
+        package = "" if plugin.package == "nabla-bench" else f" [{plugin.package}]"
+        lines[name] = text + (f" ({preset})" if preset else "") + package
+    return lines
+
+
+def quiet_libraries() -> None:
+    """Warnings go through rich; progress bars of libraries would break ours."""
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)], format="%(message)s"
+    )
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
+class traceback_log:
+    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "error.log"
+
+    def __enter__(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            import traceback as formatting
+
+            self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
+
+
+def app() -> None:
+    """Entry point: errors meant for people are printed as they are and exit with status 2."""
+    try:
+        check_packages()
+        application()
+    except BenchError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {error}", markup=True, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. The same command resumes from the last checkpoint.")
+        sys.exit(130)

@@ -1,0 +1,130 @@
+"""The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.kernel import Kernel, Step
+from bench.meter import Meter
+from bench.models.base import DiffusionModel
+from bench.noise import Noise, Purpose, generator
+from bench.plugin import Reward
+from bench.trajectory import Batch, Trajectory, join, rollout
+
+
+class NonFiniteError(BenchError):
+    """A reward, loss or gradient is NaN or infinite."""
+
+
+@dataclass
+class Core:
+    """One model, one kernel, one reward, and what is trained on them.
+
+    beta: inverse temperature of the reward in `p* ∝ p_# exp(β r)`.
+    seed: names the training noise and every random choice. micro_batch: rows per micro-loss;
+    sample_batch: rows per rollout call. networks: the method's extra networks by name.
+    """
+
+    model: DiffusionModel
+    kernel: Kernel
+    reward_model: Reward
+    beta: float
+    seed: int = 0
+    micro_batch: int = 64
+    sample_batch: int = 64
+    meter: Meter = field(default_factory=Meter)
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kernel = self.kernel.to(self.model.device)
+        self._times = torch.cat([self.kernel.timesteps, torch.zeros(1, dtype=torch.long, device=self.model.device)])
+
+    # Sampling -----------------------------------------------------------------------------------------------------
+
+    def batch(self, samples: Iterable[tuple[str, int]]) -> Batch:
+        """A batch from sample names (prompt, index), prompts encoded."""
+        samples = list(samples)
+        prompts = [prompt for prompt, _ in samples]
+        return Batch(prompts, samples, self.model.encode(prompts))
+
+    def rollout(
+        self,
+        batch: Batch,
+        *,
+        purpose: Purpose = "train",
+        seed: int | None = None,
+        record: frozenset[str] = frozenset(),
+        prior: bool = False,
+        grad_from: int | None = None,
+        stop_at: int | None = None,
+    ) -> Trajectory:
+        """Sample trajectories in parts of `sample_batch` rows; see `bench.trajectory.rollout`."""
+        parts = [
+            rollout(
+                self.model,
+                self.kernel,
+                part,
+                Noise(self.seed if seed is None else seed, purpose, part.samples),
+                record=record,
+                prior=prior,
+                grad_from=grad_from,
+                stop_at=stop_at,
+            )
+            for part in batch.split(self.sample_batch)
+        ]
+        return join(parts)
+
+    def predict(self, z: Tensor, k: Step, conditioning: Tensor, *, prior: bool = False, guided: bool = True) -> Tensor:
+        """`ε_θ(z, k, c)`, or `ε_#` with `prior`; k is one step or long [n]. Shaped like `z`, float32."""
+        return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+
+    def network(self, name: str, z: Tensor, k: Step, conditioning: Tensor) -> Tensor:
+        """The method's extra network at step k; the finished sample (k = K) has time 0."""
+        return self.networks[name](z, self._times[k].expand(len(z)), conditioning)
+
+    # Rewards ------------------------------------------------------------------------------------------------------
+
+    def reward(self, z: Tensor, prompts: list[str]) -> Tensor:
+        """`r(decode(z), c)`, float32 [n], differentiable in the clean latent `z` if the reward is."""
+        self.meter.reward_calls += len(z)
+        rewards = self.reward_model(self.model.decode(z), prompts)
+        if not bool(torch.isfinite(rewards).all()):
+            bad = sorted({p for p, ok in zip(prompts, torch.isfinite(rewards).tolist(), strict=True) if not ok})
+            raise NonFiniteError(f"the reward is not finite for {len(bad)} prompt(s): {', '.join(map(repr, bad[:5]))}")
+        if rewards.requires_grad:
+            rewards.register_hook(self._count_gradient)
+        return rewards
+
+    def _count_gradient(self, gradient: Tensor) -> None:
+        self.meter.reward_gradients += len(gradient)
+
+    def reward_gradient(
+        self, clean: Tensor, z: Tensor, prompts: list[str], *, retain_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Rewards [n] of the clean latents and `∇_z r`, shaped like `z`, both detached.
+
+        `clean` must be a differentiable function of `z` (or `z` itself, with `requires_grad`).
+        """
+        rewards = self.reward(clean, prompts)
+        (gradient,) = torch.autograd.grad(rewards.sum(), z, retain_graph=retain_graph)
+        return rewards.detach(), gradient
+
+    # Choices ------------------------------------------------------------------------------------------------------
+
+    def choose_steps(self, data: Batch, fraction: float) -> Tensor:
+        """Long [B, S]: for every row one random step of each of `⌊K·fraction⌋` equal bins, and always the last step.
+
+        With a fraction of 1 these are all K steps. The choice is named by the sample, like its noise.
+        """
+        others = self.kernel.steps - 1
+        bins = min(int(self.kernel.steps * fraction), others)
+        edges = np.linspace(0, others, bins + 1).round().astype(int)
+        rows = [
+            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), others]
+            for prompt, index in data.samples
+        ]
+        return torch.tensor(np.array(rows, dtype=np.int64))

@@ -1,0 +1,65 @@
+"""`bench doctor`: what this machine has, and what is missing for what."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import environment, registry
+from bench.errors import BenchError
+from bench.evaluate import cache_folder
+from bench.models import NAMED, locate
+
+EXTRAS = {"rewards": ["open_clip_torch"], "sweep": ["ray"], "track": ["wandb", "trackio"]}
+
+
+def report(console: Console) -> None:
+    """Print the report; nothing is loaded or downloaded."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in _lines():
+        table.add_row(f"[bold]{name}[/bold]", text)
+    console.print(table)
+
+
+def _lines() -> list[tuple[str, str]]:
+    info = environment.describe()
+    packages = info["packages"]
+    present = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
+    lines = [("python", f"{info['python']} on {info['platform']}"), ("packages", present)]
+    lines.append(("revision", f"{info['revision'][:12]}{' with changes' if info['dirty'] else ''}"))
+    lines.append(("device", info["hardware"]))
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        precision = "bfloat16 and float32" if torch.cuda.is_bf16_supported() else "float32 (no bfloat16)"
+        lines.append(("gpu", f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free; {precision}"))
+    else:
+        lines.append(("gpu", "none: the embedded model runs on the CPU, Stable Diffusion needs a GPU to be practical"))
+    for extra, names in EXTRAS.items():
+        missing = [name for name in names if not packages[name]]
+        lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if missing else "installed"))
+    for name in NAMED:
+        try:
+            where = Path(locate(name))
+            lines.append(
+                (f"model {name}", "present" if (where / "model_index.json").is_file() else f"missing: {where}")
+            )
+        except BenchError as error:
+            lines.append((f"model {name}", str(error)))
+    for kind in registry.BUILT_IN:
+        broken = [str(error) for name in registry.plugins(kind) if (error := _fault(kind, name))]
+        lines.append((kind, f"{len(registry.plugins(kind))} found" + "".join(f"; {text}" for text in broken)))
+    cache = cache_folder()
+    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
+    lines.append(("cache", f"{cache}, {size / 2**20:.0f} MiB of prior samples and features"))
+    lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
+    return lines
+
+
+def _fault(kind: str, name: str) -> BenchError | None:
+    try:
+        registry.load(kind, name)
+    except BenchError as error:
+        return error
+    return None

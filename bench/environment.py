@@ -1,0 +1,79 @@
+"""What a run ran on: versions, hardware, code revision; and whether the installed packages are ours."""
+
+import importlib.util
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy", "scipy", "clean-fid",
+            "dreamsim", "open_clip_torch", "ray", "wandb", "trackio")  # fmt: skip
+
+
+def check_packages() -> None:
+    """Raise BenchError if `methods`, `rewards`, `metrics` or `results` is another package of that generic name."""
+    for name in ("methods", "rewards", "metrics", "results"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).parent if spec and spec.origin else None
+        if found != ROOT / name:
+            raise BenchError(
+                f"the package {name!r} resolves to {found or 'nothing'} instead of {ROOT / name}: start from "
+                f"another folder, rename the folder {name!r} there, or install nabla-bench into its own environment."
+            )
+
+
+def versions() -> dict[str, str | None]:
+    """Package → version, None if not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("nabla-bench", *PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def hardware() -> str:
+    """The accelerator, or the processor and its core count."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def revision() -> tuple[str, bool | None]:
+    """The checkout's commit and whether it has changes; the package version and None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+
+    if not (ROOT / ".git").exists():
+        return version("nabla-bench"), None
+    try:
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--untracked-files=no").strip())
+    except (OSError, subprocess.CalledProcessError):
+        return version("nabla-bench"), None
+
+
+def describe() -> dict[str, Any]:
+    """All of it, for a run's `environment.json`."""
+    commit, dirty = revision()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hardware": hardware(),
+        "packages": versions(),
+        "revision": commit,
+        "dirty": dirty,
+    }

@@ -1,0 +1,157 @@
+"""What a plugin is: a `Method`, a `Reward` or a `Metric`, and what each declares about itself.
+
+A plugin is one class in one file. It is found by name through `bench.registry`; outside this repository it is announced
+by an entry point (`bench.methods`, `bench.rewards`, `bench.metrics`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.core import Core
+    from bench.evaluate import Evaluation
+    from bench.models.base import DiffusionModel
+    from bench.trajectory import Batch, Trajectory
+
+
+class Config(BaseModel):
+    """Base of a plugin's options: immutable, and an unknown key is an error rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of a setting; an impossible pair is refused before any model loads.
+
+    training: False for a baseline that changes no weight.
+    trajectory: the trainer samples trajectories for the method (False: the method calls `core.rollout` itself).
+    rewards: the trajectories carry the rewards of their final images.
+    reward_gradient: the reward must be differentiable.
+    density: every sampling step must have a positive variance.
+    record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
+    """
+
+    training: bool = True
+    trajectory: bool = True
+    rewards: bool = False
+    reward_gradient: bool = False
+    density: bool = False
+    record: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One micro-loss: the trainer calls backward on it at once, so memory holds one micro-batch.
+
+    values: [n], contributions of single rows. The loss of an update is the sum of everything that the method yields
+        over the number of trajectories in the update: a method that spreads a trajectory over S rows divides by S.
+    metrics: [n] or scalar tensors to log; averaged over rows.
+    """
+
+    values: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """A finetuning method: it owns its loss and nothing else.
+
+    The trainer owns optimisers, clipping, accumulation and checkpoints; the core owns the sampler, guidance, precision
+    and devices. `recipe` overrides the run's defaults for this method, keyed like `--set` ("optimizer.lr").
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    needs: ClassVar[Needs] = Needs()
+    recipe: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @abstractmethod
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        """Yield micro-losses of one update; `data` is a `Trajectory` unless `needs.trajectory` is False."""
+
+    def prepare(self, core: Core, data: Trajectory) -> Trajectory:
+        """See a whole round of trajectories once, before it is cut into updates (advantages need this)."""
+        return data
+
+    def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
+        """Extra networks to train, by name; each has its own optimiser group under `optimizer.networks`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights: tensors, numbers, strings and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+class Reward(ABC):
+    """A reward `r(image, prompt)`, higher is better.
+
+    differentiable: whether gradients reach the images.
+    scale: what the numbers mean, in a few words, with their usual range.
+    source: paper or repository.
+    suite: the named setting that `--reward NAME` selects when nothing else is said.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    differentiable: ClassVar[bool] = True
+    scale: ClassVar[str]
+    source: ClassVar[str]
+    suite: ClassVar[str] = "emoji"
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        self.config, self.device = config, torch.device(device)
+
+    @abstractmethod
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score float32 images [B, 3, H, W] in [0, 1]; returns float32 [B]."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of the evaluation, beside the prior's.
+
+    name: the metric's full name, feature space and prompt split included ("fid_prior/efficientnet_lite0").
+    value, prior: of the finetuned model and of the prior.
+    difference, standard_error: finetuned minus prior, paired where the metric pairs, and its standard error.
+    n: images (or prompts) that the value rests on.
+    direction: "higher", "lower" or "none" where neither is better in itself.
+    note: why a value is missing (`value` is then None) or what to keep in mind.
+    """
+
+    name: str
+    value: float | None
+    prior: float | None = None
+    difference: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+    direction: str = "higher"
+    unit: str = ""
+    note: str = ""
+
+
+class Metric(ABC):
+    """A measure of finished samples; `version` changes whenever its numbers would."""
+
+    Config: ClassVar[type[Config]] = Config
+    direction: ClassVar[str]
+    unit: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        """Measure; see `bench.evaluate.Evaluation` for what is at hand."""

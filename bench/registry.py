@@ -1,0 +1,90 @@
+"""Names → plugins. A built-in plugin is one line here; any other package announces its own by an entry point.
+
+Targets are imported only when asked for. A variant is a class plus option overrides, keyed like `--set`.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from bench.errors import BenchError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A name's target ("module:Class"), the options that make it a variant, and the package it comes from."""
+
+    target: str
+    preset: dict[str, Any] = field(default_factory=dict)
+    package: str = "nabla-bench"
+
+
+_NO_FLOW = {"method.flow": False, "optimizer.networks": {}}
+
+BUILT_IN: dict[str, dict[str, Plugin]] = {
+    "methods": {
+        "nabla_gfn": Plugin("methods.nabla_gfn:NablaGFN"),
+        "nabla_gfn_noflow": Plugin("methods.nabla_gfn:NablaGFN", _NO_FLOW),
+        "ddpo": Plugin("methods.ddpo:DDPO"),
+        "draft": Plugin("methods.draft:DRaFT"),
+        "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
+        "prior": Plugin("methods.prior:Prior"),
+    },
+    "rewards": {
+        "emoji_clip": Plugin("rewards.emoji_clip:EmojiClip"),
+        "emoji_style": Plugin("rewards.emoji_style:EmojiStyle"),
+        "colorfulness": Plugin("rewards.colorfulness:Colorfulness"),
+        "jpeg_compressibility": Plugin("rewards.jpeg_compressibility:JpegCompressibility"),
+    },
+    "metrics": {
+        "reward": Plugin("metrics.reward:MeanReward"),
+        "fid_prior": Plugin("metrics.fid_prior:FidPrior"),
+        "kid_prior": Plugin("metrics.kid_prior:KidPrior"),
+        "diversity": Plugin("metrics.diversity:Diversity"),
+        "vendi": Plugin("metrics.vendi:Vendi"),
+        "path_kl": Plugin("metrics.path_kl:PathKL"),
+        "tilt_gap": Plugin("metrics.tilt_gap:TiltGap"),
+        "fid_target": Plugin("metrics.fid_target:FidTarget"),
+    },
+}
+
+
+@cache
+def plugins(kind: str) -> dict[str, Plugin]:
+    """All plugins of a kind ("methods", "rewards", "metrics"): built in, then announced by installed packages.
+
+    Raises BenchError if an installed package claims a name that is taken.
+    """
+    found = dict(BUILT_IN[kind])
+    for entry in entry_points(group=f"bench.{kind}"):
+        package = entry.dist.name if entry.dist else "?"
+        if entry.name in found:
+            raise BenchError(
+                f"the {kind[:-1]} name {entry.name!r} of package {package!r} is already taken by "
+                f"{found[entry.name].package!r}: rename the entry point or uninstall one of them."
+            )
+        found[entry.name] = Plugin(entry.value, package=package)
+    return found
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plugin of that name, or a BenchError with the nearest names."""
+    known = plugins(kind)
+    if name not in known:
+        raise BenchError(f"unknown {kind[:-1]} {name!r}{did_you_mean(name, known)}")
+    return known[name]
+
+
+def load(kind: str, name: str) -> type:
+    """The plugin's class; a BenchError that names the package and the cause if it does not import."""
+    plugin = find(kind, name)
+    module, _, attribute = plugin.target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise BenchError(
+            f"the {kind[:-1]} {name!r} ({plugin.target}, package {plugin.package!r}) does not import: "
+            f"{type(error).__name__}: {error}. Repair or uninstall that package."
+        ) from error

@@ -1,0 +1,59 @@
+"""From measurements and accounting to result rows."""
+
+import json
+from typing import Any
+
+from bench import registry
+from bench.config import RunConfig
+from bench.meter import Meter
+from bench.plugin import Measurement
+
+
+def run_name(config: RunConfig) -> str:
+    """`<method>-seed<n>-<hash>`: names a run and its default folder."""
+    return f"{config.method.name}-seed{config.seed}-{config.hash()[:8]}"
+
+
+def row(config: RunConfig, meter: Meter, info: dict[str, Any], found: Measurement) -> dict[str, Any]:
+    """One row of `results.rows`; info: `bench.environment.describe()`."""
+    counts = meter.snapshot()
+    base = found.name.partition("/")[0]
+    return {
+        "run": run_name(config),
+        "config_hash": config.hash(),
+        "method": config.method.name,
+        "reward": config.reward.name,
+        "model": config.model.name,
+        "prompts": config.prompts.name,
+        "seed": config.seed,
+        "budget": config.train.updates,
+        "budget_unit": "updates",
+        "metric": found.name,
+        "metric_version": registry.load("metrics", base).version if base in registry.plugins("metrics") else 1,
+        "value": found.value,
+        "prior": found.prior,
+        "difference": found.difference,
+        "standard_error": found.standard_error,
+        "n": found.n,
+        "direction": found.direction,
+        "unit": found.unit,
+        "note": found.note,
+        "status": "ok" if found.value is not None else "refused",
+        "revision": info["revision"],
+        "dirty": info["dirty"],
+        "packages": json.dumps(info["packages"]),
+        "hardware": info["hardware"],
+        "updates": config.train.updates,
+        "reward_calls": counts["reward_calls"],
+        "reward_gradients": counts["reward_gradients"],
+        "network_forwards": counts["network_forwards"],
+        "network_backwards": counts["network_backwards"],
+        "wall_seconds": sum(counts["seconds"].values()),
+        "train_seconds": sum(seconds for phase, seconds in counts["seconds"].items() if phase != "evaluation"),
+        "peak_memory_bytes": counts["peak_memory"],
+    }
+
+
+def failure(config: RunConfig, meter: Meter, info: dict[str, Any], reason: str) -> dict[str, Any]:
+    """The row of a run that stopped: a failure is a result too."""
+    return row(config, meter, info, Measurement("run", None, direction="none", note=reason)) | {"status": "failed"}

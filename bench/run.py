@@ -1,0 +1,268 @@
+"""One run, from its configuration to its folder: train, evaluate, rows, pictures."""
+
+import itertools
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench import checkpoint, environment, registry
+from bench import config as configs
+from bench.checkpoint import write_atomic
+from bench.config import RunConfig
+from bench.core import Core, NonFiniteError
+from bench.errors import BenchError
+from bench.evaluate import Evaluation, Evaluator, cache_folder
+from bench.log import UpdateLog, read_log, training_progress
+from bench.models import load_model, locate, make_kernel
+from bench.plugin import Measurement, Method
+from bench.prompts import PromptSet, load_prompts
+from bench.rows import failure, row, run_name
+from bench.trainer import Record, Trainer
+from results.plots import plot_curves, plot_samples
+from results.rows import read_rows, write_rows
+from results.table import run_table
+
+log = logging.getLogger(__name__)
+
+
+def preflight(config: RunConfig) -> PromptSet:
+    """Check everything that can be checked before a model loads; returns the prompts. Raises BenchError."""
+    method = registry.load("methods", config.method.name)
+    reward = registry.load("rewards", config.reward.name)
+    if method.needs.reward_gradient and not reward.differentiable:
+        able = [name for name in registry.plugins("methods") if _works_without_gradient(name)]
+        raise BenchError(
+            f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
+            f"use a differentiable reward, or one of the methods {', '.join(able)}."
+        )
+    if method.needs.density and config.sampler.eta == 0:
+        raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    for kind, names in (("metrics", config.evaluation.metrics), ("rewards", config.evaluation.rewards)):
+        for name in names:
+            registry.load(kind, name)
+    prompts = load_prompts(config.prompts.name)
+    locate(config.model.name)
+    return prompts
+
+
+def _works_without_gradient(name: str) -> bool:
+    try:
+        needs = registry.load("methods", name).needs
+    except BenchError:
+        return False  # a broken plugin is no way out
+    return needs.training and not needs.reward_gradient
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """What a run will spend, from its configuration alone: samples, and rows through the denoiser outside losses."""
+    train, evaluation = config.train, config.evaluation
+    trajectories = train.prompts_per_round * train.samples_per_prompt
+    rounds = -(-train.updates // train.updates_per_round)
+    rows = config.sampler.steps * (1 if config.sampler.guidance == 1 else 2)
+    samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
+    return {
+        "trajectories per round": trajectories,
+        "rounds": rounds,
+        "denoiser rows of training rollouts": rounds * trajectories * rows,
+        "evaluation samples per set": samples,
+        "denoiser rows of evaluation": samples * rows * 5,  # three prior sets (cached), the finetuned model twice
+    }
+
+
+def default_folder(config: RunConfig) -> Path:
+    """`runs/<suite>/<reward>/<method>-seed<n>-<hash>`: another configuration never shares a folder."""
+    return Path("runs") / config.suite / config.reward.name / run_name(config)
+
+
+@dataclass
+class Run:
+    """A run's folder and how it reports to people."""
+
+    config: RunConfig
+    folder: Path
+    console: Console
+
+    def open(self, force: bool) -> bool:
+        """Claim the folder; True if the run is already finished there.
+
+        A folder with another configuration's run is refused; with `force` it is moved aside, not deleted.
+        """
+        stored = self.folder / "config.yaml"
+        if stored.is_file():
+            try:
+                same = configs.read(stored).hash() == self.config.hash()
+            except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
+                same = False
+            if same and not force:
+                return self._finished()
+            if not force:
+                raise BenchError(
+                    f"{self.folder} holds a run of another configuration (see {stored}): choose another --out, or give "
+                    "--force to move it aside."
+                )
+            names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in itertools.count(1))
+            aside = next(path for path in names if not path.exists())
+            self.folder.rename(aside)
+            self.console.print(f"Moved the earlier run to {aside}.")
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(stored, self.config.to_yaml().encode())
+        return False
+
+    def _finished(self) -> bool:
+        path = self.folder / "rows.parquet"
+        return path.is_file() and "failed" not in set(read_rows(path)["status"])
+
+    def execute(self) -> None:
+        """Train (or resume), evaluate, and write everything that belongs into the folder."""
+        config, prompts = self.config, preflight(self.config)
+        info = environment.describe()
+        write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        core = build_core(config)
+        method = build_method(config)
+        try:
+            if method.needs.training:
+                self._train(core, method, prompts)
+        except NonFiniteError as error:
+            self._write([failure(config, core.meter, info, str(error))])
+            raise
+        if method.needs.training:
+            core.model.save(self.folder / "adapter")
+        evaluation, measurements = evaluate(core, config, prompts, self.console)
+        self._write([row(config, core.meter, info, measurement) for measurement in measurements])
+        self._pictures(evaluation)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        write_rows(self.folder / "rows.parquet", rows)
+
+    def _train(self, core: Core, method: Method, prompts: PromptSet) -> None:
+        config = self.config
+        trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+        if trainer.resume():
+            self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
+        with UpdateLog(self.folder, trainer.update) as updates, training_progress(self.console) as progress:
+            task = progress.add_task(
+                config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
+            )
+
+            def on_update(record: Record) -> None:
+                updates.write(record)
+                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+
+            trainer.run(on_update)
+
+    def _pictures(self, evaluation: Evaluation) -> None:
+        title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"
+        if (self.folder / "log.jsonl").is_file():
+            frame = read_log(self.folder)
+            times = [name for name in frame if name.startswith("seconds/")]
+            frame[times] = frame[times].fillna(0.0).diff().fillna(frame[times])
+            plot_curves(frame, self.folder / "curves.png", title)
+        sample_picture(evaluation, self.folder / "samples.png", f"{title}: same prompts, same noise")
+
+    def report(self) -> None:
+        """Print the table of the finished run and where its files are."""
+        self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
+        self.console.print(f"Results in {self.folder}: samples.png, curves.png, rows.parquet, adapter/, log.jsonl")
+
+
+def build_core(config: RunConfig) -> Core:
+    """Model, kernel and reward of a configuration, on this process's device."""
+    device = PartialState().device
+    model = load_model(config.model, config.sampler, device=device, seed=config.seed)
+    kernel = make_kernel(model, config.sampler)
+    if registry.load("methods", config.method.name).needs.density:
+        kernel.require_density(f"method {config.method.name!r}")
+    options = config.reward.model_dump(exclude={"name", "beta"})
+    reward_class = registry.load("rewards", config.reward.name)
+    core = Core(
+        model,
+        kernel,
+        reward_class(reward_class.Config(**options), device),
+        config.reward.beta,
+        seed=config.seed,
+        micro_batch=config.train.micro_batch,
+        sample_batch=config.train.sample_batch,
+    )
+    core.meter.watch(model.network)
+    return core
+
+
+def build_method(config: RunConfig) -> Method:
+    """The configured method."""
+    method = registry.load("methods", config.method.name)
+    return method(method.Config(**config.method.model_dump(exclude={"name"})))
+
+
+def evaluate(
+    core: Core, config: RunConfig, prompts: PromptSet, console: Console
+) -> tuple[Evaluation, list[Measurement]]:
+    """Evaluate the core's model with a progress bar; of this, the meter counts the time alone."""
+    evaluator = Evaluator(core, config, prompts, cache_folder())
+    columns = [TextColumn("evaluating {task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_batch(name: str, rows: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=evaluator.rows)
+            progress.advance(tasks[name], rows)
+
+        with core.meter.paused("evaluation"):
+            return evaluator.evaluate(on_batch)
+
+
+def sample_picture(evaluation: Evaluation, path: Path, title: str, prompts: int = 8, each: int = 4) -> None:
+    """The first samples of a few prompts of both splits, prior above, finetuned below."""
+    groups = evaluation.finetuned.rows("train"), evaluation.finetuned.rows("heldout")
+    half = prompts // 2 if groups[1] else prompts
+    chosen = [*list(groups[0].items())[:half], *list(groups[1].items())[:half]]
+    shown = torch.stack([rows[:each] for _, rows in chosen])
+
+    def of(samples: Any) -> tuple[Any, Any]:
+        return samples.images[shown].permute(0, 1, 3, 4, 2).numpy(), samples.rewards[evaluation.reward][shown].numpy()
+
+    (prior, prior_rewards), (finetuned, finetuned_rewards) = of(evaluation.prior), of(evaluation.finetuned)
+    plot_samples(prior, finetuned, [p for p, _ in chosen], path, title, prior_rewards, finetuned_rewards)
+
+
+def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
+    """Evaluate a finished run with other evaluation settings; returns the folder of the new rows and picture.
+
+    Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation.
+    """
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
+    if foreign := [text for text in assignments if not text.startswith("evaluation.")]:
+        raise BenchError(
+            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only."
+        )
+    config = configs.read(stored, assignments)
+    core = build_core(config)
+    if registry.load("methods", config.method.name).needs.training:
+        state = checkpoint.load(folder / "checkpoints")
+        if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
+            raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+        core.model.load(folder / "adapter")
+        core.meter.restore(state["meter"])
+    evaluation, measurements = evaluate(core, config, load_prompts(config.prompts.name), console)
+    info = environment.describe()
+    out = folder / f"eval-{config.hash()[:8]}"
+    out.mkdir(exist_ok=True)
+    write_rows(out / "rows.parquet", [row(config, core.meter, info, found) for found in measurements])
+    sample_picture(
+        evaluation, out / "samples.png", f"{config.method.name} on {config.reward.name}: same prompts, same noise"
+    )
+    console.print(run_table(read_rows(out / "rows.parquet")))
+    return out

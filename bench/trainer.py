@@ -1,0 +1,189 @@
+"""The one training loop: rounds of sampling, updates, clipping, checkpoints, accounting."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import checkpoint
+from bench.config import OptimizerConfig, TrainConfig
+from bench.core import Core, NonFiniteError
+from bench.errors import BenchError, did_you_mean
+from bench.noise import generator
+from bench.plugin import Method
+from bench.trajectory import Batch, Trajectory
+
+log = logging.getLogger(__name__)
+Record = dict[str, Any]  # one line of the update log
+
+
+class Trainer:
+    """Train `core.model` with `method`; resumable at any round, bitwise equal on a CPU with the same thread count.
+
+    A round samples `prompts_per_round × samples_per_prompt` trajectories; its updates train on one strided part each.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        method: Method,
+        prompts: list[str],
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        folder: Path,
+    ):
+        self.core, self.method, self.prompts, self.config = core, method, prompts, train
+        self.clip, self.checkpoints = optimizer.clip, folder / "checkpoints"
+        core.networks = {name: net.to(core.model.device) for name, net in method.networks(core.model).items()}
+        if unknown := set(optimizer.networks) - set(core.networks):
+            name = sorted(unknown)[0]
+            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, core.networks)}")
+        self.parameters = {"policy": list(core.model.adapters().values())}
+        self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
+        self.optimizers = {name: self._optimizer(name, optimizer) for name in self.parameters}
+        self.round, self.update = 0, 0
+        self.queue: list[Batch] = []
+
+    def _optimizer(self, name: str, config: OptimizerConfig) -> torch.optim.Optimizer:
+        own = config.networks.get(name)
+        lr = own.lr if own and own.lr is not None else config.lr
+        decay = own.weight_decay if own and own.weight_decay is not None else config.weight_decay
+        return torch.optim.AdamW(self.parameters[name], lr, config.betas, config.eps, decay)
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, on_update: Callable[[Record], None]) -> None:
+        """Train until `updates`, calling `on_update` with each update's log record. Raises NonFiniteError."""
+        while self.update < self.config.updates:
+            while len(self.queue) <= self.config.data_lag:
+                self.queue.append(self._sample(self.round + len(self.queue)))
+            data = self.queue.pop(0)
+            count = self.config.updates_per_round
+            for part in range(min(count, self.config.updates - self.update)):
+                on_update(self._update(data[part::count]))
+            self.round += 1
+            if self.round % self.config.checkpoint_every == 0 or self.update >= self.config.updates:
+                with self.core.meter.phase("checkpoint"):
+                    checkpoint.save(self.checkpoints, self.update, self.state_dict())
+
+    def _sample(self, number: int) -> Batch:
+        """The data of round `number`, sampled with the present weights."""
+        batch = self.core.batch(self._names(number))
+        needs = self.method.needs
+        if not needs.trajectory:
+            return batch
+        with torch.no_grad(), self.core.meter.phase("rollout"):
+            data = self.core.rollout(batch, record=needs.record)
+        if needs.rewards:
+            with torch.no_grad(), self.core.meter.phase("reward"), self._stopping():
+                rewards = [self.core.reward(p.latents[:, -1], p.prompts) for p in data.split(self.core.micro_batch)]
+            data = replace(data, rewards=torch.cat(rewards))
+        return self.method.prepare(self.core, data)
+
+    def _names(self, number: int) -> list[tuple[str, int]]:
+        """Sample names of a round: prompts go through a new permutation per pass, samples are numbered by round."""
+        count, per = self.config.prompts_per_round, self.config.samples_per_prompt
+        first = number * count
+        chosen = []
+        for position in range(first, first + count):
+            epoch, place = divmod(position, len(self.prompts))
+            order = generator(self.core.seed, "select", "prompts", step=epoch).permutation(len(self.prompts))
+            chosen.append((self.prompts[order[place]], epoch))
+        return [(prompt, epoch * per + i) for prompt, epoch in chosen for i in range(per)]
+
+    def _update(self, data: Batch) -> Record:
+        meter = self.core.meter
+        total, sums = 0.0, {}
+        with self._stopping():
+            losses = self.method.losses(self.core, data)
+            while True:
+                with meter.phase("losses"):
+                    loss = next(losses, None)
+                if loss is None:
+                    break
+                if not bool(torch.isfinite(loss.values).all()):
+                    raise NonFiniteError(f"the loss is not finite; its prompts: {sorted(set(data.prompts))[:5]}")
+                with meter.phase("backward"):
+                    (loss.values.sum() / len(data)).backward()
+                total += float(loss.values.detach().sum()) / len(data)
+                for name, value in loss.metrics.items():
+                    amount, rows = sums.get(name, (0.0, 0))
+                    sums[name] = (amount + float(value.sum()), rows + value.numel())
+            with meter.phase("optimizer"):
+                norms = self._step()
+        self.update += 1
+        record = {"loss": total, **{name: amount / rows for name, (amount, rows) in sums.items() if rows}}
+        if isinstance(data, Trajectory) and data.rewards is not None:
+            record["reward"] = float(data.rewards.mean())
+        counts = meter.snapshot()
+        seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
+        return {"update": self.update, "round": self.round, **record, **norms, **counts, **seconds}
+
+    def _step(self) -> Record:
+        norms = {}
+        for name, parameters in self.parameters.items():
+            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
+            if not bool(torch.isfinite(norm)):
+                raise NonFiniteError(f"the gradient of {name!r} is not finite")
+            norms[f"gradient_norm/{name}"] = float(norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Add to a NonFiniteError where training stands and what is safe."""
+        try:
+            yield
+        except NonFiniteError as error:
+            last = checkpoint.newest(self.checkpoints)
+            raise NonFiniteError(
+                f"update {self.update + 1} stopped: {error}. Last good checkpoint: {last or 'none'}; nothing was "
+                "overwritten. Lower optimizer.lr or reward.beta, or use model.dtype=float32."
+            ) from error
+
+    # State --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; noise and choices are named, so there is no RNG state."""
+        return {
+            "round": self.round,
+            "update": self.update,
+            "parameters": {name: [p.detach() for p in group] for name, group in self.parameters.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "method": self.method.state_dict(),
+            "queue": [{f.name: getattr(batch, f.name) for f in fields(batch)} for batch in self.queue],
+            "meter": self.core.meter.snapshot(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def resume(self) -> bool:
+        """Go on from the newest intact checkpoint; False if there is none."""
+        state = checkpoint.load(self.checkpoints)
+        if state is None:
+            return False
+        if state["threads"] != torch.get_num_threads():
+            log.warning(
+                "resuming with %d CPU threads what was begun with %d: results agree, but not to the last bit",
+                torch.get_num_threads(),
+                state["threads"],
+            )
+        for name, group in self.parameters.items():
+            for parameter, stored in zip(group, state["parameters"][name], strict=True):
+                parameter.data.copy_(stored)
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        self.method.load_state_dict(state["method"])
+        self.core.meter.restore(state["meter"])
+        self.round, self.update = state["round"], state["update"]
+        device = self.core.model.device
+        for stored in state["queue"]:
+            moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
+            self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))
+        return True

@@ -1,0 +1,144 @@
+"""∇-GFlowNet: gradient-informed detailed balance (Liu et al., "Efficient Diversity-Preserving Diffusion Alignment via
+Gradient-Informed GFlowNets", ICLR 2025)."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bench import Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
+
+
+class NablaConfig(Config):
+    """Options of the ∇-GFlowNet family; symbols as in the class docstring."""
+
+    residual: bool = Field(True, description="residual ∇-DB (target p_# exp(βr)); false: plain ∇-DB (target exp(βr))")
+    flow: bool = Field(True, description="train g_φ; false keeps the forward loss alone")
+    fraction: float = Field(0.1, ge=0, le=1, description="transitions used, besides the last one, over K")
+    gamma: Literal["alpha", "sqrt_alpha", "one"] = Field("alpha", description="γ_k of the forward-looking term")
+    weighting: Literal["score", "kl"] = Field("score", description="'kl' multiplies transition losses by σ_k²")
+    detach_target: bool = Field(False, description="keep the forward loss's gradient out of g_φ")
+    reverse: Literal["pathwise", "expected"] = Field("pathwise", description="the reverse score, or its mean on-policy")
+    reverse_weight: float = Field(1.0, ge=0, description="w_B")
+    trust: float = Field(0.0, ge=0, description="λ of the trust region")
+    channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network g_φ")
+
+
+class NablaGFN(Method):
+    """(Residual) ∇-DB with the forward-looking parameterisation.
+
+    `∇ log F̃(z_k) = β γ_k sg[∇_{z_k} r(decode(ẑ_θ(z_k)))] + g_φ(z_k)` and `∇ log F̃(z_K) = β ∇ r(decode(z_K))`.
+    For a transition `z_k → z_{k+1}`, means over elements:
+
+    - forward  `L_fwd = ‖(μ_θ − μ_#)/σ_k² − ∇ log F̃(z_{k+1})‖²`
+    - reverse  `L_rev = ‖sg[∇_{z_k} log (p_θ/p_#)(z_{k+1}|z_k)] + ∇ log F̃(z_k)‖²`, trains g_φ only, every k
+    - terminal `L_term = ‖g_φ(z_K)‖²` on the last transition
+    - trust    `λ ‖ε_θ − ε_old‖²`, ε_old the prediction of the policy that sampled
+
+    Plain ∇-DB replaces the prior's transition score by the noising kernel's (`residual: false`).
+    """
+
+    Config = NablaConfig
+    needs = Needs(reward_gradient=True, density=True, record=frozenset({"model_output"}))
+    recipe = {
+        "train.data_lag": 1,
+        "optimizer.lr": 1e-3,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.networks.flow.weight_decay": 1e-2,
+    }
+    config: NablaConfig
+
+    def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
+        """The flow network `g_φ`, zero at the start."""
+        return {"flow": model.latent_network(self.config.channels)} if self.config.flow else {}
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
+        steps = core.choose_steps(data, self.config.fraction)
+        for part in data.transitions(steps, core.micro_batch):
+            values, metrics = self.transition_losses(core, part)
+            yield Loss(values / steps.shape[1], metrics)
+
+    def transition_losses(self, core: Core, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each transition [n], and its parts."""
+        config = self.config
+        variance = core.kernel.std(part.k, part.z) ** 2
+        weight = variance.flatten() if config.weighting == "kl" else torch.ones_like(variance.flatten())
+        last = part.k == core.kernel.steps - 1
+
+        z = part.z.detach().requires_grad_(config.flow)
+        eps = core.predict(z, part.k, part.conditioning)
+        mean = core.kernel.mean(z, eps, part.k)
+        with torch.set_grad_enabled(config.flow):  # the reverse score needs the prior's Jacobian too
+            prior_eps = core.predict(z, part.k, part.conditioning, prior=True) if config.residual else None
+            prior_mean = None if prior_eps is None else core.kernel.mean(z, prior_eps, part.k)
+        target, rewards = self.flow_score(core, part)
+        score = self.forward_score(core, part, mean, prior_mean, variance)
+        losses = {"forward": weight * _mean_square(score - target)}
+        if config.flow:
+            residual = self.reverse_score(core, part, z, mean, prior_mean, variance)
+            clean = core.kernel.clean(z, eps, part.k)
+            _, gradient = core.reward_gradient(clean, z, part.prompts, retain_graph=True)
+            residual = residual + core.beta * self.gamma(core, part.k, z) * gradient
+            own = core.network("flow", part.z, part.k, part.conditioning)
+            losses["reverse"] = config.reverse_weight * weight * _mean_square(residual + own)
+            if bool(last.any()):
+                end = core.network("flow", part.z_next[last], part.k[last] + 1, part.conditioning[last])
+                losses["terminal"] = torch.zeros_like(weight).index_put((last,), _mean_square(end))
+        if config.trust:
+            losses["trust"] = config.trust * _mean_square(eps - part.model_output)
+        return sum(losses.values()), {**{name: v.detach() for name, v in losses.items()}, "reward": rewards[last]}
+
+    def flow_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
+        """`∇ log F̃(z_{k+1})` [n, *latent], differentiable in g_φ, and the rewards [n] of the clean latents."""
+        z, k = part.z_next.detach().requires_grad_(), part.k + 1
+        inner = k < core.kernel.steps
+        clean = z
+        if bool(inner.any()):
+            eps = core.predict(z[inner], k[inner], part.conditioning[inner])
+            clean = z.index_put((inner,), core.kernel.clean(z[inner], eps, k[inner]))
+        rewards, gradient = core.reward_gradient(clean, z, part.prompts)
+        score = core.beta * self.gamma(core, k, z) * gradient
+        if self.config.flow and bool(inner.any()):
+            own = core.network("flow", part.z_next[inner], k[inner], part.conditioning[inner])
+            score = score.index_add(0, inner.nonzero().flatten(), own.detach() if self.config.detach_target else own)
+        return score, rewards
+
+    def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
+        """`γ_k`, shaped to broadcast over `like`; 1 at k = K."""
+        alpha = core.kernel.alphas[k]
+        powers = {"alpha": alpha, "sqrt_alpha": alpha**0.5, "one": torch.ones_like(alpha)}
+        gamma = torch.where(k == core.kernel.steps, torch.ones_like(alpha), powers[self.config.gamma])
+        return gamma.view(-1, *(1,) * (like.ndim - 1))
+
+    def forward_score(
+        self, core: Core, part: Transitions, mean: Tensor, prior_mean: Tensor | None, variance: Tensor
+    ) -> Tensor:
+        """`∇_{z_{k+1}}` of `log p_θ/p_#`, or of `log p_θ/p_B` for plain ∇-DB; [n, *latent]."""
+        if prior_mean is not None:
+            return (mean - prior_mean.detach()) / variance
+        back_mean, back_std = core.kernel.noising(part.z_next, part.k)
+        root = core.kernel.noising(torch.ones_like(part.z_next), part.k)[0]
+        return (mean - part.z_next) / variance - root * (part.z - back_mean) / back_std**2
+
+    def reverse_score(
+        self, core: Core, part: Transitions, z: Tensor, mean: Tensor, prior_mean: Tensor | None, variance: Tensor
+    ) -> Tensor:
+        """`∇_{z_k}` of the same log-ratio with `z_{k+1}` held fixed, detached; [n, *latent]."""
+        if prior_mean is not None and self.config.reverse == "expected":
+            drift = ((mean - prior_mean) / variance).detach()
+            return -torch.autograd.grad(prior_mean, z, drift)[0]
+        log_ratio = -((part.z_next - mean) ** 2) / (2 * variance)
+        if prior_mean is not None:
+            log_ratio = log_ratio + (part.z_next - prior_mean) ** 2 / (2 * variance)
+        (score,) = torch.autograd.grad(log_ratio.sum(), z, retain_graph=True)
+        if prior_mean is None:
+            back_mean, back_std = core.kernel.noising(part.z_next, part.k)
+            score = score + (part.z - back_mean) / back_std**2
+        return score
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return (x**2).flatten(1).mean(1)

@@ -1,0 +1,113 @@
+"""Small real things for the tests: a random Stable-Diffusion-style pipeline in the real on-disk layout."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from bench.core import Core
+from bench.kernel import ddim_kernel
+from bench.models.pipeline import LatentDiffusion
+from bench.noise import generator, seeded
+from bench.plugin import Config, Reward
+
+
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer over single letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete pipeline of random weights: 8×8 latents, 16×16 images."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with seeded(0, "test pipeline"):
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=16,
+        )
+        tokenizer = write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+            )
+        )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipe = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+class Brightness(Reward):
+    """Mean red minus mean blue: a smooth reward with a known gradient."""
+
+    scale = "-1 to 1"
+    source = "test"
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images[:, 0].flatten(1).mean(1) - images[:, 2].flatten(1).mean(1)
+
+
+def perturb(model: LatentDiffusion, scale: float = 0.3) -> None:
+    """Move the adapters away from their start, where the finetuned model equals the prior."""
+    rng = generator(0, "weights", "perturb")
+    for parameter in model.adapters().values():
+        parameter.data += scale * torch.from_numpy(rng.standard_normal(tuple(parameter.shape), "float32"))
+
+
+@pytest.fixture
+def model(pipeline_folder: Path) -> LatentDiffusion:
+    """The random pipeline with a fresh adapter."""
+    return LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
+
+
+@pytest.fixture
+def core(model: LatentDiffusion) -> Core:
+    """A core of 5 DDPM steps on the random pipeline."""
+    kernel = ddim_kernel(model.alphas_cumprod, 5, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    return Core(model, kernel, Brightness(Config()), beta=10.0, micro_batch=8, sample_batch=8)

@@ -1,0 +1,102 @@
+"""Sampling: named noise, agreement with diffusers, replay."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import perturb
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from bench.kernel import ddim_kernel, gaussian_log_prob
+from bench.noise import Noise, generator
+from bench.trajectory import Batch, rollout
+
+SAMPLES = [("a cat", 0), ("a cat", 1), ("dog", 0)]
+
+
+def test_noise_is_a_function_of_its_name():
+    noise = Noise(3, "train", SAMPLES)
+    assert torch.equal(noise(2, (4, 4)), Noise(3, "train", SAMPLES)(2, (4, 4)))
+    assert torch.equal(noise(2, (4, 4))[1:], Noise(3, "train", SAMPLES[1:])(2, (4, 4)))
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    noise(0, (4,))
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_noise_streams_are_independent_and_normal():
+    # Neighbouring steps must not be shifted copies of one stream, as they would be with the step in the low counter.
+    streams = [generator(0, "train", "cat", 0, step=k).standard_normal(4096) for k in range(4)]
+    streams += [generator(s, p, "cat", 0).standard_normal(4096) for s, p in ((1, "train"), (0, "evaluate"))]
+    for i, a in enumerate(streams):
+        assert abs(a.mean()) < 5 / 64
+        assert abs(a.std() - 1) < 5 / 90
+        for b in streams[:i]:
+            assert len(np.intersect1d(a, b)) == 0
+            assert abs((a * b).mean()) < 5 / 64
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_rollout_equals_diffusers_pipeline(pipeline_folder, model, eta):
+    steps = 10
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, final_alpha=model.final_alpha)
+    noise = Noise(0, "evaluate", SAMPLES)
+
+    class NamedNoise(DDIMScheduler):
+        """diffusers' own step, fed our noise."""
+
+        def step(self, model_output, timestep, sample, eta=0.0, return_dict=True):  # the pipeline looks for `eta`
+            named = noise(int((self.timesteps == timestep).nonzero()) + 1, model.latent_shape)
+            return super().step(model_output, timestep, sample, eta=eta, variance_noise=named, return_dict=return_dict)
+
+    pipe.scheduler = NamedNoise.from_config(pipe.scheduler.config)
+    conditioning = model.encode([prompt for prompt, _ in SAMPLES])
+    theirs = pipe(
+        prompt_embeds=conditioning,
+        negative_prompt_embeds=model.encode([""]).expand_as(conditioning),
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        eta=eta,
+        latents=noise(0, model.latent_shape),
+        output_type="latent",
+    ).images
+    batch = Batch([prompt for prompt, _ in SAMPLES], SAMPLES, conditioning)
+    ours = rollout(model, kernel, batch, noise).latents[:, -1]
+    assert torch.equal(ours, theirs)
+
+
+def test_replay_gives_stored_log_probs(core):
+    perturb(core.model)
+    record = frozenset({"log_prob", "model_output", "prior_output"})
+    with torch.no_grad():
+        data = core.rollout(core.batch(SAMPLES), record=record)
+    steps = torch.arange(core.kernel.steps).expand(len(SAMPLES), -1)
+    for part in data.transitions(steps, len(SAMPLES)):  # one step a part, as in the rollout: equal to the bit
+        eps = core.predict(part.z, part.k, part.conditioning)
+        mean = core.kernel.mean(part.z, eps, part.k)
+        log_prob = gaussian_log_prob(part.z_next, mean, core.kernel.std(part.k, part.z))
+        assert torch.equal(eps, part.model_output)
+        assert torch.equal(log_prob, part.log_prob)
+        prior = core.predict(part.z, part.k, part.conditioning, prior=True)
+        assert torch.equal(prior, part.prior_output)
+        assert not torch.equal(prior, eps)
+    for part in data.transitions(steps, 4):  # other batch compositions
+        eps = core.predict(part.z, part.k, part.conditioning)
+        mean = core.kernel.mean(part.z, eps, part.k)
+        log_prob = gaussian_log_prob(part.z_next, mean, core.kernel.std(part.k, part.z))
+        ratio = torch.exp((log_prob - part.log_prob) / part.z[0].numel())
+        assert (ratio - 1).abs().max() < 1e-6
+
+
+def test_grad_from_and_stop_at(core):
+    perturb(core.model)
+    batch = core.batch(SAMPLES)
+    whole = core.rollout(batch).latents
+    short = core.rollout(batch, stop_at=3).latents
+    assert torch.equal(short, whole[:, :4])
+    assert not whole.requires_grad
+    grad = core.rollout(batch, grad_from=3).latents
+    assert grad.requires_grad
+    assert torch.equal(grad, whole)
