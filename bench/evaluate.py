@@ -108,7 +108,7 @@ def draw(
             ratios.append(ratio.cpu())
         on_batch(len(part))
     return Samples(
-        images=torch.cat(images),
+        images=torch.cat(images).contiguous(),
         prompts=[prompt for prompt, _ in names],
         splits=splits,
         rewards={},

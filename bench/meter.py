@@ -52,7 +52,7 @@ class Meter:
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
-        """A phase of which only the time is kept: the passes and rewards of an evaluation are no part of a method's cost."""
+        """A phase of which only the time is kept: an evaluation is no part of what a method costs."""
         before = self.snapshot()
         with self.phase(name):
             yield
