@@ -1,0 +1,29 @@
+"""Divergence of the finetuned from the prior sampling process."""
+
+import torch
+
+from bench import Evaluation, Measurement, Metric
+from bench.statistics import paired, per_prompt
+
+LATE = 2  # the last steps, whose small variances dominate the sum
+
+
+class PathKl(Metric):
+    """`E_θ Σ_k ‖μ_θ − μ_#‖² / 2σ_k²`: the exact KL of the two processes, which share noise law and variances.
+
+    Also split into `late`, the last two steps, and `early`, the rest. The prior's own is zero by definition.
+    """
+
+    direction = "lower"
+    unit = "nats"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        samples = evaluation.finetuned
+        parts = {"path_kl": slice(None), "path_kl/early": slice(None, -LATE), "path_kl/late": slice(-LATE, None)}
+        rest = {"n": len(samples.prompts), "direction": self.direction, "unit": self.unit}
+        if samples.step_kl is None:
+            note = "this sampler has no transition densities (sampler.eta = 0, or a step of zero variance)"
+            return [Measurement(name, None, note=note, **rest) for name in parts]
+        groups = samples.rows()
+        totals = {name: per_prompt(samples.step_kl[:, steps].double().sum(1), groups) for name, steps in parts.items()}
+        return [paired(name, total, torch.zeros_like(total), **rest) for name, total in totals.items()]

@@ -1,0 +1,31 @@
+"""Reward on training and held-out prompts, and every other reward as a check for over-optimisation."""
+
+from bench import Evaluation, Measurement, Metric
+from bench.statistics import paired, per_prompt
+
+
+class RewardGain(Metric):
+    """Mean reward per prompt split, and its paired difference to the prior on the same noise.
+
+    The reward that was trained on is `reward/<split>`; any other is `reward/<name>/<split>` and better in neither
+    direction: a fall beside a rising trained reward is the mark of over-optimisation.
+    """
+
+    direction = "higher"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        finetuned, prior = evaluation.finetuned, evaluation.prior
+        trained = evaluation.reward
+        names = [trained, *(name for name in finetuned.rewards if name != trained)]
+        return [
+            paired(
+                f"reward/{split}" if name == trained else f"reward/{name}/{split}",
+                per_prompt(finetuned.rewards[name], groups),
+                per_prompt(prior.rewards[name], groups),
+                n=sum(map(len, groups.values())),
+                direction=self.direction if name == trained else "none",
+            )
+            for name in names
+            for split in ("train", "heldout")
+            if (groups := finetuned.rows(split))
+        ]

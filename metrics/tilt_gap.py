@@ -1,0 +1,62 @@
+"""Divergence of the finetuned process from the target process, prior × exp(β r)."""
+
+import torch
+from torch import Tensor
+
+from bench import Evaluation, Measurement, Metric, Samples
+from bench.statistics import effective_sample_size, log_mean_exp, mean_and_error, over_prompts, per_prompt, pooled_rows
+
+ENOUGH = 100  # effective samples a prompt; below, the log-mean-exp is too biased to print
+
+
+class TiltGap(Metric):
+    """`log E_#[exp(βr)] − (β E_θ[r] − path_kl)`, never negative in population; per prompt, then averaged.
+
+    `tilt_gap` estimates the first term from all prior samples, `tilt_gap/importance` from the finetuned samples with
+    weights `exp(βr) P_#/P_θ`. Each is refused when its smallest effective sample size of a prompt is below 100. The
+    difference to the prior on the same noise, `path_kl − β × gain`, holds no such term and is always reported.
+    """
+
+    direction = "lower"
+    unit = "nats"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        finetuned = evaluation.finetuned
+        names = ("tilt_gap", "tilt_gap/importance")
+        if finetuned.step_kl is None or finetuned.log_ratio is None:
+            note = "this sampler has no transition densities (sampler.eta = 0, or a step of zero variance)"
+            return [Measurement(name, None, direction=self.direction, unit=self.unit, note=note) for name in names]
+
+        def tilt(samples: Samples) -> Tensor:
+            return evaluation.beta * samples.rewards[evaluation.reward].double()
+
+        groups = finetuned.rows()
+        bound = per_prompt(tilt(finetuned) - finetuned.step_kl.double().sum(1), groups)
+        prior_bound = per_prompt(tilt(evaluation.prior), groups)
+        priors = (evaluation.prior, evaluation.reference, evaluation.floor)
+        pooled = torch.cat([tilt(samples) for samples in priors])
+        sources = (pooled, pooled_rows(*priors)), (tilt(finetuned) + finetuned.log_ratio.double(), groups)
+        return [
+            self._measure(name, log_weights, rows, bound, prior_bound)
+            for name, (log_weights, rows) in zip(names, sources, strict=True)
+        ]
+
+    def _measure(
+        self, name: str, log_weights: Tensor, groups: dict[str, Tensor], bound: Tensor, prior_bound: Tensor
+    ) -> Measurement:
+        log_z = over_prompts(log_mean_exp, log_weights, groups)
+        smallest = float(over_prompts(effective_sample_size, log_weights, groups).min())
+        enough = smallest >= ENOUGH
+        note = f"smallest effective sample size of a prompt {smallest:.1f}"
+        difference, error = mean_and_error(prior_bound - bound)
+        return Measurement(
+            name,
+            float((log_z - bound).mean()) if enough else None,
+            float((log_z - prior_bound).mean()) if enough else None,
+            difference,
+            error,
+            n=len(log_weights),
+            direction=self.direction,
+            unit=self.unit,
+            note=note if enough else f"refused: {note}, below {ENOUGH}; the difference to the prior does not need it",
+        )

@@ -1,0 +1,110 @@
+"""Result rows: one per (run, budget, metric) in long format, stored as Parquet.
+
+Rows of another schema are refused, never converted: a column that changed its meaning must not be averaged in.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = 1
+
+# column → (type, may be missing)
+COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
+    "schema": (pa.int32(), False),
+    # which run
+    "run": (pa.string(), False),
+    "config_hash": (pa.string(), False),
+    "method": (pa.string(), False),
+    "reward": (pa.string(), False),
+    "model": (pa.string(), False),
+    "prompts": (pa.string(), False),  # name of the prompt set
+    "seed": (pa.int64(), False),
+    "budget": (pa.int64(), False),
+    "budget_unit": (pa.string(), False),  # "updates"
+    # what was measured; a failed run is one row with status "failed" and the reason as its note
+    "metric": (pa.string(), False),
+    "metric_version": (pa.int32(), False),
+    "value": (pa.float64(), True),
+    "prior": (pa.float64(), True),
+    "difference": (pa.float64(), True),
+    "standard_error": (pa.float64(), True),
+    "n": (pa.int64(), False),
+    "direction": (pa.string(), False),  # "higher", "lower" or "none"
+    "unit": (pa.string(), False),
+    "note": (pa.string(), False),
+    "status": (pa.string(), False),  # "ok", "refused" (no value, the note says why) or "failed"
+    # with what
+    "revision": (pa.string(), False),
+    "dirty": (pa.bool_(), True),  # None outside a git checkout
+    "packages": (pa.string(), False),  # JSON, name → version
+    "hardware": (pa.string(), False),
+    # at what cost, up to this budget
+    "updates": (pa.int64(), False),
+    "reward_calls": (pa.int64(), False),
+    "reward_gradients": (pa.int64(), False),
+    "network_forwards": (pa.int64(), False),
+    "network_backwards": (pa.int64(), False),
+    "wall_seconds": (pa.float64(), False),
+    "train_seconds": (pa.float64(), False),
+    "peak_memory_bytes": (pa.int64(), False),
+}
+DIRECTIONS = ("higher", "lower", "none")
+STATUSES = ("ok", "refused", "failed")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows (all columns but `schema`, which is filled in) so that `path` holds all of them or stays as it was.
+
+    Raises ValueError for missing, unknown, mistyped or empty columns, and for an unknown direction or status.
+    """
+    rows = [{"schema": SCHEMA, **row} for row in rows]
+    for row in rows:
+        missing, unknown = COLUMNS.keys() - row.keys(), row.keys() - COLUMNS.keys()
+        empty = [name for name, (_, optional) in COLUMNS.items() if not optional and row.get(name, "") is None]
+        for fault, names in (("missing", missing), ("unknown", unknown), ("empty", empty)):
+            if names:
+                raise ValueError(f"row of metric {row.get('metric')!r}: {fault} columns {', '.join(sorted(names))}")
+        for name, allowed in (("direction", DIRECTIONS), ("status", STATUSES)):
+            if row[name] not in allowed:
+                raise ValueError(f"row of metric {row['metric']!r}: {name} {row[name]!r} is none of {allowed}")
+    try:
+        table = pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()]))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"a row holds a value of the wrong type: {error}") from error
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
+    """All rows of a file, of several, or of every Parquet file below a folder, in the order of their paths.
+
+    Raises FileNotFoundError when there is none, ValueError for a file of another schema.
+    """
+    if isinstance(source, Path):
+        source = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    paths = list(source)
+    if not paths:
+        raise FileNotFoundError("no result rows found: there is no .parquet file to read")
+    return pd.concat([_read(path) for path in paths], ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    frame = pq.ParquetFile(path).read().to_pandas()
+    found = set(frame["schema"]) if "schema" in frame else {"unknown"}
+    if found - {SCHEMA} or set(frame) != set(COLUMNS):
+        versions = ", ".join(sorted(map(str, found)))
+        raise ValueError(
+            f"{path} holds rows of schema {versions}, this version reads schema {SCHEMA}: "
+            "run the benchmark again or read it with the version that wrote it"
+        )
+    return frame
