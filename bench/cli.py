@@ -126,6 +126,30 @@ def evaluate_run(
     console.print(f"Results in {path}")
 
 
+@application.command("profile")
+def profile_setting(
+    method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method.")] = "nabla_gfn",
+    reward: Annotated[str | None, typer.Option("--reward", "-r", help="Reward.")] = None,
+    model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Named setting.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of sampler calls, and timed rounds.")] = 5,
+    assignments: Set = None,
+) -> None:
+    """Time the sampler against diffusers' own, and one update by phase.
+
+    bench profile --method nabla_gfn
+    """
+    from bench.config import resolve
+
+    overrides = {} if model is None else {"model.name": model}
+    config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
+    quiet_libraries()
+    from bench.profile import profile
+    from bench.run import preflight
+
+    profile(config, preflight(config), repeats, console)
+
+
 @application.command()
 def doctor() -> None:
     """Report versions, devices, extras and weights, and what is missing."""

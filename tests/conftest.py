@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,49 @@ def core(model: LatentDiffusion) -> Core:
     """A core of 5 DDPM steps on the random pipeline."""
     kernel = ddim_kernel(model.alphas_cumprod, 5, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
     return Core(model, kernel, Brightness(Config()), beta=10.0, micro_batch=8, sample_batch=8)
+
+
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Call the command line in this process: `bench("run", …)` → (exit status, what it printed)."""
+    from bench.cli import app
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["bench", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        status = 0
+        try:
+            app()
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def tiny_run(bench, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`tiny_run(method, *options)`: a whole `bench run` of seconds on the random pipeline; returns its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("cat\ndog\nred bird\nfish\nbear\napple\n")
+
+    def call(method: str, *options: object, updates: int = 2, folder: str = "run") -> Path:
+        out = tmp_path / folder
+        settings = [
+            "train.prompts_per_round=2", "train.samples_per_prompt=2", "sampler.steps=3", "train.checkpoint_every=1",
+            "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1",
+            "evaluation.rewards=[jpeg_compressibility]",
+        ]  # fmt: skip
+        if method in ("nabla_gfn",):
+            settings.append("method.channels=[32,32]")
+        sets = [word for setting in settings for word in ("--set", setting)]
+        status, text = bench(
+            "run", "--method", method, "--reward", "colorfulness", "--model", pipeline_folder, "--prompts", prompts,
+            "--updates", updates, "--out", out, *sets, *options,
+        )  # fmt: skip
+        assert status == 0, text
+        return out
+
+    return call

@@ -8,8 +8,9 @@ TEMPLATE = """# Model card: `emoji`
 
 A small latent text-to-image pipeline in diffusers' on-disk format, for testing reward finetuning without a GPU:
 {concepts} concepts (animals, fruit, vegetables) in three drawing styles, 32 pixels a side, 4×8×8 latents. It draws
-emoji and nothing else; it is a test bench, not a picture maker. Prompts are plain names ("tiger"), with or without a style
-word ("noto tiger"); a prompt without one has answers in all three styles, on many backgrounds, sizes and positions.
+emoji and nothing else; it is a test bench, not a picture maker. Prompts are plain names ("tiger"), with or without a
+style word ("noto tiger"); a prompt without one has answers in all three styles, on many backgrounds, sizes and
+positions.
 
 ![Samples; a row each for: {rows}](samples.png)
 
@@ -45,9 +46,9 @@ something.
 
 ## Does it copy?
 
-24 samples, each above its nearest neighbour (same features) among {known} augmented training images. The prior was trained
-on three pictures of each concept and learns those pictures: what varies beyond them is background, size, position and
-mirroring.
+24 samples, each above its nearest neighbour (same features) among {known} augmented training images. The prior was
+trained on three pictures of each concept and learns those pictures: what varies beyond them is background,
+size, position and mirroring.
 
 ![Samples above their nearest training images](neighbours.png)
 

@@ -235,7 +235,7 @@ def train_unet(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CL
         snr = alphas[t] / (1 - alphas[t])
         return (error * (snr.clamp(max=5) / snr).to(recipe.device)).mean()
 
-    fit(recipe, "unet", {"unet": model, "text_encoder": text}, loss, lr=1e-3)
+    fit(recipe, "unet", {"unet": model, "text_encoder": text}, loss, lr=7e-4)
 
 
 def export_weights(recipe: Recipe, concepts: list, tokenizer: CLIPTokenizer, folder: Path) -> None:

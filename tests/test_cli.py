@@ -1,0 +1,210 @@
+"""The command line: what a run leaves behind, resuming, and one clear sentence for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+import yaml
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from bench import config, registry
+from bench.config import resolve
+from bench.errors import BenchError
+from bench.noise import Noise
+from bench.run import build_core
+from results.rows import read_rows
+
+
+def test_help_answers_without_heavy_imports():
+    code = "import sys, bench.cli; sys.exit(bool({'torch', 'diffusers', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_run_writes_everything_and_reports_without_recomputing(tiny_run, bench, pipeline_folder):
+    folder = tiny_run("nabla_gfn")
+    for name in ("config.yaml", "environment.json", "log.jsonl", "rows.parquet", "samples.png", "curves.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").iterdir())
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["update"] for record in log] == [1, 2]
+    assert {"loss", "reward", "gradient_norm/policy", "gradient_norm/flow", "seconds/rollout"} <= log[-1].keys()
+    rows = read_rows(folder / "rows.parquet").set_index("metric")
+    assert {"reward/train", "reward/heldout", "path_kl", "fid_prior/efficientnet_lite0"} <= set(rows.index)
+    assert rows["network_forwards"].iloc[0] == log[-1]["network_forwards"]  # evaluation is not a method's cost
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    tiny_run("nabla_gfn")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_saved_adapter_loads_with_diffusers(tiny_run, pipeline_folder):
+    folder = tiny_run("draft", "--set", "optimizer.lr=0.05")
+    stored = config.read(folder / "config.yaml")
+    core = build_core(stored)
+    core.model.load(folder / "adapter")
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    noise = Noise(0, "evaluate", [("cat", 0)])
+
+    def latents() -> torch.Tensor:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        return pipe(
+            "cat",
+            num_inference_steps=3,
+            guidance_scale=stored.sampler.guidance,
+            eta=0.0,
+            latents=noise(0, core.model.latent_shape),
+            output_type="latent",
+        ).images
+
+    core.kernel = type(core.kernel)(core.kernel.timesteps, core.kernel.alphas, eta=0.0)
+    ours = core.rollout(core.batch([("cat", 0)]), purpose="evaluate").latents[:, -1]
+    untouched = latents()
+    pipe.load_lora_weights(folder / "adapter")
+    assert torch.allclose(ours, latents(), atol=1e-4)
+    assert not torch.allclose(ours, untouched, atol=1e-2)
+
+
+def test_eval_with_other_settings_goes_beside_the_run(tiny_run, bench):
+    folder = tiny_run("draft_1")
+    before = (folder / "rows.parquet").read_bytes()
+    status, text = bench("eval", folder, "--set", "evaluation.samples_per_prompt=3")
+    assert status == 0, text
+    (rows,) = folder.glob("eval-*/rows.parquet")
+    assert read_rows(rows).set_index("metric").loc["reward/train", "n"] == 6
+    assert (folder / "rows.parquet").read_bytes() == before
+    status, text = bench("eval", folder, "--set", "train.updates=9")
+    assert status == 2
+    assert "evaluation.* settings only" in text
+
+
+def test_another_configuration_is_refused_and_force_moves_it_aside(tiny_run, bench, tmp_path, pipeline_folder):
+    folder = tiny_run("prior")
+    rows = (folder / "rows.parquet").read_bytes()
+    status, text = bench("run", "--method", "prior", "--seed", 5, "--out", folder)
+    assert status == 2
+    assert "holds a run of another configuration" in text
+    assert "--force" in text
+    tiny_run("prior", "--force", "--seed", 5)
+    assert (tmp_path / "run.old1" / "rows.parquet").read_bytes() == rows
+    assert config.read(folder / "config.yaml").seed == 5
+
+
+def test_dry_run_prints_a_configuration_that_loads(bench, tmp_path):
+    status, text = bench("run", "--method", "ddpo", "--dry-run", "--out", tmp_path / "x", "--set", "method.clip=0.5")
+    assert status == 0, text
+    tree = yaml.safe_load(text[: text.index("trajectories per round")])
+    assert tree["method"]["clip"] == 0.5
+    assert tree["optimizer"]["lr"] == resolve("ddpo").optimizer.lr
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "nabla_gnf"], ["unknown method 'nabla_gnf'", "did you mean 'nabla_gfn'?", "ddpo"]),
+        (["--method", "ddpo", "--reward", "emoji_clp"], ["unknown reward 'emoji_clp'", "'emoji_clip'"]),
+        (["--method", "ddpo", "--model", "emojy"], ["unknown model 'emojy'", "'emoji'", "local folder"]),
+        (["--method", "ddpo", "--prompts", "emoij"], ["unknown prompt set 'emoij'", "'emoji'"]),
+        (["--method", "ddpo", "--suite", "emojis"], ["unknown suite 'emojis'", "'emoji'"]),
+        (
+            ["--method", "ddpo", "--set", "evaluation.metrics=[fid_priorr]"],
+            ["unknown metric 'fid_priorr'", "did you mean 'fid_prior'?"],
+        ),
+        (
+            ["--method", "ddpo", "--set", "method.clp=1", "--set", "train.updates=many", "--set", "optimizer.lr=-1"],
+            ["unknown setting 'method.clp'", "'method.clip'", "train.updates = 'many'", "optimizer.lr = -1", "greater"],
+        ),
+        (["--method", "ddpo", "--set", "nonsense"], ["key=value", "'nonsense'"]),
+        (
+            ["--method", "draft", "--reward", "jpeg_compressibility"],
+            ["'draft'", "'jpeg_compressibility'", "gradient", "ddpo"],
+        ),
+        (["--method", "ddpo", "--set", "sampler.eta=0"], ["'ddpo'", "sampler.eta > 0"]),
+        (["--method", "ddpo", "--model", "org/absent"], ["'org/absent'", "hf download org/absent", "--model emoji"]),
+    ],
+)
+def test_one_clear_sentence(bench, tmp_path, arguments, words):
+    status, text = bench("run", *arguments, "--out", tmp_path / "out")
+    assert status == 2
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flow_setting_without_a_flow_is_refused(bench, tmp_path, pipeline_folder):
+    status, text = bench(
+        "run", "--method", "draft", "--reward", "colorfulness", "--model", pipeline_folder, "--out", tmp_path / "out",
+        "--set", "optimizer.networks.flow.lr=0.1",
+    )  # fmt: skip
+    assert status == 2
+    assert "optimizer.networks.flow" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", "\n  \n", "holds no prompt"),
+        ("broken.json", "{", "cannot read prompts"),
+        ("table.csv", "a,b\n1,2\n", "no column named prompt"),
+        ("absent.txt", None, "cannot read prompts"),
+        ("picture.png", "x", "unknown file type '.png'"),
+    ],
+)
+def test_bad_prompt_files(bench, tmp_path, name, content, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    status, text = bench("run", "--method", "prior", "--prompts", path, "--out", tmp_path / "out")
+    assert status == 2
+    assert words in text
+    assert name in text
+
+
+def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
+    """Not only `HF_HUB_OFFLINE`: a hub that refuses connections must not be retried for half a minute."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "bench", "run", "--method", "ddpo", "--model", "org/absent"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "the hub cannot be reached" in done.stderr
+
+
+def test_a_broken_plugin_stays_listed_and_is_named(bench, monkeypatch):
+    broken = EntryPoint("mymethod", "no_such_module:Thing", "bench.methods")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken] if group == "bench.methods" else [])
+    registry.plugins.cache_clear()
+    try:
+        status, text = bench("ls", "methods")
+        assert status == 0
+        assert "mymethod" in text
+        assert "broken" in text
+        assert "nabla_gfn" in text
+        status, text = bench("run", "--method", "mymethod")
+        assert status == 2
+        assert "no_such_module" in text
+    finally:
+        registry.plugins.cache_clear()
+
+
+def test_a_foreign_package_of_a_generic_name_is_told(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "__init__.py").write_text("")
+    command = [sys.executable, "-m", "bench", "ls", "suites"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the package 'results' resolves to" in done.stderr
+
+
+def test_equal_settings_hash_equal_and_survive_yaml(tmp_path):
+    one = resolve("ddpo", assignments=["train.updates=7"])
+    two = resolve("ddpo", overrides={"train.updates": 7})
+    assert one.hash() == two.hash() != resolve("ddpo").hash()
+    (tmp_path / "c.yaml").write_text(one.to_yaml())
+    assert config.read(tmp_path / "c.yaml").hash() == one.hash()
+    with pytest.raises(BenchError, match="'train.update'"):
+        resolve("ddpo", assignments=["train.update=7"])
