@@ -60,7 +60,7 @@ class LatentDiffusion(DiffusionModel):
         pipe.to(self.device)
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False).eval()
-        self._pipe, self.network = pipe, pipe.unet
+        self.pipeline, self.network = pipe, pipe.unet
         size = pipe.unet.config.sample_size
         self.latent_shape = (pipe.unet.config.in_channels, size, size)
         self._texts: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ class LatentDiffusion(DiffusionModel):
         for prompt in prompts:
             if prompt not in self._texts:
                 with torch.no_grad():
-                    self._texts[prompt] = self._pipe.encode_prompt(prompt, self.device, 1, False)[0][0]
+                    self._texts[prompt] = self.pipeline.encode_prompt(prompt, self.device, 1, False)[0][0]
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
     def predict(
@@ -128,7 +128,7 @@ class LatentDiffusion(DiffusionModel):
 
     def decode(self, z: Tensor) -> Tensor:
         """See `DiffusionModel.decode`; the decoder runs in float32."""
-        vae = self._pipe.vae
+        vae = self.pipeline.vae
         return (vae.decode(z / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
     def adapters(self) -> dict[str, nn.Parameter]:
