@@ -17,15 +17,16 @@ PRIOR, FINETUNED = "#6b7280", "#c2410c"
 def plot_curves(log: pd.DataFrame, path: Path, title: str = "") -> None:
     """Reward, loss and time per update, one panel each, written to `path` (PNG).
 
-    log: a row per update with columns `update`, `reward`, `loss`; columns `seconds/<phase>` [s] make the third panel.
+    log: a row per update; columns `update`, and any of `reward`, `loss` and `seconds/<phase>` [s], the time's parts.
     Points are single updates, lines an exponential moving average over a twentieth of the run (5 updates at least).
     """
     phases = [name for name in log.columns if name.startswith("seconds/")]
-    panels = 2 + bool(phases)
+    curves = [(name, color) for name, color in (("reward", FINETUNED), ("loss", PRIOR)) if name in log]
+    panels = len(curves) + bool(phases)
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
         figure = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
-        axes = figure.subplots(1, panels)
-        for ax, name, color in zip(axes, ("reward", "loss"), (FINETUNED, PRIOR), strict=False):
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        for ax, (name, color) in zip(axes, curves, strict=False):
             smooth = log[name].ewm(span=max(5, len(log) / 20)).mean()
             ax.scatter(log["update"], log[name], s=12, alpha=0.3, color=color, linewidths=0, label="one update")
             ax.plot(log["update"], smooth, color=color, linewidth=2, label="moving average")
@@ -33,7 +34,7 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "") -> None:
             ax.set_title("Reward in training" if name == "reward" else "Loss")
             ax.legend(frameon=True, fontsize="small")
         if phases:
-            _plot_phases(axes[2], log, phases)
+            _plot_phases(axes[-1], log, phases)
         for ax in axes:
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         figure.suptitle(title, parse_math=False)
