@@ -1,15 +1,14 @@
 """Recipe of the embedded prior: ``python -m bench.models.emoji.train``.
 
-Stages: ``vae`` (autoencoder), ``bank`` (augmented images and their latents, cached), ``clip`` and ``style`` (reward
-networks), ``unet`` (with its text encoder), ``export``. A killed run continues from its last checkpoint.
+Stages: ``vae`` (autoencoder), ``bank`` (augmented images and their latents, cached), ``decoder`` (more of it, latents
+frozen), ``clip`` and ``style`` (reward networks), ``unet`` (with its text encoder), ``export``. A killed run continues
+from its last checkpoint.
 
 On a busy CPU set ``OMP_WAIT_POLICY=passive``: waiting threads otherwise spin, and a step takes up to ten times as long.
 """
 
 import os
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +17,12 @@ import torch
 import torch.nn.functional as F
 import typer
 from safetensors.torch import load_file, save_file
-from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from bench.models.emoji import STYLES, WEIGHTS
 from bench.models.emoji.art import augment, caption, load
+from bench.models.emoji.loop import Recipe, fit, restore
 from bench.models.emoji.networks import (
     MAX_TOKENS,
     autoencoder,
@@ -42,87 +41,6 @@ CAPTIONS = 96  # captions kept for each picture
 EMPTY_PROMPT = 0.1  # share of training captions dropped, for classifier-free guidance
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Where a run lives, what it runs on, and how long each stage is. Steps are optimiser steps."""
-
-    out: Path
-    device: str
-    seed: int
-    steps: dict[str, int]
-
-
-def fit(
-    recipe: Recipe,
-    stage: str,
-    networks: dict[str, nn.Module],
-    loss: Callable[[torch.Generator], torch.Tensor],
-    lr: float,
-    save_every: float = 60.0,
-) -> None:
-    """Train ``networks`` on ``loss(generator)``, then give them their averaged weights.
-
-    Constant rate after 100 steps of warm-up, falling linearly over the last 30 %. A checkpoint is written by rename
-    every ``save_every`` seconds and holds weights, averages, optimiser and generator: a killed run continues.
-    """
-    total, file = recipe.steps[stage], recipe.out / f"{stage}.pt"
-    for network in networks.values():
-        network.to(recipe.device).train()
-    bundle = nn.ModuleDict(networks)
-    optimizer = torch.optim.AdamW(bundle.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    average = {k: v.detach().clone() for k, v in bundle.state_dict().items()}
-    step = 0
-    if file.exists():
-        saved = torch.load(file, map_location=recipe.device, weights_only=True)
-        bundle.load_state_dict(saved["weights"])
-        optimizer.load_state_dict(saved["optimizer"])
-        generator.set_state(saved["generator"].cpu())
-        average, step = saved["average"], saved["step"]
-    saved_at = time.monotonic()
-    precision = torch.autocast("cuda", torch.bfloat16, enabled=recipe.device.startswith("cuda"))
-    with tqdm(total=total, initial=step, desc=stage, mininterval=2) as bar:
-        while step < total:
-            rate = min(1.0, (step + 1) / 100, (total - step) / (0.3 * total))
-            for group in optimizer.param_groups:
-                group["lr"] = lr * rate
-            with precision:
-                value = loss(generator)
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(bundle.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            _update_average(average, bundle, min(0.999, (1 + step) / (10 + step)))
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
-            if step == total or time.monotonic() - saved_at > save_every:
-                state = {"weights": bundle.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
-                torch.save(state | {"generator": generator.get_state(), "step": step}, file.with_suffix(".partial"))
-                os.replace(file.with_suffix(".partial"), file)
-                saved_at = time.monotonic()
-    bundle.load_state_dict(average)
-    bundle.eval().requires_grad_(False)
-
-
-def _update_average(average: dict[str, torch.Tensor], bundle: nn.Module, decay: float) -> None:
-    current = bundle.state_dict()
-    smooth = [key for key, value in current.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[key] for key in smooth], [current[key] for key in smooth], 1 - decay)
-    for key in current.keys() - set(smooth):  # counters of batch normalisation
-        average[key].copy_(current[key])
-
-
-def restore(recipe: Recipe, stage: str, networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Load the averaged weights of ``stage``'s last checkpoint, finished or not. FileNotFoundError if there is none."""
-    saved = torch.load(recipe.out / f"{stage}.pt", map_location=recipe.device, weights_only=True)
-    bundle = nn.ModuleDict(networks).to(recipe.device)
-    bundle.load_state_dict(saved["average"])
-    bundle.eval().requires_grad_(False)
-    return networks
-
-
 def train_vae(recipe: Recipe, art: torch.Tensor) -> None:
     """Autoencoder: absolute error of pixels and of their differences (edges), with a light pull to a normal latent."""
     vae = autoencoder().to(memory_format=torch.channels_last)  # a tenth faster on a CPU
@@ -134,11 +52,31 @@ def train_vae(recipe: Recipe, art: torch.Tensor) -> None:
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(recipe.device)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - images
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return error.abs().mean() + edges + 5e-4 * divergence
+        return _picture_loss(error) + 5e-4 * divergence
 
     fit(recipe, "vae", {"vae": vae}, loss, lr=1e-3)
+
+
+def _picture_loss(error: torch.Tensor) -> torch.Tensor:
+    return error.abs().mean() + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def train_decoder(recipe: Recipe, art: torch.Tensor) -> None:
+    """The decoder alone, further, on frozen and slightly noisy latents, such as the UNet will hand it."""
+    vae = restore(recipe, "vae", {"vae": autoencoder()})["vae"].to(memory_format=torch.channels_last)
+    parts = {"decoder": vae.decoder.requires_grad_(True), "post_quant_conv": vae.post_quant_conv.requires_grad_(True)}
+    flat = art.flatten(0, 1)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(len(flat), (16,), generator=generator)
+        images = 2 * augment(flat[chosen], generator).to(recipe.device) - 1
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mean
+        noise = torch.randn(latents.shape, generator=generator).to(recipe.device)
+        return _picture_loss(vae.decode(latents + 0.1 * noise).sample - images)
+
+    fit(recipe, "decoder", parts, loss, lr=1e-3)
 
 
 def make_bank(recipe: Recipe, art: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -241,19 +179,21 @@ def train_unet(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CL
 def export_weights(recipe: Recipe, concepts: list, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write the averaged weights of every stage, finished or not, into ``folder``."""
     networks = restore(recipe, "unet", {"unet": unet(), "text_encoder": text_encoder(tokenizer)})
-    networks |= restore(recipe, "vae", {"vae": autoencoder()})
+    vae = restore(recipe, "vae", {"vae": autoencoder()})["vae"]
+    restore(recipe, "decoder", {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     networks |= restore(recipe, "clip", {"clip": dual_encoder(tokenizer)})
     networks |= restore(recipe, "style", {"style": style_classifier()})
     scale = load_file(recipe.out / "bank.safetensors")["scale"]
-    networks["vae"].register_to_config(scaling_factor=round(scale.item(), 6))
-    export(networks, recipe.out / "tokenizer", [asdict(concept) for concept in concepts], folder)
+    vae.register_to_config(scaling_factor=round(scale.item(), 6))
+    export(networks | {"vae": vae}, recipe.out / "tokenizer", [asdict(concept) for concept in concepts], folder)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="work folder: archives, checkpoints, cached latents")] = Path("runs/emoji"),
     weights: Annotated[Path, typer.Option(help="folder that receives the finished weights")] = WEIGHTS,
-    stage: Annotated[str, typer.Option(help="all, vae, bank, clip, style, unet or export")] = "all",
+    stage: Annotated[str, typer.Option(help="all, vae, bank, decoder, clip, style, unet or export")] = "all",
     vae_steps: int = 2800,
+    decoder_steps: int = 1500,
     clip_steps: int = 1500,
     style_steps: int = 1000,
     unet_steps: int = 12000,
@@ -261,14 +201,14 @@ def main(
     seed: int = 0,
 ) -> None:
     """Make the embedded prior: fetch the art, train every network, write the weights."""
-    steps = {"vae": vae_steps, "clip": clip_steps, "style": style_steps, "unet": unet_steps}
+    steps = {"vae": vae_steps, "decoder": decoder_steps, "clip": clip_steps, "style": style_steps, "unet": unet_steps}
     recipe = Recipe(out, device, seed, steps)
     concepts, art = load(out)
     if not (out / "tokenizer" / "vocab.json").exists():
         rng = np.random.default_rng(seed)
         train_tokenizer([caption(c, s, rng) for c in concepts for s in STYLES for _ in range(20)], out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    wanted = ("vae", "bank", "clip", "style", "unet", "export") if stage == "all" else (stage,)
+    wanted = ("vae", "bank", "decoder", "clip", "style", "unet", "export") if stage == "all" else (stage,)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator
         for name in wanted:
             torch.manual_seed(seed)
@@ -276,6 +216,8 @@ def main(
                 train_vae(recipe, art)
             elif name == "bank":
                 make_bank(recipe, art)
+            elif name == "decoder":
+                train_decoder(recipe, art)
             elif name == "clip":
                 train_clip(recipe, make_bank(recipe, art), caption_table(recipe, concepts, tokenizer, 0.0), tokenizer)
             elif name == "style":
