@@ -206,5 +206,5 @@ def test_equal_settings_hash_equal_and_survive_yaml(tmp_path):
     assert one.hash() == two.hash() != resolve("ddpo").hash()
     (tmp_path / "c.yaml").write_text(one.to_yaml())
     assert config.read(tmp_path / "c.yaml").hash() == one.hash()
-    with pytest.raises(BenchError, match="'train.update'"):
+    with pytest.raises(BenchError, match=r"'train\.update'"):
         resolve("ddpo", assignments=["train.update=7"])
