@@ -45,10 +45,12 @@ def _plot_phases(ax: matplotlib.axes.Axes, log: pd.DataFrame, phases: Sequence[s
     phases = sorted(phases, key=lambda name: -log[name].mean())
     labels = [f"{name.removeprefix('seconds/')} ({log[name].mean():.2g} s)" for name in phases]
     colors = sns.color_palette("deep", len(phases))
-    ax.stackplot(log["update"], *(log[name] for name in phases), labels=labels, colors=colors, linewidth=0)
-    ax.set(xlabel="update", ylabel="seconds", title="Time per update, by phase")
+    # smoothed, for some phases come once in several updates
+    smooth = log[phases].rolling(max(6, len(log) // 20), min_periods=1, center=True).mean()
+    ax.stackplot(log["update"], smooth.T, labels=labels, colors=colors, linewidth=0)
+    ax.set(xlabel="update", ylabel="seconds, moving average", title="Time per update, by phase")
     # room for the legend, and one slow update must not flatten all others
-    ax.set_ylim(0, (1.4 + 0.14 * len(phases)) * log[phases].sum(axis=1).quantile(0.95))
+    ax.set_ylim(0, (1.4 + 0.14 * len(phases)) * smooth.sum(axis=1).quantile(0.9))
     ax.legend(frameon=True, fontsize="small", loc="upper right", title="phase (mean)", title_fontsize="small")
 
 
@@ -74,7 +76,7 @@ def plot_samples(
         size = columns * (inches + 1.2), rows * (2 * inches / n * height / width + 0.5) + 0.5
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-        figure.suptitle(title, fontweight="bold", fontsize=14, parse_math=False)
+        figure.suptitle(textwrap.fill(title, round(7 * size[0])), fontweight="bold", fontsize=14, parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for i, ax in enumerate(grid):
             if i >= count:
