@@ -131,20 +131,23 @@ def report(
     paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default all that have values.")] = None,
 ) -> None:
-    """Compare finished runs: a Markdown table for every reward, methods as rows.
+    """Compare finished runs: a Markdown table for every setting, methods as rows.
 
-        bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
+    bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
     """
     import pandas
 
     from results.rows import read_rows
-    from results.table import comparison_markdown
+    from results.table import SETTING, comparison_markdown
 
     chosen = metrics.split(",") if metrics else None
     try:
         frame = pandas.concat([read_rows(path) for path in paths or [Path("runs")]])
-        for (reward, model, prompts), rows in frame.groupby(["reward", "model", "prompts"], sort=False):
-            typer.echo(f"### {reward} on {model} (prompts {prompts})\n")
+        for _, rows in frame.groupby(list(SETTING), sort=False):
+            first = rows.iloc[0]
+            typer.echo(
+                f"### {first['reward']} (β = {first['beta']:g}) on {first['model']}, prompts {first['prompts']}\n"
+            )
             typer.echo(comparison_markdown(rows, chosen))
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None

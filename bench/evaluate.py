@@ -95,7 +95,7 @@ def draw(
 
     on_batch: called with the number of rows finished.
     """
-    records = frozenset() if prior or core.kernel.eta == 0 else frozenset({"model_output", "prior_output"})
+    records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
     images, kls, ratios = [], [], []
     for part in core.batch(names).split(core.sample_batch):
         with torch.no_grad():

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench.errors import BenchError
+
 Step = int | Tensor  # one step for the whole batch, or a long tensor [B] with a step per row
 
 
@@ -74,10 +76,15 @@ class Kernel:
         now, after = self._at(k, z_next)
         return (now / after) ** 0.5 * z_next, (1 - now / after) ** 0.5
 
+    @property
+    def has_density(self) -> bool:
+        """Whether every transition has a positive variance."""
+        return bool((self.std(torch.arange(self.steps), self.alphas[1:]) > 0).all())
+
     def require_density(self, user: str) -> None:
-        """Raise ValueError unless every transition has a positive variance, which densities need."""
-        if not bool((self.std(torch.arange(self.steps), self.alphas[1:]) > 0).all()):
-            raise ValueError(
+        """Raise BenchError unless `has_density`."""
+        if not self.has_density:
+            raise BenchError(
                 f"{user} needs transition densities, but this sampler has a step of zero variance: "
                 "use sampler.eta > 0 and a final signal level below 1 (a scheduler with set_alpha_to_one=false)"
             )

@@ -1,5 +1,6 @@
 """From measurements and accounting to result rows."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -7,6 +8,7 @@ from bench import registry
 from bench.config import RunConfig
 from bench.meter import Meter
 from bench.plugin import Measurement
+from bench.prompts import PromptSet
 
 
 def run_name(config: RunConfig) -> str:
@@ -14,7 +16,15 @@ def run_name(config: RunConfig) -> str:
     return f"{config.method.name}-seed{config.seed}-{config.hash()[:8]}"
 
 
-def row(config: RunConfig, meter: Meter, info: dict[str, Any], found: Measurement) -> dict[str, Any]:
+def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
+    """Hash of what an evaluation samples; rows of different hashes are never compared."""
+    parts = [config.evaluation.model_dump(exclude={"metrics", "rewards"}), config.sampler.model_dump(), prompts.digest]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def row(
+    config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], found: Measurement
+) -> dict[str, Any]:
     """One row of `results.rows`; info: `bench.environment.describe()`."""
     counts = meter.snapshot()
     base = found.name.partition("/")[0]
@@ -24,7 +34,9 @@ def row(config: RunConfig, meter: Meter, info: dict[str, Any], found: Measuremen
         "method": config.method.name,
         "reward": config.reward.name,
         "model": config.model.name,
-        "prompts": config.prompts.name,
+        "beta": config.reward.beta,
+        "prompts": prompts.name,
+        "evaluation": evaluation_id(config, prompts),
         "seed": config.seed,
         "budget": config.train.updates,
         "budget_unit": "updates",
@@ -54,6 +66,8 @@ def row(config: RunConfig, meter: Meter, info: dict[str, Any], found: Measuremen
     }
 
 
-def failure(config: RunConfig, meter: Meter, info: dict[str, Any], reason: str) -> dict[str, Any]:
+def failure(config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], reason: str) -> dict[str, Any]:
     """The row of a run that stopped: a failure is a result too."""
-    return row(config, meter, info, Measurement("run", None, direction="none", note=reason)) | {"status": "failed"}
+    return row(config, prompts, meter, info, Measurement("run", None, direction="none", note=reason)) | {
+        "status": "failed"
+    }

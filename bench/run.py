@@ -134,12 +134,12 @@ class Run:
             if method.needs.training:
                 self._train(core, method, prompts)
         except NonFiniteError as error:
-            self._write([failure(config, core.meter, info, str(error))])
+            self._write([failure(config, prompts, core.meter, info, str(error))])
             raise
         if method.needs.training:
             core.model.save(self.folder / "adapter")
         evaluation, measurements = evaluate(core, config, prompts, self.console)
-        self._write([row(config, core.meter, info, measurement) for measurement in measurements])
+        self._write([row(config, prompts, core.meter, info, measurement) for measurement in measurements])
         self._pictures(evaluation)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -256,11 +256,12 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
         core.model.load(folder / "adapter")
         core.meter.restore(state["meter"])
-    evaluation, measurements = evaluate(core, config, load_prompts(config.prompts.name), console)
+    prompts = load_prompts(config.prompts.name)
+    evaluation, measurements = evaluate(core, config, prompts, console)
     info = environment.describe()
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
-    write_rows(out / "rows.parquet", [row(config, core.meter, info, found) for found in measurements])
+    write_rows(out / "rows.parquet", [row(config, prompts, core.meter, info, found) for found in measurements])
     sample_picture(
         evaluation, out / "samples.png", f"{config.method.name} on {config.reward.name}: same prompts, same noise"
     )

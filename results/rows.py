@@ -23,7 +23,9 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "method": (pa.string(), False),
     "reward": (pa.string(), False),
     "model": (pa.string(), False),
+    "beta": (pa.float64(), False),
     "prompts": (pa.string(), False),  # name of the prompt set
+    "evaluation": (pa.string(), False),  # hash of what was sampled to measure: prompts, noise, sampler, features
     "seed": (pa.int64(), False),
     "budget": (pa.int64(), False),
     "budget_unit": (pa.string(), False),  # "updates"

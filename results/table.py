@@ -13,7 +13,7 @@ Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 FLOORED = ("fid_prior", "kid_prior")  # their prior column is the prior against itself on other noise
 HEADINGS = ("metric", "prior", "finetuned", "difference ± s.e.", "n", "note")
-SETTING = ("reward", "model", "prompts", "budget_unit")
+SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
 
 
 def number(value: float | None, sign: bool = False) -> str:
