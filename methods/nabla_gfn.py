@@ -74,25 +74,23 @@ class NablaGFN(Method):
         with torch.set_grad_enabled(config.flow):  # the reverse score needs the prior's Jacobian too
             prior_eps = core.predict(z, part.k, part.conditioning, prior=True) if config.residual else None
             prior_mean = None if prior_eps is None else core.kernel.mean(z, prior_eps, part.k)
-        target, rewards = self.flow_score(core, part)
+        target, rewards = self.reward_score(core, part)
         score = self.forward_score(core, part, mean, prior_mean, variance)
-        losses = {"forward": weight * _mean_square(score - target)}
+        losses = {}
         if config.flow:
-            residual = self.reverse_score(core, part, z, mean, prior_mean, variance)
-            clean = core.kernel.clean(z, eps, part.k)
-            _, gradient = core.reward_gradient(clean, z, part.prompts, retain_graph=True)
-            residual = residual + core.beta * self.gamma(core, part.k, z) * gradient
-            own = core.network("flow", part.z, part.k, part.conditioning)
-            losses["reverse"] = config.reverse_weight * weight * _mean_square(residual + own)
-            if bool(last.any()):
-                end = core.network("flow", part.z_next[last], part.k[last] + 1, part.conditioning[last])
-                losses["terminal"] = torch.zeros_like(weight).index_put((last,), _mean_square(end))
+            own = core.network("flow", part.z_next, part.k + 1, part.conditioning)
+            known = last.view(-1, *(1,) * (own.ndim - 1))  # the finished sample's flow is the reward alone
+            target = target + (own.detach() if config.detach_target else own).masked_fill(known, 0)
+            reverse = self.reverse_loss(core, part, z, eps, mean, prior_mean, variance)
+            losses["reverse"] = config.reverse_weight * weight * reverse
+            losses["terminal"] = self.terminal_loss(own, last)
+        losses["forward"] = weight * _mean_square(score - target)
         if config.trust:
             losses["trust"] = config.trust * _mean_square(eps - part.model_output)
         return sum(losses.values()), {**{name: v.detach() for name, v in losses.items()}, "reward": rewards[last]}
 
-    def flow_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
-        """`∇ log F̃(z_{k+1})` [n, *latent], differentiable in g_φ, and the rewards [n] of the clean latents."""
+    def reward_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
+        """`β γ_{k+1} ∇ r(decode(ẑ_θ(z_{k+1})))` [n, *latent], and the rewards [n] of these clean latents; detached."""
         z, k = part.z_next.detach().requires_grad_(), part.k + 1
         inner = k < core.kernel.steps
         clean = z
@@ -100,11 +98,28 @@ class NablaGFN(Method):
             eps = core.predict(z[inner], k[inner], part.conditioning[inner])
             clean = z.index_put((inner,), core.kernel.clean(z[inner], eps, k[inner]))
         rewards, gradient = core.reward_gradient(clean, z, part.prompts)
-        score = core.beta * self.gamma(core, k, z) * gradient
-        if self.config.flow and bool(inner.any()):
-            own = core.network("flow", part.z_next[inner], k[inner], part.conditioning[inner])
-            score = score.index_add(0, inner.nonzero().flatten(), own.detach() if self.config.detach_target else own)
-        return score, rewards
+        return core.beta * self.gamma(core, k, z) * gradient, rewards
+
+    def reverse_loss(
+        self,
+        core: Core,
+        part: Transitions,
+        z: Tensor,
+        eps: Tensor,
+        mean: Tensor,
+        prior_mean: Tensor | None,
+        variance: Tensor,
+    ) -> Tensor:
+        """`L_rev` [n], unweighted; `eps`, `mean` and `prior_mean` carry the graph from `z`."""
+        score = self.reverse_score(core, part, z, mean, prior_mean, variance)
+        clean = core.kernel.clean(z, eps, part.k)
+        _, gradient = core.reward_gradient(clean, z, part.prompts, retain_graph=True)
+        own = core.network("flow", part.z, part.k, part.conditioning)
+        return _mean_square(score + core.beta * self.gamma(core, part.k, z) * gradient + own)
+
+    def terminal_loss(self, own: Tensor, last: Tensor) -> Tensor:
+        """`L_term` [n] of `own = g_φ(z_{k+1})`, zero but where `last`."""
+        return _mean_square(own) * last
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`γ_k`, shaped to broadcast over `like`; 1 at k = K."""
