@@ -1,0 +1,314 @@
+"""Agreement with numbers that the published implementations produced (`tests/golden/README.md` says how).
+
+What the published code does differently on purpose or by mistake lives here in `Published` and nowhere in the product.
+"""
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.core import Core
+from bench.kernel import Kernel, ddim_kernel, gaussian_log_prob
+from bench.models.pipeline import LatentDiffusion
+from bench.plugin import Config, Reward
+from bench.trajectory import Transitions
+from methods.nabla_gfn import NablaConfig, NablaGFN
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-5  # float32
+LAST_TOLERANCE = 5e-5  # float32 at t = 1, where 1 − ᾱ cancels
+
+
+@cache
+def golden(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def error(ours: Tensor, theirs: Tensor | list) -> float:
+    """Largest relative error over rows, in the Euclidean norm of a row."""
+    theirs = torch.as_tensor(theirs, dtype=torch.float64)
+    ours = ours.detach().double().reshape(theirs.shape)
+    rows = len(theirs) if theirs.ndim else 1
+    difference, size = (ours - theirs).reshape(rows, -1).norm(dim=1), theirs.reshape(rows, -1).norm(dim=1)
+    return float((difference / size.clamp(min=1e-30)).max())
+
+
+def kernel_of(case: dict, dtype: torch.dtype, table: Tensor) -> tuple[Kernel, Tensor]:
+    """The kernel of a golden case, and the step of each row."""
+    kernel = ddim_kernel(table, case["num_steps"], eta=1.0, steps_offset=1).to(dtype=dtype)
+    position = case["position"]
+    k = torch.tensor(position if isinstance(position, list) else [position] * 2)
+    assert kernel.timesteps[k].tolist() == case["timestep"]
+    return kernel, k
+
+
+@pytest.fixture(scope="module")
+def table() -> Tensor:
+    """Stable Diffusion's schedule in float32, as diffusers computes it."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32) ** 2
+    table = torch.cumprod(1 - betas, 0)
+    for t, alpha in golden("item1_nabla_step")["alphas_cumprod_f32_at"].items():
+        assert table[int(t)].item() == pytest.approx(torch.tensor(alpha).item(), rel=1e-8)
+    return table
+
+
+@pytest.mark.parametrize("case", golden("item1_nabla_step")["cases"], ids=lambda c: f"{c['num_steps']}-{c['position']}")
+@pytest.mark.parametrize("precision", ["f32", "f64"])
+def test_kernel_and_scores(case, precision, table, record_property):
+    data, dtype = golden("item1_nabla_step"), {"f32": torch.float32, "f64": torch.float64}[precision]
+    (kernel, k), theirs = kernel_of(case, dtype, table), case[precision]
+    z, eps, z_next = (torch.tensor(x).to(dtype) for x in (data["sample"], data["model_output"], case["prev_sample"]))
+    std = kernel.std(k, z)
+    after = kernel.alphas[k + 1]
+
+    def forward(eps: Tensor) -> Tensor:
+        return case["strength"] * (kernel.mean(z, eps, k) - z_next) / std**2
+
+    ours = {
+        "std": std,
+        "alpha_prod_t": kernel.alphas[k],
+        "alpha_prod_next": after,
+        "mean_from_score": kernel.mean(z, eps, k),
+        "predict_clean": kernel.clean(z, eps, k),
+        "score": forward(eps),
+        "score_fn_forward": forward(0.3 * z + 0.1 * torch.sin(z)),
+    }
+    inner = k < kernel.steps - 1  # the finished sample is its own clean prediction
+    ours["predict_clean_next"] = z_next.index_put(
+        (inner,), kernel.clean(z_next[inner], eps[inner], (k + 1)[inner]) if inner.any() else z_next[inner]
+    )
+    z.requires_grad_()
+    mean = kernel.mean(z, 0.3 * z + 0.1 * torch.sin(z), k)
+    log_prob = case["strength"] * gaussian_log_prob(z_next, mean, std)
+    (ours["score_fn_reverse"],) = torch.autograd.grad(log_prob.sum(), z)
+
+    last = not bool(inner.all())
+    tolerance = {"f32": LAST_TOLERANCE if last else TOLERANCE, "f64": 1e-10}[precision]
+    compared = set(theirs) & set(ours)
+    assert len(compared) == len(theirs) - 2 * (precision == "f32")  # f32 has two records of how it was measured
+    errors = {name: error(ours[name], theirs[name]) for name in compared}
+    record_property("relative_errors", errors)
+    assert max(errors.values()) < tolerance, errors
+
+
+@pytest.mark.parametrize(
+    "case", golden("item2_ddpo_logprob")["cases"], ids=lambda c: f"{c['num_steps']}-{c['position']}"
+)
+@pytest.mark.parametrize("precision", ["f32", "f64"])
+def test_log_probabilities_and_their_gradients(case, precision, table, record_property):
+    data, dtype = golden("item2_ddpo_logprob"), {"f32": torch.float32, "f64": torch.float64}[precision]
+    (kernel, k), theirs = kernel_of(case, dtype, table), case[precision]
+    z, eps, z_next = (torch.tensor(x).to(dtype) for x in (data["sample"], data["model_output"], case["prev_sample"]))
+    eps.requires_grad_()
+    std, mean = kernel.std(k, z), kernel.mean(z, eps, k)
+
+    def averaged(x: Tensor) -> Tensor:
+        return gaussian_log_prob(x, mean, std) / z[0].numel()
+
+    log_prob = averaged(z_next)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), eps, retain_graph=True)
+    rounded = torch.log(torch.sqrt(2 * torch.as_tensor(math.pi))).double()  # their constant, float32 in every run
+    errors = {
+        "std": error(std, theirs["std"]),
+        "log_prob": error(log_prob + (0.5 * math.log(2 * math.pi) - rounded), theirs["log_prob"]),
+        "gradient": error(gradient.flatten(1).norm(dim=1), theirs["grad_logprob_wrt_model_output_l2"]),
+    }
+    if precision == "f32":
+        shifted = averaged(z_next + 0.05 * torch.sin(3 * z))
+        errors["shifted"] = error(shifted, case["log_prob_shifted_f32"])
+    record_property("relative_errors", errors)
+    last = case["position"] == case["num_steps"] - 1
+    assert max(errors.values()) < {"f32": LAST_TOLERANCE if last else TOLERANCE, "f64": 1e-10}[precision], errors
+
+
+# A whole training step of ∇-GFlowNet ------------------------------------------------------------------------------
+
+
+class GoldenReward(Reward):
+    """The reward of the golden training step."""
+
+    scale, source = "about 0 to 1", "tests/golden/README.md"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return (
+            images[:, 0].flatten(1).mean(1)
+            - 0.5 * images[:, 2].flatten(1).mean(1)
+            + 0.1 * torch.sin(4 * images).flatten(1).mean(1)
+        )
+
+
+class GoldenModel(LatentDiffusion):
+    """A pipeline whose text embeddings are given, by prompt."""
+
+    embeddings: dict[str, Tensor]
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        return torch.stack([self.embeddings[prompt] for prompt in prompts])
+
+
+class Published(NablaGFN):
+    """Our method with the public code's peculiarities, none of which is an option of ours."""
+
+    strength = 1.0  # of the prior's forward score and of both reverse scores
+
+    def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
+        """`alphas_cumprod[0]` instead of 1 at the finished sample."""
+        alpha = core.kernel.alphas[k].view(-1, 1, 1, 1)
+        return alpha if self.config.gamma == "alpha" else alpha**0.5
+
+    def forward_score(self, core, part, mean, prior_mean, variance):
+        return (mean - part.z_next) / variance - self.strength * (prior_mean - part.z_next) / variance
+
+    def reverse_score(self, core, part, z, mean, prior_mean, variance):
+        return self.strength * super().reverse_score(core, part, z, mean, prior_mean, variance)
+
+    def reverse_loss(self, core, part, z, eps, mean, prior_mean, variance):
+        """On the last transition the constant `mean(score²)` of the policy's own score: nothing is learned from it."""
+        loss = super().reverse_loss(core, part, z, eps, mean, prior_mean, variance)
+        log_prob = -self.strength * (part.z_next - mean) ** 2 / (2 * variance)
+        (score,) = torch.autograd.grad(log_prob.sum(), z, retain_graph=True)
+        return torch.where(part.k == core.kernel.steps - 1, (score**2).flatten(1).mean(1), loss)
+
+    def terminal_loss(self, own, last):
+        """The sum over last transitions over their number, added to every row."""
+        return (super().terminal_loss(own, last).sum() / (last.sum() + 1e-6)).expand(len(last))
+
+
+@pytest.fixture(scope="module")
+def golden_pipeline(pipeline_folder, tmp_path_factory) -> Path:
+    """The random pipeline with the golden autoencoder in it; the denoisers' shapes are the same."""
+    step = golden("item4_main")
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    assert all(pipe.unet.config[name] == value for name, value in step["unet_config"].items() if name != "down_blocks")
+    pipe.vae = AutoencoderKL(**step["vae_config"])
+    weights = load_file(GOLDEN / "item4_weights.safetensors")
+    vae = {name.removeprefix("vae."): w.float() for name, w in weights.items() if name.startswith("vae.")}
+    assert not pipe.vae.load_state_dict(vae, strict=False).unexpected_keys
+    decoder = {name for name in pipe.vae.state_dict() if name.startswith(("decoder.", "post_quant_conv."))}
+    assert decoder == set(vae)
+    unet = {
+        name.removeprefix("unet.").replace(".base_layer", ""): w.float()
+        for name, w in weights.items()
+        if name.startswith("unet.") and ".lora_" not in name
+    }
+    pipe.unet.load_state_dict(unet)
+    folder = tmp_path_factory.mktemp("golden")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def golden_step(
+    name: str, folder: Path
+) -> tuple[Published, Core, list[tuple[dict, str, Transitions]], dict[str, Tensor]]:
+    """The method, its core, the micro-batches `(record, tensor prefix, transitions)` in order, and the tensors."""
+    step, tensors = golden(f"item4_{name}"), load_file(GOLDEN / f"item4_{name}_tensors.safetensors")
+    config = step["config"]["model"]
+    model = GoldenModel(folder, guidance=step["config"]["sampling"]["guidance_scale"], lora_rank=2)
+    model.embeddings = {"": tensors["neg_prompt_embeds"].reshape(-1, 16, 16)[0]}
+    for i in (0, 1):
+        model.embeddings |= {f"{i} {row}": e for row, e in enumerate(tensors[f"i{i}.prompt_embeds"])}
+    method = Published(
+        NablaConfig(
+            flow=not config["no_flow"],
+            gamma={"squared": "alpha", "sqrt": "sqrt_alpha"}[config["reward_adaptive_mode"]],
+            reverse_weight=config["reverse_loss_scale"],
+            trust=config["unet_reg_scale"],
+            channels=config["flow_channel_width"],
+        )
+    )
+    method.strength = config["pretrained_strength"]
+    kernel = ddim_kernel(model.alphas_cumprod, 10, eta=1.0, steps_offset=1)
+    core = Core(model, kernel, GoldenReward(Config()), beta=config["reward_scale"])
+    core.networks = method.networks(model)
+    with safe_open(GOLDEN / "item4_weights.safetensors", "pt") as file:
+        scales, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    adapters = model.adapters()
+    for key, parameter in adapters.items():
+        parameter.data.copy_(weights["unet." + key.replace(".default.", ".pf.")])
+    for network in core.networks.values():
+        for key, parameter in network.unet.named_parameters():
+            parameter.data.copy_(weights[f"flow.{key}"] * float(scales[f"scale.flow.{key}"]))
+    parts = []
+    for record in step["transitions"]:
+        i, prefix = record["micro_batch_i"], f"i{record['micro_batch_i']}_j{record['j']}."
+        prompts = [f"{i} 0", f"{i} 1"]
+        k = torch.tensor([step["timesteps"].index(t) for t in record["timesteps"]])
+        part = Transitions(
+            prompts,
+            [(prompt, 0) for prompt in prompts],
+            model.encode(prompts),
+            row=torch.arange(2),
+            k=k,
+            z=tensors[prefix + "latents"],
+            z_next=tensors[prefix + "next_latents"],
+            model_output=tensors[prefix + "unet_outputs"],
+        )
+        parts.append((record, prefix, part))
+    return method, core, parts, tensors
+
+
+def gradient_norm(parameters) -> Tensor:
+    return torch.stack([p.grad.double().norm() for p in parameters if p.grad is not None]).norm()
+
+
+@pytest.mark.parametrize("name", ["main", "variant", "noflow"])
+def test_training_step(name, golden_pipeline, record_property):
+    method, core, parts, tensors = golden_step(name, golden_pipeline)
+    step, adapters = golden(f"item4_{name}"), core.model.adapters()
+    worst: dict[str, float] = {}
+
+    def compare(what: str, ours: Tensor, theirs: Tensor | float, last: bool) -> None:
+        found = error(ours, torch.as_tensor(theirs))
+        key = f"{what}, t = 1" if last else what
+        worst[key] = max(worst.get(key, 0.0), found)
+        assert found < (LAST_TOLERANCE if last else TOLERANCE), (what, part.k.tolist(), found)
+
+    for record, prefix, part in parts:
+        last = any(record["end_mask"])
+        score, rewards = method.reward_score(core, part)
+        compare("reward score of z_{k+1}", score, tensors[prefix + "score_r_next"], last)
+        compare("reward", rewards, record["logr_next"], last)
+        values, found = method.transition_losses(core, part)
+        theirs = record["losses"]
+        compare("forward loss", found["forward"].mean(), theirs["loss_forward_mean"], last)
+        if method.config.flow:
+            weight = method.config.reverse_weight
+            compare("reverse loss", found["reverse"].mean() / weight, theirs["loss_backward_mean"], last)
+            if last:
+                compare("terminal loss", found["terminal"].mean(), theirs["loss_terminal"], last)
+            assert found["terminal"].mean() == pytest.approx(theirs["loss_terminal"], rel=1e-5)
+        compare("trust", found["trust"] / method.config.trust, record["unetreg_per_sample"], last)
+        compare("loss", values.mean(), theirs["losses_total_before_accum"], last)
+        (values.mean() / step["accumulation_steps"]).backward()
+        # From here on gradients are sums that contain t = 1.
+        compare(
+            "norm of the policy's gradient",
+            gradient_norm(adapters.values()),
+            record["grad_cumulative"]["lora_l2"],
+            True,
+        )
+        for network in core.networks.values():
+            norm = gradient_norm(network.parameters())
+            compare("norm of the flow's gradient", norm, record["grad_cumulative"]["flow_l2"], True)
+
+    ours = torch.cat([p.grad.flatten() for p in adapters.values()])
+    golden_gradient = [tensors["grad_lora_total." + key.replace(".default.", ".pf.")].flatten() for key in adapters]
+    compare("policy's gradient", ours[None], torch.cat(golden_gradient)[None], True)
+    if method.config.flow:
+        named = dict(core.networks["flow"].unet.named_parameters())
+        norms = torch.stack([named[key].grad.norm() for key in step["flow_grad_l2_per_param"]])
+        compare(
+            "flow's gradient by parameter",
+            norms[None],
+            torch.tensor([list(step["flow_grad_l2_per_param"].values())]),
+            True,
+        )
+    record_property("relative_errors", worst)
