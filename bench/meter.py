@@ -29,14 +29,17 @@ class Meter:
     def watch(self, network: nn.Module) -> None:
         """Count every forward and backward row of `network` from now on."""
 
-        def count(module: nn.Module, args: tuple, output: object) -> None:
+        def forward(module: nn.Module, args: tuple) -> None:  # before: a recomputation stops before the end
+            self.network_forwards += len(args[0])
+
+        def backward(module: nn.Module, args: tuple, output: object) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             rows = len(tensor)
-            self.network_forwards += rows
             if tensor.requires_grad:
                 tensor.register_hook(lambda grad: self._backward(rows))
 
-        network.register_forward_hook(count)
+        network.register_forward_pre_hook(forward)
+        network.register_forward_hook(backward)
 
     def _backward(self, rows: int) -> None:
         self.network_backwards += rows
