@@ -1,0 +1,70 @@
+"""Evaluation: pairing, caching, and the divergence of the sampling processes."""
+
+import pytest
+import torch
+from conftest import perturb
+
+from bench.config import resolve
+from bench.evaluate import Evaluator, draw, sample_names
+from bench.prompts import split
+
+PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
+
+
+@pytest.fixture
+def config(pipeline_folder):
+    settings = ["evaluation.samples_per_prompt=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1"]
+    return resolve(
+        "prior",
+        reward="colorfulness",
+        overrides={"model.name": str(pipeline_folder), "evaluation.rewards": []},
+        assignments=settings,
+    )
+
+
+def test_splits_are_disjoint_stable_and_complete():
+    names = [f"prompt {i}" for i in range(53)]
+    one, two = split("a", names), split("b", names[::-1] + names[:3])
+    assert (one.train, one.heldout) == (two.train, two.heldout)
+    assert not set(one.train) & set(one.heldout)
+    assert sorted(one.train + one.heldout) == sorted(names)
+    assert len(one.heldout) == 10
+
+
+def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
+    evaluator = Evaluator(core, config, PROMPTS, tmp_path)
+    first = {name: evaluator.prior_set(name) for name in ("prior", "reference", "floor")}
+    finetuned = draw(core, evaluator.names, evaluator.splits, seed=config.evaluation.seed)
+    assert torch.equal(finetuned.images, first["prior"].images)  # an untouched adapter: same noise, same images
+    assert float(finetuned.step_kl.abs().max()) == 0
+    images = [samples.images for samples in first.values()]
+    for i, a in enumerate(images):
+        for b in images[:i]:
+            assert (a.float() - b.float()).abs().mean() > 1
+    drawn = []
+    again = Evaluator(core, config, PROMPTS, tmp_path).prior_set("prior", on_batch=drawn.append)
+    assert not drawn
+    assert torch.equal(again.images, first["prior"].images)
+    changed = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"seed": 1})})
+    other = Evaluator(core, changed, PROMPTS, tmp_path).prior_set("prior", on_batch=drawn.append)
+    assert drawn
+    assert not torch.equal(other.images, first["prior"].images)
+
+
+def test_path_divergence_is_the_expected_log_ratio(core, config):
+    """`KL(P_θ‖P_#) = E_θ[log P_θ/P_#]`: the closed form by step agrees with the paths' own log-ratios."""
+    perturb(core.model, 0.02)
+    names = [("cat", i) for i in range(256)]
+    samples = draw(core, names, ["train"] * len(names), seed=0)
+    kl, ratio = samples.step_kl.double().sum(1), samples.log_ratio
+    error = float((kl + ratio).std() / len(names) ** 0.5)
+    assert float(kl.mean()) > 5 * error  # the test can fail
+    assert abs(float((kl + ratio).mean())) < 4 * error
+    normaliser = torch.logsumexp(ratio, 0) - torch.log(torch.tensor(256.0))  # E_θ[P_#/P_θ] = 1
+    assert abs(float(normaliser)) < 0.5
+
+
+def test_sample_names_take_both_splits(config):
+    names, splits = sample_names(PROMPTS, config.evaluation)
+    assert names[:3] == [(PROMPTS.train[0], 0), (PROMPTS.train[0], 1), (PROMPTS.train[0], 2)]
+    assert splits == ["train"] * 6 + ["heldout"] * 3
