@@ -15,7 +15,7 @@ from bench import checkpoint
 from bench.config import OptimizerConfig, TrainConfig
 from bench.core import Core, NonFiniteError
 from bench.errors import BenchError, did_you_mean
-from bench.noise import generator
+from bench.noise import generator, seeded
 from bench.plugin import Method
 from bench.trajectory import Batch, Trajectory
 
@@ -40,7 +40,9 @@ class Trainer:
     ):
         self.core, self.method, self.prompts, self.config = core, method, prompts, train
         self.clip, self.checkpoints = optimizer.clip, folder / "checkpoints"
-        core.networks = {name: net.to(core.model.device) for name, net in method.networks(core.model).items()}
+        with seeded(core.seed, "networks"):
+            networks = method.networks(core.model)
+        core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
         if unknown := set(optimizer.networks) - set(core.networks):
             name = sorted(unknown)[0]
             raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, core.networks)}")
