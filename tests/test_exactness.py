@@ -1,0 +1,384 @@
+"""The methods against mathematics: closed-form optima, score-function identities, finite differences; float64."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from conftest import perturb
+from torch import Tensor, nn
+
+from bench.core import Core
+from bench.kernel import ddim_kernel
+from bench.meter import Meter
+from bench.models.analytic import GaussianModel
+from bench.models.pipeline import LatentDiffusion
+from bench.noise import generator
+from bench.plugin import Config, Loss, Method, Reward
+from bench.trajectory import Batch, Trajectory
+from methods.ddpo import DDPO, DDPOConfig
+from methods.draft import DRaFT, DRaFTConfig
+from methods.nabla_gfn import NablaConfig, NablaGFN
+
+BETA = 2.0
+DIRECTION = torch.tensor([1.3, -0.4], dtype=torch.float64)
+
+
+class Linear(Reward):
+    """`r(x) = w·x`."""
+
+    scale, source = "any", "test"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return images @ DIRECTION
+
+
+class Wavy(Reward):
+    """A reward with curvature, bounded."""
+
+    scale, source = "any", "test"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.sin(2 * images[:, 0]) + torch.cos(images[:, 1]) * images[:, 0]
+
+
+def gaussian_core(
+    steps: int, reward: type[Reward] = Linear, *, eta: float = 1.0, spacing: str = "leading", final: float | None = None
+) -> Core:
+    model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64)
+    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
+    return Core(model, kernel, reward(Config()), BETA, micro_batch=64, sample_batch=4096)
+
+
+def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:
+    """Trajectories of `rows` samples, each with its own prompt."""
+    batch = core.batch((f"prompt {i}", 0) for i in range(first, first + rows))
+    with torch.no_grad():
+        return core.rollout(batch, record=frozenset({"model_output", "log_prob"}), **options)
+
+
+@dataclass
+class Truth:
+    """What is known of the linear-Gaussian problem on a kernel's grid.
+
+    variance: `σ_k²` [K]; jacobian: `J_k = ∂μ_#/∂z_k` [K]; gain: `∂μ/∂ε` [K]; look: `∂ẑ_#/∂z_k` [K+1], 1 at K;
+    flow: `b_k = ∇ log F̃(z_k)` [K+1, d].
+    """
+
+    variance: Tensor
+    jacobian: Tensor
+    gain: Tensor
+    look: Tensor
+    flow: Tensor
+
+
+def truth_of(core: Core) -> Truth:
+    now, after, s = core.kernel.alphas[:-1], core.kernel.alphas[1:], core.model.std
+    variance = core.kernel.eta**2 * (1 - after) / (1 - now) * (1 - now / after)
+    e = (1 - now).sqrt() / (now * s**2 + 1 - now)
+    look = (1 - (1 - now).sqrt() * e) / now.sqrt()
+    side = (1 - after - variance).sqrt()
+    jacobian = after.sqrt() * look + side * e
+    flow = [BETA * DIRECTION]
+    for j in jacobian.flip(0):
+        flow.insert(0, j * flow[0])
+    gain = side - after.sqrt() * (1 - now).sqrt() / now.sqrt()
+    return Truth(variance, jacobian, gain, torch.cat([look, torch.ones_like(look[:1])]), torch.stack(flow))
+
+
+def gammas(core: Core, kind: str) -> Tensor:
+    alphas = core.kernel.alphas
+    gamma = {"alpha": alphas, "sqrt_alpha": alphas.sqrt(), "one": torch.ones_like(alphas)}[kind].clone()
+    gamma[-1] = 1
+    return gamma
+
+
+def shift_policy(core: Core, drift: Tensor) -> None:
+    """Make `μ_θ = μ_# + σ_k² drift_k`, drift [K, d]."""
+    truth = truth_of(core)
+    change = (truth.variance / truth.gain).unsqueeze(1) * drift
+    core.model.adapters()["bias"].data[core.kernel.timesteps] = change
+
+
+def set_optimum(core: Core, method: NablaGFN) -> None:
+    """Plug in the optimal policy and, beside the forward-looking term, the exact rest of the flow's gradient."""
+    truth = truth_of(core)
+    shift_policy(core, truth.flow[1:])
+    core.networks = method.networks(core.model)
+    look = (gammas(core, method.config.gamma) * truth.look).unsqueeze(1) * BETA * DIRECTION
+    core.networks["flow"].bias.data[core.kernel.timesteps] = (truth.flow - look)[:-1]
+
+
+def moments(core: Core, prior: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and variance [d] of the final latent, exactly, by the recursion of an affine chain."""
+    d, kernel = core.model.latent_shape[0], core.kernel
+    mean, variance = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
+
+    def step(z: Tensor, k: int) -> Tensor:
+        return kernel.mean(z, core.predict(z, k, core.model.encode([""]), prior=prior), k)[0]
+
+    with torch.no_grad():
+        for k in range(kernel.steps):
+            slope = step(torch.ones(1, d), k) - step(torch.zeros(1, d), k)
+            mean = step(mean[None], k)
+            variance = slope**2 * variance + kernel.std(k, mean[None]).squeeze() ** 2
+    return mean, variance
+
+
+def gradients(losses: Iterable[Loss], rows: int, parameters: Iterable[nn.Parameter]) -> tuple[float, Tensor]:
+    """The loss of an update as the trainer sums it, and its gradient as one vector."""
+    parameters, total = list(parameters), 0.0
+    for parameter in parameters:
+        parameter.grad = None
+    for loss in losses:
+        value = loss.values.sum() / rows
+        value.backward()
+        total += value.item()
+    return total, torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
+
+
+def everything(core: Core) -> list[nn.Parameter]:
+    return [*core.model.adapters().values(), *(p for net in core.networks.values() for p in net.parameters())]
+
+
+# ∇-GFlowNet -------------------------------------------------------------------------------------------------------
+
+
+def test_closed_form_of_the_optimum():
+    # μ* = μ_# + σ² b_{k+1} tilts the prior's samples by exp(β w·x), up to the noise z_0, which is not tilted.
+    core = gaussian_core(10)
+    truth = truth_of(core)
+    prior_mean, prior_variance = moments(core, prior=True)
+    leak = truth.jacobian.prod() ** 2
+    shift_policy(core, truth.flow[1:])
+    mean, variance = moments(core)
+    assert torch.allclose(mean, prior_mean + BETA * DIRECTION * (prior_variance - leak), rtol=1e-9)
+    assert torch.allclose(variance, prior_variance, rtol=1e-9)
+    assert leak < 0.01 * prior_variance.max()
+    final = sample(core, 2000).latents[:, -1]
+    assert ((final.mean(0) - mean).abs() < 4 * (variance / 2000).sqrt()).all()
+    assert ((final.var(0) / variance - 1).abs() < 4 * (2 / 2000) ** 0.5).all()
+
+
+@pytest.mark.parametrize("reverse", ["pathwise", "expected"])
+@pytest.mark.parametrize(
+    ("gamma", "weighting", "eta"),
+    [("alpha", "score", 1.0), ("sqrt_alpha", "kl", 1.0), ("one", "score", 1.0), ("alpha", "kl", 0.6)],
+)
+def test_nabla_losses_vanish_at_the_optimum(gamma, reverse, weighting, eta):
+    core = gaussian_core(8, eta=eta)
+    config = NablaConfig(gamma=gamma, reverse=reverse, weighting=weighting, fraction=1, trust=1.0)
+    method = NablaGFN(config)
+    set_optimum(core, method)
+    for data in (sample(core, 16), replace(sample(core, 16, prior=True), model_output=None)):
+        if data.model_output is None:  # off policy, where there is nothing to trust
+            method = NablaGFN(config.model_copy(update={"trust": 0.0}))
+        total, gradient = gradients(method.losses(core, data), len(data), everything(core))
+        assert 0 <= total < 1e-10
+        assert gradient.abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("reverse", ["pathwise", "expected"])
+def test_nabla_losses_see_every_departure_from_the_optimum(reverse):
+    core = gaussian_core(8)
+    method = NablaGFN(NablaConfig(reverse=reverse, fraction=1))
+    set_optimum(core, method)
+    data = sample(core, 16)
+
+    def loss() -> float:
+        return sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data)
+
+    flow = core.networks["flow"]
+    times = core.kernel.timesteps.tolist()
+    for name, table, places in (
+        ("policy bias", core.model.adapters()["bias"], times),
+        ("policy slope", core.model.adapters()["slope"], times),
+        ("flow bias", flow.bias, [*times, 0]),
+        ("flow slope", flow.slope, [*times, 0]),
+    ):
+        for place in places:
+            before = table.data[place].clone()
+            table.data[place] += 0.1
+            assert loss() > 1e-5, (name, place)
+            table.data[place] = before
+    assert loss() < 1e-10
+
+
+@pytest.mark.parametrize(("gamma", "share"), [("alpha", 0.62), ("sqrt_alpha", 0.76), ("one", 0.998)])
+def test_nabla_without_flow_has_another_fixed_point(gamma, share):
+    """The forward loss alone is zero at `μ_# + σ² β γ_{k+1} ∂ẑ/∂z w`, which is not the target's policy."""
+    core = gaussian_core(20)
+    truth = truth_of(core)
+    shift_policy(core, (gammas(core, gamma) * truth.look)[1:, None] * BETA * DIRECTION)
+    method = NablaGFN(NablaConfig(flow=False, gamma=gamma, fraction=1))
+    data = sample(core, 8)
+    total, gradient = gradients(method.losses(core, data), len(data), everything(core))
+    assert 0 <= total < 1e-10
+    assert gradient.abs().max() < 1e-10
+    reached = moments(core)[0] - moments(core, prior=True)[0]
+    shift_policy(core, truth.flow[1:])
+    asked = moments(core)[0] - moments(core, prior=True)[0]
+    assert torch.allclose(reached / asked, torch.full((2,), share, dtype=torch.float64), atol=0.005)
+
+
+def test_nabla_trains_to_the_target():
+    """From the prior, the method's own losses reach the tilted mean and leave the variance alone."""
+    core = gaussian_core(6)
+    core.micro_batch = 256
+    method = NablaGFN(NablaConfig(fraction=1, detach_target=True))
+    core.networks = method.networks(core.model)
+    optimizer = torch.optim.Adam(everything(core), 1e-2)
+    for update in range(400):
+        if update == 300:
+            optimizer.param_groups[0]["lr"] = 1e-3
+        if update % 10 == 0:  # the losses hold on any sample, so old ones will do
+            data = sample(core, 32, first=update)
+        optimizer.zero_grad()
+        for loss in method.losses(core, data):
+            (loss.values.sum() / len(data)).backward()
+        optimizer.step()
+    mean, variance = moments(core)
+    prior_mean, prior_variance = moments(core, prior=True)
+    asked = BETA * DIRECTION * (prior_variance - truth_of(core).jacobian.prod() ** 2)
+    assert torch.allclose(mean - prior_mean, asked, rtol=0.05)
+    assert torch.allclose(variance, prior_variance, rtol=0.05)
+
+
+# DDPO -------------------------------------------------------------------------------------------------------------
+
+
+def with_rewards(core: Core, data: Trajectory) -> Trajectory:
+    return replace(data, rewards=core.reward(data.latents[:, -1], data.prompts).detach())
+
+
+def chunk_gradients(core: Core, method: Method, data: Batch) -> tuple[Tensor, Tensor]:
+    """The expected gradient of an update in the steps' biases [K·d], from independent parts, and its standard error."""
+    bias, chunks = core.model.adapters()["bias"], []
+    for part in data.split(64):
+        gradients(method.losses(core, part), len(part), [bias])
+        chunks.append(bias.grad[core.kernel.timesteps].flatten())
+    stacked = torch.stack(chunks)
+    return stacked.mean(0), stacked.std(0) / len(stacked) ** 0.5
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_ddpo_gradient_of_one_step(reduction):
+    """With one step and a linear reward, `∇_bias E[r] = ∂μ/∂ε w`; DDPO must expect `−∇ E[r] / std(r)`."""
+    core, rows = gaussian_core(1, spacing="trailing"), 4096
+    method = DDPO(DDPOConfig(reduction=reduction, fraction=1))
+    data = with_rewards(core, sample(core, rows))
+    deviation = data.rewards.std(correction=0)
+    found, error = chunk_gradients(core, method, method.prepare(core, data))
+    expected = -truth_of(core).gain[0] * DIRECTION / deviation / (2 if reduction == "mean" else 1)
+    assert (error < 0.05 * expected.norm()).all()  # Monte Carlo: about 2 %
+    assert ((found - expected).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(("depth", "fraction"), [(1, 0.0), (0, 1.0)])
+def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
+    """Score function and reparameterisation are two estimators of `∇ E[r]`, of the last step and of all steps."""
+    core, rows, steps = gaussian_core(4, Wavy, spacing="trailing", final=0.95), 2048, 4
+    core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.2
+    ddpo, draft = DDPO(DDPOConfig(reduction="sum", fraction=fraction)), DRaFT(DRaFTConfig(depth=depth))
+    data = ddpo.prepare(core, with_rewards(core, sample(core, rows)))
+    score, score_error = chunk_gradients(core, ddpo, data)
+    path, path_error = chunk_gradients(core, draft, core.batch(data.samples))
+    # DDPO averages over steps and measures rewards in deviations.
+    scale = data.rewards.std(correction=0) * (steps if fraction else 1)
+    error = ((score_error * scale) ** 2 + path_error**2).sqrt()
+    assert ((score * scale - path).abs() <= 4 * error).all()
+    assert error.norm() < 0.1 * path.norm()  # Monte Carlo
+    assert (path[:-2] != 0).all() == (depth == 0)
+
+
+def test_ddpo_ratio_is_one_on_policy_and_clips_on_the_right_side_only():
+    core, d, clip = gaussian_core(3), 2, 1e-4
+    core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
+    core.micro_batch = 8
+    method = DDPO(DDPOConfig(clip=clip, fraction=1))
+    data = method.prepare(core, with_rewards(core, sample(core, 8)))
+    for loss in method.losses(core, data):
+        assert torch.equal(loss.metrics["log_ratio"], torch.zeros(8, dtype=torch.float64))
+        assert loss.metrics["clipped"].sum() == 0
+        assert torch.equal(loss.values, -data.advantages / core.kernel.steps)
+    for ratio, advantage, moves in [
+        (1 + 2 * clip, 1.0, False),
+        (1 + 2 * clip, -1.0, True),
+        (1 - 2 * clip, 1.0, True),
+        (1 - 2 * clip, -1.0, False),
+        (1 + clip / 2, 1.0, True),
+        (1 - clip / 2, -1.0, True),
+    ]:
+        old = data.log_prob - d * torch.log(torch.tensor(ratio, dtype=torch.float64))
+        shifted = replace(data, log_prob=old, advantages=torch.full_like(data.advantages, advantage))
+        losses = list(method.losses(core, shifted))
+        _, gradient = gradients(losses, len(data), everything(core))
+        assert bool(gradient.any()) == moves, (ratio, advantage)
+        outside = float(abs(ratio - 1) > clip)
+        assert all(loss.metrics["clipped"].mean() == outside for loss in losses)
+
+
+# DRaFT ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 0])
+def test_draft_gradient_is_the_derivative_of_the_reward(depth):
+    """Central differences over every parameter of the last steps; nothing reaches the steps before them."""
+    core, steps = gaussian_core(4, Wavy), 4
+    method = DRaFT(DRaFTConfig(depth=depth))
+    adapters = core.model.adapters()
+    for table, value in zip(adapters.values(), (0.2, -0.1), strict=True):
+        table.data[core.kernel.timesteps] = value
+    batch = core.batch((f"prompt {i}", 0) for i in range(4))
+
+    def loss() -> float:
+        with torch.no_grad():
+            z = core.rollout(batch).latents[:, -1]
+            return -core.reward(z, batch.prompts).mean().item()
+
+    total, _ = gradients(method.losses(core, batch), 4, everything(core))
+    assert total == pytest.approx(loss(), rel=1e-12)
+    for table in adapters.values():
+        for k, t in enumerate(core.kernel.timesteps.tolist()):
+            for i in range(2):
+                if k < steps - (depth or steps):
+                    assert table.grad[t, i] == 0
+                    continue
+                before, h = table.data[t, i].item(), 1e-5
+                table.data[t, i] = before + h
+                above = loss()
+                table.data[t, i] = before - h
+                difference = (above - loss()) / (2 * h)
+                table.data[t, i] = before
+                assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9)
+
+
+# The prior's network beside the finetuned one -----------------------------------------------------------------------
+
+
+def test_checkpointing_changes_no_gradient(pipeline_folder):
+    """The prior's vjp must run through the prior again, also when both networks share one graph."""
+    found = []
+    for checkpointing in (False, True):
+        model = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, checkpointing=checkpointing)
+        perturb(model)
+        meter = Meter()
+        meter.watch(model.network)
+        rng = generator(0, "weights", "checkpointing")
+        z, a, b = (torch.from_numpy(rng.standard_normal((2, 4, 8, 8), "float32")) for _ in range(3))
+        t, text, weights = torch.tensor([100, 700]), model.encode(["cat", "dog"]), list(model.adapters().values())
+
+        def outcome(policy: bool, prior: bool, model=model, z=z, a=a, b=b, t=t, text=text, weights=weights):
+            z = z.clone().requires_grad_()
+            outputs = [model.predict(z, t, text, prior=p) for p, used in ((False, policy), (True, prior)) if used]
+            value = sum((x * y).sum() for x, y in zip(outputs, (a, b) if policy else (b,), strict=False))
+            inputs = [z, *weights] if policy else [z]
+            return [*outputs, *torch.autograd.grad(value, inputs)]
+
+        both, policy, prior = outcome(True, True), outcome(True, False), outcome(False, True)
+        assert meter.network_forwards == (4 * 4 * 2 if checkpointing else 4 * 4)  # it does run again
+        assert torch.allclose(both[2], policy[1] + prior[1], rtol=1e-4, atol=1e-5)  # gradients in z add up
+        assert all(torch.equal(x, y) for x, y in zip(both[3:], policy[2:], strict=True))  # the prior moves no weight
+        assert not torch.allclose(policy[0], prior[0], rtol=1e-2)
+        found.append([*both, *policy, *prior])
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
