@@ -28,7 +28,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def pipeline():
-    loaded = StableDiffusionPipeline.from_pretrained(path(), torch_dtype=torch.float32, local_files_only=True)
+    loaded = StableDiffusionPipeline.from_pretrained(path(), local_files_only=True).to(torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -61,7 +61,7 @@ def test_schedule_gives_every_transition_a_density(pipeline):
 
 def test_clip_prefers_the_prompted_name(images):
     folder = path() / "clip"
-    model, tokenizer = CLIPModel.from_pretrained(folder, dtype=torch.float32), CLIPTokenizer.from_pretrained(folder)
+    model, tokenizer = CLIPModel.from_pretrained(folder).float(), CLIPTokenizer.from_pretrained(folder)
     names = [concept["name"] for concept in concepts()]
     words = tokenizer(names, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_clip_prefers_the_prompted_name(images):
 
 
 def test_style_classifier_gives_a_distribution(images):
-    model = ResNetForImageClassification.from_pretrained(path() / "style", dtype=torch.float32).eval()
+    model = ResNetForImageClassification.from_pretrained(path() / "style").float().eval()
     assert tuple(model.config.id2label[i] for i in range(len(STYLES))) == STYLES
     with torch.no_grad():
         share = model(2 * images - 1).logits.softmax(1)

@@ -74,10 +74,10 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Path | None) -> dict:
     """Every figure of the model card, from ``each`` samples of each concept's plain name; ``pictures``: a folder."""
-    pipeline = StableDiffusionPipeline.from_pretrained(weights, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    clip = CLIPModel.from_pretrained(weights / "clip", torch_dtype=torch.float32).eval()
-    classifier = ResNetForImageClassification.from_pretrained(weights / "style", torch_dtype=torch.float32).eval()
+    clip = CLIPModel.from_pretrained(weights / "clip").float().eval()
+    classifier = ResNetForImageClassification.from_pretrained(weights / "style").float().eval()
     concepts, art = load(cache)
     features = EfficientNetLite0()
     names = [concept.name for concept in concepts]
