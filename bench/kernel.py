@@ -110,17 +110,23 @@ def ddim_kernel(
     alphas_cumprod: float [T], the schedule that the network was trained on.
     spacing: "leading" (Stable Diffusion's) or "trailing"; see diffusers' DDIMScheduler, whose grids these are.
     final_alpha: signal level `ᾱ_K` of the finished sample; None means `alphas_cumprod[0]`.
-    Raises ValueError for a step count that the schedule cannot hold, or an unknown spacing.
+    Raises BenchError for a step count that the schedule cannot hold, an unknown spacing, or a final level below the
+    last step's.
     """
     from diffusers import DDIMScheduler
 
     total = len(alphas_cumprod)
     if not 1 <= steps <= total:
-        raise ValueError(f"sampler.steps must lie between 1 and the schedule's {total} steps, got {steps}")
+        raise BenchError(f"sampler.steps must lie between 1 and the schedule's {total} steps, got {steps}")
     if spacing not in ("leading", "trailing"):
-        raise ValueError(f"unknown sampler.spacing {spacing!r}: use 'leading' or 'trailing'")
+        raise BenchError(f"unknown sampler.spacing {spacing!r}: use 'leading' or 'trailing'")
     grid = DDIMScheduler(num_train_timesteps=total, timestep_spacing=spacing, steps_offset=steps_offset)
     grid.set_timesteps(steps)
     timesteps = grid.timesteps.clamp(max=total - 1)
     last = alphas_cumprod[:1] if final_alpha is None else torch.tensor([final_alpha], dtype=alphas_cumprod.dtype)
+    if last < alphas_cumprod[timesteps[-1]]:
+        raise BenchError(
+            f"sampler.final_alpha = {float(last):.4g} is below the last step's signal level "
+            f"{float(alphas_cumprod[timesteps[-1]]):.4g}: sampling must not add noise; use a value up to 1."
+        )
     return Kernel(timesteps, torch.cat([alphas_cumprod[timesteps], last]), eta)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench import Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
@@ -24,6 +24,12 @@ class NablaConfig(Config):
     reverse_weight: float = Field(1.0, ge=0, description="w_B")
     trust: float = Field(0.0, ge=0, description="λ of the trust region")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network g_φ")
+
+    @model_validator(mode="after")
+    def _expected_needs_prior(self) -> "NablaConfig":
+        if self.reverse == "expected" and not self.residual:
+            raise ValueError("reverse: expected is the mean of the residual score; use residual: true, or pathwise")
+        return self
 
 
 class NablaGFN(Method):
