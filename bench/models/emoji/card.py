@@ -31,9 +31,9 @@ Figures: {samples} samples, {each} of each concept's plain name, DDIM with 20 st
 | sampling time per image, batch of 32, {threads} CPU threads | {seconds_per_image:.3f} s |
 
 The share of images whose right concept is among the first *k* of {concepts} (chance: {chance1:.1%}, {chance5:.1%},
-{chance10:.1%}). The judge is a linear discriminant on ImageNet features (EfficientNet-Lite0) of real art and no reward
-uses it; `emoji_clip` is the reward network itself, shown for comparison. "Real" images are augmentations that neither
-was fitted on, but of the same art.
+{chance10:.1%}). The judge is a linear discriminant on ImageNet features (EfficientNet-Lite0) of real art, half of it
+passed through the autoencoder, and no reward uses it; `emoji_clip` is the reward network itself, shown for comparison.
+"Real" images are augmentations that neither was fitted on, but of the same art.
 
 | images | judge, 1 | judge, 5 | judge, 10 | `emoji_clip`, 1 | `emoji_clip`, 5 | `emoji_clip`, 10 |
 |---|---|---|---|---|---|---|
