@@ -22,11 +22,19 @@ class Plugin:
 
 
 _NO_FLOW = {"method.flow": False, "optimizer.networks": {}}
+_PUBLISHED = {  # the choices of the authors' code
+    "method.weighting": "score",
+    "method.detach_target": False,
+    "method.reverse": "pathwise",
+    "method.trust": 1e3,
+    "train.data_lag": 1,
+}
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
         "nabla_gfn": Plugin("methods.nabla_gfn:NablaGFN"),
         "nabla_gfn_noflow": Plugin("methods.nabla_gfn:NablaGFN", _NO_FLOW),
+        "nabla_gfn_published": Plugin("methods.nabla_gfn:NablaGFN", _PUBLISHED),
         "ddpo": Plugin("methods.ddpo:DDPO"),
         "draft": Plugin("methods.draft:DRaFT"),
         "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),

@@ -18,9 +18,9 @@ class NablaConfig(Config):
     flow: bool = Field(True, description="train g_φ; false keeps the forward loss alone")
     fraction: float = Field(0.1, ge=0, le=1, description="transitions used, besides the last one, over K")
     gamma: Literal["alpha", "sqrt_alpha", "one"] = Field("alpha", description="γ_k of the forward-looking term")
-    weighting: Literal["score", "kl"] = Field("score", description="'kl' multiplies transition losses by σ_k²")
-    detach_target: bool = Field(False, description="keep the forward loss's gradient out of g_φ")
-    reverse: Literal["pathwise", "expected"] = Field("pathwise", description="the reverse score, or its mean on-policy")
+    weighting: Literal["score", "kl"] = Field("kl", description="'kl' multiplies transition losses by σ_k²")
+    detach_target: bool = Field(True, description="keep the forward loss's gradient out of g_φ")
+    reverse: Literal["pathwise", "expected"] = Field("expected", description="the reverse score, or its mean on-policy")
     reverse_weight: float = Field(1.0, ge=0, description="w_B")
     trust: float = Field(0.0, ge=0, description="λ of the trust region")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network g_φ")
@@ -49,7 +49,6 @@ class NablaGFN(Method):
     Config = NablaConfig
     needs = Needs(reward_gradient=True, density=True, record=frozenset({"model_output"}))
     recipe = {
-        "train.data_lag": 1,
         "optimizer.lr": 1e-3,
         "optimizer.weight_decay": 1e-4,
         "optimizer.networks.flow.weight_decay": 1e-2,

@@ -181,7 +181,7 @@ def test_nabla_losses_vanish_at_the_optimum(gamma, reverse, weighting, eta):
 @pytest.mark.parametrize("reverse", ["pathwise", "expected"])
 def test_nabla_losses_see_every_departure_from_the_optimum(reverse):
     core = gaussian_core(8)
-    method = NablaGFN(NablaConfig(reverse=reverse, fraction=1))
+    method = NablaGFN(NablaConfig(reverse=reverse, weighting="score", fraction=1))
     set_optimum(core, method)
     data = sample(core, 16)
 
@@ -225,7 +225,7 @@ def test_nabla_trains_to_the_target():
     """From the prior, the method's own losses reach the tilted mean and leave the variance alone."""
     core = gaussian_core(6)
     core.micro_batch = 256
-    method = NablaGFN(NablaConfig(fraction=1, detach_target=True))
+    method = NablaGFN(NablaConfig(fraction=1, reverse="pathwise", weighting="score"))
     core.networks = method.networks(core.model)
     optimizer = torch.optim.Adam(everything(core), 1e-2)
     for update in range(400):

@@ -222,6 +222,9 @@ def golden_step(
             reverse_weight=config["reverse_loss_scale"],
             trust=config["unet_reg_scale"],
             channels=config["flow_channel_width"],
+            weighting="score",
+            detach_target=False,
+            reverse="pathwise",
         )
     )
     method.strength = config["pretrained_strength"]

@@ -117,7 +117,9 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
 def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
     found = []
     for weight in (0.0, 1.0):
-        method = NablaGFN(NablaConfig(fraction=1, channels=[16, 16], reverse_weight=weight, residual=residual))
+        method = NablaGFN(
+            NablaConfig(fraction=1, channels=[16, 16], reverse="pathwise", reverse_weight=weight, residual=residual)
+        )
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)
