@@ -60,8 +60,8 @@ a `CLIPModel` and `weights/style/` a `ResNetForImageClassification`; both take `
 
 The recipe is `python -m bench.models.emoji.train`. The shipped weights took about two hours on two CPU cores that other
 jobs shared: autoencoder 2,600 steps of 16 (the first 700 of 32), its decoder 520 more, UNet and text encoder 5,200 of
-32 (the first 300 of 64), dual encoder 900 and style classifier 800 of 96. All rates fell to zero over the last third, but
-no loss had stopped falling: more steps, or a GPU (`--device cuda`), give a sharper prior.
+32 (the first 300 of 64), dual encoder 900 and style classifier 800 of 96. All rates fell to zero over the last third,
+but no loss had stopped falling: more steps, or a GPU (`--device cuda`), give a sharper prior.
 
 ## Limits
 
