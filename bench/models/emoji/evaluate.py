@@ -82,8 +82,8 @@ def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Pa
     features = EfficientNetLite0()
     names = [concept.name for concept in concepts]
 
-    known, known_concept, _ = real_images(art, 6, seed=11)  # what the judge learns from
-    fresh, fresh_concept, fresh_style = real_images(art, 4, seed=12)  # augmentations that nothing was fitted on
+    known, known_concept, _ = real_images(art, 4, seed=11)  # what the judge learns from
+    fresh, fresh_concept, fresh_style = real_images(art, 3, seed=12)  # augmentations that nothing was fitted on
     decoded = reconstruct(pipeline.vae, fresh)
     known_features, fresh_features, decoded_features = features(known), features(fresh), features(decoded)
     # half of the judge's lessons have passed the autoencoder, or it would mark softness instead of the concept
