@@ -51,9 +51,9 @@ concept among the judge's first ten for 56, 63, 64 and 61 %, while the share of 
 ## Does it copy?
 
 24 samples, each above its nearest neighbour (same features) among {known} augmented training images. The prior saw
-three pictures of each concept, so its best samples resemble those pictures; what varies beyond them is background, size,
-position and mirroring. To the eye none of the 24 is a copy, which says more about softness than about invention: the
-nearest neighbour of a soft sample is often another concept.
+three pictures of each concept, so its best samples resemble those pictures; what varies beyond them is background,
+size, position and mirroring. To the eye none of the 24 is a copy, which says more about softness than about invention:
+the nearest neighbour of a soft sample is often another concept.
 
 ![Samples above their nearest training images](neighbours.png)
 
