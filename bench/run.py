@@ -124,10 +124,10 @@ class Run:
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
         config, prompts = self.config, preflight(self.config)
-        info = environment.describe()
-        write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
+        info = environment.describe()
+        write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
         core = build_core(config)
         method = build_method(config)
         try:
@@ -139,8 +139,8 @@ class Run:
         if method.needs.training:
             core.model.save(self.folder / "adapter")
         evaluation, measurements = evaluate(core, config, prompts, self.console)
-        self._write([row(config, prompts, core.meter, info, measurement) for measurement in measurements])
         self._pictures(evaluation)
+        self._write([row(config, prompts, core.meter, info, measurement) for measurement in measurements])  # the last
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         write_rows(self.folder / "rows.parquet", rows)
@@ -173,7 +173,8 @@ class Run:
     def report(self) -> None:
         """Print the table of the finished run and where its files are."""
         self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
-        self.console.print(f"Results in {self.folder}: samples.png, curves.png, rows.parquet, adapter/, log.jsonl")
+        names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        self.console.print(f"Results in {self.folder}: {', '.join(names)}")
 
 
 def build_core(config: RunConfig) -> Core:
