@@ -49,7 +49,8 @@ def load(folder: Path) -> dict[str, Any] | None:
     for path in _all(folder):
         data = path.read_bytes()
         if _digest(data) == path.stem.rpartition("-")[2]:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            file = io.BytesIO(data)
+            return torch.load(file, map_location="cpu", weights_only=True)
         log.warning("checkpoint %s is damaged (its contents do not match its name); using the one before it", path)
     return None
 
