@@ -58,6 +58,7 @@ class PromptsConfig(Config):
     """A named prompt set or a file."""
 
     name: str = "emoji"
+    limit: int | None = Field(None, ge=1, description="train on the first prompts of the training part only")
 
 
 class TrainConfig(Config):

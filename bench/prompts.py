@@ -7,7 +7,7 @@ every fifth goes to the held-out part, so that the split depends on the set alon
 import csv
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import BenchError, did_you_mean
@@ -45,11 +45,17 @@ def _emoji() -> list[str]:
 NAMED = {"emoji": _emoji}
 
 
-def load_prompts(name: str) -> PromptSet:
-    """A named set, or a file: .txt (one a line), .json (list of strings), .csv or .parquet (column "prompt"/"Prompts").
+def load_prompts(name: str, limit: int | None = None) -> PromptSet:
+    """A named set, or a file; the training part is cut to its first `limit` prompts.
 
+    Files: .txt (one a line), .json (list of strings), .csv or .parquet (column "prompt").
     Raises BenchError for an unknown name, or a file that cannot be read or holds no prompt.
     """
+    whole = _load(name)
+    return replace(whole, train=whole.train[:limit])
+
+
+def _load(name: str) -> PromptSet:
     if name in NAMED:
         return split(name, NAMED[name]())
     path = Path(name)

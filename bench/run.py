@@ -47,7 +47,7 @@ def preflight(config: RunConfig) -> PromptSet:
     for kind, names in (("metrics", config.evaluation.metrics), ("rewards", config.evaluation.rewards)):
         for name in names:
             registry.load(kind, name)
-    prompts = load_prompts(config.prompts.name)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
     locate(config.model.name)
     return prompts
 
@@ -257,7 +257,7 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
         core.model.load(folder / "adapter")
         core.meter.restore(state["meter"])
-    prompts = load_prompts(config.prompts.name)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
     evaluation, measurements = evaluate(core, config, prompts, console)
     info = environment.describe()
     out = folder / f"eval-{config.hash()[:8]}"

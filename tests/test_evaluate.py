@@ -6,7 +6,7 @@ from conftest import perturb
 
 from bench.config import resolve
 from bench.evaluate import Evaluator, draw, sample_names
-from bench.prompts import split
+from bench.prompts import load_prompts, split
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 
@@ -29,6 +29,14 @@ def test_splits_are_disjoint_stable_and_complete():
     assert not set(one.train) & set(one.heldout)
     assert sorted(one.train + one.heldout) == sorted(names)
     assert len(one.heldout) == 10
+
+
+def test_a_limit_cuts_the_training_part_alone(tmp_path):
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(20)))
+    whole, cut = load_prompts(str(tmp_path / "p.txt")), load_prompts(str(tmp_path / "p.txt"), 3)
+    assert cut.train == whole.train[:3]
+    assert cut.heldout == whole.heldout
+    assert cut.digest != whole.digest
 
 
 def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
