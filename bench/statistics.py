@@ -44,6 +44,15 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
     return float(values.mean()), error
 
 
+def error_at_fixed_prompts(values: Tensor, groups: dict[str, Tensor]) -> float:
+    """Standard error of the mean over prompts of `values` [N] when the prompts are given and only the noise is a sample.
+
+    The stratified estimate `√(Σ_g s_g²/n_g) / G`; it says nothing about other prompts.
+    """
+    variances = over_prompts(lambda rows: rows.var() / len(rows), values.double(), groups)
+    return float(variances.sum().sqrt() / len(groups))
+
+
 def paired(name: str, finetuned: Tensor, prior: Tensor, **rest: object) -> Measurement:
     """A measurement from per-prompt values [G] of both models; `rest` fills its other fields."""
     difference, error = mean_and_error(finetuned - prior)

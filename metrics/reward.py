@@ -1,11 +1,16 @@
 """Reward on training and held-out prompts, and every other reward as a check for over-optimisation."""
 
+from dataclasses import replace
+
 from bench import Evaluation, Measurement, Metric
-from bench.statistics import paired, per_prompt
+from bench.statistics import error_at_fixed_prompts, paired, per_prompt
 
 
 class RewardGain(Metric):
     """Mean reward per prompt split, and its paired difference to the prior on the same noise.
+
+    Training prompts are given, so the standard error on them is over the noise; held-out prompts stand for unseen ones,
+    so there it is over prompts.
 
     The reward that was trained on is `reward/<split>`; any other is `reward/<name>/<split>` and better in neither
     direction: a fall beside a rising trained reward is the mark of over-optimisation.
@@ -17,15 +22,21 @@ class RewardGain(Metric):
         finetuned, prior = evaluation.finetuned, evaluation.prior
         trained = evaluation.reward
         names = [trained, *(name for name in finetuned.rewards if name != trained)]
-        return [
-            paired(
-                f"reward/{split}" if name == trained else f"reward/{name}/{split}",
-                per_prompt(finetuned.rewards[name], groups),
-                per_prompt(prior.rewards[name], groups),
-                n=sum(map(len, groups.values())),
-                direction=self.direction if name == trained else "none",
-            )
-            for name in names
-            for split in ("train", "heldout")
-            if (groups := finetuned.rows(split))
-        ]
+        found = []
+        for name in names:
+            for split in ("train", "heldout"):
+                groups = finetuned.rows(split)
+                if not groups:
+                    continue
+                measurement = paired(
+                    f"reward/{split}" if name == trained else f"reward/{name}/{split}",
+                    per_prompt(finetuned.rewards[name], groups),
+                    per_prompt(prior.rewards[name], groups),
+                    n=sum(map(len, groups.values())),
+                    direction=self.direction if name == trained else "none",
+                )
+                if split == "train":
+                    gain = finetuned.rewards[name] - prior.rewards[name]
+                    measurement = replace(measurement, standard_error=error_at_fixed_prompts(gain, groups))
+                found.append(measurement)
+        return found

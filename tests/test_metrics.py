@@ -134,15 +134,16 @@ def test_error_of_one_prompt_is_unknown() -> None:
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 
-def test_reward_is_paired_and_clustered_by_prompt() -> None:
+def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
     prompts, splits = ["a", "a", "b", "b", "c", "c"], ["train"] * 4 + ["heldout"] * 2
     prior = samples(torch.zeros(6), prompts, splits, other=torch.ones(6))
     finetuned = samples(torch.tensor([1.0, 3, 5, 7, 9, 9]), prompts, splits, other=torch.zeros(6))
     found = measure(RewardGain, evaluation(finetuned, prior))
     train = found["reward/train"]
     assert (train.value, train.prior, train.n, train.direction) == (4, 0, 4, "higher")
-    # prompt means 2 and 6: two clusters, not four independent samples
-    assert (train.difference, train.standard_error) == pytest.approx((4, 2))
+    # gains 1, 3 and 5, 7: each prompt's mean has variance 2/2, their mean (1 + 1)/4
+    assert (train.difference, train.standard_error) == pytest.approx((4, 0.5**0.5))
+    # one held-out prompt says nothing about others
     assert (found["reward/heldout"].difference, found["reward/heldout"].standard_error) == (9, None)
     assert (found["reward/other/train"].difference, found["reward/other/train"].direction) == (-1, "none")
     assert list(found) == ["reward/train", "reward/heldout", "reward/other/train", "reward/other/heldout"]
