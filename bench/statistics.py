@@ -45,7 +45,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def error_at_fixed_prompts(values: Tensor, groups: dict[str, Tensor]) -> float:
-    """Standard error of the mean over prompts of `values` [N] when the prompts are given and only the noise is a sample.
+    """Standard error of the mean over prompts of `values` [N] when prompts are given and only the noise is a sample.
 
     The stratified estimate `√(Σ_g s_g²/n_g) / G`; it says nothing about other prompts.
     """
