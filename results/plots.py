@@ -88,7 +88,7 @@ def plot_samples(
             labels = ["prior", "finetuned"]
             if prior_rewards is not None and finetuned_rewards is not None:
                 means = prior_rewards[i].mean(), finetuned_rewards[i].mean()
-                labels = [f"{label}\nreward {mean:#.3g}" for label, mean in zip(labels, means, strict=True)]
+                labels = [f"{label}\nreward {mean:.3g}" for label, mean in zip(labels, means, strict=True)]
             heading = textwrap.fill(prompts[i], round(10 * inches), max_lines=3, placeholder=" …")
             ax.set_title(heading, fontsize=11, parse_math=False)
             ax.set_xticks([])
