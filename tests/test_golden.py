@@ -25,6 +25,7 @@ from methods.nabla_gfn import NablaConfig, NablaGFN
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-5  # float32
 LAST_TOLERANCE = 5e-5  # float32 at t = 1, where 1 − ᾱ cancels
+CANCELLING = ("trust", "loss")  # ε_θ − ε_old leaves two of seven digits, whatever the processor; the loss contains it
 
 
 @cache
@@ -272,7 +273,8 @@ def test_training_step(name, golden_pipeline, record_property):
         found = error(ours, torch.as_tensor(theirs))
         key = f"{what}, t = 1" if last else what
         worst[key] = max(worst.get(key, 0.0), found)
-        assert found < (LAST_TOLERANCE if last else TOLERANCE), (what, part.k.tolist(), found)
+        tolerance = LAST_TOLERANCE if last or what in CANCELLING else TOLERANCE
+        assert found < tolerance, (what, part.k.tolist(), found)
 
     for record, prefix, part in parts:
         last = any(record["end_mask"])
