@@ -24,6 +24,8 @@ _PUBLIC = {
     "Samples": "bench.evaluate",
     "Trajectory": "bench.trajectory",
     "Transitions": "bench.trajectory",
+    "group_baseline": "bench.advantages",
+    "group_normalised": "bench.advantages",
     "gaussian_log_prob": "bench.kernel",
 }
 

@@ -35,3 +35,23 @@ class PromptStatistics:
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Restore the buffers."""
         self._rewards = {prompt: deque(rewards, maxlen=self.buffer) for prompt, rewards in state.items()}
+
+
+def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
+    """Mean [B] of the other rewards [B] of the same prompt, 0 for a prompt's only sample: an unbiased baseline."""
+    own = _same_prompt(prompts, rewards)
+    return (own @ rewards - rewards) / (own.sum(1) - 1).clamp(min=1)
+
+
+def group_normalised(prompts: list[str], rewards: Tensor) -> Tensor:
+    """Rewards [B] minus their prompt's mean, over its deviation (Shao et al., 2024, GRPO); 0 for a single sample."""
+    own = _same_prompt(prompts, rewards)
+    own = own / own.sum(1, keepdim=True)
+    centred = rewards - own @ rewards
+    return centred / ((own @ centred**2).sqrt() + 1e-6)
+
+
+def _same_prompt(prompts: list[str], like: Tensor) -> Tensor:
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    index = torch.tensor([number[prompt] for prompt in prompts], device=like.device)
+    return (index[:, None] == index).to(like)

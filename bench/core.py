@@ -128,3 +128,10 @@ class Core:
             for prompt, index in data.samples
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))
+
+    def choose_late_step(self, data: Batch, window: float) -> Tensor:
+        """Long [B]: for every row one random step among the last `window` of all, named by the sample."""
+        first = min(int(self.kernel.steps * (1 - window)), self.kernel.steps - 1)
+        return torch.tensor(
+            [int(generator(self.seed, "select", *name).integers(first, self.kernel.steps)) for name in data.samples]
+        )

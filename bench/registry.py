@@ -29,6 +29,14 @@ _PUBLISHED = {  # the choices of the authors' code
     "method.trust": 1e3,
     "train.data_lag": 1,
 }
+_GRPO = {"method.advantage": "group", "method.fraction": 0.5}
+_DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
+    "method.advantage": "reward",
+    "method.advantage_clip": None,
+    "method.reduction": "sum",
+    "method.clip": 0.2,
+    "method.kl": 1.0,
+}
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
@@ -36,8 +44,13 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "nabla_gfn_noflow": Plugin("methods.nabla_gfn:NablaGFN", _NO_FLOW),
         "nabla_gfn_published": Plugin("methods.nabla_gfn:NablaGFN", _PUBLISHED),
         "ddpo": Plugin("methods.ddpo:DDPO"),
+        "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
+        "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
         "draft": Plugin("methods.draft:DRaFT"),
         "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
+        "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}),
+        "refl": Plugin("methods.refl:ReFL"),
+        "adjoint_matching": Plugin("methods.adjoint_matching:AdjointMatching"),
         "prior": Plugin("methods.prior:Prior"),
     },
     "rewards": {

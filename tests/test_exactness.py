@@ -8,6 +8,7 @@ import torch
 from conftest import perturb
 from torch import Tensor, nn
 
+from bench.advantages import group_baseline, group_normalised
 from bench.core import Core
 from bench.kernel import ddim_kernel
 from bench.meter import Meter
@@ -16,9 +17,11 @@ from bench.models.pipeline import LatentDiffusion
 from bench.noise import generator
 from bench.plugin import Config, Loss, Method, Reward
 from bench.trajectory import Batch, Trajectory
+from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
 from methods.ddpo import DDPO, DDPOConfig
 from methods.draft import DRaFT, DRaFTConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
+from methods.refl import ReFL, ReFLConfig
 
 BETA = 2.0
 DIRECTION = torch.tensor([1.3, -0.4], dtype=torch.float64)
@@ -318,6 +321,33 @@ def test_ddpo_ratio_is_one_on_policy_and_clips_on_the_right_side_only():
         assert all(loss.metrics["clipped"].mean() == outside for loss in losses)
 
 
+@pytest.mark.parametrize("name", ["dpok", "grpo"])
+def test_policy_gradient_with_divergence_expects_zero_at_the_optimum(name):
+    """And only there: the same test sees a policy of seven tenths of the shift."""
+    core, rows = gaussian_core(4, spacing="trailing", final=0.95), 8192
+    drift = truth_of(core).flow[1:]
+    found = []
+    for share in (1.0, 0.7):
+        shift_policy(core, share * drift)
+        batch = core.batch(("one prompt", i) for i in range(rows))
+        data = with_rewards(core, core.rollout(batch, record=frozenset({"log_prob"})))
+        kl = 1.0 if name == "dpok" else 1 / (BETA * float(data.rewards.std(correction=0)))  # GRPO's unit of reward
+        kind = {"dpok": "reward", "grpo": "group"}[name]
+        method = DDPO(DDPOConfig(advantage=kind, advantage_clip=None, reduction="sum", fraction=1, kl=kl))
+        gradient, error = chunk_gradients(core, method, method.prepare(core, data))
+        found.append(float((gradient / error).abs().max()))
+    assert found[0] < 4
+    assert found[1] > 8
+
+
+def test_group_advantages():
+    prompts, rewards = ["a", "b", "a", "a", "c"], torch.tensor([1.0, 5.0, 2.0, 6.0, 7.0])
+    assert torch.allclose(group_baseline(prompts, rewards), torch.tensor([4.0, 0.0, 3.5, 1.5, 0.0]))
+    deviation = (14 / 3) ** 0.5
+    expected = torch.tensor([-2 / deviation, 0.0, -1 / deviation, 3 / deviation, 0.0])
+    assert torch.allclose(group_normalised(prompts, rewards), expected, atol=1e-5)
+
+
 # DRaFT ------------------------------------------------------------------------------------------------------------
 
 
@@ -382,3 +412,91 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
         assert not torch.allclose(policy[0], prior[0], rtol=1e-2)
         found.append([*both, *policy, *prior])
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+# Adjoint Matching ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.6])
+def test_adjoint_matching_vanishes_at_the_optimum_and_nowhere_near(eta):
+    core = gaussian_core(8, eta=eta)
+    method = AdjointMatching(AdjointMatchingConfig(fraction=1))
+    shift_policy(core, truth_of(core).flow[1:])
+    for data in (sample(core, 16), sample(core, 16, prior=True)):
+        total, gradient = gradients(method.losses(core, data), len(data), everything(core))
+        assert 0 <= total < 1e-10
+        assert gradient.abs().max() < 1e-10
+    for table in core.model.adapters().values():
+        for place in core.kernel.timesteps.tolist():
+            table.data[place] += 0.1
+            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-5
+            table.data[place] -= 0.1
+
+
+def test_adjoint_is_the_gradient_through_the_priors_chain():
+    core = gaussian_core(5, Wavy)
+    data = sample(core, 6, prior=True)
+    adjoint, means, rewards = lean_adjoint(core, data)
+    assert torch.equal(rewards, core.reward(data.latents[:, -1], data.prompts))
+    for k in range(core.kernel.steps + 1):
+        z = start = data.latents[:, k].clone().requires_grad_()
+        for j in range(k, core.kernel.steps):  # the same noise, whatever the state
+            mean = core.kernel.mean(z, core.predict(z, j, data.conditioning, prior=True), j)
+            z = mean + data.latents[:, j + 1] - means[:, j]
+        (gradient,) = torch.autograd.grad(core.reward(z, data.prompts).sum(), start)
+        assert torch.allclose(adjoint[:, k], -BETA * gradient, rtol=1e-10)
+
+
+def test_adjoint_matching_trains_to_the_target():
+    core = gaussian_core(6)
+    core.micro_batch = 256
+    method = AdjointMatching(AdjointMatchingConfig(fraction=1))
+    optimizer = torch.optim.Adam(everything(core), 1e-2)
+    for update in range(200):
+        data = sample(core, 32, first=update)
+        optimizer.zero_grad()
+        for loss in method.losses(core, data):
+            (loss.values.sum() / len(data)).backward()
+        optimizer.step()
+    (mean, variance), (prior_mean, prior_variance) = moments(core), moments(core, prior=True)
+    asked = BETA * DIRECTION * (prior_variance - truth_of(core).jacobian.prod() ** 2)
+    assert torch.allclose(mean - prior_mean, asked, rtol=0.05)
+    assert torch.allclose(variance, prior_variance, rtol=0.05)
+
+
+# ReFL -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [None, 0.5])
+def test_refl_gradient_is_the_derivative_of_one_steps_reward(margin):
+    """Central differences in the weights of the drawn step, at the state that was reached; nothing reaches others."""
+    core, rows = gaussian_core(8, Wavy), 6
+    method = ReFL(ReFLConfig(window=0.5, margin=margin, scale=0.1))
+    adapters = core.model.adapters()
+    for table, value in zip(adapters.values(), (0.2, -0.1), strict=True):
+        table.data[core.kernel.timesteps] = value
+    batch = core.batch((f"prompt {i}", 0) for i in range(rows))
+    chosen = core.choose_late_step(batch, 0.5)
+    assert chosen.min() >= 4
+    assert len(chosen.unique()) > 1
+    states = core.rollout(batch).latents[torch.arange(rows), chosen].detach()
+
+    def loss() -> float:
+        with torch.no_grad():
+            clean = core.kernel.clean(states, core.predict(states, chosen, batch.conditioning), chosen)
+            rewards = core.reward(clean, batch.prompts)
+        return 0.1 * (-rewards if margin is None else (margin - rewards).clamp(min=0)).mean().item()
+
+    total, _ = gradients(method.losses(core, batch), rows, everything(core))
+    assert total == pytest.approx(loss(), rel=1e-12)
+    for table in adapters.values():
+        for k, t in enumerate(core.kernel.timesteps.tolist()):
+            for i in range(2):
+                before, h = table.data[t, i].item(), 1e-5
+                table.data[t, i] = before + h
+                above = loss()
+                table.data[t, i] = before - h
+                difference = (above - loss()) / (2 * h)
+                table.data[t, i] = before
+                assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), k
+    assert table.grad[core.kernel.timesteps[:4]].abs().max() == 0

@@ -46,13 +46,11 @@ def test_results_stand_alone():
 def test_the_trainer_knows_no_method_and_methods_own_no_machinery():
     trainer = (ROOT / "bench" / "trainer.py").read_text(encoding="utf8")
     assert not [name for name in registry.BUILT_IN["methods"] if name in trainer]
-    lines = 0
     for path in (ROOT / "methods").glob("*.py"):
         text = path.read_text(encoding="utf8")
-        lines += text.count("\n")
         assert not [word for word in (".backward(", "optim.", ".cuda(", ".device", "randn", "no_grad") if word in text]
         assert not {name.split(".")[0] for name in imported(path)} & {"diffusers", "accelerate", "peft"}
-    assert lines < 450
+        assert text.count("\n") < 200, path
 
 
 def test_every_registered_plugin_loads_and_says_what_it_is():

@@ -1,0 +1,56 @@
+"""Adjoint Matching (Domingo-Enrich et al., "Adjoint Matching: Fine-tuning Flow and Diffusion Generative Models with
+Memoryless Stochastic Optimal Control", ICLR 2025)."""
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench import Config, Core, Loss, Method, Needs, Trajectory
+
+
+class AdjointMatchingConfig(Config):
+    """Options of Adjoint Matching."""
+
+    fraction: float = Field(0.15, ge=0, le=1, description="transitions used, besides the last one, over K")
+
+
+class AdjointMatching(Method):
+    """Regress the control on the lean adjoint: `‖(μ_θ − μ_#)/σ_k + σ_k a_{k+1}‖²`, sum over elements.
+
+    `a_K = −β ∇ r(decode(z_K))` and `a_k = (∂μ_#/∂z_k)ᵀ a_{k+1}` at the states that the policy sampled. The authors'
+    code pairs step k with `a_k`, which is right in continuous time only; `a_{k+1}` is exact for the discrete chain and
+    has the target `p_# exp(βr)` for a memoryless sampler (η = 1). Guidance is the same in policy and prior.
+    """
+
+    Config = AdjointMatchingConfig
+    needs = Needs(reward_gradient=True, density=True)
+    recipe = {"optimizer.lr": 3e-6, "optimizer.betas": (0.9, 0.95), "optimizer.clip": None}
+    config: AdjointMatchingConfig
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
+        for rows in data.split(core.micro_batch):
+            adjoint, prior_means, rewards = lean_adjoint(core, rows)
+            steps = core.choose_steps(rows, self.config.fraction)
+            for part in rows.transitions(steps, core.micro_batch):
+                eps = core.predict(part.z, part.k, part.conditioning)
+                mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
+                control = (mean - prior_means[part.row, part.k]) / std
+                values = (control + std * adjoint[part.row, part.k + 1]).square().flatten(1).sum(1)
+                last = part.k == core.kernel.steps - 1
+                yield Loss(values / steps.shape[1], {"reward": rewards[part.row[last]]})
+
+
+def lean_adjoint(core: Core, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    """`a_0 … a_K` [B, K+1, *latent], the prior's means `μ_#(z_k)` [B, K, *latent], rewards [B]; all detached."""
+    z = data.latents[:, -1].detach().requires_grad_()
+    rewards, gradient = core.reward_gradient(z, z, data.prompts)
+    adjoint, means = [-core.beta * gradient], []
+    for k in reversed(range(core.kernel.steps)):
+        z = data.latents[:, k].detach().requires_grad_()
+        mean = core.kernel.mean(z, core.predict(z, k, data.conditioning, prior=True), k)
+        adjoint.append(torch.autograd.grad(mean, z, adjoint[-1])[0])
+        means.append(mean.detach())
+    return torch.stack(adjoint[::-1], 1), torch.stack(means[::-1], 1), rewards
