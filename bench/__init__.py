@@ -27,6 +27,7 @@ _PUBLIC = {
     "group_baseline": "bench.advantages",
     "group_normalised": "bench.advantages",
     "gaussian_log_prob": "bench.kernel",
+    "leave_one_out": "bench.advantages",
 }
 
 __all__ = sorted(_PUBLIC)

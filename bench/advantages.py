@@ -51,6 +51,19 @@ def group_normalised(prompts: list[str], rewards: Tensor) -> Tensor:
     return centred / ((own @ centred**2).sqrt() + 1e-6)
 
 
+def leave_one_out(values: Tensor) -> Tensor:
+    """Values [B, S] minus the others' mean of the column, over the others' deviation (Zhang et al., 2024, DAG-KL).
+
+    The deviation of row i is the root of the mean over j ≠ i of `(v_j − mean_{l≠j} v_l)²`; a single row gets 0.
+    """
+    if len(values) < 2:
+        return torch.zeros_like(values)
+    others = len(values) - 1
+    centred = values - (values.sum(0) - values) / others
+    squares = centred**2
+    return centred / ((squares.sum(0) - squares) / others + 1e-8).sqrt()
+
+
 def _same_prompt(prompts: list[str], like: Tensor) -> Tensor:
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     index = torch.tensor([number[prompt] for prompt in prompts], device=like.device)

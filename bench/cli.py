@@ -73,7 +73,7 @@ def run(
     named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
-    quiet_libraries()
+    show_warnings()
 
     from bench.run import Run, default_folder, plan, preflight
 
@@ -119,7 +119,7 @@ def evaluate_run(
 
     Results go into a folder of their own inside the run's.
     """
-    quiet_libraries()
+    show_warnings()
     from bench.run import evaluate_again
 
     path = evaluate_again(folder, assignments or [], console)
@@ -170,7 +170,7 @@ def profile_setting(
 
     overrides = {} if model is None else {"model.name": model}
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
-    quiet_libraries()
+    show_warnings()
     from bench.profile import profile
     from bench.run import preflight
 
@@ -180,7 +180,7 @@ def profile_setting(
 @application.command()
 def doctor() -> None:
     """Report versions, devices, extras and weights, and what is missing."""
-    quiet_libraries()
+    show_warnings()
     from bench.doctor import report
 
     report(console)
@@ -212,17 +212,11 @@ def _describe(kind: Kind) -> dict[str, str]:
     return lines
 
 
-def quiet_libraries() -> None:
-    """Warnings go through rich; progress bars of libraries would break ours."""
+def show_warnings() -> None:
+    """Warnings go through rich."""
     logging.basicConfig(
         level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)], format="%(message)s"
     )
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
 
 
 class traceback_log:

@@ -16,6 +16,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, create_model
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
+from bench.models import ANALYTIC
 from bench.plugin import Config
 
 SUITES = Path(__file__).parent / "suites"
@@ -73,6 +74,7 @@ class TrainConfig(Config):
     sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
+    beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 
 
 class NetworkOptimizer(Config):
@@ -90,6 +92,7 @@ class OptimizerConfig(Config):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm per network; null: no clipping")
+    decay: float = Field(0.0, ge=0, le=1, description="share of the updates, the last, over which lr falls to 0")
     networks: dict[str, NetworkOptimizer] = {}
 
 
@@ -100,6 +103,7 @@ class EvaluationConfig(Config):
     heldout_prompts: int = Field(24, ge=0)
     samples_per_prompt: int = Field(8, ge=2)
     seed: int = 0
+    at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
     features: str = "efficientnet_lite0"
     metrics: list[str] = Field(default_factory=lambda: list(registry.BUILT_IN["metrics"]))
     rewards: list[str] = Field([], description="further rewards measured as a check")
@@ -152,13 +156,15 @@ def resolve(
 ) -> RunConfig:
     """The configuration of a run.
 
-    suite: None takes the reward's natural one, or `emoji` when no reward is named.
-    overrides: dotted keys from options of the command line; assignments: `key=value` strings of `--set`.
+    suite: None takes the model's own (analytic models have one of their name), else the reward's natural one, else
+    `emoji`. overrides: dotted keys from options of the command line; assignments: `key=value` strings of `--set`.
     Raises BenchError listing every mistake at once.
     """
     method_class = registry.load("methods", method)
-    settings = load_suite(suite or (registry.load("rewards", reward).suite if reward else "emoji"))
-    suite = suite or (registry.load("rewards", reward).suite if reward else "emoji")
+    model = (overrides or {}).get("model.name")
+    natural = registry.load("rewards", reward).suite if reward else "emoji"
+    suite = suite or (model if model in ANALYTIC else natural)
+    settings = load_suite(suite)
     reward = reward or settings["reward"]["name"]
     reward_class = registry.load("rewards", reward)
 

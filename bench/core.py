@@ -113,6 +113,50 @@ class Core:
         (gradient,) = torch.autograd.grad(rewards.sum(), z, retain_graph=retain_graph)
         return rewards.detach(), gradient
 
+    def look_ahead(self, data: Trajectory, steps: Tensor) -> Tensor:
+        """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at both ends of the chosen steps [B, S], NaN elsewhere.
+
+        Each state is scored once, without gradient, on the conditional prediction alone (no guidance); at k = K the
+        latent is the finished sample itself.
+        """
+        found = torch.full((len(data), self.kernel.steps + 1), float("nan"), device=self.model.device)
+        used = torch.zeros(found.shape, dtype=torch.bool).scatter_(1, steps, True).scatter_(1, steps + 1, True)
+        for part in used.nonzero().split(self.micro_batch):
+            row, k = part.unbind(1)
+            z, inner, prompts = data.latents[row, k], k < self.kernel.steps, [data.prompts[i] for i in row.tolist()]
+            with torch.no_grad():
+                if bool(inner.any()):
+                    eps = self.predict(z[inner], k[inner], data.conditioning[row[inner]], guided=False)
+                    z[inner] = self.kernel.clean(z[inner], eps, k[inner])
+                found[row, k] = self.reward(z, prompts).to(found)
+        return found
+
+    def lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+        """`a_K = −β ∇ r(decode(z_K))`, `a_k = (∂μ_#/∂z_k)ᵀ a_{k+1}` at sampled states (Domingo-Enrich et al., 2025).
+
+        Returns `a_0 … a_K` [B, K+1, *latent], the prior's means `μ_#(z_k)` [B, K, *latent] and the rewards [B], all
+        detached; computed in parts of `micro_batch` rows.
+        """
+        parts = [self._lean_adjoint(rows) for rows in data.split(self.micro_batch)]
+        adjoint, means, rewards = map(torch.cat, zip(*parts, strict=True))
+        return adjoint, means, rewards
+
+    def _lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+        z = data.latents[:, -1].detach().requires_grad_()
+        rewards, gradient = self.reward_gradient(z, z, data.prompts)
+        adjoint, means = [-self.beta * gradient], []
+        for k in reversed(range(self.kernel.steps)):
+            z = data.latents[:, k].detach().requires_grad_()
+            mean = self.kernel.mean(z, self.predict(z, k, data.conditioning, prior=True), k)
+            adjoint.append(torch.autograd.grad(mean, z, adjoint[-1])[0])
+            means.append(mean.detach())
+        return torch.stack(adjoint[::-1], 1), torch.stack(means[::-1], 1), rewards
+
+    def renoise(self, data: Batch, z: Tensor, k: int, copy: int) -> Tensor:
+        """A draw of the noising kernel `p_B(z_k | z_{k+1} = z)`, named by the sample and the number of the copy."""
+        mean, std = self.kernel.noising(z, k)
+        return mean + std * Noise(self.seed, "renoise", data.samples)(copy, self.model.latent_shape).to(z)
+
     # Choices ------------------------------------------------------------------------------------------------------
 
     def choose_steps(self, data: Batch, fraction: float) -> Tensor:
@@ -135,3 +179,15 @@ class Core:
         return torch.tensor(
             [int(generator(self.seed, "select", *name).integers(first, self.kernel.steps)) for name in data.samples]
         )
+
+    def choose_start(self, data: Batch, mean: float, deviation: float) -> Tensor:
+        """Long [B]: for every row a step `int(N(mean·K, deviation·K))`, redrawn until it is one of 1 … K−1."""
+        steps, chosen = self.kernel.steps, []
+        if steps < 2:
+            raise BenchError("a random first step of the gradient needs sampler.steps ≥ 2.")
+        for name in data.samples:
+            rng, step = generator(self.seed, "select", *name), 0
+            while not 1 <= step < steps:
+                step = int(rng.normal(mean * steps, deviation * steps))
+            chosen.append(step)
+        return torch.tensor(chosen)

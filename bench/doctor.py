@@ -1,7 +1,6 @@
 """`bench doctor`: what this machine has, and what is missing for what."""
 
 import shutil
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -41,10 +40,9 @@ def _lines() -> list[tuple[str, str]]:
         lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if missing else "installed"))
     for name in NAMED:
         try:
-            where = Path(locate(name))
-            lines.append(
-                (f"model {name}", "present" if (where / "model_index.json").is_file() else f"missing: {where}")
-            )
+            where = locate(name)
+            present = where is None or (where / "model_index.json").is_file()
+            lines.append((f"model {name}", "present" if present else f"missing: {where}"))
         except BenchError as error:
             lines.append((f"model {name}", str(error)))
     for kind in registry.BUILT_IN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from bench import registry
 from bench.checkpoint import write_atomic
 from bench.core import Core
 from bench.errors import BenchError
-from bench.plugin import Measurement, Reward
+from bench.plugin import Measurement, Method, Reward
 from bench.prompts import PromptSet
 from bench.trajectory import Trajectory
 
@@ -32,7 +33,8 @@ PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  
 class Samples:
     """Images of one model, with what was recorded while sampling. Rows of one prompt are consecutive.
 
-    images: uint8 [N, 3, H, W]; prompts: N strings; splits: N times "train" or "heldout".
+    images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model.
+    prompts: N strings; splits: N times "train" or "heldout".
     rewards: reward name → float32 [N].
     step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
     log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
@@ -61,6 +63,7 @@ class Evaluation:
     finetuned, prior: same prompts, same noise (paired); reference, floor: two further prior sets, each on noise of its
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
     features: `Samples → float32 [N, d]`, computed once per set; feature_space: its name.
+    modes: [M, d], centres of the prior's modes where the model knows them.
     """
 
     finetuned: Samples
@@ -71,6 +74,7 @@ class Evaluation:
     beta: float
     features: Callable[[Samples], Tensor]
     feature_space: str
+    modes: Tensor | None = None
 
 
 def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
@@ -89,20 +93,22 @@ def draw(
     seed: int,
     purpose: str = "evaluate",
     prior: bool = False,
+    method: Method | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Samples:
     """Sample, decode and keep images; for a finetuned model with densities also its divergence from the prior.
 
-    on_batch: called with the number of rows finished.
+    method: whose `sample` draws, if it has a say in it. on_batch: called with the number of rows finished.
     """
+    sample = functools.partial(method.sample, core) if method and not prior else core.rollout
     records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
     images, kls, ratios = [], [], []
     for part in core.batch(names).split(core.sample_batch):
         with torch.no_grad():
-            path = core.rollout(part, purpose=purpose, seed=seed, record=records, prior=prior)
+            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
             image = core.model.decode(path.latents[:, -1])
-        images.append((image * 255).round().to("cpu", torch.uint8))
-        if records:
+        images.append((image * 255).round().to("cpu", torch.uint8) if image.ndim == 4 else image.cpu())
+        if path.model_output is not None:
             kl, ratio = _divergence(core, path)
             kls.append(kl.cpu())
             ratios.append(ratio.cpu())
@@ -136,8 +142,8 @@ class Evaluator:
     cache: folder of prior sets and their features, keyed by the contents of everything that they depend on.
     """
 
-    def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path):
-        self.core, self.config, self.cache = core, config, cache
+    def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
+        self.core, self.config, self.cache, self.method = core, config, cache, method
         self.names, self.splits = sample_names(prompts, config.evaluation)
         own = {config.reward.name: core.reward_model}
         checks = [name for name in config.evaluation.rewards if name not in own]
@@ -160,6 +166,7 @@ class Evaluator:
                 self.names,
                 self.splits,
                 seed=self.config.evaluation.seed,
+                method=self.method,
                 on_batch=lambda rows: on_batch("finetuned", rows),
             )
         )
@@ -169,6 +176,7 @@ class Evaluator:
             beta=self.config.reward.beta,
             features=self.features,
             feature_space=self.config.evaluation.features,
+            modes=self.core.model.modes,
         )
         metrics = [registry.load("metrics", name) for name in self.config.evaluation.metrics]
         return evaluation, [m for metric in metrics for m in metric(metric.Config())(evaluation)]
@@ -194,7 +202,7 @@ class Evaluator:
         scores: dict[str, list[Tensor]] = {name: [] for name in self.rewards}
         for start in range(0, len(samples.images), self.core.micro_batch):
             rows = slice(start, start + self.core.micro_batch)
-            images = samples.images[rows].to(self.core.model.device).float() / 255
+            images = as_seen(samples.images[rows].to(self.core.model.device))
             for name, reward in self.rewards.items():
                 with torch.no_grad():
                     scores[name].append(reward(images, samples.prompts[rows]).cpu())
@@ -207,9 +215,14 @@ class Evaluator:
         if not path.is_file():
             parts = samples.images.split(self.core.micro_batch)
             with torch.no_grad():
-                found = torch.cat([self.extract(p.to(self.core.model.device).float() / 255).cpu() for p in parts])
+                found = torch.cat([self.extract(as_seen(p.to(self.core.model.device))).cpu() for p in parts])
             write_atomic(path, save({"features": found}))
         return load(path.read_bytes())["features"]
+
+
+def as_seen(images: Tensor) -> Tensor:
+    """What rewards and feature spaces take: uint8 images as float32 in [0, 1]; points as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def load_reward(name: str, options: dict | None = None, device: torch.device | str = "cpu") -> Reward:
@@ -219,11 +232,18 @@ def load_reward(name: str, options: dict | None = None, device: torch.device | s
 
 
 def load_features(name: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """A feature extractor, images float32 [B, 3, H, W] in [0, 1] → [B, d]. Raises BenchError for an unknown space."""
+    """A feature extractor, images float32 [B, 3, H, W] in [0, 1] → [B, d]; "points" takes points as they are.
+
+    Raises BenchError for an unknown space.
+    """
+    if name == "points":
+        return lambda points: points
     from bench.features import EfficientNetLite0
 
     if name != EfficientNetLite0.name:
-        raise BenchError(f"unknown feature space evaluation.features={name!r}. Known: {EfficientNetLite0.name}.")
+        raise BenchError(
+            f"unknown feature space evaluation.features={name!r}. Known: {EfficientNetLite0.name}, points."
+        )
     return EfficientNetLite0(device)
 
 

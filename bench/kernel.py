@@ -10,6 +10,7 @@ Notation: `ᾱ_k` is the cumulative signal level at step k, `ε` the (guided) no
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,16 +114,16 @@ def ddim_kernel(
     Raises BenchError for a step count that the schedule cannot hold, an unknown spacing, or a final level below the
     last step's.
     """
-    from diffusers import DDIMScheduler
-
     total = len(alphas_cumprod)
     if not 1 <= steps <= total:
         raise BenchError(f"sampler.steps must lie between 1 and the schedule's {total} steps, got {steps}")
     if spacing not in ("leading", "trailing"):
         raise BenchError(f"unknown sampler.spacing {spacing!r}: use 'leading' or 'trailing'")
-    grid = DDIMScheduler(num_train_timesteps=total, timestep_spacing=spacing, steps_offset=steps_offset)
-    grid.set_timesteps(steps)
-    timesteps = grid.timesteps.clamp(max=total - 1)
+    if spacing == "leading":
+        grid = np.arange(steps)[::-1] * (total // steps) + steps_offset
+    else:
+        grid = np.round(np.arange(total, 0, -total / steps)) - 1
+    timesteps = torch.from_numpy(grid.astype(np.int64)).clamp(max=total - 1)
     last = alphas_cumprod[:1] if final_alpha is None else torch.tensor([final_alpha], dtype=alphas_cumprod.dtype)
     if last < alphas_cumprod[timesteps[-1]]:
         raise BenchError(

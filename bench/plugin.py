@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -87,6 +87,14 @@ class Method(ABC):
         """Extra networks to train, by name; each has its own optimiser group under `optimizer.networks`."""
         return {}
 
+    def sample(self, core: Core, batch: Batch, **options: Any) -> Trajectory:
+        """Finished samples for the evaluation, with the options of `core.rollout`.
+
+        A method that spends compute at sampling time overrides this; without a recorded path (`model_output` and
+        `prior_output`) the metrics that need one are refused.
+        """
+        return core.rollout(batch, **options)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights: tensors, numbers, strings and containers of them."""
         return {}
@@ -99,6 +107,7 @@ class Reward(ABC):
     """A reward `r(image, prompt)`, higher is better.
 
     differentiable: whether gradients reach the images.
+    inputs: what it scores, "images" or (on analytic models) "points".
     scale: what the numbers mean, in a few words, with their usual range.
     source: paper or repository.
     suite: the named setting that `--reward NAME` selects when nothing else is said.
@@ -106,6 +115,7 @@ class Reward(ABC):
 
     Config: ClassVar[type[Config]] = Config
     differentiable: ClassVar[bool] = True
+    inputs: ClassVar[Literal["images", "points"]] = "images"
     scale: ClassVar[str]
     source: ClassVar[str]
     suite: ClassVar[str] = "emoji"
@@ -115,7 +125,7 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score float32 images [B, 3, H, W] in [0, 1]; returns float32 [B]."""
+        """Score float32 images [B, 3, H, W] in [0, 1], or points [B, d]; returns float32 [B]."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _emoji() -> list[str]:
     return [concept["name"] for concept in json.loads((emoji.path() / "concepts.json").read_text())]
 
 
-NAMED = {"emoji": _emoji}
+NAMED = {"emoji": _emoji, "unconditional": lambda: [""]}  # analytic models know no prompts
 
 
 def load_prompts(name: str, limit: int | None = None) -> PromptSet:

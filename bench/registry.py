@@ -29,6 +29,8 @@ _PUBLISHED = {  # the choices of the authors' code
     "method.trust": 1e3,
     "train.data_lag": 1,
 }
+_PLAIN = {"method.residual": False, "method.reverse": "pathwise"}
+_RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
 _DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
     "method.advantage": "reward",
@@ -43,19 +45,30 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "nabla_gfn": Plugin("methods.nabla_gfn:NablaGFN"),
         "nabla_gfn_noflow": Plugin("methods.nabla_gfn:NablaGFN", _NO_FLOW),
         "nabla_gfn_published": Plugin("methods.nabla_gfn:NablaGFN", _PUBLISHED),
+        "nabla_gfn_adjoint": Plugin("methods.nabla_gfn:NablaGFN", {"method.flow_target": "adjoint"}),
+        "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN),
+        "db": Plugin("methods.db:DB"),
+        "res_db": Plugin("methods.db:DB", _RESIDUAL_DB),
+        "dag_kl": Plugin("methods.db:DB", {"method.clip": 1e-4}),
+        "rtb": Plugin("methods.rtb:RTB"),
         "ddpo": Plugin("methods.ddpo:DDPO"),
         "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
         "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
         "draft": Plugin("methods.draft:DRaFT"),
         "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
         "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}),
+        "draft_lv": Plugin("methods.draft:DRaFT", {"method.depth": 1, "method.renoise": 2}),
+        "alignprop": Plugin("methods.draft:DRaFT", {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3}),
         "refl": Plugin("methods.refl:ReFL"),
         "adjoint_matching": Plugin("methods.adjoint_matching:AdjointMatching"),
+        "best_of_n": Plugin("methods.best_of_n:BestOfN"),
         "prior": Plugin("methods.prior:Prior"),
     },
     "rewards": {
         "emoji_clip": Plugin("rewards.emoji_clip:EmojiClip"),
         "emoji_style": Plugin("rewards.emoji_style:EmojiStyle"),
+        "linear": Plugin("rewards.linear:Linear"),
+        "quadratic": Plugin("rewards.quadratic:Quadratic"),
         "colorfulness": Plugin("rewards.colorfulness:Colorfulness"),
         "jpeg_compressibility": Plugin("rewards.jpeg_compressibility:JpegCompressibility"),
     },
@@ -67,6 +80,8 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "vendi": Plugin("metrics.vendi:Vendi"),
         "path_kl": Plugin("metrics.path_kl:PathKl"),
         "tilt_gap": Plugin("metrics.tilt_gap:TiltGap"),
+        "tilt_tv": Plugin("metrics.tilt_tv:TiltTv"),
+        "tilt_sw2": Plugin("metrics.tilt_sw2:TiltSw2"),
         "fid_target": Plugin("metrics.fid_target:FidTarget"),
     },
 }

@@ -23,9 +23,9 @@ def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
 
 
 def row(
-    config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], found: Measurement
+    config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], found: Measurement, updates: int
 ) -> dict[str, Any]:
-    """One row of `results.rows`; info: `bench.environment.describe()`."""
+    """One row of `results.rows`, measured after `updates`; info: `bench.environment.describe()`."""
     counts = meter.snapshot()
     base = found.name.partition("/")[0]
     return {
@@ -38,7 +38,7 @@ def row(
         "prompts": prompts.name,
         "evaluation": evaluation_id(config, prompts),
         "seed": config.seed,
-        "budget": config.train.updates,
+        "budget": updates,
         "budget_unit": "updates",
         "metric": found.name,
         "metric_version": registry.load("metrics", base).version if base in registry.plugins("metrics") else 1,
@@ -55,7 +55,7 @@ def row(
         "dirty": info["dirty"],
         "packages": json.dumps(info["packages"]),
         "hardware": info["hardware"],
-        "updates": config.train.updates,
+        "updates": updates,
         "reward_calls": counts["reward_calls"],
         "reward_gradients": counts["reward_gradients"],
         "network_forwards": counts["network_forwards"],
@@ -66,8 +66,9 @@ def row(
     }
 
 
-def failure(config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], reason: str) -> dict[str, Any]:
-    """The row of a run that stopped: a failure is a result too."""
-    return row(config, prompts, meter, info, Measurement("run", None, direction="none", note=reason)) | {
-        "status": "failed"
-    }
+def failure(
+    config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], reason: str, updates: int
+) -> dict[str, Any]:
+    """The row of a run that stopped after `updates`: a failure is a result too."""
+    found = Measurement("run", None, direction="none", note=reason)
+    return row(config, prompts, meter, info, found, updates) | {"status": "failed"}

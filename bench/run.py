@@ -21,11 +21,12 @@ from bench.errors import BenchError
 from bench.evaluate import Evaluation, Evaluator, cache_folder
 from bench.log import UpdateLog, read_log, training_progress
 from bench.models import load_model, locate, make_kernel
+from bench.pictures import draw_samples
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.rows import failure, row, run_name
 from bench.trainer import Record, Trainer
-from results.plots import plot_curves, plot_samples
+from results.plots import plot_curves
 from results.rows import read_rows, write_rows
 from results.table import run_table
 
@@ -130,24 +131,21 @@ class Run:
         write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
         core = build_core(config)
         method = build_method(config)
-        try:
-            if method.needs.training:
-                self._train(core, method, prompts)
-        except NonFiniteError as error:
-            self._write([failure(config, prompts, core.meter, info, str(error))])
-            raise
+        evaluator = Evaluator(core, config, prompts, cache_folder(), method)
+        updates = 0
         if method.needs.training:
+            self._train(evaluator, method, prompts, info)
             core.model.save(self.folder / "adapter")
-        evaluation, measurements = evaluate(core, config, prompts, self.console)
-        self._pictures(evaluation)
-        self._write([row(config, prompts, core.meter, info, measurement) for measurement in measurements])  # the last
+            updates = config.train.updates
+        evaluation, measurements = evaluate(evaluator, self.console)
+        self._pictures(evaluation, core)
+        found = [row(config, prompts, core.meter, info, measurement, updates) for measurement in measurements]
+        write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        write_rows(self.folder / "rows.parquet", rows)
-
-    def _train(self, core: Core, method: Method, prompts: PromptSet) -> None:
-        config = self.config
+    def _train(self, evaluator: Evaluator, method: Method, prompts: PromptSet, info: dict[str, Any]) -> None:
+        config, core = self.config, evaluator.core
         trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+        between = set(config.evaluation.at) - {config.train.updates}
         if trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
         with UpdateLog(self.folder, trainer.update) as updates, training_progress(self.console) as progress:
@@ -157,18 +155,31 @@ class Run:
 
             def on_update(record: Record) -> None:
                 updates.write(record)
-                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+                update = record["update"]
+                progress.update(task, completed=update, reward=record.get("reward", float("nan")))
+                if update in between:
+                    with core.meter.paused("evaluation"):
+                        _, measurements = evaluator.evaluate()
+                    found = [
+                        row(config, prompts, core.meter, info, measurement, update) for measurement in measurements
+                    ]
+                    write_rows(self.folder / f"rows-at-{update:07d}.parquet", found)
 
-            trainer.run(on_update)
+            try:
+                trainer.run(on_update)
+            except NonFiniteError as error:
+                stopped = failure(config, prompts, core.meter, info, str(error), trainer.update)
+                write_rows(self.folder / "rows.parquet", [stopped])
+                raise
 
-    def _pictures(self, evaluation: Evaluation) -> None:
+    def _pictures(self, evaluation: Evaluation, core: Core) -> None:
         title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"
         if (self.folder / "log.jsonl").is_file():
             frame = read_log(self.folder)
             times = [name for name in frame if name.startswith("seconds/")]
             frame[times] = frame[times].fillna(0.0).diff().fillna(frame[times])
             plot_curves(frame, self.folder / "curves.png", title)
-        sample_picture(evaluation, self.folder / "samples.png", f"{title}: same prompts, same noise")
+        draw_samples(evaluation, core, self.folder, title)
 
     def report(self) -> None:
         """Print the table of the finished run and where its files are."""
@@ -205,11 +216,8 @@ def build_method(config: RunConfig) -> Method:
     return method(method.Config(**config.method.model_dump(exclude={"name"})))
 
 
-def evaluate(
-    core: Core, config: RunConfig, prompts: PromptSet, console: Console
-) -> tuple[Evaluation, list[Measurement]]:
+def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[Measurement]]:
     """Evaluate the core's model with a progress bar; of this, the meter counts the time alone."""
-    evaluator = Evaluator(core, config, prompts, cache_folder())
     columns = [TextColumn("evaluating {task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
@@ -219,22 +227,8 @@ def evaluate(
                 tasks[name] = progress.add_task(name, total=evaluator.rows)
             progress.advance(tasks[name], rows)
 
-        with core.meter.paused("evaluation"):
+        with evaluator.core.meter.paused("evaluation"):
             return evaluator.evaluate(on_batch)
-
-
-def sample_picture(evaluation: Evaluation, path: Path, title: str, prompts: int = 8, each: int = 4) -> None:
-    """The first samples of a few prompts of both splits, prior above, finetuned below."""
-    groups = evaluation.finetuned.rows("train"), evaluation.finetuned.rows("heldout")
-    half = prompts // 2 if groups[1] else prompts
-    chosen = [*list(groups[0].items())[:half], *list(groups[1].items())[:half]]
-    shown = torch.stack([rows[:each] for _, rows in chosen])
-
-    def of(samples: Any) -> tuple[Any, Any]:
-        return samples.images[shown].permute(0, 1, 3, 4, 2).numpy(), samples.rewards[evaluation.reward][shown].numpy()
-
-    (prior, prior_rewards), (finetuned, finetuned_rewards) = of(evaluation.prior), of(evaluation.finetuned)
-    plot_samples(prior, finetuned, [p for p, _ in chosen], path, title, prior_rewards, finetuned_rewards)
 
 
 def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
@@ -258,13 +252,13 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
         core.model.load(folder / "adapter")
         core.meter.restore(state["meter"])
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    evaluation, measurements = evaluate(core, config, prompts, console)
+    evaluator = Evaluator(core, config, prompts, cache_folder(), build_method(config))
+    evaluation, measurements = evaluate(evaluator, console)
     info = environment.describe()
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
-    write_rows(out / "rows.parquet", [row(config, prompts, core.meter, info, found) for found in measurements])
-    sample_picture(
-        evaluation, out / "samples.png", f"{config.method.name} on {config.reward.name}: same prompts, same noise"
-    )
+    updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
+    write_rows(out / "rows.parquet", [row(config, prompts, core.meter, info, found, updates) for found in measurements])
+    draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.evaluate import Samples
+from bench.evaluate import Evaluation, Samples
+from bench.noise import generator
 from bench.plugin import Measurement
 
 
@@ -75,6 +76,24 @@ def tilted_weights(log_weights: Tensor, groups: dict[str, Tensor]) -> Tensor:
     for rows in groups.values():
         weights[rows] = torch.softmax(log_weights[rows].double(), 0) / len(groups)
     return weights
+
+
+def target_points(evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
+    """The target `p_# exp(βr)` of a model of points: weighted points [N, d], [N], and as many draws as were evaluated.
+
+    The weighted points are the two prior sets with noise of their own; the draws are resampled from the third, the
+    finetuned samples' partner, which is independent of them.
+    """
+    sets = (evaluation.reference, evaluation.floor)
+
+    def weights(*sets: Samples) -> Tensor:
+        tilt = evaluation.beta * torch.cat([samples.rewards[evaluation.reward] for samples in sets])
+        return tilted_weights(tilt, pooled_rows(*sets))
+
+    own = weights(evaluation.prior)
+    chosen = generator(0, "select", "target").choice(len(own), len(own), p=(own / own.sum()).numpy())
+    draws = evaluation.prior.images[torch.from_numpy(chosen)]
+    return torch.cat([samples.images for samples in sets]), weights(*sets), draws
 
 
 def moments(features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

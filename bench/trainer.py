@@ -39,7 +39,8 @@ class Trainer:
         folder: Path,
     ):
         self.core, self.method, self.prompts, self.config = core, method, prompts, train
-        self.clip, self.checkpoints = optimizer.clip, folder / "checkpoints"
+        self.clip, self.decay, self.checkpoints = optimizer.clip, optimizer.decay, folder / "checkpoints"
+        self.beta = core.beta
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
@@ -62,17 +63,30 @@ class Trainer:
 
     def run(self, on_update: Callable[[Record], None]) -> None:
         """Train until `updates`, calling `on_update` with each update's log record. Raises NonFiniteError."""
+        self._schedule()
         while self.update < self.config.updates:
             while len(self.queue) <= self.config.data_lag:
                 self.queue.append(self._sample(self.round + len(self.queue)))
             data = self.queue.pop(0)
             count = self.config.updates_per_round
             for part in range(min(count, self.config.updates - self.update)):
-                on_update(self._update(data[part::count]))
+                record = self._update(data[part::count])
+                self._schedule()
+                on_update(record)
             self.round += 1
             if self.round % self.config.checkpoint_every == 0 or self.update >= self.config.updates:
                 with self.core.meter.phase("checkpoint"):
                     checkpoint.save(self.checkpoints, self.update, self.state_dict())
+
+    def _schedule(self) -> None:
+        """Set β and the learning rates of the next update."""
+        done = self.update / self.config.updates
+        warmup = self.config.beta_warmup
+        self.core.beta = self.beta * min(1.0, done / warmup) if warmup else self.beta
+        factor = min(1.0, (1 - done) / self.decay) if self.decay else 1.0
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def _sample(self, number: int) -> Batch:
         """The data of round `number`, sampled with the present weights."""

@@ -3,9 +3,7 @@ Memoryless Stochastic Optimal Control", ICLR 2025)."""
 
 from collections.abc import Iterator
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from bench import Config, Core, Loss, Method, Needs, Trajectory
 
@@ -31,26 +29,12 @@ class AdjointMatching(Method):
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
-        for rows in data.split(core.micro_batch):
-            adjoint, prior_means, rewards = lean_adjoint(core, rows)
-            steps = core.choose_steps(rows, self.config.fraction)
-            for part in rows.transitions(steps, core.micro_batch):
-                eps = core.predict(part.z, part.k, part.conditioning)
-                mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
-                control = (mean - prior_means[part.row, part.k]) / std
-                values = (control + std * adjoint[part.row, part.k + 1]).square().flatten(1).sum(1)
-                last = part.k == core.kernel.steps - 1
-                yield Loss(values / steps.shape[1], {"reward": rewards[part.row[last]]})
-
-
-def lean_adjoint(core: Core, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-    """`a_0 … a_K` [B, K+1, *latent], the prior's means `μ_#(z_k)` [B, K, *latent], rewards [B]; all detached."""
-    z = data.latents[:, -1].detach().requires_grad_()
-    rewards, gradient = core.reward_gradient(z, z, data.prompts)
-    adjoint, means = [-core.beta * gradient], []
-    for k in reversed(range(core.kernel.steps)):
-        z = data.latents[:, k].detach().requires_grad_()
-        mean = core.kernel.mean(z, core.predict(z, k, data.conditioning, prior=True), k)
-        adjoint.append(torch.autograd.grad(mean, z, adjoint[-1])[0])
-        means.append(mean.detach())
-    return torch.stack(adjoint[::-1], 1), torch.stack(means[::-1], 1), rewards
+        adjoint, prior_means, rewards = core.lean_adjoint(data)
+        steps = core.choose_steps(data, self.config.fraction)
+        for part in data.transitions(steps, core.micro_batch):
+            eps = core.predict(part.z, part.k, part.conditioning)
+            mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
+            control = (mean - prior_means[part.row, part.k]) / std
+            values = (control + std * adjoint[part.row, part.k + 1]).square().flatten(1).sum(1)
+            last = part.k == core.kernel.steps - 1
+            yield Loss(values / steps.shape[1], {"reward": rewards[part.row[last]]})

@@ -1,21 +1,41 @@
-"""DRaFT: backpropagation of the reward through sampling (Clark et al., "Directly Fine-Tuning Diffusion Models on
-Differentiable Rewards", ICLR 2024)."""
+"""Backpropagation of the reward through sampling.
+
+DRaFT-K and DRaFT-LV: Clark et al., "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", ICLR 2024.
+AlignProp: Prabhudesai et al., "Aligning Text-to-Image Diffusion Models with Reward Backpropagation", 2023.
+"""
 
 from collections.abc import Iterator
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from bench import Batch, Config, Core, Loss, Method, Needs
 
 
 class DRaFTConfig(Config):
-    """Options of DRaFT-K."""
+    """Options of backpropagation through sampling."""
 
     depth: int = Field(5, ge=0, description="K of DRaFT-K: last sampling steps with gradient; 0 means all")
+    start: tuple[float, float] | None = Field(
+        None, description="AlignProp: mean and deviation of the first step with gradient, as shares of all; not depth"
+    )
+    renoise: int = Field(0, ge=0, description="n of DRaFT-LV: new last steps, the first one not counted")
+
+    @model_validator(mode="after")
+    def _renoising_is_of_the_last_step(self) -> "DRaFTConfig":
+        if self.renoise and (self.depth != 1 or self.start):
+            raise ValueError("renoise (DRaFT-LV) repeats the last step alone: use depth: 1 and no start")
+        return self
 
 
 class DRaFT(Method):
-    """Maximise `E_θ[r(decode(z_K))]` through the last `depth` steps of the sampler; loss `−r`. β is not used."""
+    """Maximise `E_θ[r(decode(z_K))]` through the last steps of the sampler; loss `−r`. β is not used.
+
+    - DRaFT-K: gradient through the last `depth` steps.
+    - AlignProp: from a random step on, drawn for every sample.
+    - DRaFT-LV: gradient through the last step alone, averaged over n states `z̃ ~ p_B(·|z_K)`, each with its mean.
+    """
 
     Config = DRaFTConfig
     needs = Needs(trajectory=False, reward_gradient=True)
@@ -23,9 +43,25 @@ class DRaFT(Method):
     config: DRaFTConfig
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
-        """One micro-loss per part of the batch."""
-        depth = min(self.config.depth or core.kernel.steps, core.kernel.steps)
-        for part in data.split(core.micro_batch):
-            trajectory = core.rollout(part, grad_from=core.kernel.steps - depth)
-            rewards = core.reward(trajectory.latents[:, -1], part.prompts)
-            yield Loss(-rewards, {"reward": rewards.detach()})
+        """Micro-losses, samples with the same first step of the gradient together."""
+        starts = self.starts(core, data)
+        for start in starts.unique().tolist():
+            for part in data[starts == start].split(core.micro_batch):
+                finals = self.finals(core, part, start)
+                rewards = torch.stack([core.reward(final, part.prompts) for final in finals]).mean(0)
+                yield Loss(-rewards, {"reward": rewards.detach()})
+
+    def starts(self, core: Core, data: Batch) -> Tensor:
+        """Long [B]: the first step with gradient."""
+        if self.config.start:
+            return core.choose_start(data, *self.config.start)
+        steps = core.kernel.steps
+        return torch.full((len(data),), steps - min(self.config.depth or steps, steps))
+
+    def finals(self, core: Core, part: Batch, start: int) -> list[Tensor]:
+        """Clean latents [n, *latent] whose mean reward is maximised: one, or the n of DRaFT-LV."""
+        if not self.config.renoise:
+            return [core.rollout(part, grad_from=start).latents[:, -1]]
+        clean = core.rollout(part).latents[:, -1]
+        states = [core.renoise(part, clean, start, copy) for copy in range(self.config.renoise)]
+        return [core.kernel.mean(z, core.predict(z, start, part.conditioning), start) for z in states]

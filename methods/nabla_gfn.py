@@ -20,6 +20,9 @@ class NablaConfig(Config):
     gamma: Literal["alpha", "sqrt_alpha", "one"] = Field("alpha", description="γ_k of the forward-looking term")
     weighting: Literal["score", "kl"] = Field("kl", description="'kl' multiplies transition losses by σ_k²")
     detach_target: bool = Field(True, description="keep the forward loss's gradient out of g_φ")
+    flow_target: Literal["policy", "adjoint"] = Field(
+        "policy", description="what g_φ regresses on: the policy's reverse score, or the lean adjoint (our variant)"
+    )
     reverse: Literal["pathwise", "expected"] = Field("expected", description="the reverse score, or its mean on-policy")
     reverse_weight: float = Field(1.0, ge=0, description="w_B")
     trust: float = Field(0.0, ge=0, description="λ of the trust region")
@@ -29,6 +32,8 @@ class NablaConfig(Config):
     def _expected_needs_prior(self) -> "NablaConfig":
         if self.reverse == "expected" and not self.residual:
             raise ValueError("reverse: expected is the mean of the residual score; use residual: true, or pathwise")
+        if self.flow_target == "adjoint" and not (self.residual and self.flow):
+            raise ValueError("flow_target: adjoint is the residual flow's; use residual: true and flow: true")
         return self
 
 
@@ -43,7 +48,9 @@ class NablaGFN(Method):
     - terminal `L_term = ‖g_φ(z_K)‖²` on the last transition
     - trust    `λ ‖ε_θ − ε_old‖²`, ε_old the prediction of the policy that sampled
 
-    Plain ∇-DB replaces the prior's transition score by the noising kernel's (`residual: false`).
+    Plain ∇-DB replaces the prior's transition score by the noising kernel's (`residual: false`). `nabla_gfn_adjoint`,
+    which goes beyond the paper, lets g_φ regress on the lean adjoint of Adjoint Matching, `∇ log F̃(z_k) = −a_k`, so
+    that the reward's information need not walk back through the policy one step at a time.
     """
 
     Config = NablaConfig
@@ -62,12 +69,16 @@ class NablaGFN(Method):
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
         steps = core.choose_steps(data, self.config.fraction)
+        adjoint = core.lean_adjoint(data)[0] if self.config.flow_target == "adjoint" else None
         for part in data.transitions(steps, core.micro_batch):
-            values, metrics = self.transition_losses(core, part)
+            known = None if adjoint is None else adjoint[part.row, part.k]
+            values, metrics = self.transition_losses(core, part, known)
             yield Loss(values / steps.shape[1], metrics)
 
-    def transition_losses(self, core: Core, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each transition [n], and its parts."""
+    def transition_losses(
+        self, core: Core, part: Transitions, adjoint: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each transition [n], and its parts; adjoint: `a_k` [n, *latent], which then is g_φ's target."""
         config = self.config
         variance = core.kernel.std(part.k, part.z) ** 2
         weight = variance.flatten() if config.weighting == "kl" else torch.ones_like(variance.flatten())
@@ -86,7 +97,8 @@ class NablaGFN(Method):
             own = core.network("flow", part.z_next, part.k + 1, part.conditioning)
             known = last.view(-1, *(1,) * (own.ndim - 1))  # the finished sample's flow is the reward alone
             target = target + (own.detach() if config.detach_target else own).masked_fill(known, 0)
-            reverse = self.reverse_loss(core, part, z, eps, mean, prior_mean, variance)
+            back = self.reverse_score(core, part, z, mean, prior_mean, variance) if adjoint is None else adjoint
+            reverse = self.reverse_loss(core, part, z, eps, back)
             losses["reverse"] = config.reverse_weight * weight * reverse
             losses["terminal"] = self.terminal_loss(own, last)
         losses["forward"] = weight * _mean_square(score - target)
@@ -105,18 +117,8 @@ class NablaGFN(Method):
         rewards, gradient = core.reward_gradient(clean, z, part.prompts)
         return core.beta * self.gamma(core, k, z) * gradient, rewards
 
-    def reverse_loss(
-        self,
-        core: Core,
-        part: Transitions,
-        z: Tensor,
-        eps: Tensor,
-        mean: Tensor,
-        prior_mean: Tensor | None,
-        variance: Tensor,
-    ) -> Tensor:
-        """`L_rev` [n], unweighted; `eps`, `mean` and `prior_mean` carry the graph from `z`."""
-        score = self.reverse_score(core, part, z, mean, prior_mean, variance)
+    def reverse_loss(self, core: Core, part: Transitions, z: Tensor, eps: Tensor, score: Tensor) -> Tensor:
+        """`L_rev` [n] of the score [n, *latent], unweighted; `eps` carries the graph from `z`."""
         clean = core.kernel.clean(z, eps, part.k)
         _, gradient = core.reward_gradient(clean, z, part.prompts, retain_graph=True)
         own = core.network("flow", part.z, part.k, part.conditioning)

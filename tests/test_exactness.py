@@ -17,7 +17,7 @@ from bench.models.pipeline import LatentDiffusion
 from bench.noise import generator
 from bench.plugin import Config, Loss, Method, Reward
 from bench.trajectory import Batch, Trajectory
-from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
+from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from methods.ddpo import DDPO, DDPOConfig
 from methods.draft import DRaFT, DRaFTConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
@@ -436,7 +436,7 @@ def test_adjoint_matching_vanishes_at_the_optimum_and_nowhere_near(eta):
 def test_adjoint_is_the_gradient_through_the_priors_chain():
     core = gaussian_core(5, Wavy)
     data = sample(core, 6, prior=True)
-    adjoint, means, rewards = lean_adjoint(core, data)
+    adjoint, means, rewards = core.lean_adjoint(data)
     assert torch.equal(rewards, core.reward(data.latents[:, -1], data.prompts))
     for k in range(core.kernel.steps + 1):
         z = start = data.latents[:, k].clone().requires_grad_()

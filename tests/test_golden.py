@@ -21,7 +21,6 @@ from bench.models.analytic import GaussianModel
 from bench.models.pipeline import LatentDiffusion
 from bench.plugin import Config, Reward
 from bench.trajectory import Trajectory, Transitions
-from methods import adjoint_matching
 from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
 
@@ -172,14 +171,14 @@ class Published(NablaGFN):
         return (mean - part.z_next) / variance - self.strength * (prior_mean - part.z_next) / variance
 
     def reverse_score(self, core, part, z, mean, prior_mean, variance):
+        log_prob = -self.strength * (part.z_next - mean) ** 2 / (2 * variance)
+        (self.own_score,) = torch.autograd.grad(log_prob.sum(), z, retain_graph=True)
         return self.strength * super().reverse_score(core, part, z, mean, prior_mean, variance)
 
-    def reverse_loss(self, core, part, z, eps, mean, prior_mean, variance):
+    def reverse_loss(self, core, part, z, eps, score):
         """On the last transition the constant `mean(score²)` of the policy's own score: nothing is learned from it."""
-        loss = super().reverse_loss(core, part, z, eps, mean, prior_mean, variance)
-        log_prob = -self.strength * (part.z_next - mean) ** 2 / (2 * variance)
-        (score,) = torch.autograd.grad(log_prob.sum(), z, retain_graph=True)
-        return torch.where(part.k == core.kernel.steps - 1, (score**2).flatten(1).mean(1), loss)
+        loss = super().reverse_loss(core, part, z, eps, score)
+        return torch.where(part.k == core.kernel.steps - 1, (self.own_score**2).flatten(1).mean(1), loss)
 
     def terminal_loss(self, own, last):
         """The sum over last transitions over their number, added to every row."""
@@ -360,7 +359,7 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     core = Core(Closed(), kernel, Undulating(Config()), beta=params["reward_multiplier"])
     names = [(str(i), 0) for i in range(len(latents))]
     data = Trajectory([prompt for prompt, _ in names], names, torch.zeros(len(latents), 1), latents=latents)
-    adjoint, means, rewards = adjoint_matching.lean_adjoint(core, data)
+    adjoint, means, rewards = core.lean_adjoint(data)
     std = kernel.std(torch.arange(kernel.steps), latents[0, 1:])
     with torch.no_grad():
         finetuned = [
@@ -378,10 +377,10 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     }
 
     # Their code pairs step k with a_k, ours with a_{k+1}: hand ours the states one place later.
-    def one_later(core: Core, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    def one_later(data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([adjoint[:, :1], adjoint[:, :-1]], 1), means, rewards
 
-    monkeypatch.setattr(adjoint_matching, "lean_adjoint", one_later)
+    monkeypatch.setattr(core, "lean_adjoint", one_later)
     method, theirs = AdjointMatching(AdjointMatchingConfig(fraction=1)), case["loss_all_timesteps"]
     loss = sum(part.values.sum() for part in method.losses(core, data)) / len(data)
     (gradient,) = torch.autograd.grad(loss, core.model.weights)

@@ -17,6 +17,9 @@ def test_noise_is_a_function_of_its_name():
     noise = Noise(3, "train", SAMPLES)
     assert torch.equal(noise(2, (4, 4)), Noise(3, "train", SAMPLES)(2, (4, 4)))
     assert torch.equal(noise(2, (4, 4))[1:], Noise(3, "train", SAMPLES[1:])(2, (4, 4)))
+    for (prompt, index), row in zip(SAMPLES, noise(5, (3, 3)).numpy(), strict=True):
+        alone = generator(3, "train", prompt, index, step=5).standard_normal((3, 3), np.float32)
+        assert np.array_equal(alone, row)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     noise(0, (4,))
     assert torch.equal(state[0], torch.get_rng_state())
@@ -33,6 +36,15 @@ def test_noise_streams_are_independent_and_normal():
         for b in streams[:i]:
             assert len(np.intersect1d(a, b)) == 0
             assert abs((a * b).mean()) < 5 / 64
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_grids_are_those_of_diffusers(spacing):
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    for steps in (1, 3, 7, 20, 50, 999):
+        theirs = DDIMScheduler(timestep_spacing=spacing, steps_offset=1)
+        theirs.set_timesteps(steps)
+        assert torch.equal(ddim_kernel(table, steps, spacing=spacing, steps_offset=1).timesteps, theirs.timesteps)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

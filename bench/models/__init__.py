@@ -13,15 +13,22 @@ if TYPE_CHECKING:
     from bench.kernel import Kernel
     from bench.models.base import DiffusionModel
 
-NAMED = {"emoji": "the embedded prior: 32-pixel emoji in three drawing styles"}
+NAMED = {
+    "emoji": "the embedded prior: 32-pixel emoji in three drawing styles",
+    "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
+    "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
+}
+ANALYTIC = {"ring": "RingModel", "gaussian": "GaussianModel"}  # have no weights; their samples are points
 
 
-def locate(name: str) -> str | Path:
-    """Where a model's weights are: a folder, or the id of a hub repository that is in the local cache.
+def locate(name: str) -> Path | None:
+    """The folder of a model's weights, which may be the local cache of a hub repository; None for an analytic model.
 
     A hub id that is not cached is downloaded if the hub can be reached. Raises BenchError, within seconds, for an
     unknown name or for weights that are missing while offline; nothing is loaded here.
     """
+    if name in ANALYTIC:
+        return None
     if name == "emoji":
         from bench.models import emoji
 
@@ -61,8 +68,18 @@ def load_model(
     config: "ModelConfig", sampler: "SamplerConfig", *, device: torch.device | str = "cpu", seed: int = 0
 ) -> "DiffusionModel":
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
+    if config.name in ANALYTIC:
+        from bench.models import analytic
+
+        return getattr(analytic, ANALYTIC[config.name])(device=device, seed=seed)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     from bench.models.pipeline import LatentDiffusion
 
+    for library in (diffusers_logging, transformers_logging):  # their progress bars would break ours
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
     return LatentDiffusion(
         locate(config.name),

@@ -14,6 +14,7 @@ class DiffusionModel(ABC):
     latent_shape: shape of one latent, without the batch; device: where it runs.
     alphas_cumprod: float32 [T], signal levels of the training schedule, on the CPU; final_alpha: the scheduler's level
     of a finished sample; steps_offset: of its "leading" grid. network: the denoiser, whose passes are counted.
+    modes: [M, d], centres of the prior's modes where they are known.
     """
 
     latent_shape: tuple[int, ...]
@@ -22,6 +23,7 @@ class DiffusionModel(ABC):
     final_alpha: float
     steps_offset: int = 0
     network: nn.Module
+    modes: Tensor | None = None
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -38,7 +40,7 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Images, float32 [B, 3, H, W] in [0, 1], differentiable in `z`."""
+        """Images, float32 [B, 3, H, W] in [0, 1], or points [B, d] of an analytic model; differentiable in `z`."""
 
     @abstractmethod
     def adapters(self) -> dict[str, nn.Parameter]:

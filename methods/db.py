@@ -1,0 +1,115 @@
+"""Detailed balance without reward gradients.
+
+DAG-DB and DAG-KL: Zhang et al., "Improving GFlowNets for Text-to-Image Diffusion Alignment", 2024 (arXiv 2406.00633).
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bench import (
+    Config,
+    Core,
+    DiffusionModel,
+    Loss,
+    Method,
+    Needs,
+    Trajectory,
+    Transitions,
+    gaussian_log_prob,
+    leave_one_out,
+)
+
+
+class DBConfig(Config):
+    """Options of detailed balance; symbols as in the class docstring."""
+
+    residual: bool = Field(False, description="balance against the prior p_# (target p_# exp(βr)) instead of p_B")
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="of log-probabilities over elements; mean (published) makes β count d times"
+    )
+    clip: float | None = Field(None, gt=0, description="DAG-KL: half-width of the ratio's clip range; null: DAG-DB")
+    advantage_clip: float = Field(5.0, gt=0, description="DAG-KL: largest absolute advantage")
+    policy_weight: float = Field(1.0, gt=0, description="DAG-KL: weight of the policy gradient")
+    trust: float = Field(1.0, ge=0, description="λ of ‖ε_θ − ε_old‖², mean over elements")
+    fraction: float = Field(1.0, ge=0, le=1, description="transitions used, besides the last one, over K")
+    channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network f_φ")
+
+
+class DB(Method):
+    """Detailed balance with a forward-looking scalar flow, `f(z_k) = f_φ(z_k) + βr(x̂_k)` and `f(z_K) = βr(x)`.
+
+    - `db`: `(f(z_k) + log p_θ(z_{k+1}|z_k) − log p_B(z_k|z_{k+1}) − f(z_{k+1}))²`, DAG-DB. The target is `exp(βr)`;
+      with the sampler's fixed variances no policy satisfies it exactly.
+    - `res_db`: `log p_#(z_{k+1}|z_k)` in the place of `log p_B`, densities summed: the target is `p_# exp(βr)`.
+    - `dag_kl`: the flow learns by the same loss with `log p_θ` detached; the policy by a clipped policy gradient with
+      the advantage `f(z_{k+1}) + log p_B − log p_θ − f(z_k)`, normalised by the others' mean and deviation.
+
+    `x̂` is the clean prediction without guidance or gradient. f_φ is the sum over elements of a network on latents.
+    """
+
+    Config = DBConfig
+    needs = Needs(density=True, record=frozenset({"model_output", "log_prob"}))
+    recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4, "train.beta_warmup": 0.5}
+    config: DBConfig
+
+    def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
+        """The flow network, zero at the start."""
+        return {"flow": model.latent_network(self.config.channels)}
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over transitions; DAG-KL first computes every advantage of the update."""
+        steps = core.choose_steps(data, self.config.fraction)
+        known = core.beta * core.look_ahead(data, steps)
+        advantages = None
+        if self.config.clip:
+            parts = [self.balance(core, p, known[p.row])[0].detach() for p in data.transitions(steps, core.micro_batch)]
+            table = leave_one_out(-torch.cat(parts).view(steps.shape[1], -1).T)  # a column is a bin of steps
+            advantages = table.clamp(-self.config.advantage_clip, self.config.advantage_clip).T.flatten()
+        start = 0
+        for part in data.transitions(steps, core.micro_batch):
+            own = None if advantages is None else advantages[start : start + len(part)]
+            start += len(part)
+            values, metrics = self.transition_losses(core, part, known[part.row], own)
+            yield Loss(values / steps.shape[1], metrics)
+
+    def transition_losses(
+        self, core: Core, part: Transitions, known: Tensor, advantages: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each transition [n], and its parts; known: `βr(x̂_k)` [n, K+1]; advantages: [n], of DAG-KL."""
+        balance, log_prob, eps = self.balance(core, part, known)
+        losses = {"balance": balance**2}
+        if advantages is not None:
+            ratio = torch.exp(log_prob - part.log_prob / self.scale(part))
+            clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
+            losses["policy"] = -self.config.policy_weight * torch.minimum(advantages * ratio, advantages * clipped)
+        if self.config.trust:
+            losses["trust"] = self.config.trust * (eps - part.model_output).square().flatten(1).mean(1)
+        return sum(losses.values()), {name: value.detach() for name, value in losses.items()}
+
+    def balance(self, core: Core, part: Transitions, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The equation's left side minus its right side [n]; `log p_θ` [n] under the reduction; `ε_θ`."""
+        eps = core.predict(part.z, part.k, part.conditioning)
+        mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
+        log_prob = gaussian_log_prob(part.z_next, mean, std) / self.scale(part)
+        if self.config.residual:
+            prior_eps = core.predict(part.z, part.k, part.conditioning, prior=True)
+            other = gaussian_log_prob(part.z_next, core.kernel.mean(part.z, prior_eps, part.k), std)
+        else:
+            other = gaussian_log_prob(part.z, *core.kernel.noising(part.z_next, part.k))
+        flow = self.flow(core, part, part.z, part.k, known)
+        flow_next = self.flow(core, part, part.z_next, part.k + 1, known)
+        used = log_prob.detach() if self.config.clip else log_prob
+        return flow + used - other / self.scale(part) - flow_next, log_prob, eps
+
+    def flow(self, core: Core, part: Transitions, z: Tensor, k: Tensor, known: Tensor) -> Tensor:
+        """`f(z_k)` [n]."""
+        own = core.network("flow", z, k, part.conditioning).flatten(1).sum(1)
+        return own.masked_fill(k == core.kernel.steps, 0) + known[torch.arange(len(k)), k]
+
+    def scale(self, part: Transitions) -> int:
+        """Divisor of log-densities."""
+        return part.z[0].numel() if self.config.reduction == "mean" else 1

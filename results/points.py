@@ -1,0 +1,38 @@
+"""Samples of two-dimensional models over the exact target's density."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+
+def plot_points(
+    panels: Mapping[str, np.ndarray], density: np.ndarray, extent: np.ndarray, path: Path, title: str = ""
+) -> None:
+    """One panel per entry, written to `path` (PNG): samples [N, 2] as dots over the target's density as contours.
+
+    density: [G, G], row y, on the grid of `extent` (xmin, xmax, ymin, ymax), the limits of every panel.
+    """
+    columns = min(len(panels), 6)
+    rows = -(-len(panels) // columns)
+    size = 3.0 if rows == 1 else 2.3
+    axis_x, axis_y = (np.linspace(*extent[i : i + 2], density.shape[1 - i // 2]) for i in (0, 2))
+    mass = np.sort(density.ravel())[::-1]
+    # contours around the densest 98, 90, 70, 40 and 15 per cent of the mass
+    places = np.searchsorted(mass.cumsum() / mass.sum(), (0.98, 0.9, 0.7, 0.4, 0.15))
+    levels = np.unique(mass[places])
+    with sns.axes_style("white"), sns.plotting_context("notebook"):
+        figure = Figure(figsize=(size * columns, (size + 0.3) * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for ax in list(grid)[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (name, points) in zip(figure.axes, panels.items(), strict=False):
+            ax.contourf(axis_x, axis_y, density, levels=[*levels, mass[0] * 1.01], cmap="Oranges", alpha=0.75)
+            ax.scatter(*points[:1500].T, s=2, color="#1e3a5f", alpha=0.35, linewidths=0, rasterized=True)
+            ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xticks=[], yticks=[])
+            ax.set_title(name, fontsize=10, parse_math=False)
+        if title:
+            figure.suptitle(title, fontsize=11, parse_math=False)
+        figure.savefig(path, dpi=130)

@@ -1,0 +1,26 @@
+"""A linear reward on points."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench import Config, Reward
+
+
+class LinearConfig(Config):
+    """Options of the linear reward."""
+
+    direction: list[float] = Field([1.3, -0.4], min_length=1, description="w; its length is the points' dimension")
+
+
+class Linear(Reward):
+    """`r(x) = w·x`: tilting a Gaussian by it moves the mean and leaves the variance, in closed form."""
+
+    Config = LinearConfig
+    inputs = "points"
+    scale = "any number; 0 at the origin"
+    source = "closed form"
+    suite = "gaussian"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return images @ torch.tensor(self.config.direction).to(images)
