@@ -119,7 +119,7 @@ class Core:
         Each state is scored once, without gradient, on the conditional prediction alone (no guidance); at k = K the
         latent is the finished sample itself.
         """
-        found = torch.full((len(data), self.kernel.steps + 1), float("nan"), device=self.model.device)
+        found = data.latents.new_full((len(data), self.kernel.steps + 1), float("nan"))
         used = torch.zeros(found.shape, dtype=torch.bool).scatter_(1, steps, True).scatter_(1, steps + 1, True)
         for part in used.nonzero().split(self.micro_batch):
             row, k = part.unbind(1)
@@ -128,7 +128,7 @@ class Core:
                 if bool(inner.any()):
                     eps = self.predict(z[inner], k[inner], data.conditioning[row[inner]], guided=False)
                     z[inner] = self.kernel.clean(z[inner], eps, k[inner])
-                found[row, k] = self.reward(z, prompts).to(found)
+                found[row, k] = self.reward(z, prompts)
         return found
 
     def lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,14 +14,17 @@ from bench.kernel import ddim_kernel
 from bench.meter import Meter
 from bench.models.analytic import GaussianModel
 from bench.models.pipeline import LatentDiffusion
-from bench.noise import generator
+from bench.noise import Noise, generator
 from bench.plugin import Config, Loss, Method, Reward
 from bench.trajectory import Batch, Trajectory
 from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
+from methods.best_of_n import BestOfN, BestOfNConfig
+from methods.db import DB, DBConfig
 from methods.ddpo import DDPO, DDPOConfig
 from methods.draft import DRaFT, DRaFTConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
 from methods.refl import ReFL, ReFLConfig
+from methods.rtb import RTB, RTBConfig
 
 BETA = 2.0
 DIRECTION = torch.tensor([1.3, -0.4], dtype=torch.float64)
@@ -500,3 +503,243 @@ def test_refl_gradient_is_the_derivative_of_one_steps_reward(margin):
                 table.data[t, i] = before
                 assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), k
     assert table.grad[core.kernel.timesteps[:4]].abs().max() == 0
+
+
+# The lean adjoint as the flow's target ------------------------------------------------------------------------------
+
+
+def losses_and_departures(core: Core, method: Method, data: Trajectory, tables: list[tuple[Tensor, list[int]]]) -> None:
+    """Loss and gradient are zero (1e-10) here, and the loss is positive after a step in any entry of the tables."""
+    total, gradient = gradients(method.losses(core, data), len(data), everything(core))
+    assert 0 <= total < 1e-10
+    assert gradient.abs().max() < 1e-10
+    for table, places in tables:
+        for place in places:
+            before = table.data[place].clone()
+            table.data[place] += 0.1
+            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-5
+            table.data[place] = before
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.6])
+def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(eta):
+    core = gaussian_core(8, eta=eta)
+    method = NablaGFN(NablaConfig(fraction=1, flow_target="adjoint", weighting="score"))
+    set_optimum(core, method)
+    times, flow = core.kernel.timesteps.tolist(), core.networks["flow"]
+    tables = [(table, times) for table in core.model.adapters().values()]
+    tables += [(flow.bias, [*times, 0]), (flow.slope, [*times, 0])]
+    for data in (sample(core, 16), sample(core, 16, prior=True)):
+        losses_and_departures(core, method, data, tables)
+
+
+def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
+    """The public code's choice: policies at any share of the shift then have zero loss, so nothing is learned."""
+
+    class LastLeftOut(NablaGFN):
+        def reverse_loss(self, core, part, z, eps, score):
+            return super().reverse_loss(core, part, z, eps, score) * (part.k < core.kernel.steps - 1)
+
+    core = gaussian_core(8)
+    truth, steps = truth_of(core), core.kernel.steps
+    look = truth.look[:, None] * gammas(core, "alpha")[:, None] * BETA * DIRECTION
+    for share in (0.0, 0.5, 1.0, 1.7):
+        flow = [share * truth.flow[steps - 1]]  # any value at K−1, carried back by the remaining equations
+        for k in reversed(range(steps - 1)):
+            flow.insert(0, truth.jacobian[k] * flow[0])
+        drift = torch.stack([*flow[1:], truth.flow[-1]])
+        shift_policy(core, drift)
+        zeros = []
+        for method_class in (LastLeftOut, NablaGFN):
+            method = method_class(NablaConfig(fraction=1))
+            core.networks = method.networks(core.model)
+            core.networks["flow"].bias.data[core.kernel.timesteps] = torch.stack(flow) - look[:-1]
+            data = sample(core, 16)
+            zeros.append(sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data))
+        reached = (moments(core)[0] - moments(core, prior=True)[0])[0]
+        assert zeros[0] < 1e-10
+        assert (zeros[1] < 1e-10) == (share == 1.0)
+        if share in (0.0, 1.7):
+            shift_policy(core, truth.flow[1:])
+            asked = (moments(core)[0] - moments(core, prior=True)[0])[0]
+            assert abs(reached / asked - 1) > 0.5
+
+
+# Balance without gradients -------------------------------------------------------------------------------------------
+
+
+def set_balanced_flow(core: Core, method: DB) -> None:
+    """The exact log-flow `b_k·z + c_k` beside the forward-looking term, at the optimal policy."""
+    truth, times = truth_of(core), core.kernel.timesteps
+    shift_policy(core, truth.flow[1:])
+    core.networks = method.networks(core.model)
+    zero = torch.zeros(1, 2, dtype=torch.float64)
+    with torch.no_grad():
+        at_zero = [core.kernel.mean(zero, core.predict(zero, k, zero, prior=True), k)[0] for k in range(len(times))]
+        clean = [core.kernel.clean(zero, core.predict(zero, k, zero), k)[0] for k in range(len(times))]
+        unit = [core.kernel.clean(zero + 1, core.predict(zero + 1, k, zero), k)[0] for k in range(len(times))]
+    constant, constants = torch.zeros((), dtype=torch.float64), []
+    for k in reversed(range(len(times))):  # log E exp(b·z_{k+1} + c) of a Gaussian step
+        b = truth.flow[k + 1]
+        constant = constant + b @ at_zero[k] + truth.variance[k] * b @ b / 2
+        constants.insert(0, constant)
+    flow = core.networks["flow"]
+    for k, t in enumerate(times.tolist()):
+        slope = truth.flow[k] - BETA * DIRECTION * (unit[k] - clean[k])
+        flow.slope.data[t] = slope
+        flow.bias.data[t] = (constants[k] - BETA * DIRECTION @ clean[k]) / 2  # the flow is a sum over two elements
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.6])
+def test_residual_db_vanishes_at_the_optimum_and_nowhere_near(eta):
+    core = gaussian_core(8, eta=eta)
+    method = DB(DBConfig(residual=True, reduction="sum", trust=0))
+    set_balanced_flow(core, method)
+    times, flow = core.kernel.timesteps.tolist(), core.networks["flow"]
+    tables = [(table, times) for table in (*core.model.adapters().values(), flow.bias, flow.slope)]
+    for data in (sample(core, 16), sample(core, 16, prior=True)):
+        losses_and_departures(core, method, data, tables)
+
+
+def test_averaged_densities_have_another_target():
+    """The same policy and flow under densities averaged over elements: the published reduction counts β d times."""
+    core = gaussian_core(8)
+    method = DB(DBConfig(residual=True, reduction="mean", trust=0))
+    set_balanced_flow(core, method)
+    data = sample(core, 16)
+    assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-2
+
+
+def test_dag_kl_gradients_go_where_they_belong():
+    """The flow learns from the balance alone, the policy from the advantage alone, and A = −balance, left one out."""
+    core = gaussian_core(6)
+    core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
+    data = sample(core, 32)
+    method, balance_only = (DB(DBConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12))
+    core.networks = method.networks(core.model)
+    policy = list(core.model.adapters().values())
+    total, gradient = gradients(method.losses(core, data), len(data), policy)
+    known = core.beta * core.look_ahead(data, torch.arange(6).expand(32, 6))
+    (part,) = data.transitions(torch.arange(6).expand(32, 6), 1000)
+    balance, log_prob, _ = method.balance(core, part, known[part.row])
+    table = balance.detach().view(6, 32)
+    advantages = []
+    for column in -table:
+        others = [torch.cat([column[:i], column[i + 1 :]]) for i in range(32)]
+        means = torch.stack([rest.mean() for rest in others])
+        centred = column - means
+        spread = torch.stack([torch.cat([centred[:i], centred[i + 1 :]]).square().mean() for i in range(32)]).sqrt()
+        advantages.append((centred / spread).clamp(-5, 5))
+    surrogate = -(torch.cat(advantages) * log_prob).sum() / 6 / 32  # at ratio 1 its gradient is the clipped one's
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(surrogate, policy)])
+    assert torch.allclose(gradient, expected, atol=1e-7)  # the deviation's 1e-8
+    assert total == pytest.approx(float((table**2).mean() - torch.cat(advantages).mean()), rel=1e-6)
+    _, silent = gradients(balance_only.losses(core, data), len(data), policy)
+    assert silent.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.6])
+def test_rtb_keeps_the_noise_alone(eta):
+    """At the optimum the residual is `log Z_φ − b_0·z_0 −` a constant: `z_0` is not tilted."""
+    core = gaussian_core(8, eta=eta)
+    truth, method = truth_of(core), RTB(RTBConfig())
+    shift_policy(core, truth.flow[1:])
+    core.networks = method.networks(core.model)
+    for data in (sample(core, 32), sample(core, 32, prior=True)):
+        data = with_rewards(core, data)
+        losses = torch.cat([loss.values for loss in method.losses(core, data)])
+        leak = data.latents[:, 0] @ truth.flow[0]
+        signed = losses.detach().sqrt() * torch.sign(-losses.detach())  # log Z_φ = 0, far below the true log Z
+        constant = signed + leak
+        assert (constant - constant.mean()).abs().max() < 1e-10
+        core.networks["log_z"].bias.data[0] = -constant.mean() / 2  # a sum over two elements
+        losses = torch.cat([loss.values for loss in method.losses(core, data)])
+        assert torch.allclose(losses, leak**2, atol=1e-10)
+        for table in core.model.adapters().values():
+            for place in core.kernel.timesteps.tolist():
+                table.data[place] += 0.1
+                moved = torch.cat([loss.values for loss in method.losses(core, data)])
+                assert not torch.allclose(moved, leak**2, atol=1e-5)
+                table.data[place] -= 0.1
+        core.networks["log_z"].bias.data.zero_()
+    assert leak.var() == pytest.approx(float(truth.flow[0] @ truth.flow[0]), rel=0.8)
+
+
+# AlignProp and DRaFT-LV ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"start": (0.6, 0.2)}, {"depth": 1, "renoise": 2}], ids=["alignprop", "draft_lv"])
+def test_truncated_backpropagation_against_finite_differences(options):
+    """Central differences in the parameters of the steps with gradient, the rest of the chain held fixed."""
+    core, rows, h = gaussian_core(5, Wavy), 6, 1e-5
+    method, batch = DRaFT(DRaFTConfig(**options)), core.batch((f"prompt {i}", 0) for i in range(6))
+    for table, value in zip(core.model.adapters().values(), (0.2, -0.1), strict=True):
+        table.data[core.kernel.timesteps] = value
+    fixed = core.rollout(batch).latents  # under the unmoved policy
+    starts = method.starts(core, batch)
+    assert len(set(starts.tolist())) > 1 or options.get("renoise")
+    clean = fixed[:, -1]
+
+    def loss() -> float:
+        finals = []
+        for i, start in enumerate(starts.tolist()):
+            row = batch[i : i + 1]
+            if options.get("renoise"):
+                for copy in range(2):
+                    noise = Noise(core.seed, "renoise", row.samples)(copy, (2,)).double()
+                    mean, std = core.kernel.noising(clean[i : i + 1], start)
+                    z = mean + std * noise
+                    finals.append(core.kernel.mean(z, core.predict(z, start, row.conditioning), start))
+                continue
+            z, noise = fixed[i : i + 1, start], Noise(core.seed, "train", row.samples)
+            for k in range(start, core.kernel.steps):
+                mean = core.kernel.mean(z, core.predict(z, k, row.conditioning), k)
+                z = mean + core.kernel.std(k, z) * noise(k + 1, (2,)).double()
+            finals.append(z)
+        with torch.no_grad():
+            return -float(core.reward_model(torch.cat(finals), []).mean())
+
+    total, _ = gradients(method.losses(core, batch), rows, everything(core))
+    assert total == pytest.approx(loss(), rel=1e-12)
+    for table in core.model.adapters().values():
+        for k, t in enumerate(core.kernel.timesteps.tolist()):
+            for i in range(2):
+                before = table.data[t, i].item()
+                table.data[t, i] = before + h
+                above = loss()
+                table.data[t, i] = before - h
+                difference = (above - loss()) / (2 * h)
+                table.data[t, i] = before
+                assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), (k, i)
+        assert table.grad[core.kernel.timesteps[-1]].any()
+        assert not table.grad[core.kernel.timesteps[0]].any()
+
+
+def test_alignprop_draws_the_published_steps():
+    core = gaussian_core(50)
+    batch = core.batch((f"prompt {i}", 0) for i in range(2000))
+    starts = DRaFT(DRaFTConfig(start=(0.84, 0.1))).starts(core, batch).double()
+    assert starts.min() >= 1
+    assert starts.max() == 49
+    assert starts.mean() == pytest.approx(41.2, abs=0.4)  # int(N(42, 5)), redrawn beyond 49
+
+
+# Best of n ----------------------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_keeps_the_best_of_its_own_candidates():
+    core, n = gaussian_core(4), 5
+    batch = core.batch((f"prompt {i}", 0) for i in range(600))
+    options = {"purpose": "evaluate", "seed": 3, "record": frozenset({"model_output", "prior_output"})}
+    with torch.no_grad():
+        own = core.rollout(batch, **options).latents[:, -1]
+        core.micro_batch = core.sample_batch = 7  # the choice does not depend on how a batch is cut
+        best = BestOfN(BestOfNConfig(n=n)).sample(core, batch, **options)
+        alone = BestOfN(BestOfNConfig(n=1)).sample(core, batch, **options)
+    assert best.model_output is None
+    assert torch.equal(alone.latents[:, -1], own)
+    rewards, kept = own @ DIRECTION, best.latents[:, -1] @ DIRECTION
+    assert (kept >= rewards).all()
+    assert 0.1 < (kept == rewards).double().mean() < 0.3  # the own noise wins one time in five
+    normal = (kept - rewards.mean()) / rewards.std()
+    assert normal.mean() == pytest.approx(1.163, abs=0.12)  # expected maximum of five standard normals
