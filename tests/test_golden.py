@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.advantages import leave_one_out
 from bench.core import Core
 from bench.kernel import Kernel, ddim_kernel, gaussian_log_prob
 from bench.models.analytic import GaussianModel
@@ -22,6 +23,7 @@ from bench.models.pipeline import LatentDiffusion
 from bench.plugin import Config, Reward
 from bench.trajectory import Trajectory, Transitions
 from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
+from methods.db import DB, DBConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -386,5 +388,94 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     (gradient,) = torch.autograd.grad(loss, core.model.weights)
     errors["loss"] = error(loss[None], [theirs["loss"]])
     errors["gradient"] = error(gradient, [theirs["grad"][name] for name in "abc"])
+    record_property("relative_errors", errors)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+# DAG-DB and DAG-KL --------------------------------------------------------------------------------------------------
+
+
+class Guided(Closed):
+    """`ε = uncond + w (cond − uncond)` of `a x + b sin x + e`; the conditioning holds both maps e."""
+
+    def __init__(self, guidance: float):
+        super().__init__()
+        self.weights, self.guidance = torch.nn.Parameter(torch.tensor([0.3, 0.1])), guidance
+
+    def predict(self, z, t, conditioning, *, prior=False, guided=True):
+        base = self.weights[0] * z + self.weights[1] * torch.sin(z)
+        conditional, unconditional = base + conditioning[:, 0], base + conditioning[:, 1]
+        return unconditional + self.guidance * (conditional - unconditional) if guided else conditional
+
+
+class PublishedDB(DB):
+    """Flow and rewards are the stored values: what produced them is a stub there and has its own tests here."""
+
+    def flow(self, core, part, z, k, known):
+        return self.stored[int((k == part.k + 1).all())]
+
+
+@pytest.mark.parametrize("case", golden("item3_dag")["cases"], ids=lambda c: c["tag"])
+def test_dag(case, table, record_property):
+    params = case["params"]
+    kernel = ddim_kernel(table, params["num_steps"], eta=1.0, steps_offset=1)
+    k = torch.tensor([kernel.timesteps.tolist().index(time) for time in case["timestep"]])
+    core = Core(Guided(params["guidance_scale"]), kernel, Undulating(Config()), beta=params["reward_exp"])
+    field = {name: torch.tensor(value) for name, value in case.items() if isinstance(value, list)}
+    names = [(str(i), 0) for i in range(3)]
+    part = Transitions(
+        [prompt for prompt, _ in names], names, torch.stack([field["text_add"], field["neg_add"]], 1),
+        row=torch.arange(3), k=k, z=field["x_t"], z_next=field["x_prev"], model_output=field["unet_outputs_old"],
+        log_prob=field["old_log_probs"] * field["x_t"][0].numel(),
+    )  # fmt: skip
+    kl = params["klpf"] > 0
+    # their trust term is the plain mean of squares, as ours; β is in the stored flows
+    config = {"clip": params["clip_range"] if kl else None, "policy_weight": params["klpf"] if kl else 1.0}
+    method = PublishedDB(DBConfig(trust=params["unetreg"], advantage_clip=params["adv_clip_max"], **config))
+    leaves = [field[name].clone().requires_grad_() for name in ("flow_model_out", "flow_model_out_next")]
+    rewards, ends = [field["reward_hat"], field["reward_hat_next"]], field["end_mask"]
+    now, after = (leaf + core.beta * reward for leaf, reward in zip(leaves, rewards, strict=True))
+    after = torch.where(ends, core.beta * field["terminal_reward"], after)
+    method.stored = now, after
+    eps = core.predict(part.z, k, part.conditioning)
+    std, (back_mean, back_std) = kernel.std(k, part.z), kernel.noising(part.z_next, k)
+    count = part.z[0].numel()
+    balance, log_prob, _ = method.balance(core, part, now)
+    advantages = leave_one_out(-balance.detach()[:, None]).flatten() if kl else None
+    if kl:
+        limit = params["adv_clip_max"]
+        advantages = advantages.clamp(-limit, limit)
+    values, parts = method.transition_losses(core, part, now, advantages)
+    gradients = torch.autograd.grad(values.mean(), [core.model.weights, *leaves])
+    clean = kernel.clean(part.z, core.predict(part.z, k, part.conditioning, guided=False), k)
+    inner = ~ends  # the last transition's next state is finished
+    following = k[inner] + 1
+    clean_next = kernel.clean(
+        part.z_next[inner],
+        core.predict(part.z_next[inner], following, part.conditioning[inner], guided=False),
+        following,
+    )
+    theirs = case["grad_loss"]
+    errors = {
+        "prediction": error(eps, field["noise_pred"]),
+        "mean": error(kernel.mean(part.z, eps, k), field["pf_mean"]),
+        "std": error(std.flatten(), field["pf_std"]),
+        "noising mean": error(back_mean, field["pb_mean"]),
+        "noising std": error(back_std.flatten(), field["pb_std"]),
+        "log p_θ": error(log_prob, field["log_pf"]),
+        "log p_B": error(gaussian_log_prob(part.z, back_mean, back_std) / count, field["log_pb"]),
+        "clean": error(clean, field["x0hat_for_reward"]),
+        "next clean": error(clean_next, field["x0hat_next_for_reward"][inner]),
+        "flows": max(error(now, field["flow_total"]), error(after, field["flow_next_total"])),
+        "losses": error(values, field["losses_before_mean"]),
+        "gradient of ε": error(gradients[0], [theirs["a"], theirs["b"]]),
+        "gradient of f_φ": error(torch.stack(gradients[1:]), [theirs["flow_model_out"], theirs["flow_model_out_next"]]),
+    }
+    if kl:
+        stored = case["kl"]
+        errors["advantages"] = error(advantages, stored["advantages"])
+        errors["policy"] = error(parts["policy"] / params["klpf"], stored["losses_klpf"])
+        ratio = torch.exp(log_prob - part.log_prob / count)
+        errors["ratio"] = error(ratio, stored["ratio"])
     record_property("relative_errors", errors)
     assert max(errors.values()) < TOLERANCE, errors
