@@ -153,6 +153,44 @@ def report(
         raise BenchError(str(error)) from None
 
 
+@application.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run's state and command.")] = False,
+) -> None:
+    """Run the product of methods, seeds and settings, several processes at once.
+
+    Finished runs are skipped, interrupted ones resumed; a failed run does not stop the others. The file:
+
+        suite: ring
+        methods: [nabla_gfn, ddpo]
+        seeds: 10                                   # or a list
+        set: {train.updates: 400}                   # every run
+        settings: {ddpo: {optimizer.lr: 6.0e-4}}    # by method
+        grid: {reward.beta: [0.5, 1.0]}             # every combination
+        threads: 1
+
+    Compare the runs with bench report.
+    """
+    show_warnings()
+    from bench.sweep import last_words, plan_sweep, read_sweep, run_sweep
+
+    read = read_sweep(spec)
+    read = read.model_copy(update={"workers": workers}) if workers else read
+    jobs = plan_sweep(read)
+    if dry_run:
+        for job in jobs:
+            typer.echo(f"{job.state:8} {job.command}")
+        return
+    failed = run_sweep(read, jobs, console)
+    for job in failed:
+        console.print(f"[red]failed:[/red] {job.folder.name}: {last_words(job.log)} (see {job.log})", soft_wrap=True)
+    console.print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are in {read.out}. Compare: bench report {read.out}")
+    if failed:
+        raise typer.Exit(1)
+
+
 @application.command("profile")
 def profile_setting(
     method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method.")] = "nabla_gfn",

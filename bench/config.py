@@ -193,7 +193,7 @@ def build(tree: dict[str, Any], method_class: type, reward_class: type) -> RunCo
         return specific(**tree)
     except ValidationError as error:
         keys = list(_keys(specific))
-        raise BenchError("\n".join(_explain(mistake, keys) for mistake in error.errors())) from None
+        raise BenchError("\n".join(explain(mistake, keys) for mistake in error.errors())) from None
 
 
 def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
@@ -235,7 +235,8 @@ def _keys(model: type[Config], prefix: str = "") -> Any:
             yield prefix + name
 
 
-def _explain(mistake: Any, keys: list[str]) -> str:
+def explain(mistake: Any, keys: list[str]) -> str:
+    """One sentence for a mistake that pydantic found; keys: what may be set."""
     where = ".".join(map(str, mistake["loc"]))
     if mistake["type"] == "extra_forbidden":
         section = where.rpartition(".")[0]

@@ -82,6 +82,12 @@ def default_folder(config: RunConfig) -> Path:
     return Path("runs") / config.suite / config.reward.name / run_name(config)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in the folder has its final rows."""
+    path = folder / "rows.parquet"
+    return path.is_file() and "failed" not in set(read_rows(path)["status"])
+
+
 @dataclass
 class Run:
     """A run's folder and how it reports to people."""
@@ -102,7 +108,7 @@ class Run:
             except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
                 same = False
             if same and not force:
-                return self._finished()
+                return is_finished(self.folder)
             if not force:
                 raise BenchError(
                     f"{self.folder} holds a run of another configuration (see {stored}): choose another --out, or give "
@@ -117,10 +123,6 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(stored, self.config.to_yaml().encode())
         return False
-
-    def _finished(self) -> bool:
-        path = self.folder / "rows.parquet"
-        return path.is_file() and "failed" not in set(read_rows(path)["status"])
 
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
