@@ -130,25 +130,34 @@ def evaluate_run(
 def report(
     paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default all that have values.")] = None,
+    at_updates: Annotated[
+        int | None, typer.Option(min=1, help="Compare every run's last evaluation within so many updates.")
+    ] = None,
+    at_reward_calls: Annotated[int | None, typer.Option(min=1, help="The same within so many reward calls.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.md and figures; default: print tables.")] = None,
 ) -> None:
-    """Compare finished runs: a Markdown table for every setting, methods as rows.
+    """Compare finished runs: a Markdown table for every setting, methods as rows, and figures.
 
     bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
+    bench report runs/ring --at-reward-calls 50000 --out report
     """
     import pandas
 
+    from results.report import section, settings, write_report
     from results.rows import read_rows
-    from results.table import SETTING, comparison_markdown
 
-    chosen = metrics.split(",") if metrics else None
+    if at_updates and at_reward_calls:
+        raise BenchError("--at-updates and --at-reward-calls are two comparisons: give one of them.")
+    cost = "updates" if at_updates else "reward_calls" if at_reward_calls else None
+    limit, chosen = at_updates or at_reward_calls or 0, metrics.split(",") if metrics else None
+    folders = paths or [Path("runs")]
     try:
-        frame = pandas.concat([read_rows(path) for path in paths or [Path("runs")]])
-        for _, rows in frame.groupby(list(SETTING), sort=False):
-            first = rows.iloc[0]
-            typer.echo(
-                f"### {first['reward']} (β = {first['beta']:g}) on {first['model']}, prompts {first['prompts']}\n"
-            )
-            typer.echo(comparison_markdown(rows, chosen))
+        frame = pandas.concat([read_rows(path) for path in folders], ignore_index=True)
+        if out:
+            console.print(f"Written: {write_report(frame, folders, out, chosen, cost, limit)}")
+            return
+        for heading, rows in settings(frame):
+            typer.echo(f"### {heading}\n\n{section(rows, chosen, cost, limit)}")
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
 

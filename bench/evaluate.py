@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench import registry
 from bench.checkpoint import write_atomic
-from bench.core import Core
+from bench.core import Core, NonFiniteError
 from bench.errors import BenchError
 from bench.plugin import Measurement, Method, Reward
 from bench.prompts import PromptSet
@@ -107,6 +107,8 @@ def draw(
         with torch.no_grad():
             path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
             image = core.model.decode(path.latents[:, -1])
+        if not bool(torch.isfinite(image).all()):
+            raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
         images.append((image * 255).round().to("cpu", torch.uint8) if image.ndim == 4 else image.cpu())
         if path.model_output is not None:
             kl, ratio = _divergence(core, path)

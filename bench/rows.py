@@ -64,11 +64,3 @@ def row(
         "train_seconds": sum(seconds for phase, seconds in counts["seconds"].items() if phase != "evaluation"),
         "peak_memory_bytes": counts["peak_memory"],
     }
-
-
-def failure(
-    config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], reason: str, updates: int
-) -> dict[str, Any]:
-    """The row of a run that stopped after `updates`: a failure is a result too."""
-    found = Measurement("run", None, direction="none", note=reason)
-    return row(config, prompts, meter, info, found, updates) | {"status": "failed"}

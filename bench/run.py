@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from bench.models import load_model, locate, make_kernel
 from bench.pictures import draw_samples
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
-from bench.rows import failure, row, run_name
+from bench.rows import row, run_name
 from bench.trainer import Record, Trainer
 from results.plots import plot_curves
 from results.rows import read_rows, write_rows
@@ -134,19 +135,33 @@ class Run:
         core = build_core(config)
         method = build_method(config)
         evaluator = Evaluator(core, config, prompts, cache_folder(), method)
-        updates = 0
+        trainer = None
         if method.needs.training:
-            self._train(evaluator, method, prompts, info)
-            core.model.save(self.folder / "adapter")
-            updates = config.train.updates
-        evaluation, measurements = evaluate(evaluator, self.console)
-        self._pictures(evaluation, core)
-        found = [row(config, prompts, core.meter, info, measurement, updates) for measurement in measurements]
-        write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
+            trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
 
-    def _train(self, evaluator: Evaluator, method: Method, prompts: PromptSet, info: dict[str, Any]) -> None:
-        config, core = self.config, evaluator.core
-        trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+        def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
+            updates = trainer.update if trainer else 0
+            return [row(config, prompts, core.meter, info, measurement, updates) for measurement in measurements]
+
+        def evaluate_between(update: int) -> None:
+            with core.meter.paused("evaluation"):
+                _, measurements = evaluator.evaluate()
+            write_rows(self.folder / f"rows-at-{update:07d}.parquet", rows(measurements))
+
+        try:
+            if trainer:
+                self._train(trainer, evaluate_between)
+                core.model.save(self.folder / "adapter")
+            evaluation, measurements = evaluate(evaluator, self.console)
+        except NonFiniteError as error:  # a failure is a result too
+            failed = Measurement("run", None, direction="none", note=str(error))
+            write_rows(self.folder / "rows.parquet", [rows([failed])[0] | {"status": "failed"}])
+            raise
+        self._pictures(evaluation, core)
+        write_rows(self.folder / "rows.parquet", rows(measurements))  # the last: it says that the run is finished
+
+    def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
+        config = self.config
         between = set(config.evaluation.at) - {config.train.updates}
         if trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
@@ -160,19 +175,9 @@ class Run:
                 update = record["update"]
                 progress.update(task, completed=update, reward=record.get("reward", float("nan")))
                 if update in between:
-                    with core.meter.paused("evaluation"):
-                        _, measurements = evaluator.evaluate()
-                    found = [
-                        row(config, prompts, core.meter, info, measurement, update) for measurement in measurements
-                    ]
-                    write_rows(self.folder / f"rows-at-{update:07d}.parquet", found)
+                    evaluate_between(update)
 
-            try:
-                trainer.run(on_update)
-            except NonFiniteError as error:
-                stopped = failure(config, prompts, core.meter, info, str(error), trainer.update)
-                write_rows(self.folder / "rows.parquet", [stopped])
-                raise
+            trainer.run(on_update)
 
     def _pictures(self, evaluation: Evaluation, core: Core) -> None:
         title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"

@@ -83,12 +83,19 @@ def markdown_table(rows: Rows) -> str:
     return _markdown(HEADINGS, [_cells(row) for row in _records(rows)])
 
 
+def floors(frame: pd.DataFrame) -> dict[str, float]:
+    """Metric → its sampling floor, where rows named `<metric>/floor` hold one."""
+    own = frame[frame["metric"].str.endswith("/floor") & frame["value"].notna()]
+    return own.groupby(own["metric"].str.removesuffix("/floor"))["value"].mean().to_dict()
+
+
 def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> str:
     """Methods as rows, metrics as columns, from rows of several runs in one setting.
 
     A cell holds the value and, in brackets, the paired difference to the prior ± its standard error; over several
     seeds both are means, and ± is the standard error over seeds. The first row is the prior (for distances to the
-    prior, the floor). A run counts at its largest budget. Metrics default to all that any run has a value of.
+    prior, the floor); where metrics have a sampling floor (`<metric>/floor`), the second row is that. A run counts at
+    its largest budget. Metrics default to all that any run has a value of.
     Raises ValueError if the rows mix settings or versions of a metric, or hold none of the metrics.
     """
     for name in SETTING:
@@ -97,7 +104,9 @@ def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = Non
     frame = frame[frame["budget"] == frame.groupby("run")["budget"].transform("max")]
     failed = sorted(set(frame.loc[frame["status"] == "failed", "method"]))
     frame = frame[frame["value"].notna() & (frame["status"] != "failed")]
-    metrics = list(dict.fromkeys(frame["metric"])) if metrics is None else list(metrics)
+    least = floors(frame)
+    if metrics is None:
+        metrics = [name for name in dict.fromkeys(frame["metric"]) if not name.endswith("/floor")]
     frame = frame[frame["metric"].isin(metrics)]
     if frame.empty:
         raise ValueError(f"no row has a value of {', '.join(metrics) or 'any metric'}")
@@ -106,17 +115,21 @@ def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = Non
         names = ", ".join(mixed.index[mixed > 1])
         raise ValueError(f"rows of different versions or sample counts of {names}: name the metrics to compare")
     titles = {row["metric"]: _heading(row) for row in frame.to_dict("records")}
-    headings = ("method", *(titles.get(name, name) for name in metrics), "updates", "time", "seeds")
+    headings = ("method", *(titles.get(name, name) for name in metrics), "updates", "reward calls", "time", "seeds")
     priors = frame.groupby("metric")["prior"].mean()
-    lines = [("prior", *(_prior_cell(name, priors.get(name)) for name in metrics), "", "", "")]
+    lines = [("prior", *(_prior_cell(name, priors.get(name)) for name in metrics), "", "", "", "")]
+    if any(name in least for name in metrics):
+        lines.append(("sampling floor", *(number(least[n]) if n in least else "" for n in metrics), "", "", "", ""))
     for method, own in frame.groupby("method", sort=False):
         if method == "prior":
             continue
         runs = own.drop_duplicates("run")
         cells = [_comparison_cell(own[own["metric"] == name]) for name in metrics]
         updates = " / ".join(f"{count:,}" for count in sorted(set(runs["updates"])))
-        lines.append((method, *cells, updates, _minutes(runs["wall_seconds"].mean()), str(runs["seed"].nunique())))
-    lines += [(method, *("failed" for _ in metrics), "", "", "") for method in failed]
+        calls = number(runs["reward_calls"].mean())
+        time = _minutes(runs["wall_seconds"].mean())
+        lines.append((method, *cells, updates, calls, time, str(runs["seed"].nunique())))
+    lines += [(method, *("failed" for _ in metrics), "", "", "", "") for method in failed]
     return _markdown(headings, lines)
 
 

@@ -1,6 +1,7 @@
 """Rows survive storage or are refused, tables say what the rows say, pictures show the samples."""
 
 import os
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from results.plots import plot_curves, plot_samples
+from results.report import at_cost, write_report
 from results.rows import COLUMNS, read_rows, write_rows
 from results.table import comparison_markdown, markdown_table, number, run_table, with_error
 
@@ -181,18 +184,21 @@ def test_comparison_of_methods() -> None:
     kl = {"metric": "path_kl", "unit": "nats", "direction": "lower", "value": 5.25, "prior": 0.0}
     failed = {"run": "r3", "method": "broken", "value": None, "status": "failed"}
     lines = comparison(row(), fid(), row(**kl), row(**ddpo), row(**failed))
-    assert lines[0] == "| method | reward/train ↑ | fid_prior/space ↓ | path_kl [nats] ↓ | updates | time | seeds |"
-    assert lines[2] == "| prior | 30 | 70 (floor) | 0 |  |  |  |"
-    assert lines[3] == "| draft | 35.25 (+5.25 ± 0.12) | 90 | 5.25 ± 0.12 | 60 | 2.5 min | 1 |"
-    assert lines[4] == "| ddpo | 32 (+2.00 ± 0.12) | – | – | 200 | 30 s | 1 |"
-    assert lines[5] == "| broken | failed | failed | failed |  |  |  |"
+    headings = (
+        "| method | reward/train ↑ | fid_prior/space ↓ | path_kl [nats] ↓ | updates | reward calls | time | seeds |"
+    )
+    assert lines[0] == headings
+    assert lines[2] == "| prior | 30 | 70 (floor) | 0 |  |  |  |  |"
+    assert lines[3] == "| draft | 35.25 (+5.25 ± 0.12) | 90 | 5.25 ± 0.12 | 60 | 960 | 2.5 min | 1 |"
+    assert lines[4] == "| ddpo | 32 (+2.00 ± 0.12) | – | – | 200 | 960 | 30 s | 1 |"
+    assert lines[5] == "| broken | failed | failed | failed |  |  |  |  |"
 
 
 def test_comparison_over_seeds_takes_the_error_over_seeds() -> None:
     second = {"run": "r2", "seed": 1, "value": 37.25, "difference": 7.25}
     earlier = {**second, "budget": 30, "value": 0.0}
     lines = comparison(row(), row(**second), row(**earlier))
-    assert lines[3] == "| draft | 36.25 (+6.2 ± 1.0) | 60 | 2.5 min | 2 |"
+    assert lines[3] == "| draft | 36.25 (+6.2 ± 1.0) | 60 | 960 | 2.5 min | 2 |"
 
 
 @pytest.mark.parametrize(
@@ -242,3 +248,61 @@ def test_curves_are_drawn(tmp_path: Path, updates: int) -> None:
     three, two = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("three", "two"))
     assert three.shape[1] == pytest.approx(1.5 * two.shape[1], abs=2)
     assert (two.std(2) > 0.1).mean() > 1e-4  # something coloured was drawn
+
+
+# Comparing at equal cost, and the report ------------------------------------------------------------------------------
+
+
+def budgets() -> pd.DataFrame:
+    """Two methods with three evaluations each, one twice as dear, and one without training."""
+    rows = []
+    for method, calls in (("cheap", 10), ("dear", 20)):
+        for seed in range(2):
+            for update, value in ((10, 1.0), (20, 2.0), (40, 4.0)):
+                cost = {"budget": update, "updates": update, "reward_calls": update * calls}
+                rows.append(row(run=f"{method}{seed}", method=method, seed=seed, value=value + seed, **cost))
+    rows.append(row(run="best", method="best_of_n", value=9.0, budget=0, updates=0, reward_calls=0))
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("cost", "limit", "expected", "short"),
+    [
+        ("updates", 20, {"cheap": 20, "dear": 20, "best_of_n": 0}, []),
+        ("updates", 39, {"cheap": 20, "dear": 20, "best_of_n": 0}, []),
+        ("reward_calls", 400, {"cheap": 40, "dear": 20, "best_of_n": 0}, []),
+        ("reward_calls", 150, {"cheap": 10, "best_of_n": 0}, ["dear"]),  # its first evaluation had cost 200
+        ("reward_calls", 900, {"cheap": 40, "dear": 40, "best_of_n": 0}, ["cheap"]),  # it ended at 400
+    ],
+)
+def test_comparison_at_equal_cost(cost: str, limit: int, expected: dict[str, int], short: list[str]) -> None:
+    chosen, told = at_cost(budgets(), cost, limit)
+    assert dict(zip(chosen["method"], chosen["budget"], strict=True)) == expected
+    assert told == short
+
+
+def test_the_floor_is_a_row_of_its_own() -> None:
+    least = row(metric="reward/train/floor", value=0.5, prior=None, difference=None, direction="none")
+    lines = comparison(row(), least)
+    assert lines[0].startswith("| method | reward/train ↑ | updates |")
+    assert lines[3] == "| sampling floor | 0.5 |  |  |  |  |"
+
+
+def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    run = tmp_path / "runs" / "cheap0"
+    run.mkdir(parents=True)
+    np.savez(
+        run / "points.npz", **{name: rng.normal(size=(50, 2)) for name in ("target", "prior", "finetuned")},
+        density=np.ones((20, 20)), extent=np.array([-3.0, 3, -3, 3]),
+    )  # fmt: skip
+    page = write_report(budgets(), [tmp_path / "runs"], tmp_path / "out", None, "updates", 20)
+    text = page.read_text()
+    assert "At most 20 updates a run." in text
+    assert "| cheap | 2.5 " in text
+    figures = re.findall(r"\]\((.*?)\)", text)
+    assert figures == ["methods-0.png", "budgets-0.png", "points-0.png"]
+    for name in figures:
+        image = plt.imread(tmp_path / "out" / name)
+        assert min(image.shape[:2]) > 150
+        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20
