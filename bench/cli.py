@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from bench.environment import check_packages
@@ -224,6 +225,37 @@ def profile_setting(
     profile(config, preflight(config), repeats, console)
 
 
+@application.command("selftest")
+def test_plugin(
+    name: Annotated[str, typer.Argument(help="A method, reward or metric, yours included.")],
+    kind: Annotated[Kind | None, typer.Option(help="Needed only if the name is taken in several kinds.")] = None,
+) -> None:
+    """Check a plugin against the contract that all rows of a table rest on.
+
+    Shapes, declared needs, determinism, batch-size invariance, gradients, stored state, and the target distribution
+    where a method declares it. Exits with status 1 if a check fails.
+    """
+    show_warnings()
+    from bench import registry
+    from bench.errors import did_you_mean
+    from bench.selftest import CHECKS, selftest
+
+    kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]
+    if len(kinds) > 1:
+        raise BenchError(f"{name!r} is a name of {' and '.join(kinds)}: choose with --kind.")
+    if not kinds:
+        known = [known for k in CHECKS for known in registry.plugins(k)]
+        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, known)}")
+    registry.load(kinds[0], name)
+    colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
+    with console.status(f"testing {name}"):
+        for found in selftest(kinds[0], name):
+            failed |= found.status == "failed"
+            console.print(f"[{colors[found.status]}]{found.status:7}[/] {found.check}: {escape(found.detail)}")
+    if failed:
+        raise typer.Exit(1)
+
+
 @application.command()
 def doctor() -> None:
     """Report versions, devices, extras and weights, and what is missing."""
@@ -250,12 +282,12 @@ def _describe(kind: Kind) -> dict[str, str]:
         try:
             found = registry.load(kind.value, name)
         except BenchError as error:
-            lines[name] = f"[red]broken:[/red] {error}"
+            lines[name] = f"[red]broken:[/red] {escape(str(error))}"
             continue
         preset = ", ".join(f"{key}={value}" for key, value in plugin.preset.items())
         text = (found.__doc__ or "").strip().splitlines()[0]
         package = "" if plugin.package == "nabla-bench" else f" [{plugin.package}]"
-        lines[name] = text + (f" ({preset})" if preset else "") + package
+        lines[name] = escape(text + (f" ({preset})" if preset else "") + package)
     return lines
 
 

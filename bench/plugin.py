@@ -38,6 +38,7 @@ class Needs:
     reward_gradient: the reward must be differentiable.
     density: every sampling step must have a positive variance.
     record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
+    whole_update: the loss normalises over an update's trajectories, so it is not the mean over parts of them.
     """
 
     training: bool = True
@@ -46,6 +47,7 @@ class Needs:
     reward_gradient: bool = False
     density: bool = False
     record: frozenset[str] = frozenset()
+    whole_update: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class Method(ABC):
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """See a whole round of trajectories once, before it is cut into updates (advantages need this)."""
         return data
+
+    def tilted(self) -> bool:
+        """Whether, as configured, a loss of zero means samples from `p_# exp(βr)`; `bench selftest` then checks it."""
+        return False
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """Extra networks to train, by name; each has its own optimiser group under `optimizer.networks`."""

@@ -27,6 +27,10 @@ class AdjointMatching(Method):
     recipe = {"optimizer.lr": 3e-6, "optimizer.betas": (0.9, 0.95), "optimizer.clip": None}
     config: AdjointMatchingConfig
 
+    def tilted(self) -> bool:
+        """Always."""
+        return True
+
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
         adjoint, prior_means, rewards = core.lean_adjoint(data)

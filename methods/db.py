@@ -52,9 +52,15 @@ class DB(Method):
     """
 
     Config = DBConfig
-    needs = Needs(density=True, record=frozenset({"model_output", "log_prob"}))
+    needs = Needs(
+        density=True, record=frozenset({"model_output", "log_prob"}), whole_update=True
+    )  # DAG-KL's advantages
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4, "train.beta_warmup": 0.5}
     config: DBConfig
+
+    def tilted(self) -> bool:
+        """Residual detailed balance of summed densities."""
+        return self.config.residual and self.config.reduction == "sum" and not self.config.clip
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """The flow network, zero at the start."""

@@ -62,6 +62,10 @@ class NablaGFN(Method):
     }
     config: NablaConfig
 
+    def tilted(self) -> bool:
+        """Residual ∇-DB with its flow network."""
+        return self.config.residual and self.config.flow
+
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """The flow network `g_φ`, zero at the start."""
         return {"flow": model.latent_network(self.config.channels)} if self.config.flow else {}

@@ -29,6 +29,10 @@ class RTB(Method):
     recipe = {"optimizer.lr": 1e-4, "optimizer.networks.log_z.lr": 1e-2}
     config: RTBConfig
 
+    def tilted(self) -> bool:
+        """Always."""
+        return True
+
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """`log Z_φ`, zero at the start."""
         return {"log_z": model.latent_network(self.config.channels)}

@@ -1,0 +1,199 @@
+"""The contract suite: every plugin passes it, broken ones fail the check that is meant for them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
+from bench.selftest import CHECKS, selftest
+from bench.trajectory import Batch
+from methods.adjoint_matching import AdjointMatching
+from methods.ddpo import DDPO
+from methods.draft import DRaFT
+
+EXAMPLE = Path(__file__).parent / "example_plugin"
+ALL = [(kind, name) for kind in CHECKS for name in registry.plugins(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL, ids=[name for _, name in ALL])
+def test_every_plugin_keeps_the_contract(kind, name):
+    outcomes = list(selftest(kind, name))
+    assert len(outcomes) == len(CHECKS[kind])
+    assert not [found for found in outcomes if found.status == "failed"]
+
+
+class MeanOverMicroBatch(DRaFT):
+    """Averages where it should add."""
+
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        for loss in super().losses(core, data):
+            yield Loss(loss.values / len(loss.values))
+
+
+class OwnDice(DRaFT):
+    """Draws from global random state."""
+
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        for loss in super().losses(core, data):
+            yield Loss(loss.values * torch.rand(()))
+
+
+class Silent(DRaFT):
+    """No gradient reaches anything."""
+
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        for loss in super().losses(core, data):
+            yield Loss(loss.values * 0)
+
+
+class Undeclared(AdjointMatching):
+    """Uses the gradient of a reward without saying so."""
+
+    needs = Needs(density=True)
+
+    def tilted(self) -> bool:
+        return False
+
+
+class Forgetful(DDPO):
+    """Has state and stores none."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        return None
+
+
+class Elsewhere(AdjointMatching):
+    """Declares the target and aims at β/2."""
+
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        core.beta /= 2
+        yield from super().losses(core, data)
+        core.beta *= 2
+
+
+class Sociable(Reward):
+    """Scores an image against its batch."""
+
+    scale = source = "test"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        means = images.flatten(1).mean(1)
+        return means - means.mean()
+
+
+class Detached(Sociable):
+    """Declares a gradient that it has not."""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return images.detach().flatten(1).mean(1)
+
+
+class Halved(Sociable):
+    """Its gradient is half of the derivative."""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        means = images.flatten(1).mean(1)
+        return (means + means.detach()) / 2
+
+
+class NotANumber(Metric):
+    """Measures NaN without a note."""
+
+    direction = "lower"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        return [Measurement("broken", float("nan"), n=1)]
+
+
+class Restless(NotANumber):
+    """Never measures the same twice."""
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        return [Measurement("broken", float(torch.rand(())), n=1)]
+
+
+class Biased(NotANumber):
+    """Sees a difference where there is none."""
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        return [Measurement("broken", 1.0, 0.0, 1.0, 0.1, n=1)]
+
+
+class Brittle(NotANumber):
+    """Cannot do without densities."""
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        return [Measurement("broken", float(evaluation.finetuned.step_kl.mean()), n=1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken", "checks"),
+    [
+        ("methods", MeanOverMicroBatch, {"batch size does not matter"}),
+        ("methods", OwnDice, {"equal seeds give equal losses", "batch size does not matter"}),
+        ("methods", Silent, {"gradients reach what trains"}),
+        ("methods", Undeclared, {"losses are well formed"}),
+        ("methods", Forgetful, {"state survives storage", "a resumed run is the same run"}),
+        ("methods", Elsewhere, {"the target is reached"}),
+        ("rewards", Sociable, {"neighbours do not matter"}),
+        ("rewards", Detached, {"the gradient is the derivative"}),
+        ("rewards", Halved, {"the gradient is the derivative"}),
+        ("metrics", NotANumber, {"measurements are well formed", "hard cases are notes"}),
+        ("metrics", Restless, {"measuring twice gives the same"}),
+        ("metrics", Biased, {"an unchanged model differs by nothing"}),
+        ("metrics", Brittle, {"hard cases are notes"}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_a_broken_plugin_fails_the_check_that_is_meant_for_it(kind, broken, checks, monkeypatch):
+    monkeypatch.setitem(registry.BUILT_IN[kind], "broken", registry.Plugin(f"{__name__}:{broken.__name__}"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[test_every_plugin_keeps_the_contract.__module__])
+    registry.plugins.cache_clear()
+    try:
+        outcomes = {found.check: found for found in selftest(kind, "broken")}
+    finally:
+        registry.plugins.cache_clear()
+    failed = {check for check, found in outcomes.items() if found.status == "failed"}
+    assert checks <= failed < set(outcomes), outcomes
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
+    """The example package installed into a folder; calls `bench` in a process that sees it."""
+    target = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(target), str(EXAMPLE)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(target), "COLUMNS": "150"}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "bench", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    return call
+
+
+def test_an_installed_package_brings_its_plugins(installed):
+    listed = installed("ls")
+    assert listed.returncode == 0, listed.stderr
+    for name in ("raft", "brightness", "contrast"):
+        (line,) = (line for line in listed.stdout.splitlines() if line.startswith(f"{name} "))
+        assert "[example-plugin]" in line
+        tested = installed("selftest", name)
+        assert tested.returncode == 0, tested.stdout
+        assert "failed" not in tested.stdout
+
+
+def test_selftest_names_what_it_does_not_know(bench):
+    status, text = bench("selftest", "nabla_gnf")
+    assert status == 2
+    assert "unknown plugin 'nabla_gnf'" in text
+    assert "nabla_gfn" in text
