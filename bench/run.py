@@ -21,7 +21,7 @@ from bench.core import Core, NonFiniteError
 from bench.errors import BenchError
 from bench.evaluate import Evaluation, Evaluator, cache_folder
 from bench.log import UpdateLog, read_log, training_progress
-from bench.models import load_model, locate, make_kernel
+from bench.models import ANALYTIC, load_model, locate, make_kernel
 from bench.pictures import draw_samples
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
@@ -49,9 +49,29 @@ def preflight(config: RunConfig) -> PromptSet:
     for kind, names in (("metrics", config.evaluation.metrics), ("rewards", config.evaluation.rewards)):
         for name in names:
             registry.load(kind, name)
+    kind = "points" if config.model.name in ANALYTIC else "images"
+    for name in (config.reward.name, *config.evaluation.rewards):
+        if (wanted := registry.load("rewards", name).inputs) != kind:
+            fit = [other for other in registry.plugins("rewards") if _inputs_of(other) == kind]
+            raise BenchError(
+                f"reward {name!r} scores {wanted}, and model {config.model.name!r} makes {kind}: use a reward of "
+                f"{kind} ({', '.join(fit)}), or another --model."
+            )
+    if (config.evaluation.features == "points") != (kind == "points"):
+        raise BenchError(
+            f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
+            f"model {config.model.name!r} brings its own."
+        )
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     locate(config.model.name)
     return prompts
+
+
+def _inputs_of(name: str) -> str | None:
+    try:
+        return registry.load("rewards", name).inputs
+    except BenchError:
+        return None  # a broken plugin is no way out
 
 
 def _works_without_gradient(name: str) -> bool:

@@ -159,6 +159,33 @@ def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
 # The trainer ------------------------------------------------------------------------------------------------------
 
 
+def test_schedules_of_beta_and_learning_rate(core, tmp_path):
+    """β rises linearly over the first half of eight updates, the learning rate falls over the last half."""
+    method = method_of("draft_1")
+    train = TrainConfig(updates=8, prompts_per_round=2, samples_per_prompt=1, beta_warmup=0.5, checkpoint_every=1)
+    seen = []
+
+    def note(record: Record) -> None:
+        rate = trainer.optimizers["policy"].param_groups[0]["lr"]  # of the next update
+        seen.append((record["update"], core.beta / 10, rate / 1e-2))
+        if record["update"] == 4 and not resumed:
+            raise Interrupted
+
+    for resumed in (False, True):
+        core.beta = 10.0
+        trainer = Trainer(core, method, PROMPTS, train, OptimizerConfig(lr=1e-2, decay=0.5), tmp_path)
+        assert trainer.resume() == resumed
+        if resumed:
+            trainer.run(note)
+        else:
+            with pytest.raises(Interrupted):
+                trainer.run(note)
+    assert [update for update, _, _ in seen] == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8]
+    for update, beta, rate in seen:
+        assert beta == pytest.approx(min(1, update / 4))
+        assert rate == pytest.approx(min(1, 2 * (1 - update / 8)))
+
+
 class Interrupted(Exception):
     """Stands for a kill at an arbitrary update."""
 
