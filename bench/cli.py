@@ -251,7 +251,8 @@ def test_plugin(
     with console.status(f"testing {name}"):
         for found in selftest(kinds[0], name):
             failed |= found.status == "failed"
-            console.print(f"[{colors[found.status]}]{found.status:7}[/] {found.check}: {escape(found.detail)}")
+            mark, detail = f"[{colors[found.status]}]{found.status:7}[/]", escape(found.detail)
+            console.print(f"{mark} [bold]{found.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

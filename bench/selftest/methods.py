@@ -1,14 +1,11 @@
-"""`bench selftest NAME`: the contract of a plugin, checked on small exact problems; no weights are needed.
-
-A check is a function of the plugin's name; it returns nothing, raises `Failed` with one sentence, or `Skipped`.
-"""
+"""The contract of a method, on the linear-Gaussian problem in float64."""
 
 import copy
 import io
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,57 +16,15 @@ from bench import config as configs
 from bench import registry
 from bench.config import OptimizerConfig, TrainConfig
 from bench.core import Core
-from bench.evaluate import Evaluation, Samples, load_reward
 from bench.kernel import ddim_kernel
 from bench.models.analytic import GaussianModel
-from bench.noise import Noise, generator
-from bench.plugin import Config, Loss, Measurement, Method, Reward
+from bench.noise import generator
+from bench.plugin import Config, Loss, Method, Reward
+from bench.selftest.checking import Skipped, require
 from bench.trainer import Trainer
 from bench.trajectory import Batch, Trajectory
 
 BETA, DIRECTION = 2.0, (1.3, -0.4)
-
-
-class Failed(Exception):
-    """The plugin breaks its contract; the message says how."""
-
-
-class Skipped(Exception):
-    """The check does not apply to this plugin; the message says why."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One check's result: status is "passed", "failed" or "skipped"."""
-
-    check: str
-    status: str
-    detail: str = ""
-
-
-def selftest(kind: str, name: str) -> Iterator[Outcome]:
-    """Run every check of a method, reward or metric (`kind` as in the registry) and yield the outcomes."""
-    for check in CHECKS[kind]:
-        title = check.__name__.replace("_", " ")
-        try:
-            check(name)
-        except Skipped as reason:
-            yield Outcome(title, "skipped", str(reason))
-        except Failed as reason:
-            yield Outcome(title, "failed", str(reason))
-        except Exception as error:  # whatever a plugin raises is its failure, not ours
-            yield Outcome(title, "failed", f"raised {type(error).__name__}: {error}")
-        else:
-            yield Outcome(title, "passed", (check.__doc__ or "").strip().splitlines()[0])
-
-
-def require(condition: object, message: str) -> None:
-    """Raise Failed with the message unless the condition holds."""
-    if not bool(condition):
-        raise Failed(message)
-
-
-# Methods ----------------------------------------------------------------------------------------------------------
 
 
 class _Curved(Reward):
@@ -327,166 +282,13 @@ def _moments(core: Core) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance, leak
 
 
-# Rewards ----------------------------------------------------------------------------------------------------------
-
-PROMPTS = ["red apple", "dog", "cat", "lion"]
-
-
-def _inputs(reward: Reward) -> Tensor:
-    shape = (3, 32, 32) if reward.inputs == "images" else (2,)
-    noise = Noise(0, "evaluate", [(prompt, 0) for prompt in PROMPTS])(0, shape)
-    return torch.sigmoid(noise) if reward.inputs == "images" else noise
-
-
-def says_its_scale_and_source(name: str) -> None:
-    """docstring, scale, source, and a suite that exists"""
-    reward = registry.load("rewards", name)
-    for field in ("__doc__", "scale", "source"):
-        require((getattr(reward, field, None) or "").strip(), f"the class has no {field}.")
-    require(reward.suite in configs.suites(), f"the suite {reward.suite!r} does not exist; see bench ls suites.")
-
-
-def scores_are_well_formed(name: str) -> None:
-    """finite float32 [B] for noise, black and white, the same twice, inputs and random state untouched"""
-    reward = load_reward(name)
-    x = _inputs(reward)
-    for images in (x, x[:1], torch.zeros_like(x), torch.ones_like(x)):
-        kept, state = images.clone(), torch.get_rng_state()
-        scores = reward(images, PROMPTS[: len(images)])
-        good = scores.dtype == torch.float32 and scores.shape == (len(images),)
-        require(good, f"the scores are {scores.dtype} {list(scores.shape)}; return float32 [B].")
-        require(torch.isfinite(scores).all(), "a score is not finite.")
-        require(torch.equal(images, kept), "the images were changed in place.")
-        require(torch.equal(scores, reward(images, PROMPTS[: len(images)])), "the same images score differently.")
-        require(torch.equal(state, torch.get_rng_state()), "global random state was used.")
-
-
-def neighbours_do_not_matter(name: str) -> None:
-    """an image's score does not depend on the rest of its batch"""
-    reward = load_reward(name)
-    x = _inputs(reward)
-    alone = torch.cat([reward(x[i : i + 1], PROMPTS[i : i + 1]) for i in range(len(x))])
-    good = torch.allclose(reward(x, PROMPTS), alone, rtol=1e-4, atol=1e-5)
-    require(good, "an image alone scores differently than in a batch: no statistics over the batch.")
-
-
-def the_gradient_is_the_derivative(name: str) -> None:
-    """a differentiable reward agrees with central differences; any other gives no gradient"""
-    reward = load_reward(name)
-    x = _inputs(reward).requires_grad_()
-    scores = reward(x, PROMPTS)
-    if not reward.differentiable:
-        require(not scores.requires_grad, "the reward declares no gradient and gives one: set differentiable = True.")
-        raise Skipped("the reward declares no gradient")
-    require(scores.requires_grad, "the reward declares a gradient and gives none: set differentiable = False.")
-    (gradient,) = torch.autograd.grad(scores.sum(), x)
-    require(torch.isfinite(gradient).all(), "the gradient is not finite.")
-    # along the gradient the slope is largest, so float32 resolves it best
-    direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *(1,) * (x.ndim - 1))
-    slope, errors = (gradient * direction).flatten(1).sum(1), []
-    for step in (0.3, 0.1, 0.03, 0.01):
-        with torch.no_grad():
-            difference = (reward(x + step * direction, PROMPTS) - reward(x - step * direction, PROMPTS)) / (2 * step)
-        errors.append(float(((difference - slope).abs() / slope.abs().clamp(min=1e-6)).max()))
-    require(
-        min(errors) < 0.03, f"the gradient is {min(errors):.0%} from central differences at the best of four steps."
-    )
-
-
-# Metrics ----------------------------------------------------------------------------------------------------------
-
-
-def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prompts: int = 4) -> Evaluation:
-    """Random samples of all sets: `prompts` prompts of 40, the last half held out."""
-    names = [f"prompt {i}" for i in range(prompts) for _ in range(40)]
-    splits = ["train" if i < (prompts + 1) // 2 else "heldout" for i in range(prompts) for _ in range(40)]
-
-    def samples(number: int) -> Samples:
-        rng = generator(number, "evaluate", "selftest")
-        x = torch.from_numpy(rng.standard_normal((len(names), *((2,) if points else (3, 6, 6))), np.float32))
-        images = x if points else (255 * torch.sigmoid(x)).to(torch.uint8)
-        rewards = {name: x.flatten(1).mean(1) * scale for name, scale in (("trained", 1.0), ("other", 2.0))}
-        kl = torch.from_numpy(rng.standard_normal((len(names), 5), np.float32)).square() * (number != 1)
-        records = {"step_kl": kl, "log_ratio": -kl.sum(1)} if density else {}
-        return Samples(images, names, splits, rewards, **records)
-
-    sets = {key: samples(i) for i, key in enumerate(("finetuned", "prior", "reference", "floor"))}
-    if equal:
-        sets["finetuned"] = samples(1)
-    modes = torch.tensor([[2.0, 0], [-2, 0], [0, 2]]) if points else None
-    return Evaluation(
-        **sets, reward="trained", beta=0.5, feature_space="flat", modes=modes,
-        features=lambda own: own.images.flatten(1)[:, :8].float() / 64,
-    )  # fmt: skip
-
-
-def _measure(name: str, **options: object) -> list[Measurement]:
-    metric = registry.load("metrics", name)
-    return [found for points in (False, True) for found in metric(metric.Config())(_evaluation(points, **options))]
-
-
-def measurements_are_well_formed(name: str) -> None:
-    """named after the metric, with n, a known direction, and a finite value or a note"""
-    require((registry.load("metrics", name).__doc__ or "").strip(), "the class has no docstring: say what it measures.")
-    found = _measure(name)
-    require(found, "the metric measured nothing, neither on images nor on points.")
-    for one in found:
-        named = one.name == name or one.name.startswith(f"{name}/")
-        require(named, f"the measurement {one.name!r} is not named {name!r} or {name}/….")
-        require(one.direction in ("higher", "lower", "none"), f"{one.name}: unknown direction {one.direction!r}.")
-        good = one.note if one.value is None else math.isfinite(one.value)
-        require(good, f"{one.name}: the value is {one.value}; give a finite one, or None with a note that says why.")
-        require(one.n > 0 or one.value is None, f"{one.name}: n is {one.n}.")
-        require(one.standard_error is None or one.standard_error >= 0, f"{one.name}: the standard error is negative.")
-
-
-def measuring_twice_gives_the_same(name: str) -> None:
-    """and changes neither the samples nor global random state"""
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    require(_measure(name) == _measure(name), "two measurements of the same samples differ.")
-    untouched = torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
-    require(untouched, "global random state was used.")
-    metric, evaluation, again = registry.load("metrics", name), _evaluation(False), _evaluation(False)
-    metric(metric.Config())(evaluation)
-    require(torch.equal(evaluation.finetuned.images, again.finetuned.images), "the samples were changed in place.")
-
-
-def an_unchanged_model_differs_by_nothing(name: str) -> None:
-    """where a paired difference is reported, with its error, it is zero for the prior's own samples"""
-    paired = [found for found in _measure(name, equal=True) if found.standard_error is not None]
-    off = [found.name for found in paired if abs(found.difference or 0) > 1e-6]
-    require(not off, f"the prior against itself differs in {', '.join(off)}.")
-
-
-def hard_cases_are_notes(name: str) -> None:
-    """a sampler without densities, and a single prompt without held-out ones"""
-    for options in ({"density": False}, {"prompts": 1}):
-        for found in _measure(name, **options):
-            good = found.note if found.value is None else math.isfinite(found.value)
-            require(good, f"{found.name}: the value is {found.value} and no note says why.")
-
-
-CHECKS: dict[str, list[Callable[[str], None]]] = {
-    "methods": [
-        says_what_it_is,
-        losses_are_well_formed,
-        gradients_reach_what_trains,
-        equal_seeds_give_equal_losses,
-        batch_size_does_not_matter,
-        state_survives_storage,
-        a_resumed_run_is_the_same_run,
-        the_target_is_reached,
-    ],
-    "rewards": [
-        says_its_scale_and_source,
-        scores_are_well_formed,
-        neighbours_do_not_matter,
-        the_gradient_is_the_derivative,
-    ],
-    "metrics": [
-        measurements_are_well_formed,
-        measuring_twice_gives_the_same,
-        an_unchanged_model_differs_by_nothing,
-        hard_cases_are_notes,
-    ],
-}
+CHECKS: list[Callable[[str], None]] = [
+    says_what_it_is,
+    losses_are_well_formed,
+    gradients_reach_what_trains,
+    equal_seeds_give_equal_losses,
+    batch_size_does_not_matter,
+    state_survives_storage,
+    a_resumed_run_is_the_same_run,
+    the_target_is_reached,
+]
