@@ -94,7 +94,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "rounds": rounds,
         "denoiser rows of training rollouts": rounds * trajectories * rows,
         "evaluation samples per set": samples,
-        "denoiser rows of evaluation": samples * rows * 5,  # three prior sets (cached), the finetuned model twice
+        # three prior sets (cached), and each time the finetuned model with the prior beside it
+        "denoiser rows of evaluation": samples * rows * (3 + 2 * len({*evaluation.at, train.updates})),
     }
 
 

@@ -93,7 +93,7 @@ def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = Non
     """Methods as rows, metrics as columns, from rows of several runs in one setting.
 
     A cell holds the value and, in brackets, the paired difference to the prior ± its standard error; over several
-    seeds both are means, and ± is the standard error over seeds. The first row is the prior (for distances to the
+    seeds it is the mean ± the standard error over seeds. The first row is the prior (for distances to the
     prior, the floor); where metrics have a sampling floor (`<metric>/floor`), the second row is that. A run counts at
     its largest budget. Metrics default to all that any run has a value of.
     Raises ValueError if the rows mix settings or versions of a metric, or hold none of the metrics.
@@ -137,6 +137,8 @@ def _comparison_cell(own: pd.DataFrame) -> str:
     if own.empty:
         return "–"
     value, difference = own["value"].mean(), own["difference"].mean()
+    if len(own) > 1 and own["prior"].nunique() == 1:  # the prior's row says the rest
+        return with_error(value, own["value"].sem())
     error = own["difference"].sem() if len(own) > 1 else own["standard_error"].iloc[0]
     if difference == value:  # the prior's is zero by definition
         return with_error(value, error)

@@ -198,7 +198,7 @@ def test_comparison_over_seeds_takes_the_error_over_seeds() -> None:
     second = {"run": "r2", "seed": 1, "value": 37.25, "difference": 7.25}
     earlier = {**second, "budget": 30, "value": 0.0}
     lines = comparison(row(), row(**second), row(**earlier))
-    assert lines[3] == "| draft | 36.25 (+6.2 ± 1.0) | 60 | 960 | 2.5 min | 2 |"
+    assert lines[3] == "| draft | 36.2 ± 1.0 | 60 | 960 | 2.5 min | 2 |"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
     page = write_report(budgets(), [tmp_path / "runs"], tmp_path / "out", None, "updates", 20)
     text = page.read_text()
     assert "At most 20 updates a run." in text
-    assert "| cheap | 2.5 " in text
+    assert "| cheap | 2.50 ± 0.50 " in text
     figures = re.findall(r"\]\((.*?)\)", text)
     assert figures == ["methods-0.png", "budgets-0.png", "points-0.png"]
     for name in figures:
