@@ -59,21 +59,27 @@ def _records(rows: Rows) -> list[Mapping[str, Any]]:
 
 def run_table(rows: Rows) -> Table:
     """The end of a run, for the terminal: a line per metric, notes below. The arrow says which direction is better."""
-    table = Table(*HEADINGS[:-1], box=box.SIMPLE_HEAD, caption_justify="left")
+    table = Table(*HEADINGS[:-1], box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
-    notes = []
+    notes, floored = [], False
     for row in _records(rows):
         gained = {"higher": 1, "lower": -1, "none": 0}[row["direction"]] * (row["difference"] or 0)
         clear = row["standard_error"] and abs(gained) > 2 * row["standard_error"]
-        *cells, note = map(Text, _cells(row))
+        heading, prior, *rest, note = _cells(row)
+        if len(heading) > 28:  # what 80 columns leave
+            heading = heading.replace("/", "/\n  ", 1)
+        floored |= prior.endswith(" (floor)")
+        *cells, note = map(Text, (heading, prior.replace(" (floor)", "*"), *rest, note))
         if clear:
             cells[3].stylize("green" if gained > 0 else "red")
         table.add_row(*cells)
         if note:
             notes.append(f"{row['metric']}: {note}")
+    if floored:
+        notes.insert(0, "* the floor: the prior against itself on other noise")
     table.caption = Text("\n".join(notes))
     return table
 

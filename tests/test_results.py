@@ -159,7 +159,8 @@ def test_run_table_shows_value_error_floor_and_refusal() -> None:
     names = ("reward/train ↑", "fid_prior/space ↓", "tilt_gap [nats] ↓")
     text = {name: next(line for line in lines if name in line) for name in names}
     assert "+5.25 ± 0.12" in text["reward/train ↑"]
-    assert "70 (floor)" in text["fid_prior/space ↓"]
+    assert "70*" in text["fid_prior/space ↓"]
+    assert "* the floor" in "\n".join(lines)
     assert "floor" not in text["reward/train ↑"]
     assert "– " in text["tilt_gap [nats] ↓"]
     assert "tilt_gap: refused: few" in [line.strip() for line in lines]
