@@ -130,8 +130,8 @@ def plot_budgets(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     """Every metric against updates and against reward calls (log), a line per method: mean ± s.e. over seeds."""
     rows = rows[rows["value"].notna() & (rows["updates"] > 0)]
     order = _order(rows, metrics)
-    colors = dict(zip(order, sns.color_palette("husl", len(order)), strict=True))
-    styles = {method: ("-", "--", ":")[i % 3] for i, method in enumerate(order)}
+    palette = sns.color_palette("tab10")
+    looks = {name: (palette[i % 10], ("-", "--", ":", "-.")[i // 10 % 4]) for i, name in enumerate(order)}
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8):
         figure = Figure(figsize=(3.2 * len(metrics) + 1.8, 6.2), layout="constrained")
         grid = figure.subplots(2, len(metrics), squeeze=False)
@@ -142,14 +142,15 @@ def plot_budgets(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
                     table = own[own["method"] == method].groupby("budget").agg({cost: "mean", "value": ["mean", "sem"]})
                     x, mean, error = (table.iloc[:, i].to_numpy() for i in range(3))
                     error = np.nan_to_num(error)
-                    ax.plot(x, mean, color=colors[method], linestyle=styles[method], linewidth=1.5, label=method)
-                    ax.fill_between(x, mean - error, mean + error, color=colors[method], alpha=0.15, linewidth=0)
+                    color, style = looks[method]
+                    ax.plot(x, mean, color=color, linestyle=style, linewidth=1.5, label=method)
+                    ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
                 ax.axhline(own["prior"].mean(), color=PRIOR, linestyle="--", linewidth=1)
                 ax.set(xscale="log", xlabel=cost.replace("_", " "))
                 _scale(ax, own["value"], "y")
             grid[0, column].set_title(f"{metric} {ARROWS[own.iloc[0]['direction']]}", fontsize=10)
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, handlelength=3)
         figure.suptitle(title, fontsize=11, parse_math=False)
         figure.savefig(path, dpi=130)
 
