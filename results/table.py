@@ -26,7 +26,7 @@ def number(value: float | None, sign: bool = False) -> str:
 
 def with_error(value: float | None, error: float | None, sign: bool = False) -> str:
     """`value ± error`, the error with two significant digits and the value to the same decimal place."""
-    if any(x is None or pd.isna(x) for x in (value, error)) or error == 0:
+    if any(x is None or pd.isna(x) for x in (value, error)) or error <= 1e-12 * abs(value):
         return number(value, sign)
     decimals = max(0, 1 - int(f"{error:e}".split("e")[1]))
     return f"{value:{'+' if sign else ''},.{decimals}f} ± {error:,.{decimals}f}"
@@ -101,7 +101,7 @@ def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = Non
     A cell holds the value and, in brackets, the paired difference to the prior ± its standard error; over several
     seeds it is the mean ± the standard error over seeds. The first row is the prior (for distances to the
     prior, the floor); where metrics have a sampling floor (`<metric>/floor`), the second row is that. A run counts at
-    its largest budget. Metrics default to all that any run has a value of.
+    its largest budget. Metrics default to all that any run has a value of; the first sorts the methods, best on top.
     Raises ValueError if the rows mix settings or versions of a metric, or hold none of the metrics.
     """
     for name in SETTING:
@@ -126,9 +126,12 @@ def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = Non
     lines = [("prior", *(_prior_cell(name, priors.get(name)) for name in metrics), "", "", "", "")]
     if any(name in least for name in metrics):
         lines.append(("sampling floor", *(number(least[n]) if n in least else "" for n in metrics), "", "", "", ""))
-    for method, own in frame.groupby("method", sort=False):
+    leading = frame[frame["metric"] == next(name for name in metrics if name in titles)]
+    means = leading.groupby("method")["value"].mean().sort_values(ascending=leading["direction"].iloc[0] == "lower")
+    for method in [*means.index, *sorted(set(frame["method"]) - set(means.index))]:
         if method == "prior":
             continue
+        own = frame[frame["method"] == method]
         runs = own.drop_duplicates("run")
         cells = [_comparison_cell(own[own["metric"] == name]) for name in metrics]
         updates = " / ".join(f"{count:,}" for count in sorted(set(runs["updates"])))
