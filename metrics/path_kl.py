@@ -22,7 +22,7 @@ class PathKl(Metric):
         parts = {"path_kl": slice(None), "path_kl/early": slice(None, -LATE), "path_kl/late": slice(-LATE, None)}
         rest = {"n": len(samples.prompts), "direction": self.direction, "unit": self.unit}
         if samples.step_kl is None:
-            note = "no path of transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
+            note = "no transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
             return [Measurement(name, None, note=note, **rest) for name in parts]
         groups = samples.rows()
         totals = {name: per_prompt(samples.step_kl[:, steps].double().sum(1), groups) for name, steps in parts.items()}

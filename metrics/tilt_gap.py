@@ -24,7 +24,7 @@ class TiltGap(Metric):
         finetuned = evaluation.finetuned
         names = ("tilt_gap", "tilt_gap/importance")
         if finetuned.step_kl is None or finetuned.log_ratio is None:
-            note = "no path of transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
+            note = "no transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
             return [Measurement(name, None, direction=self.direction, unit=self.unit, note=note) for name in names]
 
         def tilt(samples: Samples) -> Tensor:
