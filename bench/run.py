@@ -1,9 +1,10 @@
 """One run, from its configuration to its folder: train, evaluate, rows, pictures."""
 
+import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def preflight(config: RunConfig) -> PromptSet:
     method = registry.load("methods", config.method.name)
     reward = registry.load("rewards", config.reward.name)
     if method.needs.reward_gradient and not reward.differentiable:
-        able = [name for name in registry.plugins("methods") if _works_without_gradient(name)]
+        able = [name for name, own in _working("methods") if own.needs.training and not own.needs.reward_gradient]
         raise BenchError(
             f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
             f"use a differentiable reward, or one of the methods {', '.join(able)}."
@@ -52,7 +53,7 @@ def preflight(config: RunConfig) -> PromptSet:
     kind = "points" if config.model.name in ANALYTIC else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
         if (wanted := registry.load("rewards", name).inputs) != kind:
-            fit = [other for other in registry.plugins("rewards") if _inputs_of(other) == kind]
+            fit = [other for other, own in _working("rewards") if own.inputs == kind]
             raise BenchError(
                 f"reward {name!r} scores {wanted}, and model {config.model.name!r} makes {kind}: use a reward of "
                 f"{kind} ({', '.join(fit)}), or another --model."
@@ -67,19 +68,11 @@ def preflight(config: RunConfig) -> PromptSet:
     return prompts
 
 
-def _inputs_of(name: str) -> str | None:
-    try:
-        return registry.load("rewards", name).inputs
-    except BenchError:
-        return None  # a broken plugin is no way out
-
-
-def _works_without_gradient(name: str) -> bool:
-    try:
-        needs = registry.load("methods", name).needs
-    except BenchError:
-        return False  # a broken plugin is no way out
-    return needs.training and not needs.reward_gradient
+def _working(kind: str) -> Iterator[tuple[str, type]]:
+    """Names and classes of the plugins that import: a broken one is no way out."""
+    for name in registry.plugins(kind):
+        with contextlib.suppress(BenchError):
+            yield name, registry.load(kind, name)
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
