@@ -20,5 +20,5 @@ lint: .venv/.installed-dev
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,rewards]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -1,6 +1,7 @@
 """The command `bench`. Nothing heavy is imported until a command runs."""
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -56,10 +57,15 @@ def run(
     updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
     assignments: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the run, one a GPU; accelerate launch works too.")
+    ] = 1,
 ) -> None:
     """Finetune a model with one method, evaluate it, and write tables and pictures.
 
@@ -68,6 +74,7 @@ def run(
         bench run --method nabla_gfn
         bench run --method ddpo --reward emoji_style --updates 200 --seed 1
         bench run --method draft --set method.depth=1 --set optimizer.lr=1e-3
+        bench run --method nabla_gfn --reward "hps+0.1*aesthetic" --num-processes 8
     """
     from bench.config import resolve
 
@@ -76,22 +83,61 @@ def run(
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     show_warnings()
 
-    from bench.run import Run, default_folder, plan, preflight
+    from bench import processes
+    from bench.run import Run, check, default_folder, preflight
 
-    preflight(config)
     folder = out or default_folder(config)
     if dry_run:
-        console.print(config.to_yaml(), markup=False, highlight=False)
-        for name, value in (plan(config) | {"folder": folder}).items():
-            console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
+        from bench.plan import show_plan
+
+        check(config)
+        show_plan(config, folder, num_processes, console)
         return
-    job = Run(config, folder, console)
-    if job.open(force):
+    if num_processes > 1 and not processes.launched():
+        preflight(config)
+        raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
+    console.quiet = not processes.is_main()
+    with processes.main_first():
+        preflight(config)
+        job = Run(config, folder, console)
+        finished = job.open(force and processes.is_main())
+    if finished:
         console.print("This run is finished; nothing was computed.")
     else:
         with traceback_log(folder):
             job.execute()
-    job.report()
+    if processes.is_main():
+        job.report()
+
+
+@application.command()
+def fetch(
+    suite: Annotated[str | None, typer.Option(help="Named setting; see: bench ls suites.")] = None,
+    reward: Annotated[str | None, typer.Option("--reward", "-r", help="Reward; it selects its suite.")] = None,
+    model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method.")] = "nabla_gfn",
+    assignments: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say sizes only.")] = False,
+) -> None:
+    """Download what a setting needs: weights of model, rewards and feature spaces, and prompts. Sizes are said first.
+
+    bench fetch --suite sd15-hps
+    bench fetch --reward image_reward --model sd21 --dry-run
+    """
+    from bench.config import resolve
+
+    overrides = {} if model is None else {"model.name": model}
+    config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
+    show_warnings()
+    from bench.hub import obtain
+    from bench.plan import show_requirements
+    from bench.requirements import requirements
+
+    needs = requirements(config)
+    show_requirements(needs, console)
+    if not dry_run:
+        obtain(needs)
+        console.print("Everything is here.")
 
 
 @application.command("ls")
@@ -99,11 +145,13 @@ def list_names(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
 ) -> None:
     """List what can be named: methods, rewards, metrics, models, prompts, suites."""
+    from bench.listing import describe
+
     for chosen in [kind] if kind else Kind:
         table = Table(title=chosen.value, title_justify="left", title_style="bold", box=None, pad_edge=False)
         table.add_column("name", style="cyan", no_wrap=True)
         table.add_column("what it is")
-        for name, text in _describe(chosen).items():
+        for name, text in describe(chosen.value).items():
             table.add_row(name, text)
         console.print(table)
         console.print()
@@ -266,32 +314,6 @@ def doctor() -> None:
     report(console)
 
 
-def _describe(kind: Kind) -> dict[str, str]:
-    """Name → one line of description."""
-    from bench import config, models, registry
-    from bench import prompts as prompt_sets
-
-    if kind == Kind.models:
-        return dict(models.NAMED)
-    if kind == Kind.suites:
-        return config.suites()
-    if kind == Kind.prompts:
-        sets = {name: prompt_sets.load_prompts(name) for name in prompt_sets.NAMED}
-        return {name: f"{len(s.train)} training and {len(s.heldout)} held-out prompts" for name, s in sets.items()}
-    lines = {}
-    for name, plugin in registry.plugins(kind.value).items():
-        try:
-            found = registry.load(kind.value, name)
-        except BenchError as error:
-            lines[name] = f"[red]broken:[/red] {escape(str(error))}"
-            continue
-        preset = ", ".join(f"{key}={value}" for key, value in plugin.preset.items())
-        text = (found.__doc__ or "").strip().splitlines()[0]
-        package = "" if plugin.package == "nabla-bench" else f" [{plugin.package}]"
-        lines[name] = escape(text + (f" ({preset})" if preset else "") + package)
-    return lines
-
-
 def show_warnings() -> None:
     """Warnings go through rich."""
     logging.basicConfig(
@@ -321,7 +343,8 @@ def app() -> None:
         check_packages()
         application()
     except BenchError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", markup=True, highlight=False, soft_wrap=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+            Console(stderr=True).print("[red]Error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from bench.errors import BenchError, did_you_mean
 from bench.models import ANALYTIC
 from bench.plugin import Config
 
+HEAVY = ("diversity_dreamsim", "diversity_clip")  # need weights that do not ship; full-size suites ask for them
 SUITES = Path(__file__).parent / "suites"
 
 
@@ -42,7 +43,10 @@ class ModelConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     finetune: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(8, ge=1)
-    checkpointing: bool = False
+    checkpointing: bool = Field(False, description="recompute the denoiser and the decoder in the backward pass")
+    attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
+    compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")
+    vae_slicing: bool = Field(False, description="decode one image at a time")
 
 
 class SamplerConfig(Config):
@@ -51,7 +55,7 @@ class SamplerConfig(Config):
     steps: int = Field(20, ge=1)
     eta: float = Field(1.0, ge=0, le=1)
     guidance: float = Field(5.0, ge=1)
-    spacing: Literal["leading", "trailing"] = "leading"
+    spacing: Literal["leading", "trailing", "linspace", "logsnr"] = "leading"
     final_alpha: float | None = Field(None, gt=0, le=1, description="ᾱ_K; null: the model's scheduler's")
 
 
@@ -105,7 +109,7 @@ class EvaluationConfig(Config):
     seed: int = 0
     at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
     features: str = "efficientnet_lite0"
-    metrics: list[str] = Field(default_factory=lambda: list(registry.BUILT_IN["metrics"]))
+    metrics: list[str] = Field(default_factory=lambda: [n for n in registry.BUILT_IN["metrics"] if n not in HEAVY])
     rewards: list[str] = Field([], description="further rewards measured as a check")
 
 
@@ -139,11 +143,14 @@ def suites() -> dict[str, str]:
 
 
 def load_suite(name: str) -> dict[str, Any]:
-    """A suite's settings. Raises BenchError for an unknown name."""
+    """A suite's settings, merged over those of its `base` if it names one. Raises BenchError for an unknown name."""
     path = SUITES / f"{name}.yaml"
     if not path.is_file():
         raise BenchError(f"unknown suite {name!r}{did_you_mean(name, (p.stem for p in SUITES.glob('*.yaml')))}")
-    return yaml.safe_load(path.read_text(encoding="utf8"))
+    own = yaml.safe_load(path.read_text(encoding="utf8"))
+    tree = load_suite(own.pop("base")) if "base" in own else {}
+    _merge(tree, own)
+    return tree
 
 
 def resolve(
@@ -162,6 +169,7 @@ def resolve(
     """
     method_class = registry.load("methods", method)
     model = (overrides or {}).get("model.name")
+    reward = reward and reward.replace(" ", "")
     natural = registry.load("rewards", reward).suite if reward else "emoji"
     suite = suite or (model if model in ANALYTIC else natural)
     settings = load_suite(suite)

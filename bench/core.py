@@ -7,17 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BenchError
+from bench.errors import BenchError, NonFiniteError
 from bench.kernel import Kernel, Step
 from bench.meter import Meter
 from bench.models.base import DiffusionModel
 from bench.noise import Noise, Purpose, generator
 from bench.plugin import Reward
 from bench.trajectory import Batch, Trajectory, join, rollout
-
-
-class NonFiniteError(BenchError):
-    """A reward, loss or gradient is NaN or infinite."""
 
 
 @dataclass

@@ -8,10 +8,10 @@ from rich.table import Table
 
 from bench import environment, registry
 from bench.errors import BenchError
-from bench.evaluate import cache_folder
+from bench.hub import own_cache
 from bench.models import NAMED, locate
 
-EXTRAS = {"rewards": ["open_clip_torch"], "sweep": ["ray"], "track": ["wandb", "trackio"]}
+EXTRAS = {"sweep": ["ray"], "track": ["wandb", "trackio"]}
 
 
 def report(console: Console) -> None:
@@ -48,7 +48,7 @@ def _lines() -> list[tuple[str, str]]:
     for kind in registry.BUILT_IN:
         broken = [str(error) for name in registry.plugins(kind) if (error := _fault(kind, name))]
         lines.append((kind, f"{len(registry.plugins(kind))} found" + "".join(f"; {text}" for text in broken)))
-    cache = cache_folder()
+    cache = own_cache()
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
     lines.append(("cache", f"{cache}, {size / 2**20:.0f} MiB of prior samples and features"))
     lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))

@@ -8,6 +8,10 @@ class BenchError(Exception):
     """A mistake in the input or the surroundings, not in the program; the command line exits with status 2."""
 
 
+class NonFiniteError(BenchError):
+    """A reward, loss or gradient is NaN or infinite."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` when a known name is close, then the known names."""
     known = sorted(known)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load, save
 from torch import Tensor
 
-from bench import registry
+from bench import processes, registry
 from bench.checkpoint import write_atomic
-from bench.core import Core, NonFiniteError
-from bench.errors import BenchError
+from bench.core import Core
+from bench.errors import NonFiniteError
+from bench.features import FeatureSpace, find_space
+from bench.hub import revisions
 from bench.plugin import Measurement, Method, Reward
 from bench.prompts import PromptSet
-from bench.trajectory import Trajectory
+from bench.trajectory import Batch, Trajectory
 
 if TYPE_CHECKING:
     from bench.config import EvaluationConfig, RunConfig
@@ -62,7 +64,7 @@ class Evaluation:
 
     finetuned, prior: same prompts, same noise (paired); reference, floor: two further prior sets, each on noise of its
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
-    features: `Samples → float32 [N, d]`, computed once per set; feature_space: its name.
+    features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
     modes: [M, d], centres of the prior's modes where the model knows them.
     """
 
@@ -72,7 +74,7 @@ class Evaluation:
     floor: Samples
     reward: str
     beta: float
-    features: Callable[[Samples], Tensor]
+    features: Callable[..., Tensor]
     feature_space: str
     modes: Tensor | None = None
 
@@ -102,31 +104,26 @@ def draw(
     """
     sample = functools.partial(method.sample, core) if method and not prior else core.rollout
     records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
-    images, kls, ratios = [], [], []
-    for part in core.batch(names).split(core.sample_batch):
-        with torch.no_grad():
-            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
-            image = core.model.decode(path.latents[:, -1])
+
+    @torch.no_grad()
+    def finish(part: Batch) -> dict[str, Tensor]:
+        path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
+        image = core.model.decode(path.latents[:, -1])
         if not bool(torch.isfinite(image).all()):
             raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
-        images.append((image * 255).round().to("cpu", torch.uint8) if image.ndim == 4 else image.cpu())
+        found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
         if path.model_output is not None:
-            kl, ratio = _divergence(core, path)
-            kls.append(kl.cpu())
-            ratios.append(ratio.cpu())
-        on_batch(len(part))
-    return Samples(
-        images=torch.cat(images).contiguous(),
-        prompts=[prompt for prompt, _ in names],
-        splits=splits,
-        rewards={},
-        step_kl=torch.cat(kls) if kls else None,
-        log_ratio=torch.cat(ratios) if ratios else None,
-    )
+            found |= _divergence(core, path)
+        on_batch(len(part) * processes.count())
+        return {name: value.cpu() for name, value in found.items()}
+
+    parts = list(core.batch(names).split(core.sample_batch))
+    found = {name: value.cpu() for name, value in processes.map_parts(parts, finish).items()}
+    return Samples(prompts=[prompt for prompt, _ in names], splits=splits, rewards={}, **found)
 
 
-def _divergence(core: Core, path: Trajectory) -> tuple[Tensor, Tensor]:
-    """`‖μ_θ−μ_#‖²/2σ_k²` [B, K] and `log P_#/P_θ` of the path [B], summed in float64."""
+def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
+    """`step_kl`, `‖μ_θ−μ_#‖²/2σ_k²` [B, K], and `log_ratio`, `log P_#/P_θ` of the path [B], summed in float64."""
     kl, ratio = [], torch.zeros(len(path), dtype=torch.float64, device=path.latents.device)
     for k in range(path.steps):
         z, z_next = path.latents[:, k], path.latents[:, k + 1]
@@ -135,7 +132,7 @@ def _divergence(core: Core, path: Trajectory) -> tuple[Tensor, Tensor]:
         kl.append(((mean - base) ** 2 / (2 * variance)).flatten(1).sum(1))
         step = ((z_next - mean) ** 2 - (z_next - base) ** 2) / (2 * variance)
         ratio += step.flatten(1).sum(1, dtype=torch.float64)
-    return torch.stack(kl, 1), ratio
+    return {"step_kl": torch.stack(kl, 1), "log_ratio": ratio}
 
 
 class Evaluator:
@@ -147,10 +144,10 @@ class Evaluator:
     def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
         self.core, self.config, self.cache, self.method = core, config, cache, method
         self.names, self.splits = sample_names(prompts, config.evaluation)
-        own = {config.reward.name: core.reward_model}
+        own = {config.reward.name: core.reward_model} | getattr(core.reward_model, "parts", {})  # terms of a sum
         checks = [name for name in config.evaluation.rewards if name not in own]
         self.rewards: dict[str, Reward] = own | {name: load_reward(name, device=core.model.device) for name in checks}
-        self.extract = load_features(config.evaluation.features, core.model.device)
+        self.spaces: dict[str, FeatureSpace] = {}
 
     @property
     def rows(self) -> int:
@@ -187,10 +184,12 @@ class Evaluator:
         """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it."""
         seed, purpose = self.config.evaluation.seed, PRIOR_SETS[name]
         path = self.cache / f"{self._key(purpose)}.safetensors"
-        if not path.is_file():
-            drawn = draw(self.core, self.names, self.splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch)
-            write_atomic(path, save({"images": drawn.images}))
-        images = load(path.read_bytes())["images"]
+
+        def drawn() -> Tensor:
+            names, splits = self.names, self.splits
+            return draw(self.core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
+
+        images = _cached(path, "images", drawn)
         return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
     def _key(self, purpose: str) -> str:
@@ -201,25 +200,41 @@ class Evaluator:
 
     def _score(self, samples: Samples) -> Samples:
         """All rewards of the 8-bit images, so that every set is scored on what is shown."""
-        scores: dict[str, list[Tensor]] = {name: [] for name in self.rewards}
-        for start in range(0, len(samples.images), self.core.micro_batch):
-            rows = slice(start, start + self.core.micro_batch)
-            images = as_seen(samples.images[rows].to(self.core.model.device))
-            for name, reward in self.rewards.items():
-                with torch.no_grad():
-                    scores[name].append(reward(images, samples.prompts[rows]).cpu())
-        return replace(samples, rewards={name: torch.cat(values) for name, values in scores.items()})
 
-    def features(self, samples: Samples) -> Tensor:
-        """Features of a set, float32 [N, d], cached by the images' contents."""
+        @torch.no_grad()
+        def score(rows: Tensor) -> dict[str, Tensor]:
+            images = as_seen(samples.images[rows].to(self.core.model.device))
+            prompts = [samples.prompts[i] for i in rows.tolist()]
+            return {name: reward(images, prompts).cpu() for name, reward in self.rewards.items()}
+
+        parts = torch.arange(len(samples.images)).split(self.core.micro_batch)
+        scores = processes.map_parts(parts, score)
+        return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
+
+    def features(self, samples: Samples, space: str | None = None) -> Tensor:
+        """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
+        space = space or self.config.evaluation.features
         digest = hashlib.blake2b(samples.images.numpy().tobytes(), digest_size=16).hexdigest()
-        path = self.cache / f"{digest}-{self.config.evaluation.features}.safetensors"
-        if not path.is_file():
-            parts = samples.images.split(self.core.micro_batch)
-            with torch.no_grad():
-                found = torch.cat([self.extract(as_seen(p.to(self.core.model.device))).cpu() for p in parts])
-            write_atomic(path, save({"features": found}))
-        return load(path.read_bytes())["features"]
+        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.safetensors"
+
+        def extract(images: Tensor) -> dict[str, Tensor]:
+            if space not in self.spaces:
+                self.spaces[space] = find_space(space)(self.core.model.device)
+            return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
+
+        parts = samples.images.split(self.core.micro_batch)
+        return _cached(path, "features", lambda: processes.map_parts(parts, extract)["features"].cpu())
+
+
+def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """The tensor stored in `path`, or computed, by all processes together, and stored there."""
+    if processes.everywhere(path.is_file()):
+        return load(path.read_bytes())[name]
+    found = compute().contiguous()
+    if PartialState().is_local_main_process:
+        write_atomic(path, save({name: found}))
+    PartialState().wait_for_everyone()
+    return found
 
 
 def as_seen(images: Tensor) -> Tensor:
@@ -231,24 +246,3 @@ def load_reward(name: str, options: dict | None = None, device: torch.device | s
     """A reward by name with its own default options or those given."""
     reward = registry.load("rewards", name)
     return reward(reward.Config(**(options or {})), device)
-
-
-def load_features(name: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """A feature extractor, images float32 [B, 3, H, W] in [0, 1] → [B, d]; "points" takes points as they are.
-
-    Raises BenchError for an unknown space.
-    """
-    if name == "points":
-        return lambda points: points
-    from bench.features import EfficientNetLite0
-
-    if name != EfficientNetLite0.name:
-        raise BenchError(
-            f"unknown feature space evaluation.features={name!r}. Known: {EfficientNetLite0.name}, points."
-        )
-    return EfficientNetLite0(device)
-
-
-def cache_folder() -> Path:
-    """Where prior samples and features are kept between runs: `$XDG_CACHE_HOME/nabla-bench`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nabla-bench"

@@ -1,8 +1,9 @@
 """Transition kernels of the sampling chain `z_0 (noise) → z_1 → … → z_K (clean latent)`.
 
-One kernel covers DDIM with any η on any timestep grid, which includes DDPM ancestral sampling (η = 1). Everything is a
-pure function of tensors. The order of operations in `mean` follows diffusers' `DDIMScheduler.step`, so that float32
-latents of an η = 0 rollout agree with a diffusers pipeline to the bit.
+One kernel covers DDIM with any η on any timestep grid, which includes DDPM ancestral sampling (η = 1) and, on the
+grids of DPM-Solver, first-order SDE-DPM-Solver++ (η = 1 too). Everything is a pure function of tensors. The order of
+operations in `mean` follows diffusers' `DDIMScheduler.step`, so that float32 latents of an η = 0 rollout agree with a
+diffusers pipeline to the bit.
 
 Notation: `ᾱ_k` is the cumulative signal level at step k, `ε` the (guided) noise prediction.
 """
@@ -109,7 +110,9 @@ def ddim_kernel(
     """The kernel of a DDIM grid over a training noise schedule.
 
     alphas_cumprod: float [T], the schedule that the network was trained on.
-    spacing: "leading" (Stable Diffusion's) or "trailing"; see diffusers' DDIMScheduler, whose grids these are.
+    spacing: "leading" (Stable Diffusion's) or "trailing", the grids of diffusers' DDIMScheduler; "linspace" or "logsnr"
+        (even in `log((1−ᾱ)/ᾱ)`), those of its DPMSolverMultistepScheduler, which with η = 1 samples by first-order
+        SDE-DPM-Solver++ (Lu et al., 2022). On "logsnr" the signal levels are exact and the network's times rounded.
     final_alpha: signal level `ᾱ_K` of the finished sample; None means `alphas_cumprod[0]`.
     Raises BenchError for a step count that the schedule cannot hold, an unknown spacing, or a final level below the
     last step's.
@@ -117,17 +120,32 @@ def ddim_kernel(
     total = len(alphas_cumprod)
     if not 1 <= steps <= total:
         raise BenchError(f"sampler.steps must lie between 1 and the schedule's {total} steps, got {steps}")
-    if spacing not in ("leading", "trailing"):
-        raise BenchError(f"unknown sampler.spacing {spacing!r}: use 'leading' or 'trailing'")
-    if spacing == "leading":
-        grid = np.arange(steps)[::-1] * (total // steps) + steps_offset
-    else:
-        grid = np.round(np.arange(total, 0, -total / steps)) - 1
-    timesteps = torch.from_numpy(grid.astype(np.int64)).clamp(max=total - 1)
     last = alphas_cumprod[:1] if final_alpha is None else torch.tensor([final_alpha], dtype=alphas_cumprod.dtype)
-    if last < alphas_cumprod[timesteps[-1]]:
+    levels = None
+    match spacing:
+        case "leading":
+            grid = np.arange(steps)[::-1] * (total // steps) + steps_offset
+        case "trailing":
+            grid = np.round(np.arange(total, 0, -total / steps)) - 1
+        case "linspace":
+            grid = np.linspace(0, total - 1, steps + 1).round()[:0:-1]
+        case "logsnr":
+            if float(last) == 1:
+                raise BenchError(
+                    "sampler.spacing = 'logsnr' needs sampler.final_alpha < 1: its log-SNR must be finite."
+                )
+            schedule, end = (np.log((1 - a) / a) for a in (alphas_cumprod.double().numpy(), float(last)))
+            even = np.linspace(schedule[-1], end, steps + 1)[:-1]
+            grid = np.interp(even, schedule, np.arange(total)).round()
+            levels = torch.from_numpy(1 / (1 + np.exp(even))).to(alphas_cumprod.dtype)
+        case _:
+            raise BenchError(f"unknown sampler.spacing {spacing!r}: use 'leading', 'trailing', 'linspace' or 'logsnr'")
+    timesteps = torch.from_numpy(grid.astype(np.int64)).clamp(max=total - 1)
+    if levels is None:
+        levels = alphas_cumprod[timesteps]
+    if last < levels[-1]:
         raise BenchError(
-            f"sampler.final_alpha = {float(last):.4g} is below the last step's signal level "
-            f"{float(alphas_cumprod[timesteps[-1]]):.4g}: sampling must not add noise; use a value up to 1."
+            f"sampler.final_alpha = {float(last):.4g} is below the last step's signal level {float(levels[-1]):.4g}: "
+            "sampling must not add noise; use a value up to 1."
         )
-    return Kernel(timesteps, torch.cat([alphas_cumprod[timesteps], last]), eta)
+    return Kernel(timesteps, torch.cat([levels, last]), eta)

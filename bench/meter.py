@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
+from bench.processes import gather
+
+COUNTS = ("network_forwards", "network_backwards", "reward_calls", "reward_gradients")
+
 
 @dataclass
 class Meter:
@@ -75,6 +79,13 @@ class Meter:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.peak_memory = max(self.peak_memory, peak)
         return asdict(self)
+
+    def total(self) -> dict:
+        """The counts of all processes together, the largest peak memory, and this process's seconds."""
+        own = self.snapshot()
+        all_of = gather(own)
+        sums = {name: sum(one[name] for one in all_of) for name in COUNTS}
+        return own | sums | {"peak_memory": max(one["peak_memory"] for one in all_of)}
 
     def restore(self, snapshot: dict) -> None:
         """Go on from a stored snapshot."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from bench.core import Core
     from bench.evaluate import Evaluation
+    from bench.hub import Need
     from bench.models.base import DiffusionModel
     from bench.trajectory import Batch, Trajectory
 
@@ -117,6 +118,7 @@ class Reward(ABC):
     scale: what the numbers mean, in a few words, with their usual range.
     source: paper or repository.
     suite: the named setting that `--reward NAME` selects when nothing else is said.
+    files: what must be there before it is built; `bench fetch` gets it (see bench.hub).
     """
 
     Config: ClassVar[type[Config]] = Config
@@ -125,6 +127,7 @@ class Reward(ABC):
     scale: ClassVar[str]
     source: ClassVar[str]
     suite: ClassVar[str] = "emoji"
+    files: ClassVar[tuple[Need, ...]] = ()
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)
@@ -158,12 +161,16 @@ class Measurement:
 
 
 class Metric(ABC):
-    """A measure of finished samples; `version` changes whenever its numbers would."""
+    """A measure of finished samples; `version` changes whenever its numbers would.
+
+    space: the feature space that it always uses (see bench.features); None for the evaluation's, or for none.
+    """
 
     Config: ClassVar[type[Config]] = Config
     direction: ClassVar[str]
     unit: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    space: ClassVar[str | None] = None
 
     def __init__(self, config: Config):
         self.config = config

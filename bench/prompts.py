@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import BenchError, did_you_mean
+from bench.hub import Repository
 
 HELDOUT_EVERY = 5
 
@@ -42,11 +43,28 @@ def _emoji() -> list[str]:
     return [concept["name"] for concept in json.loads((emoji.path() / "concepts.json").read_text())]
 
 
-NAMED = {"emoji": _emoji, "unconditional": lambda: [""]}  # analytic models know no prompts
+# The animals of DDPO (Black et al., 2023).
+ANIMALS = """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard
+beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly
+llama camel bat gorilla hedgehog kangaroo"""
+
+NAMED = {
+    "emoji": _emoji,
+    "simple_animals": ANIMALS.split,
+    "unconditional": lambda: [""],  # analytic models know no prompts
+}
+HUB = {  # data sets; every file of `files` is read as a prompt file
+    "hpdv2_photo_painting": Repository(
+        "zhwang/HPDv2", ("benchmark/photo.json", "benchmark/paintings.json"), size=150_000, dataset=True
+    ),
+    "drawbench": Repository(  # the hub converts every data set to Parquet under this revision and name
+        "sayakpaul/drawbench", ("default/train/0000.parquet",), 15_000, dataset=True, revision="refs/convert/parquet"
+    ),
+}
 
 
 def load_prompts(name: str, limit: int | None = None) -> PromptSet:
-    """A named set, or a file; the training part is cut to its first `limit` prompts.
+    """A named set, one of the hub's, or a file; the training part is cut to its first `limit` prompts.
 
     Files: .txt (one a line), .json (list of strings), .csv or .parquet (column "prompt").
     Raises BenchError for an unknown name, or a file that cannot be read or holds no prompt.
@@ -58,18 +76,25 @@ def load_prompts(name: str, limit: int | None = None) -> PromptSet:
 def _load(name: str) -> PromptSet:
     if name in NAMED:
         return split(name, NAMED[name]())
+    if name in HUB:
+        return split(name, [prompt for file in HUB[name].files for prompt in _prompts(HUB[name].path(file))])
     path = Path(name)
     if not path.suffix and not path.exists():
-        known = did_you_mean(name, NAMED)
+        known = did_you_mean(name, [*NAMED, *HUB])
         raise BenchError(f"unknown prompt set {name!r}{known} Or give a .txt, .json, .csv or .parquet file.")
+    return split(path.stem, _prompts(path))
+
+
+def _prompts(path: Path) -> list[str]:
+    """The prompts of a file, blank ones left out. Raises BenchError if there are none."""
     try:
         prompts = [str(prompt).strip() for prompt in _read(path)]
     except (OSError, ValueError, KeyError) as error:
-        raise BenchError(f"cannot read prompts from {name!r}: {error}") from error
+        raise BenchError(f"cannot read prompts from {str(path)!r}: {error}") from error
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
-        raise BenchError(f"the prompt file {name!r} holds no prompt: write one prompt a line (.txt) or a JSON list.")
-    return split(path.stem, prompts)
+        raise BenchError(f"the prompt file {str(path)!r} holds no prompt: one a line (.txt), or a JSON list.")
+    return prompts
 
 
 def _read(path: Path) -> list[str]:

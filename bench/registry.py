@@ -70,13 +70,22 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "linear": Plugin("rewards.linear:Linear"),
         "quadratic": Plugin("rewards.quadratic:Quadratic"),
         "colorfulness": Plugin("rewards.colorfulness:Colorfulness"),
+        "aesthetic": Plugin("rewards.aesthetic:Aesthetic"),
+        "hps": Plugin("rewards.hps:HPS"),
+        "image_reward": Plugin("rewards.image_reward:ImageReward"),
+        "pickscore": Plugin("rewards.pickscore:PickScore"),
+        "clip_score": Plugin("rewards.clip_score:ClipScore"),
         "jpeg_compressibility": Plugin("rewards.jpeg_compressibility:JpegCompressibility"),
+        "jpeg_incompressibility": Plugin("rewards.jpeg_compressibility:JpegIncompressibility"),
     },
     "metrics": {
         "reward": Plugin("metrics.reward:RewardGain"),
         "fid_prior": Plugin("metrics.fid_prior:FidPrior"),
+        "fid_prior_per_prompt": Plugin("metrics.fid_prior:FidPriorPerPrompt"),
         "kid_prior": Plugin("metrics.kid_prior:KidPrior"),
         "diversity": Plugin("metrics.diversity:Diversity"),
+        "diversity_dreamsim": Plugin("metrics.diversity:DiversityDreamSim"),
+        "diversity_clip": Plugin("metrics.diversity:DiversityClip"),
         "vendi": Plugin("metrics.vendi:Vendi"),
         "path_kl": Plugin("metrics.path_kl:PathKl"),
         "tilt_gap": Plugin("metrics.tilt_gap:TiltGap"),
@@ -114,7 +123,14 @@ def find(kind: str, name: str) -> Plugin:
 
 
 def load(kind: str, name: str) -> type:
-    """The plugin's class; a BenchError that names the package and the cause if it does not import."""
+    """The plugin's class; a BenchError that names the package and the cause if it does not import.
+
+    A reward may also be a weighted sum, "hps+0.1*aesthetic" (see bench.weighted).
+    """
+    if kind == "rewards" and set(name) & set("+*"):
+        from bench.weighted import weighted_sum
+
+        return weighted_sum(name)
     plugin = find(kind, name)
     module, _, attribute = plugin.target.partition(":")
     try:

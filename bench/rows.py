@@ -6,7 +6,6 @@ from typing import Any
 
 from bench import registry
 from bench.config import RunConfig
-from bench.meter import Meter
 from bench.plugin import Measurement
 from bench.prompts import PromptSet
 
@@ -23,10 +22,12 @@ def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
 
 
 def row(
-    config: RunConfig, prompts: PromptSet, meter: Meter, info: dict[str, Any], found: Measurement, updates: int
+    config: RunConfig, prompts: PromptSet, counts: dict, info: dict[str, Any], found: Measurement, updates: int
 ) -> dict[str, Any]:
-    """One row of `results.rows`, measured after `updates`; info: `bench.environment.describe()`."""
-    counts = meter.snapshot()
+    """One row of `results.rows`, measured after `updates`.
+
+    counts: `Meter.total()`; info: `bench.environment.describe()` with `random_weights`, whether any weights are random.
+    """
     base = found.name.partition("/")[0]
     return {
         "run": run_name(config),
@@ -50,7 +51,7 @@ def row(
         "direction": found.direction,
         "unit": found.unit,
         "note": found.note,
-        "status": "ok" if found.value is not None else "refused",
+        "status": "random weights" if info["random_weights"] else "ok" if found.value is not None else "refused",
         "revision": info["revision"],
         "dirty": info["dirty"],
         "packages": json.dumps(info["packages"]),

@@ -14,18 +14,21 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import checkpoint, environment, registry
+from bench import checkpoint, environment, processes, registry
 from bench import config as configs
 from bench.checkpoint import write_atomic
 from bench.config import RunConfig
-from bench.core import Core, NonFiniteError
-from bench.errors import BenchError
-from bench.evaluate import Evaluation, Evaluator, cache_folder
+from bench.core import Core
+from bench.errors import BenchError, NonFiniteError
+from bench.evaluate import Evaluation, Evaluator
+from bench.features import find_space
+from bench.hub import is_random, obtain, own_cache
 from bench.log import UpdateLog, read_log, training_progress
-from bench.models import ANALYTIC, load_model, locate, make_kernel
+from bench.models import ANALYTIC, load_model, make_kernel
 from bench.pictures import draw_samples
 from bench.plugin import Measurement, Method
-from bench.prompts import PromptSet, load_prompts
+from bench.prompts import HUB, PromptSet, load_prompts
+from bench.requirements import feature_spaces, requirements
 from bench.rows import row, run_name
 from bench.trainer import Record, Trainer
 from results.plots import plot_curves
@@ -36,7 +39,14 @@ log = logging.getLogger(__name__)
 
 
 def preflight(config: RunConfig) -> PromptSet:
-    """Check everything that can be checked before a model loads; returns the prompts. Raises BenchError."""
+    """Check the configuration, fetch what is missing, and read the prompts, before a model loads. Raises BenchError."""
+    check(config)
+    obtain(requirements(config))
+    return load_prompts(config.prompts.name, config.prompts.limit)
+
+
+def check(config: RunConfig) -> None:
+    """Whether the parts of the configuration exist and fit; nothing is fetched. Raises BenchError."""
     method = registry.load("methods", config.method.name)
     reward = registry.load("rewards", config.reward.name)
     if method.needs.reward_gradient and not reward.differentiable:
@@ -63,9 +73,11 @@ def preflight(config: RunConfig) -> PromptSet:
             f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
             f"model {config.model.name!r} brings its own."
         )
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    locate(config.model.name)
-    return prompts
+    for space in feature_spaces(config):
+        find_space(space)
+    if config.prompts.name not in HUB:
+        load_prompts(config.prompts.name)
+    requirements(config)
 
 
 def _working(kind: str) -> Iterator[tuple[str, type]]:
@@ -73,23 +85,6 @@ def _working(kind: str) -> Iterator[tuple[str, type]]:
     for name in registry.plugins(kind):
         with contextlib.suppress(BenchError):
             yield name, registry.load(kind, name)
-
-
-def plan(config: RunConfig) -> dict[str, Any]:
-    """What a run will spend, from its configuration alone: samples, and rows through the denoiser outside losses."""
-    train, evaluation = config.train, config.evaluation
-    trajectories = train.prompts_per_round * train.samples_per_prompt
-    rounds = -(-train.updates // train.updates_per_round)
-    rows = config.sampler.steps * (1 if config.sampler.guidance == 1 else 2)
-    samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
-    return {
-        "trajectories per round": trajectories,
-        "rounds": rounds,
-        "denoiser rows of training rollouts": rounds * trajectories * rows,
-        "evaluation samples per set": samples,
-        # three prior sets (cached), and each time the finetuned model with the prior beside it
-        "denoiser rows of evaluation": samples * rows * (3 + 2 * len({*evaluation.at, train.updates})),
-    }
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -144,48 +139,59 @@ class Run:
         config, prompts = self.config, preflight(self.config)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        info = environment.describe()
-        write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
+        info = environment.describe() | {"random_weights": is_random(requirements(config))}
+        main = processes.is_main()
+        if main:
+            write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
         core = build_core(config)
         method = build_method(config)
-        evaluator = Evaluator(core, config, prompts, cache_folder(), method)
+        evaluator = Evaluator(core, config, prompts, own_cache(), method)
         trainer = None
         if method.needs.training:
             trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
-            updates = trainer.update if trainer else 0
-            return [row(config, prompts, core.meter, info, measurement, updates) for measurement in measurements]
+            updates, counts = trainer.update if trainer else 0, core.meter.total()
+            return [row(config, prompts, counts, info, measurement, updates) for measurement in measurements]
 
         def evaluate_between(update: int) -> None:
             with core.meter.paused("evaluation"):
                 _, measurements = evaluator.evaluate()
-            write_rows(self.folder / f"rows-at-{update:07d}.parquet", rows(measurements))
+            found = rows(measurements)
+            if main:
+                write_rows(self.folder / f"rows-at-{update:07d}.parquet", found)
 
         try:
             if trainer:
                 self._train(trainer, evaluate_between)
-                core.model.save(self.folder / "adapter")
+                if main:
+                    core.model.save(self.folder / "adapter")
             evaluation, measurements = evaluate(evaluator, self.console)
         except NonFiniteError as error:  # a failure is a result too
-            failed = Measurement("run", None, direction="none", note=str(error))
-            write_rows(self.folder / "rows.parquet", [rows([failed])[0] | {"status": "failed"}])
+            failed = rows([Measurement("run", None, direction="none", note=str(error))])[0] | {"status": "failed"}
+            if main:
+                write_rows(self.folder / "rows.parquet", [failed])
             raise
-        self._pictures(evaluation, core)
-        write_rows(self.folder / "rows.parquet", rows(measurements))  # the last: it says that the run is finished
+        found = rows(measurements)
+        if main:
+            self._pictures(evaluation, core)
+            write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
 
     def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
-        config = self.config
+        config, main = self.config, processes.is_main()
         between = set(config.evaluation.at) - {config.train.updates}
         if trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
-        with UpdateLog(self.folder, trainer.update) as updates, training_progress(self.console) as progress:
+        with contextlib.ExitStack() as open_until_done:
+            updates = open_until_done.enter_context(UpdateLog(self.folder, trainer.update)) if main else None
+            progress = open_until_done.enter_context(training_progress(self.console))
             task = progress.add_task(
                 config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
             )
 
             def on_update(record: Record) -> None:
-                updates.write(record)
+                if updates:
+                    updates.write(record)
                 update = record["update"]
                 progress.update(task, completed=update, reward=record.get("reward", float("nan")))
                 if update in between:
@@ -273,13 +279,14 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
         core.model.load(folder / "adapter")
         core.meter.restore(state["meter"])
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    evaluator = Evaluator(core, config, prompts, cache_folder(), build_method(config))
+    evaluator = Evaluator(core, config, prompts, own_cache(), build_method(config))
     evaluation, measurements = evaluate(evaluator, console)
-    info = environment.describe()
+    info = environment.describe() | {"random_weights": is_random(requirements(config))}
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
     updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
-    write_rows(out / "rows.parquet", [row(config, prompts, core.meter, info, found, updates) for found in measurements])
+    counts = core.meter.total()
+    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in measurements])
     draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out

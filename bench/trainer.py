@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench import checkpoint
+from bench import checkpoint, processes
 from bench.config import OptimizerConfig, TrainConfig
-from bench.core import Core, NonFiniteError
-from bench.errors import BenchError, did_you_mean
+from bench.core import Core
+from bench.errors import BenchError, NonFiniteError, did_you_mean
 from bench.noise import generator, seeded
 from bench.plugin import Method
 from bench.trajectory import Batch, Trajectory
@@ -27,6 +27,8 @@ class Trainer:
     """Train `core.model` with `method`; resumable at any round, bitwise equal on a CPU with the same thread count.
 
     A round samples `prompts_per_round × samples_per_prompt` trajectories; its updates train on one strided part each.
+    Several processes share the rollout's parts (`sample_batch` rows) and an update's shards (`micro_batch` rows); every
+    process holds the whole round, sees the same losses, and makes the same step.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Trainer:
             self.round += 1
             if self.round % self.config.checkpoint_every == 0 or self.update >= self.config.updates:
                 with self.core.meter.phase("checkpoint"):
-                    checkpoint.save(self.checkpoints, self.update, self.state_dict())
+                    state = self.state_dict()
+                    if processes.is_main():
+                        checkpoint.save(self.checkpoints, self.update, state)
 
     def _schedule(self) -> None:
         """Set β and the learning rates of the next update."""
@@ -94,12 +98,20 @@ class Trainer:
         needs = self.method.needs
         if not needs.trajectory:
             return batch
+
+        def sample(part: Batch) -> dict[str, Tensor]:
+            path = self.core.rollout(part, record=needs.record)
+            return {"latents": path.latents} | {name: getattr(path, name) for name in needs.record}
+
+        def score(part: Trajectory) -> dict[str, Tensor]:
+            return {"rewards": self.core.reward(part.latents[:, -1], part.prompts)}
+
         with torch.no_grad(), self.core.meter.phase("rollout"):
-            data = self.core.rollout(batch, record=needs.record)
+            found = processes.map_parts(list(batch.split(self.core.sample_batch)), sample)
+            data = Trajectory(batch.prompts, batch.samples, batch.conditioning, **found)
         if needs.rewards:
             with torch.no_grad(), self.core.meter.phase("reward"), self._stopping():
-                rewards = [self.core.reward(p.latents[:, -1], p.prompts) for p in data.split(self.core.micro_batch)]
-            data = replace(data, rewards=torch.cat(rewards))
+                data = replace(data, **processes.map_parts(list(data.split(self.core.micro_batch)), score))
         return self.method.prepare(self.core, data)
 
     def _names(self, number: int) -> list[tuple[str, int]]:
@@ -115,35 +127,52 @@ class Trainer:
 
     def _update(self, data: Batch) -> Record:
         meter = self.core.meter
-        total, sums = 0.0, {}
+        shards = [data] if self.method.needs.whole_update else list(data.split(self.core.micro_batch))
+        sums: dict[str, tuple[float, int]] = {"loss": (0.0, 0)}
         with self._stopping():
-            losses = self.method.losses(self.core, data)
-            while True:
-                with meter.phase("losses"):
-                    loss = next(losses, None)
-                if loss is None:
-                    break
-                if not bool(torch.isfinite(loss.values).all()):
-                    raise NonFiniteError(f"the loss is not finite; its prompts: {sorted(set(data.prompts))[:5]}")
-                with meter.phase("backward"):
-                    (loss.values.sum() / len(data)).backward()
-                total += float(loss.values.detach().sum()) / len(data)
-                for name, value in loss.metrics.items():
-                    amount, rows = sums.get(name, (0.0, 0))
-                    sums[name] = (amount + float(value.sum()), rows + value.numel())
+            with processes.together():
+                for shard in processes.shared(shards):
+                    for name, (amount, rows) in self._backward(shard, len(data)).items():
+                        before = sums.get(name, (0.0, 0))
+                        sums[name] = (before[0] + amount, before[1] + rows)
             with meter.phase("optimizer"):
                 norms = self._step()
         self.update += 1
-        record = {"loss": total, **{name: amount / rows for name, (amount, rows) in sums.items() if rows}}
+        record: Record = {}
+        everyone = processes.gather(sums)
+        for name in dict.fromkeys(name for own in everyone for name in own):
+            amounts, rows = zip(*(own.get(name, (0.0, 0)) for own in everyone), strict=True)
+            if name == "loss":
+                record[name] = sum(amounts) / len(data)
+            elif sum(rows):
+                record[name] = sum(amounts) / sum(rows)
         if isinstance(data, Trajectory) and data.rewards is not None:
             record["reward"] = float(data.rewards.mean())
-        counts = meter.snapshot()
+        counts = meter.total()
         seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
         return {"update": self.update, "round": self.round, **record, **norms, **counts, **seconds}
+
+    def _backward(self, shard: Batch, whole: int) -> dict[str, tuple[float, int]]:
+        """Backward through a shard's losses over the size of the whole update; sums and rows of what is logged."""
+        meter, sums = self.core.meter, {}
+        losses = self.method.losses(self.core, shard)
+        while True:
+            with meter.phase("losses"):
+                loss = next(losses, None)
+            if loss is None:
+                return sums
+            if not bool(torch.isfinite(loss.values).all()):
+                raise NonFiniteError(f"the loss is not finite; its prompts: {sorted(set(shard.prompts))[:5]}")
+            with meter.phase("backward"):
+                (loss.values.sum() / whole).backward()
+            for name, value in ({"loss": loss.values.detach()} | loss.metrics).items():
+                amount, rows = sums.get(name, (0.0, 0))
+                sums[name] = (amount + float(value.sum()), rows + value.numel())
 
     def _step(self) -> Record:
         norms = {}
         for name, parameters in self.parameters.items():
+            _add_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
             if not bool(torch.isfinite(norm)):
                 raise NonFiniteError(f"the gradient of {name!r} is not finite")
@@ -176,7 +205,7 @@ class Trainer:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "method": self.method.state_dict(),
             "queue": [{f.name: getattr(batch, f.name) for f in fields(batch)} for batch in self.queue],
-            "meter": self.core.meter.snapshot(),
+            "meter": self.core.meter.total(),
             "threads": torch.get_num_threads(),
         }
 
@@ -196,10 +225,27 @@ class Trainer:
                 parameter.data.copy_(stored)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.method.load_state_dict(state["method"])
-        self.core.meter.restore(state["meter"])
+        if processes.is_main():  # the stored counts are those of all processes
+            self.core.meter.restore(state["meter"])
         self.round, self.update = state["round"], state["update"]
         device = self.core.model.device
         for stored in state["queue"]:
             moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
             self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))
         return True
+
+
+def _add_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients over the processes as one flat vector, zeros where a process has none.
+
+    A gradient that no process has stays None, for the optimiser treats that differently from zero.
+    """
+    if processes.count() == 1:
+        return
+    present = processes.add(torch.tensor([int(p.grad is not None) for p in parameters]))
+    used = [p for p, number in zip(parameters, present.tolist(), strict=True) if number]
+    if not used:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
+    for p, total in zip(used, processes.add(flat).split([p.numel() for p in used]), strict=True):
+        p.grad = total.view_as(p).clone()

@@ -19,15 +19,32 @@ class Diversity(Metric):
     """Mean pairwise cosine distance of features within a prompt, averaged over prompts, paired with the prior."""
 
     direction = "higher"
+    name = "diversity"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
-        name = f"diversity/{evaluation.feature_space}"
+        name = f"{self.name}/{self.space or evaluation.feature_space}"
         groups = evaluation.finetuned.rows()
+        if self.space and evaluation.finetuned.images.ndim == 2:
+            return [Measurement(name, None, direction=self.direction, note="the samples are points, not images")]
         if min(map(len, groups.values())) < 2:
             return [Measurement(name, None, direction=self.direction, note="needs two images of every prompt")]
 
         def measure(samples: Samples) -> Tensor:
-            return over_prompts(mean_distance, evaluation.features(samples), groups)
+            return over_prompts(mean_distance, evaluation.features(samples, self.space), groups)
 
         n = len(evaluation.finetuned.prompts)
         return [paired(name, measure(evaluation.finetuned), measure(evaluation.prior), n=n, direction=self.direction)]
+
+
+class DiversityDreamSim(Diversity):
+    """The same with DreamSim (Fu et al., 2023), which was fitted to human judgements of similarity."""
+
+    name = "diversity_dreamsim"
+    space = "dreamsim_open_clip_vitb32"
+
+
+class DiversityClip(Diversity):
+    """The same in the image embeddings of CLIP ViT-L/14."""
+
+    name = "diversity_clip"
+    space = "clip_vitl14"

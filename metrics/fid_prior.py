@@ -1,7 +1,10 @@
 """Fréchet distance to the prior's own samples."""
 
-from bench import Evaluation, Measurement, Metric
-from bench.statistics import frechet_distance
+import torch
+from torch import Tensor
+
+from bench import Evaluation, Measurement, Metric, Samples
+from bench.statistics import frechet_distance, paired
 
 
 class FidPrior(Metric):
@@ -20,3 +23,30 @@ class FidPrior(Metric):
         note = f"rank-deficient covariance: {n} images in {d} dimensions; compare with the floor" if n <= d else ""
         name = f"fid_prior/{evaluation.feature_space}"
         return [Measurement(name, value, floor, value - floor, n=n, direction=self.direction, note=note)]
+
+
+class FidPriorPerPrompt(Metric):
+    """The same within each prompt, averaged over prompts: what papers on reward finetuning call FID.
+
+    With a few images a prompt the covariances are far from full rank, and values are in the hundreds: only the
+    difference to the floor means anything. Its standard error is over prompts.
+    """
+
+    direction = "lower"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        name = f"fid_prior_per_prompt/{evaluation.feature_space}"
+        groups = evaluation.finetuned.rows()
+        size = min(map(len, groups.values()))
+        if size < 2:
+            return [Measurement(name, None, direction=self.direction, note="needs two images of every prompt")]
+        reference = evaluation.features(evaluation.reference)
+
+        def distances(samples: Samples) -> Tensor:
+            own = evaluation.features(samples)
+            return torch.tensor([frechet_distance(own[rows], reference[rows]) for rows in groups.values()])
+
+        n, d = reference.shape
+        note = f"rank-deficient covariance: {size} images a prompt in {d} dimensions; compare with the floor"
+        rest = {"n": n, "direction": self.direction, "note": note if size <= d else ""}
+        return [paired(name, distances(evaluation.finetuned), distances(evaluation.floor), **rest)]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from results.plots import FINETUNED, PRIOR
 from results.points import plot_points
+from results.rows import comparable
 from results.table import ARROWS, SETTING, comparison_markdown, floors
 
 DETAILS = ("/early", "/late", "/importance", "/floor")  # parts and second opinions of a metric
@@ -32,7 +33,7 @@ def at_cost(frame: pd.DataFrame, cost: str, limit: int) -> tuple[pd.DataFrame, l
 
 def settings(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     """(heading, rows) of every setting; rows of different settings are never compared."""
-    for _, rows in frame.groupby(list(SETTING), sort=False):
+    for _, rows in comparable(frame).groupby(list(SETTING), sort=False):
         first = rows.iloc[0]
         yield f"{first['reward']} (β = {first['beta']:g}) on {first['model']}, prompts {first['prompts']}", rows
 

@@ -40,7 +40,7 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "direction": (pa.string(), False),  # "higher", "lower" or "none"
     "unit": (pa.string(), False),
     "note": (pa.string(), False),
-    "status": (pa.string(), False),  # "ok", "refused" (no value, the note says why) or "failed"
+    "status": (pa.string(), False),  # "ok", "refused" (no value, the note says why), "failed" or RANDOM
     # with what
     "revision": (pa.string(), False),
     "dirty": (pa.bool_(), True),  # None outside a git checkout
@@ -56,8 +56,9 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "train_seconds": (pa.float64(), False),
     "peak_memory_bytes": (pa.int64(), False),
 }
+RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison
 DIRECTIONS = ("higher", "lower", "none")
-STATUSES = ("ok", "refused", "failed")
+STATUSES = ("ok", "refused", "failed", RANDOM)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -98,6 +99,14 @@ def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
     if not paths:
         raise FileNotFoundError("no result rows found: there is no .parquet file to read")
     return pd.concat([_read(path) for path in paths], ignore_index=True)
+
+
+def comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that may be compared: all but those made with random weights. Raises ValueError if these are all."""
+    kept = frame[frame["status"] != RANDOM]
+    if kept.empty and not frame.empty:
+        raise ValueError("all of these rows were made with random weights: they are no results and are not compared")
+    return kept
 
 
 def _read(path: Path) -> pd.DataFrame:

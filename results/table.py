@@ -8,10 +8,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from results.rows import comparable
+
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
-FLOORED = ("fid_prior", "kid_prior")  # their prior column is the prior against itself on other noise
+# The prior column of these is the prior against itself on other noise.
+FLOORED = ("fid_prior", "fid_prior_per_prompt", "kid_prior")
 HEADINGS = ("metric", "prior", "finetuned", "difference ± s.e.", "n", "note")
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
 
@@ -104,6 +107,7 @@ def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = Non
     its largest budget. Metrics default to all that any run has a value of; the first sorts the methods, best on top.
     Raises ValueError if the rows mix settings or versions of a metric, or hold none of the metrics.
     """
+    frame = comparable(frame)
     for name in SETTING:
         if frame[name].nunique() > 1:
             raise ValueError(f"a comparison needs one {name}, the rows hold {sorted(frame[name].unique())}")

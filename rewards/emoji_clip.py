@@ -1,15 +1,13 @@
 """How well an image shows what its prompt says, by the small dual encoder trained beside the embedded prior."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
-from transformers import CLIPModel, CLIPTokenizer
 
 from bench import Config, Reward
 from bench.models import emoji
+from bench.towers import Clip
 
 
 class EmojiClip(Reward):
@@ -25,28 +23,7 @@ class EmojiClip(Reward):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        folder = config.folder or emoji.path() / "clip"
-        pixels = json.loads((folder / "preprocessor_config.json").read_text())
-        self.mean, self.std = pixels["image_mean"], pixels["image_std"]
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        self._texts: dict[str, Tensor] = {}
+        self.clip = Clip(config.folder or emoji.path() / "clip", self.device)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        side = self.model.config.vision_config.image_size
-        pixels = functional.normalize(functional.resize(images, [side, side], antialias=True), self.mean, self.std)
-        image = self.model.get_image_features(pixels).pooler_output
-        text = torch.stack([self._text(prompt) for prompt in prompts])
-        return 100 * torch.cosine_similarity(image, text)
-
-    @torch.no_grad()
-    def _text(self, prompt: str) -> Tensor:
-        """Embedding [d], computed alone: its bits must not depend on which prompts happened to come together."""
-        if prompt not in self._texts:
-            length = self.model.config.text_config.max_position_embeddings
-            tokens = self.tokenizer(
-                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
-            self._texts[prompt] = self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output[0]
-        return self._texts[prompt]
+        return 100 * self.clip.similarity(images, prompts)

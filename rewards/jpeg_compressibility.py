@@ -1,4 +1,4 @@
-"""Compressibility: the black-box reward of DDPO."""
+"""Compressibility and its opposite: the black-box rewards of DDPO."""
 
 from io import BytesIO
 
@@ -26,3 +26,12 @@ class JpegCompressibility(Reward):
         buffer = BytesIO()
         Image.fromarray(image).save(buffer, format="JPEG", quality=95)
         return buffer.tell()
+
+
+class JpegIncompressibility(JpegCompressibility):
+    """The size in kB (1,000 bytes) of the image as a JPEG of quality 95."""
+
+    scale = "kilobytes, above 0"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return -super().__call__(images, prompts)

@@ -55,7 +55,9 @@ def evaluation(finetuned: torch.Tensor, size: int = 4000) -> Evaluation:
     sets = {"finetuned": own, "prior": prior(1), "reference": prior(2), "floor": prior(3)}
     modes = torch.tensor([[-1.0, 0], [1, 0], [0, 50]])
     beta = float(np.log(3))
-    return Evaluation(**sets, reward="r", beta=beta, features=lambda s: s.images, feature_space="points", modes=modes)
+    return Evaluation(
+        **sets, reward="r", beta=beta, features=lambda s, space=None: s.images, feature_space="points", modes=modes
+    )
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 1.0])

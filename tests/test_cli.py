@@ -124,7 +124,7 @@ def test_dry_run_prints_a_configuration_that_loads(bench, tmp_path):
             ["'draft'", "'jpeg_compressibility'", "gradient", "ddpo"],
         ),
         (["--method", "ddpo", "--set", "sampler.eta=0"], ["'ddpo'", "sampler.eta > 0"]),
-        (["--method", "ddpo", "--model", "org/absent"], ["'org/absent'", "hf download org/absent", "--model emoji"]),
+        (["--method", "ddpo", "--model", "org/absent"], ["hf download org/absent", "--model emoji"]),
     ],
 )
 def test_one_clear_sentence(bench, tmp_path, arguments, words):

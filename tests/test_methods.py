@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bench import checkpoint, registry
 from bench.config import OptimizerConfig, TrainConfig
-from bench.core import Core, NonFiniteError
+from bench.core import Core
+from bench.errors import NonFiniteError
 from bench.kernel import ddim_kernel
 from bench.models.pipeline import LatentDiffusion
 from bench.plugin import Config, Method

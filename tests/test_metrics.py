@@ -62,7 +62,7 @@ def evaluation(
     """`features` belong to finetuned, prior, reference and floor, in this order."""
     sets = (finetuned, prior, reference or prior, floor or prior)
     table = {id(own): feature.float() for own, feature in zip(sets, features, strict=False)}
-    return Evaluation(*sets, "main", beta, lambda own: table[id(own)], "space")
+    return Evaluation(*sets, "main", beta, lambda own, space=None: table[id(own)], "space")
 
 
 def measure(metric: type, given: Evaluation) -> dict[str, Measurement]:

