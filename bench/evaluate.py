@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -231,9 +230,9 @@ def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
     if processes.everywhere(path.is_file()):
         return load(path.read_bytes())[name]
     found = compute().contiguous()
-    if PartialState().is_local_main_process:
+    if processes.state().is_local_main_process:
         write_atomic(path, save({name: found}))
-    PartialState().wait_for_everyone()
+    processes.state().wait_for_everyone()
     return found
 
 

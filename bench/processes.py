@@ -23,19 +23,24 @@ from bench.errors import NonFiniteError
 Part = TypeVar("Part")
 
 
+def launched() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return "LOCAL_RANK" in os.environ
+
+
+def state() -> PartialState:
+    """accelerate's view of this process: its device and its place among the others."""
+    return PartialState(cpu=launched() and not torch.cuda.is_available())  # only then does it look for others on CPUs
+
+
 def count() -> int:
     """Number of processes."""
-    return PartialState().num_processes
+    return state().num_processes
 
 
 def is_main() -> bool:
     """Whether this process writes files and speaks to people."""
-    return PartialState().is_main_process
-
-
-def launched() -> bool:
-    """Whether a launcher has started this process as one of several."""
-    return "LOCAL_RANK" in os.environ
+    return state().is_main_process
 
 
 def launch(number: int, arguments: Sequence[str]) -> int:
@@ -47,20 +52,20 @@ def launch(number: int, arguments: Sequence[str]) -> int:
 @contextmanager
 def main_first() -> Iterator[None]:
     """The block runs in the main process before the others: they find what it has written."""
-    with PartialState().main_process_first():
+    with state().main_process_first():
         yield
 
 
 def shared(parts: Sequence[Part]) -> Sequence[Part]:
     """This process's share: every count-th part."""
-    return parts[PartialState().process_index :: count()]
+    return parts[state().process_index :: count()]
 
 
 def add(tensor: Tensor) -> Tensor:
     """The sum over all processes, on the tensor's own device."""
     if count() == 1:
         return tensor
-    total = tensor.to(PartialState().device, copy=True)
+    total = tensor.to(state().device, copy=True)
     distributed.all_reduce(total)
     return total.to(tensor.device)
 
@@ -101,7 +106,7 @@ def map_parts(parts: Sequence[Part], compute: Callable[[Part], dict[str, Tensor]
     like = [{name: (value.shape[1:], value.dtype) for name, value in own[0].items()} if own else None]
     broadcast_object_list(like)  # the first process always has a part
     lengths = [len(part) for part in parts]
-    device, whole = PartialState().device, {}
+    device, whole = state().device, {}
     for name, (shape, dtype) in like[0].items():
         rows = torch.zeros(sum(lengths), *shape, dtype=dtype, device=device).split(lengths)
         for target, found in zip(shared(rows), own, strict=True):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -217,7 +216,7 @@ class Run:
 
 def build_core(config: RunConfig) -> Core:
     """Model, kernel and reward of a configuration, on this process's device."""
-    device = PartialState().device
+    device = processes.state().device
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model, config.sampler)
     if registry.load("methods", config.method.name).needs.density:
