@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -247,6 +248,13 @@ def sweep(
         raise typer.Exit(1)
 
 
+class Size(StrEnum):
+    """Of random weights."""
+
+    full = "full"
+    tiny = "tiny"
+
+
 @application.command("profile")
 def profile_setting(
     method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method.")] = "nabla_gfn",
@@ -254,21 +262,32 @@ def profile_setting(
     model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
     suite: Annotated[str | None, typer.Option(help="Named setting.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of sampler calls, and timed rounds.")] = 5,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Build the architectures with random weights; download nothing.")
+    ] = False,
+    size: Annotated[Size, typer.Option(help="Of random weights; tiny only tries the code.")] = Size.full,
+    out: Annotated[Path | None, typer.Option(help="File; default runs/profiles/SUITE-REWARD-METHOD.json.")] = None,
     assignments: Set = None,
 ) -> None:
-    """Time the sampler against diffusers' own, and one update by phase.
+    """Time the sampler against diffusers' own, and one update by phase; memory and network calls of both.
 
     bench profile --method nabla_gfn
+    bench profile --model sd15 --reward hps --method ddpo --random-weights
     """
     from bench.config import resolve
 
     overrides = {} if model is None else {"model.name": model}
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     show_warnings()
-    from bench.profile import profile
-    from bench.run import preflight
+    from contextlib import nullcontext
 
-    profile(config, preflight(config), repeats, console)
+    from bench import profile
+    from bench.run import check
+
+    check(config)
+    out = out or Path("runs/profiles") / f"{config.suite}-{config.reward.name}-{method}.json"
+    with profile.random_weights(config, size, console) if random_weights else nullcontext():
+        profile.profile(config, repeats, console, out)
 
 
 @application.command("selftest")
@@ -341,8 +360,10 @@ def app() -> None:
         check_packages()
         application()
     except BenchError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        if os.environ.get("RANK", "0") == "0":
             Console(stderr=True).print("[red]Error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
+        else:
+            time.sleep(2)  # of several processes one speaks, and a launcher ends it when another exits first
         sys.exit(2)
     except OSError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ hub's own client retries for half a minute before it says that there is no netwo
 """
 
 import os
+import shlex
 import shutil
 import urllib.request
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class Repository:
 
     def command(self) -> str:
         """`hf download` with the missing files."""
-        return f"hf download {self.source} {' '.join(self.missing())}"
+        return f"hf download {self.source} --include {shlex.join([*self.missing(), *self.also])}"
 
     def path(self, file: str | None = None) -> Path:
         """A file in the cache, or the snapshot's folder; fetched first if it is not there. Raises BenchError."""

@@ -5,8 +5,8 @@ Work is cut into parts by the configuration alone, and the processes share the p
 wrapped: the trainer sums one flat gradient. A single process is the special case in which nothing is exchanged.
 """
 
+import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,9 +44,19 @@ def is_main() -> bool:
 
 
 def launch(number: int, arguments: Sequence[str]) -> int:
-    """Run `bench` with the same arguments in several processes of this machine; their exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
-    return subprocess.run([*command, "-m", "bench", *arguments]).returncode
+    """Run `bench` with the same arguments in several processes of this machine; the status of the first that failed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has spoken itself
+    here = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=number, max_restarts=0, **here)
+    try:
+        elastic_launch(config, sys.executable)("-m", "bench", *arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
 
 
 @contextmanager

@@ -77,8 +77,8 @@ CLIP = {  # text tower, image tower, joint dimension
 }  # fmt: skip
 TINY_VIT_H = {  # of the checkpoint of the hps reward, by open_clip's names
     "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 80, "head_width": 80, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
 BLIP = {  # image encoder, text encoder
     "full": ({"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -128,7 +128,7 @@ def pipeline(version: Literal["sd15", "sd21"]) -> Callable[[Path, Size], None]:
 
     def write_pipeline(folder: Path, size: Size) -> None:
         kind = version if size == "full" else "tiny"
-        tokenizer = _tokenizer(folder.parent / "tokenizer")
+        tokenizer = _tokenizer(folder / "tokenizer")
         scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True)
         if version == "sd21":
             scheduler = DDIMScheduler(
@@ -144,6 +144,7 @@ def pipeline(version: Literal["sd15", "sd21"]) -> Callable[[Path, Size], None]:
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(folder)
+        _tokenizer(folder / "tokenizer")  # the files of the real repositories, which newer tools no longer write
 
     return write_pipeline
 

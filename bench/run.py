@@ -138,7 +138,8 @@ class Run:
         config, prompts = self.config, preflight(self.config)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        info = environment.describe() | {"random_weights": is_random(requirements(config))}
+        info = environment.describe() | {"processes": processes.count()}
+        info["random_weights"] = is_random(requirements(config))
         main = processes.is_main()
         if main:
             write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
@@ -170,6 +171,7 @@ class Run:
             failed = rows([Measurement("run", None, direction="none", note=str(error))])[0] | {"status": "failed"}
             if main:
                 write_rows(self.folder / "rows.parquet", [failed])
+            processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
         found = rows(measurements)
         if main:

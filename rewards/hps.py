@@ -1,11 +1,12 @@
 """HPSv2.1: a CLIP model trained on human preferences between images of one prompt."""
 
+from typing import Any
+
 import open_clip
 import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.errors import BenchError
 from bench.hub import Repository
 from bench.towers import contain, normalise
 
@@ -15,11 +16,6 @@ WEIGHTS = Repository("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), size=1_972_298_5
 class HPS(Reward):
     """The cosine of image and text embeddings of OpenCLIP ViT-H/14 with the HPSv2.1 weights."""
 
-    class Config(Config):
-        """architecture: the name that open_clip gives to the network of the checkpoint."""
-
-        architecture: str = "ViT-H-14"
-
     scale = "cosine similarity, usually 0.20 to 0.35"
     source = "Wu et al. (2023), arXiv:2306.09341; xswu/HPSv2, version 2.1"
     suite = "sd15-hps"
@@ -27,15 +23,13 @@ class HPS(Reward):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        state = torch.load(WEIGHTS.path(WEIGHTS.files[0]), map_location="cpu", weights_only=True, mmap=True)
-        sizes = open_clip.get_model_config(config.architecture)
-        if sizes is None:
-            raise BenchError(f"open_clip knows no architecture {config.architecture!r}: see open_clip.list_models().")
+        file = WEIGHTS.path(WEIGHTS.files[0])
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         with torch.random.fork_rng(devices=[]):  # its initial weights are drawn and thrown away
-            model = open_clip.CLIP(**sizes)
-        model.load_state_dict(state["state_dict"])
+            model = open_clip.CLIP(**_sizes(state))
+        model.load_state_dict(state)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(config.architecture)
+        self.tokenizer = open_clip.get_tokenizer("ViT-H-14")
         self._texts: dict[str, Tensor] = {}
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -50,3 +44,31 @@ class HPS(Reward):
             tokens = self.tokenizer([prompt]).to(self.device)
             self._texts[prompt] = self.model.encode_text(tokens, normalize=True)[0]
         return self._texts[prompt]
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """open_clip's description of the network, read off its weights; the heads are ViT-H/14's: 80 wide, 64 for text."""
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    length, text_width = state["positional_embedding"].shape
+    side = patch * round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+
+    def layers(prefix: str) -> int:
+        return len({name.split(".resblocks.")[1].split(".")[0] for name in state if name.startswith(prefix)})
+
+    return {
+        "embed_dim": state["visual.proj"].shape[1],
+        "vision_cfg": {
+            "image_size": side,
+            "layers": layers("visual.transformer."),
+            "width": width,
+            "head_width": 80,
+            "patch_size": patch,
+        },
+        "text_cfg": {
+            "context_length": length,
+            "vocab_size": len(state["token_embedding.weight"]),
+            "width": text_width,
+            "heads": text_width // 64,
+            "layers": layers("transformer."),
+        },
+    }

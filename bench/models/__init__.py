@@ -30,8 +30,7 @@ PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some h
     "vae/diffusion_pytorch_model.safetensors",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
     "scheduler/scheduler_config.json",
 )
 
