@@ -162,20 +162,26 @@ class Download:
 
 
 def obtain(needs: Sequence[Need]) -> None:
-    """Download what is missing; raises BenchError within seconds, listing all of it, where there is no network."""
+    """Download what is missing.
+
+    Raises BenchError, within seconds where there is no network, that lists everything missing and the ways to get it.
+    """
     absent = [need for need in needs if need.missing()]
     if not absent:
         return
-    if not reachable():
-        lines = [f"  {need.command()}  # {size_text(need.size)}" for need in absent]
+    try:
+        if not reachable():
+            raise BenchError("the hub cannot be reached")
+        for need in absent:
+            need.download()
+    except BenchError as error:
+        lines = [f"  {need.command()}  # {size_text(need.size)}" for need in absent if need.missing()]
         raise BenchError(
-            f"weights or prompts are missing from {hub_cache()}, and the hub cannot be reached:\n"
+            f"weights or prompts are missing from {hub_cache()}, and {error}. Missing:\n"
             + "\n".join(lines)
             + "\nWhere there is a network, run `bench fetch` with the same options, or the lines above, and copy the "
             "cache here; or use the embedded model, which needs none: bench run --method nabla_gfn --model emoji."
-        )
-    for need in absent:
-        need.download()
+        ) from error
 
 
 def size_text(size: int) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor
 
@@ -22,6 +21,8 @@ class HPS(Reward):
     files = (WEIGHTS,)
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        import open_clip  # takes seconds, and a run must say sooner what is missing
+
         super().__init__(config, device)
         file = WEIGHTS.path(WEIGHTS.files[0])
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]

@@ -84,6 +84,24 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def random_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub cache with scaled-down random weights of everything that the full-size settings load."""
+    from bench import random_weights
+    from bench.hub import Repository
+
+    cache = tmp_path_factory.mktemp("hub")
+    random_weights.write([Repository(name, ()) for name in random_weights.WRITERS], cache, "tiny")
+    return cache
+
+
+@pytest.fixture
+def hub(random_hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That cache, in use."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(random_hub))
+    return random_hub
+
+
 class Brightness(Reward):
     """Mean red minus mean blue: a smooth reward with a known gradient."""
 
