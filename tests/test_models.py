@@ -4,6 +4,11 @@ import pytest
 import torch
 from conftest import perturb
 
+from bench.config import resolve
+from bench.estimate import estimate_memory
+from bench.hub import RANDOM
+from bench.meter import Meter
+from bench.models import load_model, locate
 from bench.models.pipeline import LORA_FILE, LatentDiffusion
 from bench.noise import Noise
 
@@ -92,3 +97,99 @@ def test_weights_depend_on_the_seed_alone(pipeline_folder, model):
     ours = model.adapters()
     assert all(torch.equal(ours[name], p) for name, p in same.adapters().items())
     assert any(not torch.equal(ours[name], p) for name, p in other.adapters().items())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sliced"])
+def test_attention_variants_give_the_same_prediction_and_gradient(pipeline_folder, model, attention):
+    other = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, attention=attention)
+    kinds = {type(processor).__name__ for processor in other.network.attn_processors.values()}
+    assert kinds == {"AttnProcessor" if attention == "eager" else "SlicedAttnProcessor"}
+    outputs = []
+    for one in (model, other):
+        perturb(one, 0.1)
+        output = predict(one)
+        output.square().sum().backward()
+        outputs.append((output, [p.grad for p in one.adapters().values()]))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+def test_slicing_and_recomputing_the_decoder_change_nothing(pipeline_folder, model):
+    z = Noise(0, "train", NAMES)(0, model.latent_shape).requires_grad_()
+    images = model.decode(z)
+    weights = torch.linspace(0, 1, images.numel()).view_as(images)
+    (expected,) = torch.autograd.grad((images * weights).sum(), z)
+    for options in ({"vae_slicing": True}, {"checkpointing": True}):
+        other = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, **options)
+        assert other.pipeline.vae.use_slicing is options.get("vae_slicing", False)
+        found = other.decode(z)
+        torch.testing.assert_close(found, images, rtol=1e-5, atol=1e-6)
+        (gradient,) = torch.autograd.grad((found * weights).sum(), z)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_denoiser(pipeline_folder, model):
+    half = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.float16)
+    output = predict(half)
+    assert output.dtype == torch.float32
+    assert float((output - predict(model)).abs().max()) < 0.02 * float(output.abs().max())
+    assert {p.dtype for p in half.adapters().values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_gives_the_same_and_is_counted(pipeline_folder, model):
+    compiled = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, compile=True)
+    meter = Meter()
+    meter.watch(compiled.network)
+    for one in (model, compiled):
+        perturb(one, 0.1)
+    for prior in (False, True, False):
+        torch.testing.assert_close(predict(compiled, prior=prior), predict(model, prior=prior), rtol=1e-4, atol=1e-5)
+    predict(compiled).square().sum().backward()
+    predict(model).square().sum().backward()
+    for name, parameter in model.adapters().items():
+        torch.testing.assert_close(compiled.adapters()[name].grad, parameter.grad, rtol=1e-3, atol=1e-5)
+    assert (meter.network_forwards, meter.network_backwards) == (16, 4)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21"])
+def test_stable_diffusion_by_name(hub, name):
+    """Through the cache's layout, PNDM's or a v-prediction scheduler config included."""
+    assert locate(name).name == RANDOM
+    config = resolve("prior", reward="colorfulness", overrides={"model.name": name})
+    model = load_model(config.model, config.sampler)
+    assert model.alphas_cumprod.shape == (1000,)
+    assert model.final_alpha < 1
+    assert model.steps_offset == 1
+    assert float(model.alphas_cumprod[-1]) == pytest.approx(0.0047, abs=1e-4)  # of Stable Diffusion's schedule
+    assert model._v_prediction is (name == "sd21")
+    output = predict(model)
+    assert output.shape == (2, 4, 8, 8)
+    assert model.decode(output).shape == (2, 3, 64, 64)
+
+
+def test_estimated_memory_is_what_autograd_keeps(hub):
+    """The count without storage against the real forward pass, and the parts that follow from the configuration."""
+    config = resolve("nabla_gfn", reward="hps", assignments=["model.checkpointing=false", "train.micro_batch=1"])
+    estimate = estimate_memory(config, torch.float32)
+    model = load_model(config.model, config.sampler)
+    own = {p.data_ptr() for p in model.network.parameters()} | {p.data_ptr() for p in model.pipeline.vae.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    z = Noise(0, "train", NAMES[:1])(0, model.latent_shape).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        eps = model.predict(z, torch.tensor(500), model.encode(["cat"]))
+        image = model.decode(z)
+    assert eps.requires_grad and image.requires_grad
+    assert sum(kept.values()) == pytest.approx(estimate["backward"], rel=0.15)
+    trained = sum(p.numel() for p in model.adapters().values())
+    assert estimate["trained"] == trained * 16
+    assert estimate["round"] == 64 * 51 * 4 * 8 * 8 * 4 * 2
+
+
+def test_nothing_is_estimated_for_an_analytic_model():
+    assert estimate_memory(resolve("rtb", overrides={"model.name": "ring"}), torch.float32) is None

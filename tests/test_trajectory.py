@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import perturb
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
+from bench.errors import BenchError
 from bench.kernel import ddim_kernel, gaussian_log_prob
 from bench.noise import Noise, generator
 from bench.trajectory import Batch, rollout
@@ -45,6 +46,58 @@ def test_grids_are_those_of_diffusers(spacing):
         theirs = DDIMScheduler(timestep_spacing=spacing, steps_offset=1)
         theirs.set_timesteps(steps)
         assert torch.equal(ddim_kernel(table, steps, spacing=spacing, steps_offset=1).timesteps, theirs.timesteps)
+
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_every_step_is_that_of_diffusers_ddim(spacing, eta):
+    theirs = DDIMScheduler(
+        **SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing
+    )
+    theirs.set_timesteps(8)  # divides 1000: otherwise diffusers' trailing steps do not end at the next grid point
+    kernel = ddim_kernel(theirs.alphas_cumprod, 8, eta=eta, spacing=spacing, steps_offset=1)
+    rng = np.random.default_rng(0)
+    for k, t in enumerate(theirs.timesteps):
+        z, eps, noise = (torch.from_numpy(rng.standard_normal((3, 4, 5, 5))) for _ in range(3))
+        found = kernel.mean(z, eps, k) + kernel.std(k, z) * noise
+        expected = theirs.step(eps, t, z, eta=eta, variance_noise=noise).prev_sample
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("spacing", "extra"), [("linspace", 0), ("logsnr", 1)])
+def test_every_step_is_that_of_first_order_sde_dpm_solver(spacing, extra):
+    """On diffusers' log-SNR grid the last of its steps goes from `ᾱ_0` to `ᾱ_0` and is not counted."""
+    theirs = DPMSolverMultistepScheduler(
+        **SCHEDULE,
+        algorithm_type="sde-dpmsolver++",
+        solver_order=1,
+        final_sigmas_type="sigma_min",
+        use_lu_lambdas=spacing == "logsnr",
+        timestep_spacing="linspace",
+    )
+    steps = 20
+    theirs.set_timesteps(steps + extra)
+    kernel = ddim_kernel(theirs.alphas_cumprod.double(), steps, eta=1.0, spacing=spacing)
+    assert torch.equal(kernel.timesteps, theirs.timesteps[:steps])
+    assert kernel.has_density
+    if spacing == "logsnr":
+        levels = torch.log(kernel.alphas / (1 - kernel.alphas))
+        torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(steps), rtol=1e-9, atol=0)
+    rng = np.random.default_rng(0)
+    for k, t in enumerate(theirs.timesteps[:steps]):
+        z, eps, noise = (torch.from_numpy(rng.standard_normal((3, 4, 5, 5))) for _ in range(3))
+        found = kernel.mean(z, eps, k) + kernel.std(k, z) * noise
+        expected = theirs.step(eps, t, z, variance_noise=noise).prev_sample
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # its own tables are float32
+
+
+def test_a_log_snr_grid_needs_a_finite_end():
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    with pytest.raises(BenchError, match="final_alpha < 1"):
+        ddim_kernel(table, 5, spacing="logsnr", final_alpha=1.0)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
