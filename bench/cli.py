@@ -83,7 +83,8 @@ def run(
     show_warnings()
 
     from bench import processes
-    from bench.run import Run, check, default_folder, preflight
+    from bench.preflight import check, preflight
+    from bench.rows import default_folder
 
     folder = out or default_folder(config)
     if dry_run:
@@ -98,6 +99,8 @@ def run(
     console.quiet = not processes.is_main()
     with processes.main_first():
         preflight(config)
+        from bench.run import Run
+
         job = Run(config, folder, console)
         finished = job.open(force and processes.is_main())
     if finished:
@@ -281,10 +284,11 @@ def profile_setting(
     show_warnings()
     from contextlib import nullcontext
 
-    from bench import profile
-    from bench.run import check
+    from bench.preflight import check
 
     check(config)
+    from bench import profile
+
     out = out or Path("runs/profiles") / f"{config.suite}-{config.reward.name}-{method}.json"
     with profile.random_weights(config, size, console) if random_weights else nullcontext():
         profile.profile(config, repeats, console, out)

@@ -4,12 +4,15 @@ import shutil
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench import environment, registry
 from bench.errors import BenchError
-from bench.hub import own_cache
-from bench.models import NAMED, locate
+from bench.features import SPACES
+from bench.hub import Need, own_cache, size_text
+from bench.models import NAMED, need
+from bench.prompts import HUB
 
 EXTRAS = {"sweep": ["ray"], "track": ["wandb", "trackio"]}
 
@@ -18,7 +21,7 @@ def report(console: Console) -> None:
     """Print the report; nothing is loaded or downloaded."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in _lines():
-        table.add_row(f"[bold]{name}[/bold]", text)
+        table.add_row(f"[bold]{name}[/bold]", escape(text))
     console.print(table)
 
 
@@ -31,20 +34,17 @@ def _lines() -> list[tuple[str, str]]:
     lines.append(("device", info["hardware"]))
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        precision = "bfloat16 and float32" if torch.cuda.is_bf16_supported() else "float32 (no bfloat16)"
+        precision = "float32, float16" + (", bfloat16" if torch.cuda.is_bf16_supported() else " (no bfloat16)")
         lines.append(("gpu", f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free; {precision}"))
     else:
-        lines.append(("gpu", "none: the embedded model runs on the CPU, Stable Diffusion needs a GPU to be practical"))
+        lines.append(("gpu", "none, so float32: the embedded model is made for that, Stable Diffusion wants a GPU"))
     for extra, names in EXTRAS.items():
         missing = [name for name in names if not packages[name]]
         lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if missing else "installed"))
-    for name in NAMED:
-        try:
-            where = locate(name)
-            present = where is None or (where / "model_index.json").is_file()
-            lines.append((f"model {name}", "present" if present else f"missing: {where}"))
-        except BenchError as error:
-            lines.append((f"model {name}", str(error)))
+    for title, needs in _needs().items():
+        absent = [one for one in needs if one.missing()]
+        missing = ", ".join(f"{one.source} ({size_text(one.size)})" for one in absent)
+        lines.append((title, f"missing: {missing}" if missing else "present"))
     for kind in registry.BUILT_IN:
         broken = [str(error) for name in registry.plugins(kind) if (error := _fault(kind, name))]
         lines.append((kind, f"{len(registry.plugins(kind))} found" + "".join(f"; {text}" for text in broken)))
@@ -53,6 +53,16 @@ def _lines() -> list[tuple[str, str]]:
     lines.append(("cache", f"{cache}, {size / 2**20:.0f} MiB of prior samples and features"))
     lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
     return lines
+
+
+def _needs() -> dict[str, list[Need]]:
+    """What every model, reward, feature space and prompt set needs from elsewhere."""
+    found = {f"model {name}": [one] if (one := need(name)) else [] for name in NAMED}
+    for name in registry.plugins("rewards"):
+        if not _fault("rewards", name):
+            found[f"reward {name}"] = list(registry.load("rewards", name).files)
+    found |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
+    return found | {f"prompts {name}": [one] for name, one in HUB.items()}
 
 
 def _fault(kind: str, name: str) -> BenchError | None:

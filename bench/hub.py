@@ -185,8 +185,9 @@ def obtain(needs: Sequence[Need]) -> None:
 
 
 def size_text(size: int) -> str:
-    """ "1.97 GB", or that the size is not known beforehand."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB" if size else "size unknown"
+    """A size like "1.97 GB", or that it is not known beforehand."""
+    units = ((1e8, 1e9, "GB"), (1e5, 1e6, "MB"), (1, 1e3, "kB"))
+    return next((f"{size / unit:.3g} {name}" for least, unit, name in units if size >= least), "size unknown")
 
 
 def reachable() -> bool:

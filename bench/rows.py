@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from bench import registry
@@ -13,6 +14,12 @@ from bench.prompts import PromptSet
 def run_name(config: RunConfig) -> str:
     """`<method>-seed<n>-<hash>`: names a run and its default folder."""
     return f"{config.method.name}-seed{config.seed}-{config.hash()[:8]}"
+
+
+def default_folder(config: RunConfig) -> Path:
+    """`runs/<suite>/<reward>/<method>-seed<n>-<hash>`: another configuration never shares a folder."""
+    reward = config.reward.name.replace("*", "x")  # of a weighted sum; a shell would expand the star
+    return Path("runs") / config.suite / reward / run_name(config)
 
 
 def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:

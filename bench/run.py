@@ -3,8 +3,7 @@
 import contextlib
 import itertools
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,75 +19,19 @@ from bench.config import RunConfig
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
 from bench.evaluate import Evaluation, Evaluator
-from bench.features import find_space
-from bench.hub import is_random, obtain, own_cache
+from bench.hub import is_random, own_cache
 from bench.log import UpdateLog, read_log, training_progress
-from bench.models import ANALYTIC, load_model, make_kernel
+from bench.models import load_model, make_kernel
 from bench.pictures import draw_samples
 from bench.plugin import Measurement, Method
-from bench.prompts import HUB, PromptSet, load_prompts
-from bench.requirements import feature_spaces, requirements
-from bench.rows import row, run_name
+from bench.preflight import preflight
+from bench.prompts import load_prompts
+from bench.requirements import requirements
+from bench.rows import row
 from bench.trainer import Record, Trainer
 from results.plots import plot_curves
 from results.rows import read_rows, write_rows
 from results.table import run_table
-
-log = logging.getLogger(__name__)
-
-
-def preflight(config: RunConfig) -> PromptSet:
-    """Check the configuration, fetch what is missing, and read the prompts, before a model loads. Raises BenchError."""
-    check(config)
-    obtain(requirements(config))
-    return load_prompts(config.prompts.name, config.prompts.limit)
-
-
-def check(config: RunConfig) -> None:
-    """Whether the parts of the configuration exist and fit; nothing is fetched. Raises BenchError."""
-    method = registry.load("methods", config.method.name)
-    reward = registry.load("rewards", config.reward.name)
-    if method.needs.reward_gradient and not reward.differentiable:
-        able = [name for name, own in _working("methods") if own.needs.training and not own.needs.reward_gradient]
-        raise BenchError(
-            f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
-            f"use a differentiable reward, or one of the methods {', '.join(able)}."
-        )
-    if method.needs.density and config.sampler.eta == 0:
-        raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
-    for kind, names in (("metrics", config.evaluation.metrics), ("rewards", config.evaluation.rewards)):
-        for name in names:
-            registry.load(kind, name)
-    kind = "points" if config.model.name in ANALYTIC else "images"
-    for name in (config.reward.name, *config.evaluation.rewards):
-        if (wanted := registry.load("rewards", name).inputs) != kind:
-            fit = [other for other, own in _working("rewards") if own.inputs == kind]
-            raise BenchError(
-                f"reward {name!r} scores {wanted}, and model {config.model.name!r} makes {kind}: use a reward of "
-                f"{kind} ({', '.join(fit)}), or another --model."
-            )
-    if (config.evaluation.features == "points") != (kind == "points"):
-        raise BenchError(
-            f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
-            f"model {config.model.name!r} brings its own."
-        )
-    for space in feature_spaces(config):
-        find_space(space)
-    if config.prompts.name not in HUB:
-        load_prompts(config.prompts.name)
-    requirements(config)
-
-
-def _working(kind: str) -> Iterator[tuple[str, type]]:
-    """Names and classes of the plugins that import: a broken one is no way out."""
-    for name in registry.plugins(kind):
-        with contextlib.suppress(BenchError):
-            yield name, registry.load(kind, name)
-
-
-def default_folder(config: RunConfig) -> Path:
-    """`runs/<suite>/<reward>/<method>-seed<n>-<hash>`: another configuration never shares a folder."""
-    return Path("runs") / config.suite / config.reward.name / run_name(config)
 
 
 def is_finished(folder: Path) -> bool:

@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.config import RunConfig, explain, resolve
 from bench.errors import BenchError
 from bench.plugin import Config
+from bench.preflight import preflight
 from bench.rows import run_name
-from bench.run import is_finished, preflight
+from bench.run import is_finished
 
 
 class Sweep(Config):

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # the pixel statistics of CLIP, which BLIP and HPS use too
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,14 +20,16 @@ def resize(images: Tensor, size: list[int]) -> Tensor:
     """Bicubic and antialiased like PIL's; overshoot is cut off, as 8-bit images cannot hold it."""
     if list(images.shape[-2:]) == size:
         return images
-    return functional.resize(images, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def cover(images: Tensor, side: int) -> Tensor:
     """Images [B, 3, H, W] with the shorter side resized to `side` and the middle square cut out."""
     height, width = images.shape[-2:]
     scale = side / min(height, width)
-    return functional.center_crop(resize(images, [int(height * scale), int(width * scale)]), [side, side])
+    resized = resize(images, [int(height * scale), int(width * scale)])
+    top, left = (resized.shape[-2] - side) // 2, (resized.shape[-1] - side) // 2
+    return resized[..., top : top + side, left : left + side]
 
 
 def contain(images: Tensor, side: int) -> Tensor:
@@ -37,12 +38,13 @@ def contain(images: Tensor, side: int) -> Tensor:
     scale = side / max(height, width)
     inner = resize(images, [round(height * scale), round(width * scale)])
     left, top = (side - inner.shape[-1]) // 2, (side - inner.shape[-2]) // 2
-    return functional.pad(inner, [left, top, side - inner.shape[-1] - left, side - inner.shape[-2] - top])
+    return F.pad(inner, [left, side - inner.shape[-1] - left, top, side - inner.shape[-2] - top])
 
 
 def normalise(images: Tensor, mean: Sequence[float] = OPENAI_MEAN, std: Sequence[float] = OPENAI_STD) -> Tensor:
     """`(x − mean) / std` by channel."""
-    return functional.normalize(images, list(mean), list(std))
+    mean, std = (torch.tensor(list(x), device=images.device).view(3, 1, 1) for x in (mean, std))
+    return (images - mean) / std
 
 
 class Clip:

@@ -208,3 +208,72 @@ def test_equal_settings_hash_equal_and_survive_yaml(tmp_path):
     assert config.read(tmp_path / "c.yaml").hash() == one.hash()
     with pytest.raises(BenchError, match=r"'train\.update'"):
         resolve("ddpo", assignments=["train.update=7"])
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    status, text = bench("doctor")
+    assert status == 0
+    lines = {line[:34].strip(): line[34:] for line in text.splitlines()}
+    assert "present" in lines["model emoji"]
+    assert "xswu/HPSv2 (1.97 GB)" in lines["reward hps"]
+    assert "present" in lines["reward colorfulness"]
+    assert "missing" in lines["features inception_v3"]
+    assert "float32" in lines["gpu"]
+
+
+@pytest.mark.parametrize("launcher", ["option", pytest.param("accelerate", marks=pytest.mark.slow)])
+def test_a_whole_run_in_two_processes(tiny_run, tmp_path, pipeline_folder, launcher):
+    """Sampling, training, evaluation, files: as one process makes them, but for the order of sums."""
+    shards = ["--set", "train.micro_batch=1", "--set", "train.sample_batch=2"]
+    one = tiny_run("nabla_gfn", *shards)
+    stored = config.read(one / "config.yaml")
+    settings = [word for key, value in _leaves(stored.model_dump(mode="json")) for word in ("--set", f"{key}={value}")]
+    start = [sys.executable, "-m", "bench"]
+    if launcher == "accelerate":
+        start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
+                 "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "-m", "bench"]  # fmt: skip
+    command = [*start, "run", "--method", "nabla_gfn", "--reward", "colorfulness", "--suite", "emoji", *settings]
+    command += ["--out", str(tmp_path / "two")] + (["--num-processes", "2"] if launcher == "option" else [])
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "other"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Results in") == 1  # one process speaks
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert {path.name for path in one.iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
+    frames = [read_rows(folder / "rows.parquet").set_index("metric") for folder in (one, tmp_path / "two")]
+    assert frames[0]["config_hash"].iloc[0] == frames[1]["config_hash"].iloc[0]
+    for name in ("reward/train", "path_kl"):
+        assert frames[1].loc[name, "value"] == pytest.approx(frames[0].loc[name, "value"], rel=1e-3)
+    for name in ("network_forwards", "reward_calls", "reward_gradients"):
+        assert frames[1][name].iloc[0] == frames[0][name].iloc[0] > 0
+    logs = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (one, tmp_path / "two")]
+    for a, b in zip(*logs, strict=True):
+        assert b["reward"] == pytest.approx(a["reward"], rel=1e-4)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+
+
+def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted key and YAML value of every setting."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += _leaves(value, f"{prefix}{key}.")
+        elif key not in ("suite", "name") or prefix in ("model.", "prompts."):
+            found.append((prefix + key, json.dumps(value)))
+    return found
+
+
+def test_two_processes_stop_together_and_one_speaks(bench, tmp_path, pipeline_folder):
+    """A loss that is not finite in one of them: one sentence, a row that says failed, the status of a mistake."""
+    command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--reward", "colorfulness", "--model",
+               str(pipeline_folder), "--set", "reward.beta=1e30", "--set", "sampler.steps=2",
+               "--out", str(tmp_path / "run"), "--set", "train.prompts_per_round=2", "--set", "train.micro_batch=2", "--num-processes", "2",
+               "--set", "method.channels=[32,32]"]  # fmt: skip
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.count("Error:") == 1
+    assert "not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(read_rows(tmp_path / "run" / "rows.parquet")["status"]) == {"failed"}
