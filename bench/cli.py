@@ -307,6 +307,7 @@ def test_plugin(
     show_warnings()
     from bench import registry
     from bench.errors import did_you_mean
+    from bench.hub import obtain
     from bench.selftest import CHECKS, selftest
 
     kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]
@@ -315,7 +316,8 @@ def test_plugin(
     if not kinds:
         known = [known for k in CHECKS for known in registry.plugins(k)]
         raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, known)}")
-    registry.load(kinds[0], name)
+    plugin = registry.load(kinds[0], name)
+    obtain(plugin.files if kinds[0] == "rewards" else [])
     colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
     with console.status(f"testing {name}"):
         for found in selftest(kinds[0], name):

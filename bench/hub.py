@@ -4,6 +4,7 @@ Everything is looked up in the local cache first. Only what is missing asks the 
 hub's own client retries for half a minute before it says that there is no network.
 """
 
+import io
 import os
 import shlex
 import shutil
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from rich.progress import wrap_file
 
 from bench.checkpoint import write_atomic
 from bench.errors import BenchError
@@ -150,8 +153,11 @@ class Download:
         """Fetch and, if it is an archive, unpack."""
         target = self.path / self.url.rpartition("/")[2]
         try:
-            with urllib.request.urlopen(self.url, timeout=PROBE_SECONDS) as answer:
-                write_atomic(target, answer.read())
+            with urllib.request.urlopen(self.url, timeout=30) as answer:
+                data, total = io.BytesIO(), int(answer.headers["Content-Length"] or 0) or None
+                with wrap_file(answer, total or self.size, description=target.name) as file:
+                    shutil.copyfileobj(file, data)
+            write_atomic(target, data.getvalue())
             if target.suffix == ".zip":
                 shutil.unpack_archive(target, self.path)
                 target.unlink()

@@ -37,14 +37,14 @@ class Diversity(Metric):
 
 
 class DiversityDreamSim(Diversity):
-    """The same with DreamSim (Fu et al., 2023), which was fitted to human judgements of similarity."""
+    """Mean pairwise distance within a prompt by DreamSim (Fu et al., 2023), which was fitted to human judgements."""
 
     name = "diversity_dreamsim"
     space = "dreamsim_open_clip_vitb32"
 
 
 class DiversityClip(Diversity):
-    """The same in the image embeddings of CLIP ViT-L/14."""
+    """Mean pairwise cosine distance within a prompt in the image embeddings of CLIP ViT-L/14."""
 
     name = "diversity_clip"
     space = "clip_vitl14"

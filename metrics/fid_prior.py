@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric, Samples
-from bench.statistics import frechet_distance, paired
+from bench.statistics import frechet_distance, mean_and_error
 
 
 class FidPrior(Metric):
@@ -26,10 +26,10 @@ class FidPrior(Metric):
 
 
 class FidPriorPerPrompt(Metric):
-    """The same within each prompt, averaged over prompts: what papers on reward finetuning call FID.
+    """Fréchet distance to the prior within each prompt, averaged: what papers on reward finetuning call FID.
 
     With a few images a prompt the covariances are far from full rank, and values are in the hundreds: only the
-    difference to the floor means anything. Its standard error is over prompts.
+    difference to the floor means anything. It is not paired, so its error stands in the note.
     """
 
     direction = "lower"
@@ -46,7 +46,10 @@ class FidPriorPerPrompt(Metric):
             own = evaluation.features(samples)
             return torch.tensor([frechet_distance(own[rows], reference[rows]) for rows in groups.values()])
 
+        value, floor = distances(evaluation.finetuned), distances(evaluation.floor)
+        difference, error = mean_and_error(value - floor)
         n, d = reference.shape
-        note = f"rank-deficient covariance: {size} images a prompt in {d} dimensions; compare with the floor"
-        rest = {"n": n, "direction": self.direction, "note": note if size <= d else ""}
-        return [paired(name, distances(evaluation.finetuned), distances(evaluation.floor), **rest)]
+        notes = [f"rank-deficient covariance: {size} images a prompt in {d} dimensions"] if size <= d else []
+        notes += [f"difference to the floor ± {error:.2g} over prompts"] if error is not None else []
+        measured = (float(value.mean()), float(floor.mean()), difference)
+        return [Measurement(name, *measured, n=n, direction=self.direction, note="; ".join(notes))]

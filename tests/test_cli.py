@@ -266,10 +266,11 @@ def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 def test_two_processes_stop_together_and_one_speaks(bench, tmp_path, pipeline_folder):
     """A loss that is not finite in one of them: one sentence, a row that says failed, the status of a mistake."""
-    command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--reward", "colorfulness", "--model",
-               str(pipeline_folder), "--set", "reward.beta=1e30", "--set", "sampler.steps=2",
-               "--out", str(tmp_path / "run"), "--set", "train.prompts_per_round=2", "--set", "train.micro_batch=2", "--num-processes", "2",
-               "--set", "method.channels=[32,32]"]  # fmt: skip
+    settings = ("reward.beta=1e30", "sampler.steps=2", "train.prompts_per_round=2", "train.micro_batch=2",
+                "method.channels=[32,32]")  # fmt: skip
+    command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--reward", "colorfulness",
+               "--model", str(pipeline_folder), "--out", str(tmp_path / "run"), "--num-processes", "2"]  # fmt: skip
+    command += [word for setting in settings for word in ("--set", setting)]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr[-2000:]

@@ -18,8 +18,8 @@ from bench.statistics import (
     moments,
     tilted_weights,
 )
-from metrics.diversity import Diversity
-from metrics.fid_prior import FidPrior
+from metrics.diversity import Diversity, DiversityClip, DiversityDreamSim
+from metrics.fid_prior import FidPrior, FidPriorPerPrompt
 from metrics.fid_target import FidTarget
 from metrics.kid_prior import KidPrior
 from metrics.path_kl import PathKl
@@ -161,6 +161,38 @@ def test_distances_to_the_prior_carry_the_floor() -> None:
         assert found.difference == pytest.approx(found.value - found.prior)
         assert found.value > found.prior
     assert "12 images in 16 dimensions" in measure(FidPrior, given)["fid_prior/space"].note
+
+
+def test_the_distance_per_prompt_is_the_mean_of_the_prompts_distances() -> None:
+    sets = [samples(torch.zeros(12), ["a"] * 4 + ["b"] * 8) for _ in range(4)]
+    features = tuple(normal(i, 12, 16) + (i == 0) for i in range(4))
+    found = measure(FidPriorPerPrompt, evaluation(*sets, features=features))["fid_prior_per_prompt/space"]
+    groups = sets[0].rows()
+    assert len(groups) > 1
+    own, floor = (
+        np.array([frechet_distance(features[i][rows], features[2][rows]) for rows in groups.values()]) for i in (0, 3)
+    )
+    assert found.value == pytest.approx(own.mean())
+    assert found.prior == pytest.approx(floor.mean())
+    assert found.difference == pytest.approx((own - floor).mean())
+    error = (own - floor).std(ddof=1) / len(groups) ** 0.5
+    assert f"± {error:.2g} over prompts" in found.note
+    assert f"{min(map(len, groups.values()))} images a prompt in 16 dimensions" in found.note
+
+
+def test_diversities_of_a_fixed_space_ask_for_it() -> None:
+    asked = []
+    sets = [samples(torch.zeros(12)) for _ in range(4)]
+
+    def features(own: Samples, space: str | None = None) -> torch.Tensor:
+        asked.append(space)
+        return normal(int(own is sets[0]), 12, 16)
+
+    given = Evaluation(*sets, "main", 1.0, features, "space")
+    found = measure(DiversityDreamSim, given) | measure(DiversityClip, given)
+    assert set(found) == {"diversity_dreamsim/dreamsim_open_clip_vitb32", "diversity_clip/clip_vitl14"}
+    assert set(asked) == {"dreamsim_open_clip_vitb32", "clip_vitl14"}
+    assert all(one.value > 0 for one in found.values())
 
 
 def test_diversity_and_vendi_of_identical_orthogonal_and_opposite_features() -> None:
