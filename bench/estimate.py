@@ -21,9 +21,10 @@ ADAM = 4  # a trained float32 number is kept four times: itself, its gradient, t
 def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | None:
     """Bytes by purpose while training; None where the architecture is not known or does not matter (analytic models).
 
-    weights: of the model and the rewards. trained: adapters with gradient and optimiser. round: the trajectories held.
-    backward: what one micro-batch keeps for its backward pass through one call of the denoiser and, for methods that
-    ask for the reward's gradient, the decoder; the reward network's own activations and scratch space come on top.
+    weights: of the model, the rewards and the feature spaces, these as large as their files. trained: adapters with
+    gradient and optimiser. round: the trajectories held. backward: what one micro-batch keeps for its backward pass
+    through one call of the denoiser and, for methods that ask for the reward's gradient, the decoder. The method's own
+    networks, the reward network's activations and scratch space come on top.
     """
     models.quiet_libraries()
     built = _networks(config)
@@ -36,6 +37,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     if config.model.finetune == "lora":
         unet.add_adapter(LoraConfig(r=config.model.lora_rank, target_modules=LORA_TARGETS))
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    dtype = torch.float32 if config.model.finetune == "full" else dtype
     unet.to(dtype)
     with torch.device("meta"):
         z, text = torch.empty(1, channels, size, size), torch.empty(1, 77, unet.config.cross_attention_dim)

@@ -80,7 +80,11 @@ class Method(ABC):
 
     @abstractmethod
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
-        """Yield micro-losses of one update; `data` is a `Trajectory` unless `needs.trajectory` is False."""
+        """Yield micro-losses of one update, or of a shard of it: at most `train.micro_batch` trajectories.
+
+        `data` is a `Trajectory` unless `needs.trajectory` is False, and the whole update if `needs.whole_update`.
+        Several processes compute different shards, so nothing in here may wait for another process.
+        """
 
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """See a whole round of trajectories once, before it is cut into updates (advantages need this)."""
