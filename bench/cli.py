@@ -269,7 +269,9 @@ def profile_setting(
         bool, typer.Option("--random-weights", help="Build the architectures with random weights; download nothing.")
     ] = False,
     size: Annotated[Size, typer.Option(help="Of random weights; tiny only tries the code.")] = Size.full,
-    out: Annotated[Path | None, typer.Option(help="File; default runs/profiles/SUITE-REWARD-METHOD.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File; default: named as a run, below runs/profiles.")
+    ] = None,
     assignments: Set = None,
 ) -> None:
     """Time the sampler against diffusers' own, and one update by phase; memory and network calls of both.
@@ -288,8 +290,9 @@ def profile_setting(
 
     check(config)
     from bench import profile
+    from bench.rows import default_folder
 
-    out = out or Path("runs/profiles") / f"{config.suite}-{config.reward.name}-{method}.json"
+    out = out or Path("runs/profiles", *default_folder(config).parts[1:]).with_suffix(".json")
     with profile.random_weights(config, size, console) if random_weights else nullcontext():
         profile.profile(config, repeats, console, out)
 
@@ -317,7 +320,7 @@ def test_plugin(
         known = [known for k in CHECKS for known in registry.plugins(k)]
         raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, known)}")
     plugin = registry.load(kinds[0], name)
-    obtain(plugin.files if kinds[0] == "rewards" else [])
+    obtain(getattr(plugin, "files", ()))
     colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
     with console.status(f"testing {name}"):
         for found in selftest(kinds[0], name):
@@ -348,7 +351,8 @@ class traceback_log:
     """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
 
     def __init__(self, folder: Path):
-        self.path = folder / "error.log"
+        rank = os.environ.get("RANK", "0")
+        self.path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")  # of several processes, each its own
 
     def __enter__(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bench.errors import BenchError, did_you_mean
 from bench.hub import CLIP_L, Download, Need
-from bench.towers import Clip, resize
+from bench.towers import Clip, normalise, resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the package's own example
 
@@ -63,11 +62,8 @@ class EfficientNetLite0(FeatureSpace):
         return torch.cat([self._features(batch) for batch in images.split(self.batch_size)])
 
     def _features(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, torch.float32)
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, deviation = torch.tensor(IMAGENET, device=self.device).view(2, 3, 1, 1)
-        return self.network.extract_features((images - mean) / deviation).mean(dim=(2, 3)).cpu()
+        images = resize(images.to(self.device, torch.float32), [self.size, self.size])
+        return self.network.extract_features(normalise(images, *IMAGENET)).mean(dim=(2, 3)).cpu()
 
 
 class InceptionV3(FeatureSpace):

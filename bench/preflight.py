@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from bench import registry
 from bench.config import RunConfig
 from bench.errors import BenchError
-from bench.features import find_space
 from bench.hub import obtain
 from bench.models import ANALYTIC
 from bench.prompts import HUB, PromptSet, load_prompts
-from bench.requirements import feature_spaces, requirements
+from bench.requirements import requirements
 
 
 def preflight(config: RunConfig) -> PromptSet:
@@ -32,9 +31,7 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
-    for kind, names in (("metrics", config.evaluation.metrics), ("rewards", config.evaluation.rewards)):
-        for name in names:
-            registry.load(kind, name)
+    requirements(config)  # loads every reward, metric and feature space that is named
     kind = "points" if config.model.name in ANALYTIC else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
         if (wanted := registry.load("rewards", name).inputs) != kind:
@@ -48,11 +45,8 @@ def check(config: RunConfig) -> None:
             f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
             f"model {config.model.name!r} brings its own."
         )
-    for space in feature_spaces(config):
-        find_space(space)
     if config.prompts.name not in HUB:
         load_prompts(config.prompts.name)
-    requirements(config)
 
 
 def _working(kind: str) -> Iterator[tuple[str, type]]:

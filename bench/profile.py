@@ -15,15 +15,16 @@ from diffusers import DDIMScheduler
 from rich.console import Console
 from rich.table import Table
 
-from bench import environment, models, registry
+from bench import environment, models
 from bench.checkpoint import write_atomic
 from bench.config import RunConfig
 from bench.core import Core
 from bench.errors import BenchError
-from bench.hub import Need
+from bench.hub import obtain
 from bench.meter import COUNTS, Meter
 from bench.noise import Noise
 from bench.prompts import HUB, load_prompts
+from bench.requirements import training_requirements
 from bench.run import build_core, build_method
 from bench.trainer import Trainer
 from bench.trajectory import rollout
@@ -42,7 +43,7 @@ def random_weights(config: RunConfig, size: str, console: Console) -> Iterator[N
         )
     with tempfile.TemporaryDirectory(prefix="bench-random-") as cache:
         with console.status(f"writing {size} random weights"):
-            write(_needs(config), Path(cache), size)
+            write(training_requirements(config), Path(cache), size)
         before = os.environ.get("HF_HUB_CACHE")
         os.environ["HF_HUB_CACHE"] = cache
         try:
@@ -51,17 +52,12 @@ def random_weights(config: RunConfig, size: str, console: Console) -> Iterator[N
             os.environ.pop("HF_HUB_CACHE") if before is None else os.environ.update(HF_HUB_CACHE=before)
 
 
-def _needs(config: RunConfig) -> list[Need]:
-    """Only what is profiled: no other reward, no feature space, no prompts."""
-    model = models.need(config.model.name)
-    return [*([model] if model else []), *registry.load("rewards", config.reward.name).files]
-
-
 def profile(config: RunConfig, repeats: int, console: Console, out: Path) -> None:
     """Print and store in `out` what a rollout, diffusers' pipeline call and an update take.
 
     Analytic models have no pipeline to compare with, only updates.
     """
+    obtain(training_requirements(config))
     name = config.prompts.name
     prompts = load_prompts("simple_animals" if name in HUB and HUB[name].missing() else name).train
     core = build_core(config)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
@@ -165,6 +164,8 @@ def clip(architecture: Literal["clip-l", "clip-h"]) -> Callable[[Path, Size], No
 
 def hps(folder: Path, size: Size) -> None:
     """OpenCLIP's ViT-H-14 as `{"state_dict": …}`."""
+    import open_clip
+
     model = open_clip.CLIP(**(open_clip.get_model_config("ViT-H-14") if size == "full" else TINY_VIT_H))
     torch.save({"state_dict": _alive(model).state_dict()}, folder / "HPS_v2.1_compressed.pt")
 
@@ -236,10 +237,11 @@ WRITERS: dict[str, Callable[[Path, Size], None]] = {
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's own vocabulary, which the package open_clip carries."""
     folder.mkdir(exist_ok=True)
-    words = open_clip.tokenizer.SimpleTokenizer()
-    vocabulary = {word: i for word, i in words.encoder.items()}
+    from open_clip.tokenizer import SimpleTokenizer  # takes seconds; a dry run asks this module for shapes alone
+
+    words = SimpleTokenizer()
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {special.get(word, word): i for word, i in vocabulary.items()}
+    vocabulary = {special.get(word, word): i for word, i in words.encoder.items()}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     merges = [" ".join(pair) for pair, _ in sorted(words.bpe_ranks.items(), key=lambda item: item[1])]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")

@@ -8,12 +8,18 @@ from bench.hub import Need
 
 def requirements(config: RunConfig) -> list[Need]:
     """Everything that must be present before the run starts, each once. Raises BenchError for an unknown name."""
-    found: list[Need | None] = [models.need(config.model.name), prompts.HUB.get(config.prompts.name)]
-    for name in dict.fromkeys([config.reward.name, *config.evaluation.rewards]):
+    found = [*training_requirements(config), prompts.HUB.get(config.prompts.name)]
+    for name in config.evaluation.rewards:
         found += registry.load("rewards", name).files
     for space in feature_spaces(config):
         found += find_space(space).files
     return list(dict.fromkeys(need for need in found if need))
+
+
+def training_requirements(config: RunConfig) -> list[Need]:
+    """Of these, the weights that training itself needs: the model's and the trained reward's."""
+    model = models.need(config.model.name)
+    return [*([model] if model else []), *registry.load("rewards", config.reward.name).files]
 
 
 def feature_spaces(config: RunConfig) -> list[str]:

@@ -11,7 +11,7 @@ from bench import registry
 from bench.errors import BenchError
 from bench.plugin import Config, Reward
 
-TERM = re.compile(r"([+-]?)(?:([0-9.]+(?:e-?[0-9]+)?)\*)?([A-Za-z_]\w*)")
+TERM = re.compile(r"([+-]?)(?:(\d+(?:\.\d+)?(?:e-?\d+)?)\*)?([A-Za-z_]\w*)")
 
 
 def parse(expression: str) -> dict[str, float]:
@@ -32,7 +32,7 @@ def parse(expression: str) -> dict[str, float]:
 
 @cache
 def weighted_sum(expression: str) -> type[Reward]:
-    """The class of a weighted sum; each term's options lie under its name (`--set reward.hps.architecture=…`).
+    """The class of a weighted sum; each term's options lie under its name (`--set reward.emoji_style.style=noto`).
 
     `parts` of an instance holds the terms by name. Raises BenchError for an unknown term or terms of different inputs.
     """

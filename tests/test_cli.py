@@ -210,6 +210,13 @@ def test_equal_settings_hash_equal_and_survive_yaml(tmp_path):
         resolve("ddpo", assignments=["train.update=7"])
 
 
+def test_the_terms_of_a_weighted_sum_are_reported(tiny_run):
+    folder = tiny_run("prior", "--reward", "colorfulness+0.5*jpeg_incompressibility")
+    rows = read_rows(folder / "rows.parquet").set_index("metric")["value"]
+    parts = rows["reward/colorfulness/train"], rows["reward/jpeg_incompressibility/train"]
+    assert rows["reward/train"] == pytest.approx(parts[0] + 0.5 * parts[1], rel=1e-5)
+
+
 def test_doctor_says_what_is_missing_and_how_to_get_it(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     status, text = bench("doctor")

@@ -1,6 +1,7 @@
 """Learned rewards, loaded by the real code from scaled-down random checkpoints in the layout of the real files."""
 
 import math
+import shutil
 
 import numpy as np
 import open_clip
@@ -16,7 +17,7 @@ from bench.errors import BenchError
 from bench.evaluate import load_reward
 from bench.hub import CLIP_L, RANDOM
 from bench.plugin import Reward
-from bench.random_weights import HEAD
+from bench.random_weights import HEAD, write
 from bench.towers import OPENAI_MEAN, OPENAI_STD
 from rewards.aesthetic import Aesthetic
 from rewards.image_reward import MEAN, STD, ImageReward
@@ -54,8 +55,8 @@ def official_pixels(name: str, reward: Reward, images: list[Image.Image]) -> Ten
         ])  # fmt: skip
         return torch.stack([preprocess(image) for image in images])
     repository = PICKSCORE if name == "pickscore" else CLIP_L
-    size = {"height": 32, "width": 32}
-    processor = CLIPImageProcessor.from_pretrained(repository.path(), crop_size=size)
+    side = reward.clip.model.config.vision_config.image_size
+    processor = CLIPImageProcessor.from_pretrained(repository.path(), crop_size={"height": side, "width": side})
     return processor(images, return_tensors="pt").pixel_values
 
 
@@ -82,17 +83,35 @@ def score_pixels(name: str, reward: Reward, pixels: Tensor) -> Tensor:
     return (scale * image @ text.T).diagonal()
 
 
+def difference(name: str, size: tuple[int, int]) -> tuple[float, float]:
+    """Largest difference of a reward's scores to the official pipeline's, and the spread of these."""
+    reward, images = load_reward(name), pictures(*size)
+    with torch.no_grad():
+        expected = score_pixels(name, reward, official_pixels(name, reward, images))
+        found = reward(as_tensor(images), PROMPTS)
+    return float((found - expected).abs().max()), float((expected[0] - expected[1]).abs())
+
+
 @pytest.mark.parametrize("size", [(96, 96), (64, 96), (32, 32)])
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_score_is_the_official_pipelines(hub, name, size):
     """What is left is PIL's rounding to 8 bits, which random networks enlarge more than trained ones would."""
-    reward = load_reward(name)
-    images = pictures(*size)
-    expected = score_pixels(name, reward, official_pixels(name, reward, images))
-    found = reward(as_tensor(images), PROMPTS)
     tolerance = 0.1 if name in ("clip_score", "pickscore") else 0.01  # these two multiply a cosine by 100
-    assert float((found - expected).abs().max()) <= tolerance
-    assert float((expected[0] - expected[1]).abs()) > tolerance / 10
+    error, spread = difference(name, size)
+    assert error <= tolerance
+    assert spread > tolerance / 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_score_is_the_official_pipelines_at_full_size(tmp_path, monkeypatch, record_property, name):
+    """The whole architectures with random weights: `--junitxml` keeps the figures."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    write(registry.load("rewards", name).files, tmp_path, "full")
+    errors = [difference(name, size)[0] for size in ((96, 96), (64, 96), (32, 32), (512, 512))]
+    record_property("largest difference", max(errors))
+    shutil.rmtree(tmp_path)
+    assert max(errors) <= (0.02 if name == "clip_score" else 0.01)  # 100 x a cosine
 
 
 def test_checkpoints_have_the_official_names_and_shapes(hub):
@@ -151,6 +170,7 @@ def test_a_weighted_sum(hub):
     [
         ("hps+", "cannot read the reward 'hps+' at '+'"),
         ("hps+0.1aesthetic", "at '+0.1aesthetic'"),
+        ("hps+1..5*aesthetic", "at '+1..5*aesthetic'"),
         ("hps+hps", "at '+hps'"),
         ("0.1*hps+aestetic", "did you mean 'aesthetic'"),
         ("hps+quadratic", "mixes inputs"),
