@@ -269,9 +269,7 @@ def profile_setting(
         bool, typer.Option("--random-weights", help="Build the architectures with random weights; download nothing.")
     ] = False,
     size: Annotated[Size, typer.Option(help="Of random weights; tiny only tries the code.")] = Size.full,
-    out: Annotated[
-        Path | None, typer.Option(help="File; default: named as a run, below runs/profiles.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File; default: named as a run, below runs/profiles.")] = None,
     assignments: Set = None,
 ) -> None:
     """Time the sampler against diffusers' own, and one update by phase; memory and network calls of both.
