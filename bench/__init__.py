@@ -8,26 +8,26 @@ from importlib.metadata import version
 from typing import Any
 
 _PUBLIC = {
-    "Batch": "bench.trajectory",
+    "Batch": "bench.sampling.trajectory",
     "Config": "bench.plugin",
     "Core": "bench.core",
     "DiffusionModel": "bench.models.base",
-    "Evaluation": "bench.evaluate",
-    "Kernel": "bench.kernel",
+    "Evaluation": "bench.evaluation.evaluator",
+    "Kernel": "bench.sampling.kernel",
     "Loss": "bench.plugin",
     "Measurement": "bench.plugin",
     "Method": "bench.plugin",
     "Metric": "bench.plugin",
     "Needs": "bench.plugin",
-    "PromptStatistics": "bench.advantages",
+    "PromptStatistics": "bench.training.advantages",
     "Reward": "bench.plugin",
-    "Samples": "bench.evaluate",
-    "Trajectory": "bench.trajectory",
-    "Transitions": "bench.trajectory",
-    "group_baseline": "bench.advantages",
-    "group_normalised": "bench.advantages",
-    "gaussian_log_prob": "bench.kernel",
-    "leave_one_out": "bench.advantages",
+    "Samples": "bench.evaluation.evaluator",
+    "Trajectory": "bench.sampling.trajectory",
+    "Transitions": "bench.sampling.trajectory",
+    "group_baseline": "bench.training.advantages",
+    "group_normalised": "bench.training.advantages",
+    "gaussian_log_prob": "bench.sampling.kernel",
+    "leave_one_out": "bench.training.advantages",
 }
 
 __all__ = sorted(_PUBLIC)

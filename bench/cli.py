@@ -82,13 +82,13 @@ def run(
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     show_warnings()
 
-    from bench import processes
-    from bench.preflight import check, preflight
-    from bench.rows import default_folder
+    from bench.commands.preflight import check, preflight
+    from bench.evaluation.rows import default_folder
+    from bench.training import processes
 
     folder = out or default_folder(config)
     if dry_run:
-        from bench.plan import show_plan
+        from bench.commands.plan import show_plan
 
         check(config)
         show_plan(config, folder, num_processes, console)
@@ -99,7 +99,7 @@ def run(
     console.quiet = not processes.is_main()
     with processes.main_first():
         preflight(config)
-        from bench.run import Run
+        from bench.commands.run import Run
 
         job = Run(config, folder, console)
         finished = job.open(force and processes.is_main())
@@ -131,9 +131,9 @@ def fetch(
     overrides = {} if model is None else {"model.name": model}
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     show_warnings()
-    from bench.hub import obtain
-    from bench.plan import show_requirements
-    from bench.requirements import requirements
+    from bench.commands.plan import show_requirements
+    from bench.weights.hub import obtain
+    from bench.weights.requirements import requirements
 
     needs = requirements(config)
     show_requirements(needs, console)
@@ -147,7 +147,7 @@ def list_names(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
 ) -> None:
     """List what can be named: methods, rewards, metrics, models, prompts, suites."""
-    from bench.listing import describe
+    from bench.commands.listing import describe
 
     for chosen in [kind] if kind else Kind:
         table = Table(title=chosen.value, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -171,7 +171,7 @@ def evaluate_run(
     Results go into a folder of their own inside the run's.
     """
     show_warnings()
-    from bench.run import evaluate_again
+    from bench.commands.run import evaluate_again
 
     path = evaluate_again(folder, assignments or [], console)
     console.print(f"Results in {path}")
@@ -234,7 +234,7 @@ def sweep(
     Compare the runs with bench report.
     """
     show_warnings()
-    from bench.sweep import last_words, plan_sweep, read_sweep, run_sweep
+    from bench.commands.sweep import last_words, plan_sweep, read_sweep, run_sweep
 
     read = read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
@@ -284,11 +284,11 @@ def profile_setting(
     show_warnings()
     from contextlib import nullcontext
 
-    from bench.preflight import check
+    from bench.commands.preflight import check
 
     check(config)
-    from bench import profile
-    from bench.rows import default_folder
+    from bench.commands import profile
+    from bench.evaluation.rows import default_folder
 
     out = out or Path("runs/profiles", *default_folder(config).parts[1:]).with_suffix(".json")
     with profile.random_weights(config, size, console) if random_weights else nullcontext():
@@ -307,9 +307,9 @@ def test_plugin(
     """
     show_warnings()
     from bench import registry
+    from bench.commands.selftest import CHECKS, selftest
     from bench.errors import did_you_mean
-    from bench.hub import obtain
-    from bench.selftest import CHECKS, selftest
+    from bench.weights.hub import obtain
 
     kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]
     if len(kinds) > 1:
@@ -333,7 +333,7 @@ def test_plugin(
 def doctor() -> None:
     """Report versions, devices, extras and weights, and what is missing."""
     show_warnings()
-    from bench.doctor import report
+    from bench.commands.doctor import report
 
     report(console)
 

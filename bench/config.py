@@ -50,7 +50,7 @@ class ModelConfig(Config):
 
 
 class SamplerConfig(Config):
-    """The transition kernel (see bench.kernel) and guidance."""
+    """The transition kernel (see bench.sampling.kernel) and guidance."""
 
     steps: int = Field(20, ge=1)
     eta: float = Field(1.0, ge=0, le=1)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError, NonFiniteError
-from bench.kernel import Kernel, Step
-from bench.meter import Meter
 from bench.models.base import DiffusionModel
-from bench.noise import Noise, Purpose, generator
 from bench.plugin import Reward
-from bench.trajectory import Batch, Trajectory, join, rollout
+from bench.sampling.kernel import Kernel, Step
+from bench.sampling.noise import Noise, Purpose, generator
+from bench.sampling.trajectory import Batch, Trajectory, join, rollout
+from bench.training.meter import Meter
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Core:
         grad_from: int | None = None,
         stop_at: int | None = None,
     ) -> Trajectory:
-        """Sample trajectories in parts of `sample_batch` rows; see `bench.trajectory.rollout`."""
+        """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`."""
         parts = [
             rollout(
                 self.model,

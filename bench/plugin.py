@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from bench.core import Core
-    from bench.evaluate import Evaluation
-    from bench.hub import Need
+    from bench.evaluation.evaluator import Evaluation
     from bench.models.base import DiffusionModel
-    from bench.trajectory import Batch, Trajectory
+    from bench.sampling.trajectory import Batch, Trajectory
+    from bench.weights.hub import Need
 
 
 class Config(BaseModel):
@@ -122,7 +122,7 @@ class Reward(ABC):
     scale: what the numbers mean, in a few words, with their usual range.
     source: paper or repository.
     suite: the named setting that `--reward NAME` selects when nothing else is said.
-    files: what must be there before it is built; `bench fetch` gets it (see bench.hub).
+    files: what must be there before it is built; `bench fetch` gets it (see bench.weights.hub).
     """
 
     Config: ClassVar[type[Config]] = Config
@@ -167,7 +167,7 @@ class Measurement:
 class Metric(ABC):
     """A measure of finished samples; `version` changes whenever its numbers would.
 
-    space: the feature space that it always uses (see bench.features); None for the evaluation's, or for none.
+    space: the feature space that it always uses (see bench.evaluation.features); None for the evaluation's, or for none.
     """
 
     Config: ClassVar[type[Config]] = Config
@@ -181,4 +181,4 @@ class Metric(ABC):
 
     @abstractmethod
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
-        """Measure; see `bench.evaluate.Evaluation` for what is at hand."""
+        """Measure; see `bench.evaluation.evaluator.Evaluation` for what is at hand."""

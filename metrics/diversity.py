@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric, Samples
-from bench.statistics import over_prompts, paired
+from bench.evaluation.statistics import over_prompts, paired
 
 
 def mean_distance(features: Tensor) -> Tensor:

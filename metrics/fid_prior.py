@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric, Samples
-from bench.statistics import frechet_distance, mean_and_error
+from bench.evaluation.statistics import frechet_distance, mean_and_error
 
 
 class FidPrior(Metric):

@@ -3,7 +3,7 @@
 import torch
 
 from bench import Evaluation, Measurement, Metric
-from bench.statistics import effective_sample_size, frechet_distance, pooled_rows, tilted_weights
+from bench.evaluation.statistics import effective_sample_size, frechet_distance, pooled_rows, tilted_weights
 
 
 class FidTarget(Metric):

@@ -1,7 +1,7 @@
 """Kernel distance to the prior's own samples."""
 
 from bench import Evaluation, Measurement, Metric
-from bench.statistics import kernel_distance
+from bench.evaluation.statistics import kernel_distance
 
 
 class KidPrior(Metric):

@@ -3,7 +3,7 @@
 import torch
 
 from bench import Evaluation, Measurement, Metric
-from bench.statistics import paired, per_prompt
+from bench.evaluation.statistics import paired, per_prompt
 
 LATE = 2  # the last steps, whose small variances dominate the sum
 

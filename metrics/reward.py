@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bench import Evaluation, Measurement, Metric
-from bench.statistics import error_at_fixed_prompts, paired, per_prompt
+from bench.evaluation.statistics import error_at_fixed_prompts, paired, per_prompt
 
 
 class RewardGain(Metric):

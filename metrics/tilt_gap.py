@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric, Samples
-from bench.statistics import effective_sample_size, log_mean_exp, mean_and_error, over_prompts, per_prompt, pooled_rows
+from bench.evaluation.statistics import (
+    effective_sample_size,
+    log_mean_exp,
+    mean_and_error,
+    over_prompts,
+    per_prompt,
+    pooled_rows,
+)
 
 ENOUGH = 100  # effective samples a prompt; below, the log-mean-exp is too biased to print
 

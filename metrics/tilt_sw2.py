@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric
-from bench.noise import generator
-from bench.statistics import target_points
+from bench.evaluation.statistics import target_points
+from bench.sampling.noise import generator
 
 DIRECTIONS = 128
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric
-from bench.statistics import target_points
+from bench.evaluation.statistics import target_points
 
 
 class TiltTv(Metric):

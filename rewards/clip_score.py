@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.hub import CLIP_L
-from bench.towers import Clip
+from bench.evaluation.towers import Clip
+from bench.weights.hub import CLIP_L
 
 
 class ClipScore(Reward):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
+from bench.evaluation.towers import Clip
 from bench.models import emoji
-from bench.towers import Clip
 
 
 class EmojiClip(Reward):
@@ -19,7 +19,7 @@ class EmojiClip(Reward):
         folder: Path | None = None
 
     scale = "100 x cosine similarity, -100 to 100"
-    source = "Radford et al. (2021), arXiv:2103.00020; weights of our own (bench.models.emoji.train)"
+    source = "Radford et al. (2021), arXiv:2103.00020; weights of our own (bench.recipe.train)"
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)

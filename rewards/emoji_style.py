@@ -23,7 +23,7 @@ class EmojiStyle(Reward):
         folder: Path | None = None
 
     scale = "log-probability in nats, at most 0"
-    source = "He et al. (2016), arXiv:1512.03385; weights of our own (bench.models.emoji.train)"
+    source = "He et al. (2016), arXiv:1512.03385; weights of our own (bench.recipe.train)"
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)

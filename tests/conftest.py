@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bench.core import Core
-from bench.kernel import ddim_kernel
-from bench.models.pipeline import LatentDiffusion
-from bench.noise import generator, seeded
+from bench.models.stable_diffusion import LatentDiffusion
 from bench.plugin import Config, Reward
+from bench.sampling.kernel import ddim_kernel
+from bench.sampling.noise import generator, seeded
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -87,8 +87,8 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def random_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache with scaled-down random weights of everything that the full-size settings load."""
-    from bench import random_weights
-    from bench.hub import Repository
+    from bench.weights import random_weights
+    from bench.weights.hub import Repository
 
     cache = tmp_path_factory.mktemp("hub")
     random_weights.write([Repository(name, ()) for name in random_weights.WRITERS], cache, "tiny")

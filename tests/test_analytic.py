@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.evaluate import Evaluation, Samples
-from bench.kernel import ddim_kernel
+from bench.evaluation.evaluator import Evaluation, Samples
 from bench.models.analytic import GaussianModel, RingModel
-from bench.noise import generator
 from bench.plugin import Config
+from bench.sampling.kernel import ddim_kernel
+from bench.sampling.noise import generator
 from metrics.tilt_sw2 import TiltSw2
 from metrics.tilt_tv import TiltTv
 from results.rows import read_rows

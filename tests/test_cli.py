@@ -12,10 +12,10 @@ import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bench import config, registry
+from bench.commands.run import build_core
 from bench.config import resolve
 from bench.errors import BenchError
-from bench.noise import Noise
-from bench.run import build_core
+from bench.sampling.noise import Noise
 from results.rows import read_rows
 
 

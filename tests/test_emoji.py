@@ -6,9 +6,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
-from bench.features import EfficientNetLite0
+from bench.evaluation.features import EfficientNetLite0
 from bench.models.emoji import GUIDANCE, STYLES, concepts, path
-from bench.models.emoji.art import ART_SIZE, SIZE, Concept, augment, caption
+from bench.recipe.art import ART_SIZE, SIZE, Concept, augment, caption
 
 NAMES = (
     "tiger",

@@ -5,7 +5,7 @@ import torch
 from conftest import perturb
 
 from bench.config import resolve
-from bench.evaluate import Evaluator, draw, sample_names
+from bench.evaluation.evaluator import Evaluator, draw, sample_names
 from bench.prompts import load_prompts, split
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])

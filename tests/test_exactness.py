@@ -8,15 +8,15 @@ import torch
 from conftest import perturb
 from torch import Tensor, nn
 
-from bench.advantages import group_baseline, group_normalised
 from bench.core import Core
-from bench.kernel import ddim_kernel
-from bench.meter import Meter
 from bench.models.analytic import GaussianModel
-from bench.models.pipeline import LatentDiffusion
-from bench.noise import Noise, generator
+from bench.models.stable_diffusion import LatentDiffusion
 from bench.plugin import Config, Loss, Method, Reward
-from bench.trajectory import Batch, Trajectory
+from bench.sampling.kernel import ddim_kernel
+from bench.sampling.noise import Noise, generator
+from bench.sampling.trajectory import Batch, Trajectory
+from bench.training.advantages import group_baseline, group_normalised
+from bench.training.meter import Meter
 from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from methods.best_of_n import BestOfN, BestOfNConfig
 from methods.db import DB, DBConfig

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.features import SPACES, ClipL, DreamSim, InceptionV3, find_space
-from bench.statistics import frechet_distance
+from bench.evaluation.features import SPACES, ClipL, DreamSim, InceptionV3, find_space
+from bench.evaluation.statistics import frechet_distance
 
 
 def images(seed: int, count: int = 6, side: int = 40) -> Tensor:

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.advantages import leave_one_out
 from bench.core import Core
-from bench.kernel import Kernel, ddim_kernel, gaussian_log_prob
 from bench.models.analytic import GaussianModel
-from bench.models.pipeline import LatentDiffusion
+from bench.models.stable_diffusion import LatentDiffusion
 from bench.plugin import Config, Reward
-from bench.trajectory import Trajectory, Transitions
+from bench.sampling.kernel import Kernel, ddim_kernel, gaussian_log_prob
+from bench.sampling.trajectory import Trajectory, Transitions
+from bench.training.advantages import leave_one_out
 from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from methods.db import DB, DBConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN

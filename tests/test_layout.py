@@ -44,7 +44,7 @@ def test_results_stand_alone():
 
 
 def test_the_trainer_knows_no_method_and_methods_own_no_machinery():
-    trainer = (ROOT / "bench" / "trainer.py").read_text(encoding="utf8")
+    trainer = (ROOT / "bench" / "training" / "trainer.py").read_text(encoding="utf8")
     assert not [name for name in registry.BUILT_IN["methods"] if name in trainer]
     for path in (ROOT / "methods").glob("*.py"):
         text = path.read_text(encoding="utf8")

@@ -14,11 +14,11 @@ from transformers import CLIPImageProcessor
 
 from bench import registry
 from bench.errors import BenchError
-from bench.evaluate import load_reward
-from bench.hub import CLIP_L, RANDOM
+from bench.evaluation.evaluator import load_reward
+from bench.evaluation.towers import OPENAI_MEAN, OPENAI_STD
 from bench.plugin import Reward
-from bench.random_weights import HEAD, write
-from bench.towers import OPENAI_MEAN, OPENAI_STD
+from bench.weights.hub import CLIP_L, RANDOM
+from bench.weights.random_weights import HEAD, write
 from rewards.aesthetic import Aesthetic
 from rewards.image_reward import MEAN, STD, ImageReward
 from rewards.pickscore import WEIGHTS as PICKSCORE

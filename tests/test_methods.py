@@ -7,15 +7,16 @@ import torch
 from conftest import Brightness, perturb
 from torch import Tensor, nn
 
-from bench import checkpoint, registry
+from bench import registry
 from bench.config import OptimizerConfig, TrainConfig
 from bench.core import Core
 from bench.errors import NonFiniteError
-from bench.kernel import ddim_kernel
-from bench.models.pipeline import LatentDiffusion
+from bench.models.stable_diffusion import LatentDiffusion
 from bench.plugin import Config, Method
-from bench.trainer import Record, Trainer
-from bench.trajectory import Batch
+from bench.sampling.kernel import ddim_kernel
+from bench.sampling.trajectory import Batch
+from bench.training import checkpoint
+from bench.training.trainer import Record, Trainer
 from methods.ddpo import DDPO, DDPOConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
 

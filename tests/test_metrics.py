@@ -9,7 +9,7 @@ from cleanfid import fid as clean_fid
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Samples
-from bench.statistics import (
+from bench.evaluation.statistics import (
     effective_sample_size,
     frechet_distance,
     kernel_distance,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import perturb
 
+from bench.commands.estimate import estimate_memory
 from bench.config import resolve
-from bench.estimate import estimate_memory
-from bench.hub import RANDOM
-from bench.meter import Meter
 from bench.models import load_model, locate
-from bench.models.pipeline import LORA_FILE, LatentDiffusion
-from bench.noise import Noise
+from bench.models.stable_diffusion import LORA_FILE, LatentDiffusion
+from bench.sampling.noise import Noise
+from bench.training.meter import Meter
+from bench.weights.hub import RANDOM
 
 NAMES = [("cat", 0), ("dog", 0)]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from two_processes import METHODS, train
 
-from bench import checkpoint
+from bench.training import checkpoint
 
 HERE = Path(__file__).parent
 

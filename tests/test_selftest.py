@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
-from bench.selftest import CHECKS, selftest
-from bench.trajectory import Batch
+from bench.commands.selftest import CHECKS, selftest
+from bench.sampling.trajectory import Batch
 from methods.adjoint_matching import AdjointMatching
 from methods.ddpo import DDPO
 from methods.draft import DRaFT

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.commands.sweep import plan_sweep, read_sweep
 from bench.errors import BenchError
-from bench.sweep import plan_sweep, read_sweep
 from results.rows import read_rows
 
 

@@ -7,9 +7,9 @@ from conftest import perturb
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from bench.errors import BenchError
-from bench.kernel import ddim_kernel, gaussian_log_prob
-from bench.noise import Noise, generator
-from bench.trajectory import Batch, rollout
+from bench.sampling.kernel import ddim_kernel, gaussian_log_prob
+from bench.sampling.noise import Noise, generator
+from bench.sampling.trajectory import Batch, rollout
 
 SAMPLES = [("a cat", 0), ("a cat", 1), ("dog", 0)]
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from conftest import Brightness, perturb
 
-from bench import Batch, Config, Core, Loss, Method, Needs, processes, registry
+from bench import Batch, Config, Core, Loss, Method, Needs, registry
 from bench.config import OptimizerConfig, TrainConfig
-from bench.kernel import ddim_kernel
-from bench.models.pipeline import LatentDiffusion
-from bench.trainer import Trainer
+from bench.models.stable_diffusion import LatentDiffusion
+from bench.sampling.kernel import ddim_kernel
+from bench.training import processes
+from bench.training.trainer import Trainer
 
 METHODS = ("nabla_gfn", "ddpo", "draft", "dag_kl", "lopsided")
 PROMPTS = ["cat", "dog", "red bird"]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.errors import BenchError, did_you_mean
-from bench.hub import Repository
+from bench.weights.hub import Repository
 
 if TYPE_CHECKING:
     from bench.config import ModelConfig, SamplerConfig
-    from bench.kernel import Kernel
     from bench.models.base import DiffusionModel
+    from bench.sampling.kernel import Kernel
 
 NAMED = {
     "emoji": "the embedded prior: 32-pixel emoji in three drawing styles",
@@ -104,7 +104,7 @@ def load_model(
         from bench.models import analytic
 
         return getattr(analytic, ANALYTIC[config.name])(device=device, seed=seed)
-    from bench.models.pipeline import LatentDiffusion
+    from bench.models.stable_diffusion import LatentDiffusion
 
     quiet_libraries()
     return LatentDiffusion(
@@ -124,7 +124,7 @@ def load_model(
 
 def make_kernel(model: "DiffusionModel", sampler: "SamplerConfig") -> "Kernel":
     """The configured transition kernel over the model's noise schedule."""
-    from bench.kernel import ddim_kernel
+    from bench.sampling.kernel import ddim_kernel
 
     return ddim_kernel(
         model.alphas_cumprod,

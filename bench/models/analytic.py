@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.models.base import DiffusionModel
-from bench.noise import seeded
+from bench.sampling.noise import seeded
 
 FILE = "analytic.safetensors"
 TIMES = 1000

@@ -21,7 +21,7 @@ from bench import (
     Trajectory,
     gaussian_log_prob,
 )
-from bench.statistics import paired, per_prompt
+from bench.evaluation.statistics import paired, per_prompt
 
 
 class RAFTConfig(Config):

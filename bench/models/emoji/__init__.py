@@ -2,7 +2,7 @@
 
 ``path()`` is the folder of shipped weights. It is laid out as diffusers and transformers write such folders, so
 ``StableDiffusionPipeline.from_pretrained(path())`` and ``CLIPModel.from_pretrained(path() / "clip")`` need no code from
-here. ``python -m bench.models.emoji.train`` makes the weights, ``python -m bench.models.emoji.evaluate`` measures them.
+here. ``python -m bench.recipe.train`` makes the weights, ``python -m bench.recipe.evaluate`` measures them.
 """
 
 import json

@@ -1,0 +1,121 @@
+"""How much memory a run will need, from shapes alone: nothing is loaded, networks are built without storage."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bench import models, registry
+from bench.config import RunConfig
+from bench.models.stable_diffusion import LORA_TARGETS
+from bench.weights import random_weights
+from bench.weights.requirements import requirements
+
+FLOAT = 4  # bytes of a float32
+ADAM = 4  # a trained float32 number is kept four times: itself, its gradient, two moments
+
+
+def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | None:
+    """Bytes by purpose while training; None where the architecture is not known or does not matter (analytic models).
+
+    weights: of the model, the rewards and the feature spaces, these as large as their files. trained: adapters with
+    gradient and optimiser. round: the trajectories held. backward: what one micro-batch keeps for its backward pass
+    through one call of the denoiser and, for methods that ask for the reward's gradient, the decoder. The method's own
+    networks, the reward network's activations and scratch space come on top.
+    """
+    models.quiet_libraries()
+    built = _networks(config)
+    if built is None:
+        return None
+    unet, vae = built
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    weights = {"unet": _bytes(unet, dtype), "vae": _bytes(vae, torch.float32)}
+    unet.requires_grad_(config.model.finetune == "full")
+    if config.model.finetune == "lora":
+        unet.add_adapter(LoraConfig(r=config.model.lora_rank, target_modules=LORA_TARGETS))
+    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    dtype = torch.float32 if config.model.finetune == "full" else dtype
+    unet.to(dtype)
+    with torch.device("meta"):
+        z, text = torch.empty(1, channels, size, size), torch.empty(1, 77, unet.config.cross_attention_dim)
+        t = torch.empty(1, dtype=torch.long)
+        denoise = _saved(unet, lambda: unet(z.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample)
+        decode = _saved(vae, lambda: vae.decode(z.requires_grad_()).sample)
+    needs = registry.load("methods", config.method.name).needs
+    train = config.train
+    rows = train.micro_batch * (1 if config.sampler.guidance == 1 else 2)
+    images = (1 if config.model.checkpointing else train.micro_batch) if needs.reward_gradient else 0
+    latent = channels * size * size * FLOAT
+    kept = 1 + len(needs.record & {"model_output", "prior_output"})
+    rewards = sum(need.size for need in requirements(config) if need != models.need(config.model.name))
+    return {
+        "weights": sum(weights.values()) + rewards,
+        "trained": trained * ADAM * FLOAT,
+        "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * kept,
+        "backward": rows * denoise + images * decode,
+    }
+
+
+def _networks(config: RunConfig) -> tuple[Any, Any] | None:
+    """Denoiser and autoencoder without storage, from the folder's configs or from the architectures known here."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    if config.model.name in models.ANALYTIC:
+        return None
+    repository = models.need(config.model.name)
+    with torch.device("meta"):
+        if repository is None or not repository.missing():
+            folder = models.locate(config.model.name)
+            return tuple(
+                kind.from_config(kind.load_config(folder / name))
+                for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
+            )
+        if config.model.name in random_weights.UNET:
+            return random_weights.denoiser(config.model.name), random_weights.autoencoder("full")
+    return None
+
+
+def _bytes(network: nn.Module, dtype: torch.dtype) -> int:
+    return sum(p.numel() for p in network.parameters()) * dtype.itemsize
+
+
+def _saved(network: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps of a forward pass, parameters apart."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    seen: dict[int, tuple[int, Any]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = storage.nbytes(), storage  # the storage too, so that its number is not used again
+        return tensor
+
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(size for size, _ in seen.values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps inputs and output, as the fused kernels do; without storage torch takes the plain one."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return function(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        raise NotImplementedError("shapes only")

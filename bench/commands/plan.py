@@ -1,0 +1,71 @@
+"""What a run will take, before it is paid for: `bench run --dry-run` and the sizes that `bench fetch` says first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import registry
+from bench.commands.estimate import estimate_memory
+from bench.config import RunConfig
+from bench.models import network_dtype
+from bench.weights.hub import Need, size_text
+from bench.weights.requirements import requirements
+
+
+def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:
+    """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
+    console.print(config.to_yaml(), markup=False, highlight=False)
+    for name, value in plan(config, processes).items():
+        console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = network_dtype(config.model, device)
+    memory = estimate_memory(config, dtype)
+    if memory:
+        parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
+        total = sum(memory.values()) / 2**30
+        console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)", highlight=False)
+    console.print(f"folder: {folder}", highlight=False)
+    if needs := requirements(config):
+        show_requirements(needs, console)
+
+
+def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
+    """What a run will spend, from its configuration alone: samples, and rows through the denoiser outside losses."""
+    train, evaluation = config.train, config.evaluation
+    needs = registry.load("methods", config.method.name).needs
+    trajectories = train.prompts_per_round * train.samples_per_prompt
+    rounds = -(-train.updates // train.updates_per_round)
+    rows = config.sampler.steps * (1 if config.sampler.guidance == 1 else 2)
+    samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
+    update = -(-trajectories // train.updates_per_round)
+    shards = 1 if needs.whole_update else -(-update // train.micro_batch)
+    return {
+        "updates": train.updates,
+        "rounds": rounds,
+        "trajectories per round": trajectories,
+        "trajectories per update": update,
+        "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
+        + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
+        "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
+        "evaluation samples per set": samples,
+        # three prior sets (cached), and each time the finetuned model with the prior beside it
+        "denoiser rows of evaluation": samples * rows * (3 + 2 * len({*evaluation.at, train.updates})),
+    }
+
+
+def show_requirements(needs: Sequence[Need], console: Console) -> None:
+    """Print what a setting needs from elsewhere, its size, and whether it is here."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("from", "size", "state"):
+        table.add_column(heading, overflow="fold")
+    for need in needs:
+        missing = need.missing()
+        state = f"[yellow]missing[/yellow] {len(missing)} of its files" if missing else "[green]here[/green]"
+        table.add_row(need.source, size_text(need.size), state)
+    console.print(table)
+    absent = [need for need in needs if need.missing()]
+    total = size_text(sum(need.size for need in absent)) if absent else "nothing"
+    console.print(f"To download: {total}.")

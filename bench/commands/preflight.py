@@ -1,0 +1,56 @@
+"""What can be checked before a model loads, and fetched. Imports little, so that a mistake is told at once."""
+
+import contextlib
+from collections.abc import Iterator
+
+from bench import registry
+from bench.config import RunConfig
+from bench.errors import BenchError
+from bench.models import ANALYTIC
+from bench.prompts import HUB, PromptSet, load_prompts
+from bench.weights.hub import obtain
+from bench.weights.requirements import requirements
+
+
+def preflight(config: RunConfig) -> PromptSet:
+    """Check the configuration, fetch what is missing, and read the prompts, before a model loads. Raises BenchError."""
+    check(config)
+    obtain(requirements(config))
+    return load_prompts(config.prompts.name, config.prompts.limit)
+
+
+def check(config: RunConfig) -> None:
+    """Whether the parts of the configuration exist and fit; nothing is fetched. Raises BenchError."""
+    method = registry.load("methods", config.method.name)
+    reward = registry.load("rewards", config.reward.name)
+    if method.needs.reward_gradient and not reward.differentiable:
+        able = [name for name, own in _working("methods") if own.needs.training and not own.needs.reward_gradient]
+        raise BenchError(
+            f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
+            f"use a differentiable reward, or one of the methods {', '.join(able)}."
+        )
+    if method.needs.density and config.sampler.eta == 0:
+        raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    requirements(config)  # loads every reward, metric and feature space that is named
+    kind = "points" if config.model.name in ANALYTIC else "images"
+    for name in (config.reward.name, *config.evaluation.rewards):
+        if (wanted := registry.load("rewards", name).inputs) != kind:
+            fit = [other for other, own in _working("rewards") if own.inputs == kind]
+            raise BenchError(
+                f"reward {name!r} scores {wanted}, and model {config.model.name!r} makes {kind}: use a reward of "
+                f"{kind} ({', '.join(fit)}), or another --model."
+            )
+    if (config.evaluation.features == "points") != (kind == "points"):
+        raise BenchError(
+            f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
+            f"model {config.model.name!r} brings its own."
+        )
+    if config.prompts.name not in HUB:
+        load_prompts(config.prompts.name)
+
+
+def _working(kind: str) -> Iterator[tuple[str, type]]:
+    """Names and classes of the plugins that import: a broken one is no way out."""
+    for name in registry.plugins(kind):
+        with contextlib.suppress(BenchError):
+            yield name, registry.load(kind, name)

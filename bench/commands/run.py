@@ -1,0 +1,237 @@
+"""One run, from its configuration to its folder: train, evaluate, rows, pictures."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench import config as configs
+from bench import environment, registry
+from bench.commands.preflight import preflight
+from bench.config import RunConfig
+from bench.core import Core
+from bench.errors import BenchError, NonFiniteError
+from bench.evaluation.evaluator import Evaluation, Evaluator
+from bench.evaluation.pictures import draw_samples
+from bench.evaluation.rows import row
+from bench.models import load_model, make_kernel
+from bench.plugin import Measurement, Method
+from bench.prompts import load_prompts
+from bench.training import checkpoint, processes
+from bench.training.checkpoint import write_atomic
+from bench.training.log import UpdateLog, read_log, training_progress
+from bench.training.trainer import Record, Trainer
+from bench.weights.hub import is_random, own_cache
+from bench.weights.requirements import requirements
+from results.plots import plot_curves
+from results.rows import read_rows, write_rows
+from results.table import run_table
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in the folder has its final rows."""
+    path = folder / "rows.parquet"
+    return path.is_file() and "failed" not in set(read_rows(path)["status"])
+
+
+@dataclass
+class Run:
+    """A run's folder and how it reports to people."""
+
+    config: RunConfig
+    folder: Path
+    console: Console
+
+    def open(self, force: bool) -> bool:
+        """Claim the folder; True if the run is already finished there.
+
+        A folder with another configuration's run is refused; with `force` it is moved aside, not deleted.
+        """
+        stored = self.folder / "config.yaml"
+        if stored.is_file():
+            try:
+                same = configs.read(stored).hash() == self.config.hash()
+            except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
+                same = False
+            if same and not force:
+                return is_finished(self.folder)
+            if not force:
+                raise BenchError(
+                    f"{self.folder} holds a run of another configuration (see {stored}): choose another --out, or give "
+                    "--force to move it aside."
+                )
+            names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in itertools.count(1))
+            aside = next(path for path in names if not path.exists())
+            self.folder.rename(aside)
+            self.console.print(f"Moved the earlier run to {aside}.")
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(stored, self.config.to_yaml().encode())
+        return False
+
+    def execute(self) -> None:
+        """Train (or resume), evaluate, and write everything that belongs into the folder."""
+        config, prompts = self.config, preflight(self.config)
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        info = environment.describe() | {"processes": processes.count()}
+        info["random_weights"] = is_random(requirements(config))
+        main = processes.is_main()
+        if main:
+            write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
+        core = build_core(config)
+        method = build_method(config)
+        evaluator = Evaluator(core, config, prompts, own_cache(), method)
+        trainer = None
+        if method.needs.training:
+            trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+
+        def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
+            updates, counts = trainer.update if trainer else 0, core.meter.total()
+            return [row(config, prompts, counts, info, measurement, updates) for measurement in measurements]
+
+        def evaluate_between(update: int) -> None:
+            with core.meter.paused("evaluation"):
+                _, measurements = evaluator.evaluate()
+            found = rows(measurements)
+            if main:
+                write_rows(self.folder / f"rows-at-{update:07d}.parquet", found)
+
+        try:
+            if trainer:
+                self._train(trainer, evaluate_between)
+                if main:
+                    core.model.save(self.folder / "adapter")
+            evaluation, measurements = evaluate(evaluator, self.console)
+        except NonFiniteError as error:  # a failure is a result too
+            failed = rows([Measurement("run", None, direction="none", note=str(error))])[0] | {"status": "failed"}
+            if main:
+                write_rows(self.folder / "rows.parquet", [failed])
+            processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
+            raise
+        found = rows(measurements)
+        if main:
+            self._pictures(evaluation, core)
+            write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
+
+    def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
+        config, main = self.config, processes.is_main()
+        between = set(config.evaluation.at) - {config.train.updates}
+        if trainer.resume():
+            self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
+        with contextlib.ExitStack() as open_until_done:
+            updates = open_until_done.enter_context(UpdateLog(self.folder, trainer.update)) if main else None
+            progress = open_until_done.enter_context(training_progress(self.console))
+            task = progress.add_task(
+                config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
+            )
+
+            def on_update(record: Record) -> None:
+                if updates:
+                    updates.write(record)
+                update = record["update"]
+                progress.update(task, completed=update, reward=record.get("reward", float("nan")))
+                if update in between:
+                    evaluate_between(update)
+
+            trainer.run(on_update)
+
+    def _pictures(self, evaluation: Evaluation, core: Core) -> None:
+        title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"
+        if (self.folder / "log.jsonl").is_file():
+            frame = read_log(self.folder)
+            times = [name for name in frame if name.startswith("seconds/")]
+            frame[times] = frame[times].fillna(0.0).diff().fillna(frame[times])
+            plot_curves(frame, self.folder / "curves.png", title)
+        draw_samples(evaluation, core, self.folder, title)
+
+    def report(self) -> None:
+        """Print the table of the finished run and where its files are."""
+        self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
+        names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        self.console.print(f"Results in {self.folder}: {', '.join(names)}")
+
+
+def build_core(config: RunConfig) -> Core:
+    """Model, kernel and reward of a configuration, on this process's device."""
+    device = processes.state().device
+    model = load_model(config.model, config.sampler, device=device, seed=config.seed)
+    kernel = make_kernel(model, config.sampler)
+    if registry.load("methods", config.method.name).needs.density:
+        kernel.require_density(f"method {config.method.name!r}")
+    options = config.reward.model_dump(exclude={"name", "beta"})
+    reward_class = registry.load("rewards", config.reward.name)
+    core = Core(
+        model,
+        kernel,
+        reward_class(reward_class.Config(**options), device),
+        config.reward.beta,
+        seed=config.seed,
+        micro_batch=config.train.micro_batch,
+        sample_batch=config.train.sample_batch,
+    )
+    core.meter.watch(model.network)
+    return core
+
+
+def build_method(config: RunConfig) -> Method:
+    """The configured method."""
+    method = registry.load("methods", config.method.name)
+    return method(method.Config(**config.method.model_dump(exclude={"name"})))
+
+
+def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[Measurement]]:
+    """Evaluate the core's model with a progress bar; of this, the meter counts the time alone."""
+    columns = [TextColumn("evaluating {task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_batch(name: str, rows: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=evaluator.rows)
+            progress.advance(tasks[name], rows)
+
+        with evaluator.core.meter.paused("evaluation"):
+            return evaluator.evaluate(on_batch)
+
+
+def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
+    """Evaluate a finished run with other evaluation settings; returns the folder of the new rows and picture.
+
+    Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation.
+    """
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
+    if foreign := [text for text in assignments if not text.startswith("evaluation.")]:
+        raise BenchError(
+            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only."
+        )
+    config = configs.read(stored, assignments)
+    core = build_core(config)
+    if registry.load("methods", config.method.name).needs.training:
+        state = checkpoint.load(folder / "checkpoints")
+        if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
+            raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+        core.model.load(folder / "adapter")
+        core.meter.restore(state["meter"])
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    evaluator = Evaluator(core, config, prompts, own_cache(), build_method(config))
+    evaluation, measurements = evaluate(evaluator, console)
+    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    out = folder / f"eval-{config.hash()[:8]}"
+    out.mkdir(exist_ok=True)
+    updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
+    counts = core.meter.total()
+    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in measurements])
+    draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
+    console.print(run_table(read_rows(out / "rows.parquet")))
+    return out

@@ -1,0 +1,41 @@
+"""`bench selftest NAME`: the contract of a plugin, checked on small exact problems; no weights are needed.
+
+A check is a function of the plugin's name; it returns nothing, raises `Failed` with one sentence, or `Skipped`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench.commands.selftest import methods, metrics, rewards
+from bench.commands.selftest.checking import Failed, Skipped
+
+CHECKS: dict[str, list[Callable[[str], None]]] = {
+    "methods": methods.CHECKS,
+    "rewards": rewards.CHECKS,
+    "metrics": metrics.CHECKS,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check's result: status is "passed", "failed" or "skipped"."""
+
+    check: str
+    status: str
+    detail: str = ""
+
+
+def selftest(kind: str, name: str) -> Iterator[Outcome]:
+    """Run every check of a method, reward or metric (`kind` as in the registry) and yield the outcomes."""
+    for check in CHECKS[kind]:
+        title = check.__name__.replace("_", " ")
+        try:
+            check(name)
+        except Skipped as reason:
+            yield Outcome(title, "skipped", str(reason))
+        except Failed as reason:
+            yield Outcome(title, "failed", str(reason))
+        except Exception as error:  # whatever a plugin raises is its failure, not ours
+            yield Outcome(title, "failed", f"raised {type(error).__name__}: {error}")
+        else:
+            yield Outcome(title, "passed", (check.__doc__ or "").strip().splitlines()[0])

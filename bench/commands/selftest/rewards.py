@@ -1,0 +1,84 @@
+"""The contract of a reward, on noise."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench import config as configs
+from bench import registry
+from bench.commands.selftest.checking import Skipped, require
+from bench.evaluation.evaluator import load_reward
+from bench.plugin import Reward
+from bench.sampling.noise import Noise
+
+PROMPTS = ["red apple", "dog", "cat", "lion"]
+
+
+def _inputs(reward: Reward) -> Tensor:
+    shape = (3, 32, 32) if reward.inputs == "images" else (2,)
+    noise = Noise(0, "evaluate", [(prompt, 0) for prompt in PROMPTS])(0, shape)
+    return torch.sigmoid(noise) if reward.inputs == "images" else noise
+
+
+def says_its_scale_and_source(name: str) -> None:
+    """docstring, scale, source, and a suite that exists"""
+    reward = registry.load("rewards", name)
+    for field in ("__doc__", "scale", "source"):
+        require((getattr(reward, field, None) or "").strip(), f"the class has no {field}.")
+    require(reward.suite in configs.suites(), f"the suite {reward.suite!r} does not exist; see bench ls suites.")
+
+
+def scores_are_well_formed(name: str) -> None:
+    """finite float32 [B] for noise, black and white, the same twice, inputs and random state untouched"""
+    reward = load_reward(name)
+    x = _inputs(reward)
+    for images in (x, x[:1], torch.zeros_like(x), torch.ones_like(x)):
+        kept, state = images.clone(), torch.get_rng_state()
+        scores = reward(images, PROMPTS[: len(images)])
+        good = scores.dtype == torch.float32 and scores.shape == (len(images),)
+        require(good, f"the scores are {scores.dtype} {list(scores.shape)}; return float32 [B].")
+        require(torch.isfinite(scores).all(), "a score is not finite.")
+        require(torch.equal(images, kept), "the images were changed in place.")
+        require(torch.equal(scores, reward(images, PROMPTS[: len(images)])), "the same images score differently.")
+        require(torch.equal(state, torch.get_rng_state()), "global random state was used.")
+
+
+def neighbours_do_not_matter(name: str) -> None:
+    """an image's score does not depend on the rest of its batch"""
+    reward = load_reward(name)
+    x = _inputs(reward)
+    alone = torch.cat([reward(x[i : i + 1], PROMPTS[i : i + 1]) for i in range(len(x))])
+    good = torch.allclose(reward(x, PROMPTS), alone, rtol=1e-4, atol=1e-5)
+    require(good, "an image alone scores differently than in a batch: no statistics over the batch.")
+
+
+def the_gradient_is_the_derivative(name: str) -> None:
+    """a differentiable reward agrees with central differences; any other gives no gradient"""
+    reward = load_reward(name)
+    x = _inputs(reward).requires_grad_()
+    scores = reward(x, PROMPTS)
+    if not reward.differentiable:
+        require(not scores.requires_grad, "the reward declares no gradient and gives one: set differentiable = True.")
+        raise Skipped("the reward declares no gradient")
+    require(scores.requires_grad, "the reward declares a gradient and gives none: set differentiable = False.")
+    (gradient,) = torch.autograd.grad(scores.sum(), x)
+    require(torch.isfinite(gradient).all(), "the gradient is not finite.")
+    # along the gradient the slope is largest, so float32 resolves it best
+    direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *(1,) * (x.ndim - 1))
+    slope, errors = (gradient * direction).flatten(1).sum(1), []
+    for step in (0.3, 0.1, 0.03, 0.01):
+        with torch.no_grad():
+            difference = (reward(x + step * direction, PROMPTS) - reward(x - step * direction, PROMPTS)) / (2 * step)
+        errors.append(float(((difference - slope).abs() / slope.abs().clamp(min=1e-6)).max()))
+    require(
+        min(errors) < 0.03, f"the gradient is {min(errors):.0%} from central differences at the best of four steps."
+    )
+
+
+CHECKS: list[Callable[[str], None]] = [
+    says_its_scale_and_source,
+    scores_are_well_formed,
+    neighbours_do_not_matter,
+    the_gradient_is_the_derivative,
+]

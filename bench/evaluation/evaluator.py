@@ -1,0 +1,248 @@
+"""Evaluation: the same prompts and the same named noise for every method, and what the metrics see of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bench import registry
+from bench.core import Core
+from bench.errors import NonFiniteError
+from bench.evaluation.features import FeatureSpace, find_space
+from bench.plugin import Measurement, Method, Reward
+from bench.prompts import PromptSet
+from bench.sampling.trajectory import Batch, Trajectory
+from bench.training import processes
+from bench.training.checkpoint import write_atomic
+from bench.weights.hub import revisions
+
+if TYPE_CHECKING:
+    from bench.config import EvaluationConfig, RunConfig
+
+PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of one model, with what was recorded while sampling. Rows of one prompt are consecutive.
+
+    images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model.
+    prompts: N strings; splits: N times "train" or "heldout".
+    rewards: reward name → float32 [N].
+    step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
+    log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
+    """
+
+    images: Tensor
+    prompts: list[str]
+    splits: list[str]
+    rewards: dict[str, Tensor]
+    step_kl: Tensor | None = None
+    log_ratio: Tensor | None = None
+
+    def rows(self, split: str | None = None) -> dict[str, Tensor]:
+        """Prompt → long tensor of its rows, in order of appearance; one split or all."""
+        groups: dict[str, list[int]] = {}
+        for i, (prompt, own) in enumerate(zip(self.prompts, self.splits, strict=True)):
+            if split in (None, own):
+                groups.setdefault(prompt, []).append(i)
+        return {prompt: torch.tensor(rows) for prompt, rows in groups.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a metric may look at.
+
+    finetuned, prior: same prompts, same noise (paired); reference, floor: two further prior sets, each on noise of its
+    own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
+    features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
+    modes: [M, d], centres of the prior's modes where the model knows them.
+    """
+
+    finetuned: Samples
+    prior: Samples
+    reference: Samples
+    floor: Samples
+    reward: str
+    beta: float
+    features: Callable[..., Tensor]
+    feature_space: str
+    modes: Tensor | None = None
+
+
+def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
+    """Names of the evaluation samples, rows of one prompt consecutive, and the split of each row."""
+    chosen = [(p, "train") for p in prompts.train[: config.train_prompts]]
+    chosen += [(p, "heldout") for p in prompts.heldout[: config.heldout_prompts]]
+    names = [(prompt, i) for prompt, _ in chosen for i in range(config.samples_per_prompt)]
+    return names, [split for _, split in chosen for _ in range(config.samples_per_prompt)]
+
+
+def draw(
+    core: Core,
+    names: list[tuple[str, int]],
+    splits: list[str],
+    *,
+    seed: int,
+    purpose: str = "evaluate",
+    prior: bool = False,
+    method: Method | None = None,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> Samples:
+    """Sample, decode and keep images; for a finetuned model with densities also its divergence from the prior.
+
+    method: whose `sample` draws, if it has a say in it. on_batch: called with the number of rows finished.
+    """
+    sample = functools.partial(method.sample, core) if method and not prior else core.rollout
+    records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
+
+    @torch.no_grad()
+    def finish(part: Batch) -> dict[str, Tensor]:
+        path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
+        image = core.model.decode(path.latents[:, -1])
+        if not bool(torch.isfinite(image).all()):
+            raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
+        found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
+        if path.model_output is not None:
+            found |= _divergence(core, path)
+        on_batch(len(part) * processes.count())
+        return {name: value.cpu() for name, value in found.items()}
+
+    parts = list(core.batch(names).split(core.sample_batch))
+    found = {name: value.cpu() for name, value in processes.map_parts(parts, finish).items()}
+    return Samples(prompts=[prompt for prompt, _ in names], splits=splits, rewards={}, **found)
+
+
+def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
+    """`step_kl`, `‖μ_θ−μ_#‖²/2σ_k²` [B, K], and `log_ratio`, `log P_#/P_θ` of the path [B], summed in float64."""
+    kl, ratio = [], torch.zeros(len(path), dtype=torch.float64, device=path.latents.device)
+    for k in range(path.steps):
+        z, z_next = path.latents[:, k], path.latents[:, k + 1]
+        mean, base = (core.kernel.mean(z, eps[:, k], k) for eps in (path.model_output, path.prior_output))
+        variance = core.kernel.std(k, z) ** 2
+        kl.append(((mean - base) ** 2 / (2 * variance)).flatten(1).sum(1))
+        step = ((z_next - mean) ** 2 - (z_next - base) ** 2) / (2 * variance)
+        ratio += step.flatten(1).sum(1, dtype=torch.float64)
+    return {"step_kl": torch.stack(kl, 1), "log_ratio": ratio}
+
+
+class Evaluator:
+    """Draws and caches the prior's sets, and measures finetuned models against them.
+
+    cache: folder of prior sets and their features, keyed by the contents of everything that they depend on.
+    """
+
+    def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
+        self.core, self.config, self.cache, self.method = core, config, cache, method
+        self.names, self.splits = sample_names(prompts, config.evaluation)
+        own = {config.reward.name: core.reward_model} | getattr(core.reward_model, "parts", {})  # terms of a sum
+        checks = [name for name in config.evaluation.rewards if name not in own]
+        self.rewards: dict[str, Reward] = own | {name: load_reward(name, device=core.model.device) for name in checks}
+        self.spaces: dict[str, FeatureSpace] = {}
+
+    @property
+    def rows(self) -> int:
+        """Samples in each of the sets."""
+        return len(self.names)
+
+    def evaluate(
+        self, on_batch: Callable[[str, int], None] = lambda name, rows: None
+    ) -> tuple[Evaluation, list[Measurement]]:
+        """Draw what is not cached, then run every configured metric; on_batch gets (set, rows finished)."""
+        sets = {name: self.prior_set(name, lambda rows, name=name: on_batch(name, rows)) for name in PRIOR_SETS}
+        sets["finetuned"] = self._score(
+            draw(
+                self.core,
+                self.names,
+                self.splits,
+                seed=self.config.evaluation.seed,
+                method=self.method,
+                on_batch=lambda rows: on_batch("finetuned", rows),
+            )
+        )
+        evaluation = Evaluation(
+            **sets,
+            reward=self.config.reward.name,
+            beta=self.config.reward.beta,
+            features=self.features,
+            feature_space=self.config.evaluation.features,
+            modes=self.core.model.modes,
+        )
+        metrics = [registry.load("metrics", name) for name in self.config.evaluation.metrics]
+        return evaluation, [m for metric in metrics for m in metric(metric.Config())(evaluation)]
+
+    def prior_set(self, name: str, on_batch: Callable[[int], None] = lambda rows: None) -> Samples:
+        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it."""
+        seed, purpose = self.config.evaluation.seed, PRIOR_SETS[name]
+        path = self.cache / f"{self._key(purpose)}.safetensors"
+
+        def drawn() -> Tensor:
+            names, splits = self.names, self.splits
+            return draw(self.core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
+
+        images = _cached(path, "images", drawn)
+        return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
+
+    def _key(self, purpose: str) -> str:
+        kernel, model = self.core.kernel, self.core.model
+        parts = [model.fingerprint(), kernel.alphas.tolist(), kernel.eta, kernel.timesteps.tolist(), self.names]
+        parts += [self.config.evaluation.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    def _score(self, samples: Samples) -> Samples:
+        """All rewards of the 8-bit images, so that every set is scored on what is shown."""
+
+        @torch.no_grad()
+        def score(rows: Tensor) -> dict[str, Tensor]:
+            images = as_seen(samples.images[rows].to(self.core.model.device))
+            prompts = [samples.prompts[i] for i in rows.tolist()]
+            return {name: reward(images, prompts).cpu() for name, reward in self.rewards.items()}
+
+        parts = torch.arange(len(samples.images)).split(self.core.micro_batch)
+        scores = processes.map_parts(parts, score)
+        return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
+
+    def features(self, samples: Samples, space: str | None = None) -> Tensor:
+        """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
+        space = space or self.config.evaluation.features
+        digest = hashlib.blake2b(samples.images.numpy().tobytes(), digest_size=16).hexdigest()
+        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.safetensors"
+
+        def extract(images: Tensor) -> dict[str, Tensor]:
+            if space not in self.spaces:
+                self.spaces[space] = find_space(space)(self.core.model.device)
+            return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
+
+        parts = samples.images.split(self.core.micro_batch)
+        return _cached(path, "features", lambda: processes.map_parts(parts, extract)["features"].cpu())
+
+
+def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """The tensor stored in `path`, or computed, by all processes together, and stored there."""
+    if processes.everywhere(path.is_file()):
+        return load(path.read_bytes())[name]
+    found = compute().contiguous()
+    if processes.state().is_local_main_process:
+        write_atomic(path, save({name: found}))
+    processes.state().wait_for_everyone()
+    return found
+
+
+def as_seen(images: Tensor) -> Tensor:
+    """What rewards and feature spaces take: uint8 images as float32 in [0, 1]; points as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def load_reward(name: str, options: dict | None = None, device: torch.device | str = "cpu") -> Reward:
+    """A reward by name with its own default options or those given."""
+    reward = registry.load("rewards", name)
+    return reward(reward.Config(**(options or {})), device)

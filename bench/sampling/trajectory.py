@@ -1,0 +1,190 @@
+"""Trajectories: what a rollout leaves behind, how it is cut into transitions, and how it is sampled.
+
+`rollout` is the only sampler in the project. Every method trains on its trajectories, and every evaluation image comes
+from it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bench.sampling.kernel import Kernel, gaussian_log_prob
+from bench.sampling.noise import Noise
+
+if TYPE_CHECKING:
+    from bench.models.base import DiffusionModel
+
+RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
+
+
+def _rows(value: Any, rows: Any) -> Any:
+    """Select rows of a tensor, of a list, or of nothing."""
+    if value is None:
+        return None
+    return value[rows] if isinstance(value, Tensor) else [value[i] for i in rows.tolist()]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is to be sampled: one prompt and one sample name per row.
+
+    prompts: B strings.
+    samples: B pairs (prompt, index) that name each row's noise.
+    conditioning: [B, …], the encoded prompts.
+    """
+
+    prompts: list[str]
+    samples: list[tuple[str, int]]
+    conditioning: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The rows named by a slice or an index tensor, every field alike."""
+        index = torch.arange(len(self))[rows]
+        return replace(self, **{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
+
+    def split(self, size: int) -> Iterator[Any]:
+        """Consecutive parts of at most `size` rows."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+@dataclass(frozen=True)
+class Trajectory(Batch):
+    """A batch of sampled chains; float32 whatever the network's precision.
+
+    latents: [B, K+1, *latent], noise first, clean latent last.
+    model_output: [B, K, *latent], guided predictions of the policy that sampled, or None if not recorded.
+    prior_output: [B, K, *latent], guided predictions of the prior at the same latents, or None.
+    log_prob: [B, K], log-density of each transition (sum over elements), or None.
+    rewards: [B], or None where the method does not ask for them beforehand.
+    advantages: [B], set by a method's `prepare`, or None.
+    """
+
+    latents: Tensor
+    model_output: Tensor | None = None
+    prior_output: Tensor | None = None
+    log_prob: Tensor | None = None
+    rewards: Tensor | None = None
+    advantages: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        b, k = len(self.prompts), self.latents.shape[1] - 1
+        for name, rows in (("latents", (b, k + 1)), ("model_output", (b, k)), ("prior_output", (b, k))):
+            value = getattr(self, name)
+            if value is not None and (value.shape[:2] != rows or value.shape[2:] != self.latents.shape[2:]):
+                raise ValueError(f"Trajectory.{name} has shape {tuple(value.shape)}, expected {rows} + latent shape")
+
+    @property
+    def steps(self) -> int:
+        """K, the number of transitions held."""
+        return self.latents.shape[1] - 1
+
+    def transitions(self, steps: Tensor, size: int) -> Iterator["Transitions"]:
+        """Micro-batches of at most `size` of the transitions named by `steps`, long [B, S]: S steps of each row."""
+        if steps.shape[0] != len(self):
+            raise ValueError(f"steps has {steps.shape[0]} rows for a trajectory of {len(self)}")
+        rows = torch.arange(len(self)).repeat(steps.shape[1])
+        for row, k in zip(rows.split(size), steps.T.flatten().split(size), strict=True):
+            yield self._transitions(row, k)
+
+    def _transitions(self, row: Tensor, k: Tensor) -> "Transitions":
+        def at(value: Tensor | None, step: Tensor) -> Tensor | None:
+            return None if value is None else value[row, step]
+
+        return Transitions(
+            prompts=_rows(self.prompts, row),
+            samples=_rows(self.samples, row),
+            conditioning=self.conditioning[row],
+            row=row,
+            k=k,
+            z=at(self.latents, k),
+            z_next=at(self.latents, k + 1),
+            model_output=at(self.model_output, k),
+            prior_output=at(self.prior_output, k),
+            log_prob=at(self.log_prob, k),
+            rewards=_rows(self.rewards, row),
+            advantages=_rows(self.advantages, row),
+        )
+
+
+@dataclass(frozen=True)
+class Transitions(Batch):
+    """n transitions `z_k → z_{k+1}`, each with its own step.
+
+    row: long [n], the row of the trajectory; k: long [n], the step.
+    z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages: [n].
+    """
+
+    row: Tensor
+    k: Tensor
+    z: Tensor
+    z_next: Tensor
+    model_output: Tensor | None = None
+    prior_output: Tensor | None = None
+    log_prob: Tensor | None = None
+    rewards: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+def join(parts: Sequence[Trajectory]) -> Trajectory:
+    """One trajectory batch from several of equal length."""
+
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is None:
+            return None
+        return torch.cat(values) if isinstance(values[0], Tensor) else [x for value in values for x in value]
+
+    return Trajectory(**{f.name: joined(f.name) for f in fields(Trajectory)})
+
+
+def rollout(
+    model: "DiffusionModel",
+    kernel: Kernel,
+    batch: Batch,
+    noise: Noise,
+    *,
+    record: frozenset[str] = frozenset(),
+    prior: bool = False,
+    grad_from: int | None = None,
+    stop_at: int | None = None,
+) -> Trajectory:
+    """Sample `z_0 … z_K` for every row of `batch` with named noise.
+
+    record: any of "model_output", "prior_output", "log_prob", kept for later use.
+    prior: sample from the frozen prior.
+    grad_from: keep the autograd graph from this step on (None: no graph at all).
+    stop_at: sample only `z_0 … z_{stop_at}`.
+    """
+    if unknown := record - RECORDS:
+        raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
+    kept: dict[str, list[Tensor]] = {name: [] for name in record}
+    z = noise(0, model.latent_shape).to(model.device)
+    latents = [z]
+    for k in range(kernel.steps if stop_at is None else stop_at):
+        with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
+            t = kernel.timesteps[k]
+            eps = model.predict(z, t, batch.conditioning, prior=prior)
+            mean, std = kernel.mean(z, eps, k), kernel.std(k, z)
+            if "model_output" in record:
+                kept["model_output"].append(eps)
+            if "prior_output" in record:
+                kept["prior_output"].append(eps if prior else model.predict(z, t, batch.conditioning, prior=True))
+            z = mean + std * noise(k + 1, model.latent_shape).to(z) if kernel.eta > 0 else mean
+            if "log_prob" in record:
+                kept["log_prob"].append(gaussian_log_prob(z, mean, std))
+            latents.append(z)
+    records = {name: torch.stack(values, 1) for name, values in kept.items()}
+    return Trajectory(
+        prompts=batch.prompts,
+        samples=batch.samples,
+        conditioning=batch.conditioning,
+        latents=torch.stack(latents, 1),
+        **records,
+    )

@@ -1,0 +1,61 @@
+"""What a run says while it trains: a line per update, TensorBoard events, a progress bar."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.training.checkpoint import write_atomic
+from bench.training.trainer import Record
+
+
+class UpdateLog:
+    """The per-update log: `log.jsonl` and TensorBoard events; a resumed run drops what it will do again."""
+
+    def __init__(self, folder: Path, done: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "log.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["update"] <= done]
+        write_atomic(path, "".join(kept).encode())
+        self._file = path.open("a", encoding="utf8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def write(self, record: Record) -> None:
+        """Append one update."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, record["update"])
+
+    def __enter__(self) -> "UpdateLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a JSONL file; a last line that a crash cut short is left out."""
+    text = path.read_text(encoding="utf8") if path.is_file() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_log(folder: Path) -> pd.DataFrame:
+    """The update log of a run, a row per update."""
+    return pd.DataFrame([json.loads(line) for line in _lines(folder / "log.jsonl")])
+
+
+def training_progress(console: Console) -> Progress:
+    """The bar that a run shows: update, reward, time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("reward {task.fields[reward]:.3f}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,93 @@
+"""Compute accounting: what every row of the leaderboard cost."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+
+from bench.training.processes import gather
+
+COUNTS = ("network_forwards", "network_backwards", "reward_calls", "reward_gradients")
+
+
+@dataclass
+class Meter:
+    """Counts of one run; they survive a resume.
+
+    network_forwards / network_backwards: rows through the denoiser (a guided prediction is two rows a sample;
+    recomputation by gradient checkpointing counts, as it costs). reward_calls, reward_gradients: images.
+    seconds: wall time by phase; phases do not nest. peak_memory: bytes, of the device, or of the process on a CPU.
+    """
+
+    network_forwards: int = 0
+    network_backwards: int = 0
+    reward_calls: int = 0
+    reward_gradients: int = 0
+    peak_memory: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def watch(self, network: nn.Module) -> None:
+        """Count every forward and backward row of `network` from now on."""
+
+        def forward(module: nn.Module, args: tuple) -> None:  # before: a recomputation stops before the end
+            self.network_forwards += len(args[0])
+
+        def backward(module: nn.Module, args: tuple, output: object) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            rows = len(tensor)
+            if tensor.requires_grad:
+                tensor.register_hook(lambda grad: self._backward(rows))
+
+        network.register_forward_pre_hook(forward)
+        network.register_forward_hook(backward)
+
+    def _backward(self, rows: int) -> None:
+        self.network_backwards += rows
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to `seconds[name]`."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    @contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """A phase of which only the time is kept: an evaluation is no part of what a method costs."""
+        before = self.snapshot()
+        with self.phase(name):
+            yield
+        self.restore({key: value for key, value in before.items() if key not in ("seconds", "peak_memory")})
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def snapshot(self) -> dict:
+        """The counts so far as plain numbers, peak memory brought up to date."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.peak_memory = max(self.peak_memory, peak)
+        return asdict(self)
+
+    def total(self) -> dict:
+        """The counts of all processes together, the largest peak memory, and this process's seconds."""
+        own = self.snapshot()
+        all_of = gather(own)
+        sums = {name: sum(one[name] for one in all_of) for name in COUNTS}
+        return own | sums | {"peak_memory": max(one["peak_memory"] for one in all_of)}
+
+    def restore(self, snapshot: dict) -> None:
+        """Go on from a stored snapshot."""
+        for name, value in snapshot.items():
+            setattr(self, name, dict(value) if isinstance(value, dict) else value)

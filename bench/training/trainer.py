@@ -1,0 +1,251 @@
+"""The one training loop: rounds of sampling, updates, clipping, checkpoints, accounting."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.config import OptimizerConfig, TrainConfig
+from bench.core import Core
+from bench.errors import BenchError, NonFiniteError, did_you_mean
+from bench.plugin import Method
+from bench.sampling.noise import generator, seeded
+from bench.sampling.trajectory import Batch, Trajectory
+from bench.training import checkpoint, processes
+
+log = logging.getLogger(__name__)
+Record = dict[str, Any]  # one line of the update log
+
+
+class Trainer:
+    """Train `core.model` with `method`; resumable at any round, bitwise equal on a CPU with the same thread count.
+
+    A round samples `prompts_per_round × samples_per_prompt` trajectories; its updates train on one strided part each.
+    Several processes share the rollout's parts (`sample_batch` rows) and an update's shards (`micro_batch` rows); every
+    process holds the whole round, sees the same losses, and makes the same step.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        method: Method,
+        prompts: list[str],
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        folder: Path,
+    ):
+        self.core, self.method, self.prompts, self.config = core, method, prompts, train
+        self.clip, self.decay, self.checkpoints = optimizer.clip, optimizer.decay, folder / "checkpoints"
+        self.beta = core.beta
+        with seeded(core.seed, "networks"):
+            networks = method.networks(core.model)
+        core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
+        if unknown := set(optimizer.networks) - set(core.networks):
+            name = sorted(unknown)[0]
+            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, core.networks)}")
+        self.parameters = {"policy": list(core.model.adapters().values())}
+        self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
+        self.optimizers = {name: self._optimizer(name, optimizer) for name in self.parameters}
+        self.round, self.update = 0, 0
+        self.queue: list[Batch] = []
+
+    def _optimizer(self, name: str, config: OptimizerConfig) -> torch.optim.Optimizer:
+        own = config.networks.get(name)
+        lr = own.lr if own and own.lr is not None else config.lr
+        decay = own.weight_decay if own and own.weight_decay is not None else config.weight_decay
+        return torch.optim.AdamW(self.parameters[name], lr, config.betas, config.eps, decay)
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, on_update: Callable[[Record], None]) -> None:
+        """Train until `updates`, calling `on_update` with each update's log record. Raises NonFiniteError."""
+        self._schedule()
+        while self.update < self.config.updates:
+            while len(self.queue) <= self.config.data_lag:
+                self.queue.append(self._sample(self.round + len(self.queue)))
+            data = self.queue.pop(0)
+            count = self.config.updates_per_round
+            for part in range(min(count, self.config.updates - self.update)):
+                record = self._update(data[part::count])
+                self._schedule()
+                on_update(record)
+            self.round += 1
+            if self.round % self.config.checkpoint_every == 0 or self.update >= self.config.updates:
+                with self.core.meter.phase("checkpoint"):
+                    state = self.state_dict()
+                    if processes.is_main():
+                        checkpoint.save(self.checkpoints, self.update, state)
+
+    def _schedule(self) -> None:
+        """Set β and the learning rates of the next update."""
+        done = self.update / self.config.updates
+        warmup = self.config.beta_warmup
+        self.core.beta = self.beta * min(1.0, done / warmup) if warmup else self.beta
+        factor = min(1.0, (1 - done) / self.decay) if self.decay else 1.0
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
+    def _sample(self, number: int) -> Batch:
+        """The data of round `number`, sampled with the present weights."""
+        batch = self.core.batch(self._names(number))
+        needs = self.method.needs
+        if not needs.trajectory:
+            return batch
+
+        def sample(part: Batch) -> dict[str, Tensor]:
+            path = self.core.rollout(part, record=needs.record)
+            return {"latents": path.latents} | {name: getattr(path, name) for name in needs.record}
+
+        def score(part: Trajectory) -> dict[str, Tensor]:
+            return {"rewards": self.core.reward(part.latents[:, -1], part.prompts)}
+
+        with torch.no_grad(), self.core.meter.phase("rollout"):
+            found = processes.map_parts(list(batch.split(self.core.sample_batch)), sample)
+            data = Trajectory(batch.prompts, batch.samples, batch.conditioning, **found)
+        if needs.rewards:
+            with torch.no_grad(), self.core.meter.phase("reward"), self._stopping():
+                data = replace(data, **processes.map_parts(list(data.split(self.core.micro_batch)), score))
+        return self.method.prepare(self.core, data)
+
+    def _names(self, number: int) -> list[tuple[str, int]]:
+        """Sample names of a round: prompts go through a new permutation per pass, samples are numbered by round."""
+        count, per = self.config.prompts_per_round, self.config.samples_per_prompt
+        first = number * count
+        chosen = []
+        for position in range(first, first + count):
+            epoch, place = divmod(position, len(self.prompts))
+            order = generator(self.core.seed, "select", "prompts", step=epoch).permutation(len(self.prompts))
+            chosen.append((self.prompts[order[place]], epoch))
+        return [(prompt, epoch * per + i) for prompt, epoch in chosen for i in range(per)]
+
+    def _update(self, data: Batch) -> Record:
+        meter = self.core.meter
+        shards = [data] if self.method.needs.whole_update else list(data.split(self.core.micro_batch))
+        sums: dict[str, tuple[float, int]] = {"loss": (0.0, 0)}
+        with self._stopping():
+            with processes.together():
+                for shard in processes.shared(shards):
+                    for name, (amount, rows) in self._backward(shard, len(data)).items():
+                        before = sums.get(name, (0.0, 0))
+                        sums[name] = (before[0] + amount, before[1] + rows)
+            with meter.phase("optimizer"):
+                norms = self._step()
+        self.update += 1
+        record: Record = {}
+        everyone = processes.gather(sums)
+        for name in dict.fromkeys(name for own in everyone for name in own):
+            amounts, rows = zip(*(own.get(name, (0.0, 0)) for own in everyone), strict=True)
+            if name == "loss":
+                record[name] = sum(amounts) / len(data)
+            elif sum(rows):
+                record[name] = sum(amounts) / sum(rows)
+        if isinstance(data, Trajectory) and data.rewards is not None:
+            record["reward"] = float(data.rewards.mean())
+        counts = meter.total()
+        seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
+        return {"update": self.update, "round": self.round, **record, **norms, **counts, **seconds}
+
+    def _backward(self, shard: Batch, whole: int) -> dict[str, tuple[float, int]]:
+        """Backward through a shard's losses over the size of the whole update; sums and rows of what is logged."""
+        meter, sums = self.core.meter, {}
+        losses = self.method.losses(self.core, shard)
+        while True:
+            with meter.phase("losses"):
+                loss = next(losses, None)
+            if loss is None:
+                return sums
+            if not bool(torch.isfinite(loss.values).all()):
+                raise NonFiniteError(f"the loss is not finite; its prompts: {sorted(set(shard.prompts))[:5]}")
+            with meter.phase("backward"):
+                (loss.values.sum() / whole).backward()
+            for name, value in ({"loss": loss.values.detach()} | loss.metrics).items():
+                amount, rows = sums.get(name, (0.0, 0))
+                sums[name] = (amount + float(value.sum()), rows + value.numel())
+
+    def _step(self) -> Record:
+        norms = {}
+        for name, parameters in self.parameters.items():
+            _add_gradients(parameters)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
+            if not bool(torch.isfinite(norm)):
+                raise NonFiniteError(f"the gradient of {name!r} is not finite")
+            norms[f"gradient_norm/{name}"] = float(norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Add to a NonFiniteError where training stands and what is safe."""
+        try:
+            yield
+        except NonFiniteError as error:
+            last = checkpoint.newest(self.checkpoints)
+            raise NonFiniteError(
+                f"update {self.update + 1} stopped: {error}. Last good checkpoint: {last or 'none'}; nothing was "
+                "overwritten. Lower optimizer.lr or reward.beta, or use model.dtype=float32."
+            ) from error
+
+    # State --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; noise and choices are named, so there is no RNG state."""
+        return {
+            "round": self.round,
+            "update": self.update,
+            "parameters": {name: [p.detach() for p in group] for name, group in self.parameters.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "method": self.method.state_dict(),
+            "queue": [{f.name: getattr(batch, f.name) for f in fields(batch)} for batch in self.queue],
+            "meter": self.core.meter.total(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def resume(self) -> bool:
+        """Go on from the newest intact checkpoint; False if there is none."""
+        state = checkpoint.load(self.checkpoints)
+        if state is None:
+            return False
+        if state["threads"] != torch.get_num_threads():
+            log.warning(
+                "resuming with %d CPU threads what was begun with %d: results agree, but not to the last bit",
+                torch.get_num_threads(),
+                state["threads"],
+            )
+        for name, group in self.parameters.items():
+            for parameter, stored in zip(group, state["parameters"][name], strict=True):
+                parameter.data.copy_(stored)
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        self.method.load_state_dict(state["method"])
+        if processes.is_main():  # the stored counts are those of all processes
+            self.core.meter.restore(state["meter"])
+        self.round, self.update = state["round"], state["update"]
+        device = self.core.model.device
+        for stored in state["queue"]:
+            moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
+            self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))
+        return True
+
+
+def _add_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients over the processes as one flat vector, zeros where a process has none.
+
+    A gradient that no process has stays None, for the optimiser treats that differently from zero.
+    """
+    if processes.count() == 1:
+        return
+    present = processes.add(torch.tensor([int(p.grad is not None) for p in parameters]))
+    used = [p for p, number in zip(parameters, present.tolist(), strict=True) if number]
+    if not used:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
+    for p, total in zip(used, processes.add(flat).split([p.numel() for p in used]), strict=True):
+        p.grad = total.view_as(p).clone()
