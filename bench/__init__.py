@@ -9,10 +9,10 @@ from typing import Any
 
 _PUBLIC = {
     "Batch": "bench.sampling.trajectory",
-    "Config": "bench.plugin",
+    "Config": "bench.options",
     "Core": "bench.core",
     "DiffusionModel": "bench.models.base",
-    "Evaluation": "bench.evaluation.evaluator",
+    "Evaluation": "bench.evaluation.samples",
     "Kernel": "bench.sampling.kernel",
     "Loss": "bench.plugin",
     "Measurement": "bench.plugin",
@@ -20,8 +20,8 @@ _PUBLIC = {
     "Metric": "bench.plugin",
     "Needs": "bench.plugin",
     "PromptStatistics": "bench.training.advantages",
-    "Reward": "bench.plugin",
-    "Samples": "bench.evaluation.evaluator",
+    "Reward": "bench.reward",
+    "Samples": "bench.evaluation.samples",
     "Trajectory": "bench.sampling.trajectory",
     "Transitions": "bench.sampling.trajectory",
     "group_baseline": "bench.training.advantages",

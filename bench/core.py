@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError, NonFiniteError
 from bench.models.base import DiffusionModel
-from bench.plugin import Reward
+from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator
 from bench.sampling.trajectory import Batch, Trajectory, join, rollout

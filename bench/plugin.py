@@ -1,32 +1,21 @@
-"""What a plugin is: a `Method`, a `Reward` or a `Metric`, and what each declares about itself.
+"""What a method and a metric are, and what each declares about itself; a `Reward` is in `bench.reward`.
 
 A plugin is one class in one file. It is found by name through `bench.registry`; outside this repository it is announced
 by an entry point (`bench.methods`, `bench.rewards`, `bench.metrics`).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from bench.core import Core
-    from bench.evaluation.evaluator import Evaluation
-    from bench.models.base import DiffusionModel
-    from bench.sampling.trajectory import Batch, Trajectory
-    from bench.weights.hub import Need
-
-
-class Config(BaseModel):
-    """Base of a plugin's options: immutable, and an unknown key is an error rather than ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from bench.core import Core
+from bench.evaluation.samples import Evaluation
+from bench.models.base import DiffusionModel
+from bench.options import Config
+from bench.sampling.trajectory import Batch, Trajectory
 
 
 @dataclass(frozen=True)
@@ -114,33 +103,6 @@ class Method(ABC):
         """Restore what `state_dict` returned."""
 
 
-class Reward(ABC):
-    """A reward `r(image, prompt)`, higher is better.
-
-    differentiable: whether gradients reach the images.
-    inputs: what it scores, "images" or (on analytic models) "points".
-    scale: what the numbers mean, in a few words, with their usual range.
-    source: paper or repository.
-    suite: the named setting that `--reward NAME` selects when nothing else is said.
-    files: what must be there before it is built; `bench fetch` gets it (see bench.weights.hub).
-    """
-
-    Config: ClassVar[type[Config]] = Config
-    differentiable: ClassVar[bool] = True
-    inputs: ClassVar[Literal["images", "points"]] = "images"
-    scale: ClassVar[str]
-    source: ClassVar[str]
-    suite: ClassVar[str] = "emoji"
-    files: ClassVar[tuple[Need, ...]] = ()
-
-    def __init__(self, config: Config, device: torch.device | str = "cpu"):
-        self.config, self.device = config, torch.device(device)
-
-    @abstractmethod
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score float32 images [B, 3, H, W] in [0, 1], or points [B, d]; returns float32 [B]."""
-
-
 @dataclass(frozen=True)
 class Measurement:
     """One number of the evaluation, beside the prior's.
@@ -167,7 +129,7 @@ class Measurement:
 class Metric(ABC):
     """A measure of finished samples; `version` changes whenever its numbers would.
 
-    space: the feature space that it always uses (see bench.evaluation.features); None for the evaluation's, or for none.
+    space: the feature space that it always uses (see bench.evaluation.features); None: the evaluation's, or none.
     """
 
     Config: ClassVar[type[Config]] = Config

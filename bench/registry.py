@@ -128,9 +128,9 @@ def load(kind: str, name: str) -> type:
     A reward may also be a weighted sum, "hps+0.1*aesthetic" (see bench.weighted).
     """
     if kind == "rewards" and set(name) & set("+*"):
-        from bench.weighted import weighted_sum
+        from bench.weighted import parse, weighted_sum  # pulls in torch, which a listing of names does not need
 
-        return weighted_sum(name)
+        return weighted_sum(name, {term: load(kind, term) for term in parse(name)})
     plugin = find(kind, name)
     module, _, attribute = plugin.target.partition(":")
     try:

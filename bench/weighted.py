@@ -1,15 +1,14 @@
 """Weighted sums of rewards: `--reward "hps+0.1*aesthetic"`."""
 
 import re
-from functools import cache
 
 import torch
 from pydantic import create_model
 from torch import Tensor
 
-from bench import registry
 from bench.errors import BenchError
-from bench.plugin import Config, Reward
+from bench.options import Config
+from bench.reward import Reward
 
 TERM = re.compile(r"([+-]?)(?:(\d+(?:\.\d+)?(?:e-?\d+)?)\*)?([A-Za-z_]\w*)")
 
@@ -30,14 +29,13 @@ def parse(expression: str) -> dict[str, float]:
     return weights
 
 
-@cache
-def weighted_sum(expression: str) -> type[Reward]:
+def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Reward]:
     """The class of a weighted sum; each term's options lie under its name (`--set reward.emoji_style.style=noto`).
 
-    `parts` of an instance holds the terms by name. Raises BenchError for an unknown term or terms of different inputs.
+    classes: the terms' own, by name. `parts` of an instance holds the terms. Raises BenchError for terms of different
+    inputs.
     """
     weights = parse(expression)
-    classes: dict[str, type[Reward]] = {name: registry.load("rewards", name) for name in weights}
     if len({own.inputs for own in classes.values()}) > 1:
         kinds = ", ".join(f"{name} scores {own.inputs}" for name, own in classes.items())
         raise BenchError(f"the reward {expression!r} mixes inputs: {kinds}.")

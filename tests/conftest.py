@@ -16,7 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bench.core import Core
 from bench.models.stable_diffusion import LatentDiffusion
-from bench.plugin import Config, Reward
+from bench.options import Config
+from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import generator, seeded
 

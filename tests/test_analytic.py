@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.evaluation.evaluator import Evaluation, Samples
+from bench.evaluation.samples import Evaluation, Samples
 from bench.models.analytic import GaussianModel, RingModel
-from bench.plugin import Config
+from bench.options import Config
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import generator
 from metrics.tilt_sw2 import TiltSw2

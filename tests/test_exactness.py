@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from bench.core import Core
 from bench.models.analytic import GaussianModel
 from bench.models.stable_diffusion import LatentDiffusion
-from bench.plugin import Config, Loss, Method, Reward
+from bench.options import Config
+from bench.plugin import Loss, Method
+from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import Noise, generator
 from bench.sampling.trajectory import Batch, Trajectory

@@ -18,7 +18,8 @@ from torch import Tensor
 from bench.core import Core
 from bench.models.analytic import GaussianModel
 from bench.models.stable_diffusion import LatentDiffusion
-from bench.plugin import Config, Reward
+from bench.options import Config
+from bench.reward import Reward
 from bench.sampling.kernel import Kernel, ddim_kernel, gaussian_log_prob
 from bench.sampling.trajectory import Trajectory, Transitions
 from bench.training.advantages import leave_one_out

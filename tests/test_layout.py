@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -51,6 +52,16 @@ def test_the_trainer_knows_no_method_and_methods_own_no_machinery():
         assert not [word for word in (".backward(", "optim.", ".cuda(", ".device", "randn", "no_grad") if word in text]
         assert not {name.split(".")[0] for name in imported(path)} & {"diffusers", "accelerate", "peft"}
         assert text.count("\n") < 200, path
+
+
+def test_no_import_circles():
+    """Imports inside functions and under TYPE_CHECKING count: whoever reads a module must find an end."""
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+             for p in (ROOT / "bench").rglob("*.py")}  # fmt: skip
+    graph = {}
+    for module, path in files.items():
+        graph[module] = {name for name in imported(path) if name in files} - {module}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
 
 
 def test_every_registered_plugin_loads_and_says_what_it_is():

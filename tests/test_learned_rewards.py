@@ -16,7 +16,7 @@ from bench import registry
 from bench.errors import BenchError
 from bench.evaluation.evaluator import load_reward
 from bench.evaluation.towers import OPENAI_MEAN, OPENAI_STD
-from bench.plugin import Reward
+from bench.reward import Reward
 from bench.weights.hub import CLIP_L, RANDOM
 from bench.weights.random_weights import HEAD, write
 from rewards.aesthetic import Aesthetic

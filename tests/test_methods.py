@@ -8,13 +8,14 @@ from conftest import Brightness, perturb
 from torch import Tensor, nn
 
 from bench import registry
-from bench.config import OptimizerConfig, TrainConfig
 from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.models.stable_diffusion import LatentDiffusion
-from bench.plugin import Config, Method
+from bench.options import Config
+from bench.plugin import Method
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.trajectory import Batch
+from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import checkpoint
 from bench.training.trainer import Record, Trainer
 from methods.ddpo import DDPO, DDPOConfig

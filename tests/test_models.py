@@ -6,7 +6,7 @@ from conftest import perturb
 
 from bench.commands.estimate import estimate_memory
 from bench.config import resolve
-from bench.models import load_model, locate
+from bench.models.catalogue import load_model, locate
 from bench.models.stable_diffusion import LORA_FILE, LatentDiffusion
 from bench.sampling.noise import Noise
 from bench.training.meter import Meter

@@ -12,9 +12,9 @@ import torch
 from conftest import Brightness, perturb
 
 from bench import Batch, Config, Core, Loss, Method, Needs, registry
-from bench.config import OptimizerConfig, TrainConfig
 from bench.models.stable_diffusion import LatentDiffusion
 from bench.sampling.kernel import ddim_kernel
+from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import processes
 from bench.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from bench import environment, registry
 from bench.errors import BenchError
 from bench.evaluation.features import SPACES
-from bench.models import NAMED, need
+from bench.models.catalogue import NAMED, need
 from bench.prompts import HUB
 from bench.weights.hub import Need, own_cache, size_text
 

@@ -9,9 +9,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bench import models, registry
-from bench.config import RunConfig
+from bench import registry
+from bench.models import catalogue
 from bench.models.stable_diffusion import LORA_TARGETS
+from bench.settings import RunConfig
 from bench.weights import random_weights
 from bench.weights.requirements import requirements
 
@@ -27,7 +28,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     through one call of the denoiser and, for methods that ask for the reward's gradient, the decoder. The method's own
     networks, the reward network's activations and scratch space come on top.
     """
-    models.quiet_libraries()
+    catalogue.quiet_libraries()
     built = _networks(config)
     if built is None:
         return None
@@ -51,7 +52,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     images = (1 if config.model.checkpointing else train.micro_batch) if needs.reward_gradient else 0
     latent = channels * size * size * FLOAT
     kept = 1 + len(needs.record & {"model_output", "prior_output"})
-    rewards = sum(need.size for need in requirements(config) if need != models.need(config.model.name))
+    rewards = sum(need.size for need in requirements(config) if need != catalogue.need(config.model.name))
     return {
         "weights": sum(weights.values()) + rewards,
         "trained": trained * ADAM * FLOAT,
@@ -64,12 +65,12 @@ def _networks(config: RunConfig) -> tuple[Any, Any] | None:
     """Denoiser and autoencoder without storage, from the folder's configs or from the architectures known here."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    if config.model.name in models.ANALYTIC:
+    if config.model.name in catalogue.ANALYTIC:
         return None
-    repository = models.need(config.model.name)
+    repository = catalogue.need(config.model.name)
     with torch.device("meta"):
         if repository is None or not repository.missing():
-            folder = models.locate(config.model.name)
+            folder = catalogue.locate(config.model.name)
             return tuple(
                 kind.from_config(kind.load_config(folder / name))
                 for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))

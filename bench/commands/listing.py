@@ -2,15 +2,16 @@
 
 from rich.markup import escape
 
-from bench import config, models, registry
+from bench import config, registry
 from bench import prompts as prompt_sets
 from bench.errors import BenchError
+from bench.models import catalogue
 
 
 def describe(kind: str) -> dict[str, str]:
     """Name → one line of description, in rich markup; kind: "methods", "rewards", "metrics", "models", … ."""
     if kind == "models":
-        return dict(models.NAMED)
+        return dict(catalogue.NAMED)
     if kind == "suites":
         return config.suites()
     if kind == "prompts":

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from bench import registry
 from bench.commands.estimate import estimate_memory
-from bench.config import RunConfig
-from bench.models import network_dtype
+from bench.models.catalogue import network_dtype
+from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
 from bench.weights.requirements import requirements
 

@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Iterator
 
 from bench import registry
-from bench.config import RunConfig
 from bench.errors import BenchError
-from bench.models import ANALYTIC
+from bench.models.catalogue import ANALYTIC
 from bench.prompts import HUB, PromptSet, load_prompts
+from bench.settings import RunConfig
 from bench.weights.hub import obtain
 from bench.weights.requirements import requirements
 

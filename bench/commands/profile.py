@@ -15,15 +15,16 @@ from diffusers import DDIMScheduler
 from rich.console import Console
 from rich.table import Table
 
-from bench import environment, models
+from bench import environment
 from bench.commands.run import build_core, build_method
-from bench.config import RunConfig
 from bench.core import Core
 from bench.errors import BenchError
+from bench.files import write_atomic
+from bench.models import catalogue
 from bench.prompts import HUB, load_prompts
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import rollout
-from bench.training.checkpoint import write_atomic
+from bench.settings import RunConfig
 from bench.training.meter import COUNTS, Meter
 from bench.training.trainer import Trainer
 from bench.weights.hub import obtain
@@ -37,7 +38,7 @@ def random_weights(config: RunConfig, size: str, console: Console) -> Iterator[N
     """Inside the block the model's and the reward's weights are random ones, in a hub cache of their own."""
     from bench.weights.random_weights import write
 
-    if models.need(config.model.name) is None:
+    if catalogue.need(config.model.name) is None:
         raise BenchError(
             f"--random-weights is for models from the hub, and {config.model.name!r} is here: leave it out."
         )
@@ -62,7 +63,7 @@ def profile(config: RunConfig, repeats: int, console: Console, out: Path) -> Non
     prompts = load_prompts("simple_animals" if name in HUB and HUB[name].missing() else name).train
     core = build_core(config)
     found: dict[str, Any] = {"config": config.model_dump(mode="json"), "environment": environment.describe()}
-    if config.model.name not in models.ANALYTIC:
+    if config.model.name not in catalogue.ANALYTIC:
         found["sampling"] = _sampling(core, prompts, repeats)
         _show_sampling(found["sampling"], core, repeats, console)
     found["updates"] = updates = update_rows(core, config, prompts, repeats)

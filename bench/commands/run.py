@@ -15,17 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import config as configs
 from bench import environment, registry
 from bench.commands.preflight import preflight
-from bench.config import RunConfig
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
-from bench.evaluation.evaluator import Evaluation, Evaluator
+from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import row
-from bench.models import load_model, make_kernel
+from bench.evaluation.samples import Evaluation
+from bench.files import write_atomic
+from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import load_prompts
+from bench.settings import RunConfig
 from bench.training import checkpoint, processes
-from bench.training.checkpoint import write_atomic
 from bench.training.log import UpdateLog, read_log, training_progress
 from bench.training.trainer import Record, Trainer
 from bench.weights.hub import is_random, own_cache

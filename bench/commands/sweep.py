@@ -19,10 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.commands.preflight import preflight
 from bench.commands.run import is_finished
-from bench.config import RunConfig, explain, resolve
+from bench.config import resolve
 from bench.errors import BenchError
 from bench.evaluation.rows import run_name
-from bench.plugin import Config
+from bench.options import Config, explain
+from bench.settings import RunConfig
 
 
 class Sweep(Config):

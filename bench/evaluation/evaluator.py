@@ -1,14 +1,11 @@
 """Evaluation: the same prompts and the same named noise for every method, and what the metrics see of it."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load, save
@@ -18,65 +15,17 @@ from bench import registry
 from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.evaluation.features import FeatureSpace, find_space
-from bench.plugin import Measurement, Method, Reward
+from bench.evaluation.samples import Evaluation, Samples
+from bench.files import write_atomic
+from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet
+from bench.reward import Reward
 from bench.sampling.trajectory import Batch, Trajectory
+from bench.settings import EvaluationConfig, RunConfig
 from bench.training import processes
-from bench.training.checkpoint import write_atomic
 from bench.weights.hub import revisions
 
-if TYPE_CHECKING:
-    from bench.config import EvaluationConfig, RunConfig
-
 PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images of one model, with what was recorded while sampling. Rows of one prompt are consecutive.
-
-    images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model.
-    prompts: N strings; splits: N times "train" or "heldout".
-    rewards: reward name → float32 [N].
-    step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
-    log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
-    """
-
-    images: Tensor
-    prompts: list[str]
-    splits: list[str]
-    rewards: dict[str, Tensor]
-    step_kl: Tensor | None = None
-    log_ratio: Tensor | None = None
-
-    def rows(self, split: str | None = None) -> dict[str, Tensor]:
-        """Prompt → long tensor of its rows, in order of appearance; one split or all."""
-        groups: dict[str, list[int]] = {}
-        for i, (prompt, own) in enumerate(zip(self.prompts, self.splits, strict=True)):
-            if split in (None, own):
-                groups.setdefault(prompt, []).append(i)
-        return {prompt: torch.tensor(rows) for prompt, rows in groups.items()}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a metric may look at.
-
-    finetuned, prior: same prompts, same noise (paired); reference, floor: two further prior sets, each on noise of its
-    own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
-    features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
-    modes: [M, d], centres of the prior's modes where the model knows them.
-    """
-
-    finetuned: Samples
-    prior: Samples
-    reference: Samples
-    floor: Samples
-    reward: str
-    beta: float
-    features: Callable[..., Tensor]
-    feature_space: str
-    modes: Tensor | None = None
 
 
 def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from bench.core import Core
-from bench.evaluation.evaluator import Evaluation
+from bench.evaluation.samples import Evaluation
 from bench.evaluation.statistics import target_points
+from bench.files import write_atomic
 from bench.models.analytic import AnalyticModel
-from bench.training.checkpoint import write_atomic
 from results.plots import plot_samples
 from results.points import plot_points
 

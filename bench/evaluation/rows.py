@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.config import RunConfig
 from bench.plugin import Measurement
 from bench.prompts import PromptSet
+from bench.settings import RunConfig
 
 
 def run_name(config: RunConfig) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.evaluation.evaluator import Evaluation, Samples
+from bench.evaluation.samples import Evaluation, Samples
 from bench.plugin import Measurement
 from bench.sampling.noise import generator
 

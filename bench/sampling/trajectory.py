@@ -6,16 +6,14 @@ from it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.noise import Noise
-
-if TYPE_CHECKING:
-    from bench.models.base import DiffusionModel
 
 RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
 
@@ -145,7 +143,7 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
 
 
 def rollout(
-    model: "DiffusionModel",
+    model: DiffusionModel,
     kernel: Kernel,
     batch: Batch,
     noise: Noise,

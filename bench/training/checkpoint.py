@@ -7,29 +7,15 @@ either whole or not there, and one that was damaged later is told by its name; t
 import hashlib
 import io
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.files import write_atomic
+
 KEEP = 2
 log = logging.getLogger(__name__)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` by rename, so that a reader never sees half a file. A full disk raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def save(folder: Path, update: int, state: dict[str, Any]) -> Path:

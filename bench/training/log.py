@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.training.checkpoint import write_atomic
+from bench.files import write_atomic
 from bench.training.trainer import Record
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.config import OptimizerConfig, TrainConfig
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError, did_you_mean
 from bench.plugin import Method
 from bench.sampling.noise import generator, seeded
 from bench.sampling.trajectory import Batch, Trajectory
+from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import checkpoint, processes
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Protocol
 from rich.progress import wrap_file
 
 from bench.errors import BenchError
-from bench.training.checkpoint import write_atomic
+from bench.files import write_atomic
 
 PROBE_SECONDS = 3
 RANDOM = "0" * 40  # the revision that bench.weights.random_weights writes: no real commit is called so

@@ -2,7 +2,8 @@
 
 `write` fills a hub cache (`models--org--name/{refs/main,snapshots/<revision>/…}`) with everything that a setting needs
 and that has an architecture here, either full size or scaled down. The real code then loads it. The revision is one
-that no commit has (`bench.weights.hub.RANDOM`), by which rows made with such weights are told and kept out of leaderboards.
+that no commit has (`bench.weights.hub.RANDOM`), so that rows made with such weights are told and kept out of
+leaderboards.
 """
 
 import json

@@ -1,8 +1,9 @@
 """What a setting needs from elsewhere: weights of the model, the rewards and the feature spaces, and prompts."""
 
-from bench import models, prompts, registry
-from bench.config import RunConfig
+from bench import prompts, registry
 from bench.evaluation.features import find_space
+from bench.models import catalogue
+from bench.settings import RunConfig
 from bench.weights.hub import Need
 
 
@@ -18,7 +19,7 @@ def requirements(config: RunConfig) -> list[Need]:
 
 def training_requirements(config: RunConfig) -> list[Need]:
     """Of these, the weights that training itself needs: the model's and the trained reward's."""
-    model = models.need(config.model.name)
+    model = catalogue.need(config.model.name)
     return [*([model] if model else []), *registry.load("rewards", config.reward.name).files]
 
 

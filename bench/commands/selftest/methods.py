@@ -15,13 +15,15 @@ from torch import Tensor
 from bench import config as configs
 from bench import registry
 from bench.commands.selftest.checking import Skipped, require
-from bench.config import OptimizerConfig, TrainConfig
 from bench.core import Core
 from bench.models.analytic import GaussianModel
-from bench.plugin import Config, Loss, Method, Reward
+from bench.options import Config
+from bench.plugin import Loss, Method
+from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch, Trajectory
+from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 BETA, DIRECTION = 2.0, (1.3, -0.4)

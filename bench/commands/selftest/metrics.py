@@ -8,7 +8,7 @@ import torch
 
 from bench import registry
 from bench.commands.selftest.checking import require
-from bench.evaluation.evaluator import Evaluation, Samples
+from bench.evaluation.samples import Evaluation, Samples
 from bench.plugin import Measurement
 from bench.sampling.noise import generator
 

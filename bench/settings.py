@@ -1,0 +1,127 @@
+"""The settings of a run: frozen, validated, hashed. `bench.config` makes them from suites, recipes and `--set`."""
+
+import hashlib
+import json
+from typing import Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny
+
+from bench import registry
+from bench.options import Config
+
+HEAVY = ("diversity_dreamsim", "diversity_clip")  # need weights that do not ship; full-size suites ask for them
+
+
+class Named(Config):
+    """A plugin's options with its name; the plugin's own class adds its fields."""
+
+    name: str
+
+
+class RewardSection(Config):
+    """What every reward has, whatever its own options."""
+
+    name: str
+    beta: float = Field(1.0, gt=0, description="inverse temperature β of the target p_# exp(β r)")
+
+
+class ModelConfig(Config):
+    """The model and its finetuned part."""
+
+    name: str = Field("emoji", description="a named model, a local diffusers folder, or a hub id")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    finetune: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(8, ge=1)
+    checkpointing: bool = Field(False, description="recompute the denoiser and the decoder in the backward pass")
+    attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
+    compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")
+    vae_slicing: bool = Field(False, description="decode one image at a time")
+
+
+class SamplerConfig(Config):
+    """The transition kernel (see bench.sampling.kernel) and guidance."""
+
+    steps: int = Field(20, ge=1)
+    eta: float = Field(1.0, ge=0, le=1)
+    guidance: float = Field(5.0, ge=1)
+    spacing: Literal["leading", "trailing", "linspace", "logsnr"] = "leading"
+    final_alpha: float | None = Field(None, gt=0, le=1, description="ᾱ_K; null: the model's scheduler's")
+
+
+class PromptsConfig(Config):
+    """A named prompt set or a file."""
+
+    name: str = "emoji"
+    limit: int | None = Field(None, ge=1, description="train on the first prompts of the training part only")
+
+
+class TrainConfig(Config):
+    """Rounds of sampling and updates."""
+
+    updates: int = Field(100, ge=1)
+    prompts_per_round: int = Field(16, ge=1)
+    samples_per_prompt: int = Field(4, ge=1)
+    updates_per_round: int = Field(2, ge=1)
+    data_lag: int = Field(0, ge=0, le=1, description="1: train on data sampled a round earlier")
+    micro_batch: int = Field(64, ge=1, description="rows per micro-loss")
+    sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
+    checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
+    beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
+
+
+class NetworkOptimizer(Config):
+    """Overrides for one of the method's extra networks; null means as for the policy."""
+
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class OptimizerConfig(Config):
+    """AdamW, one per network, gradients clipped per network."""
+
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm per network; null: no clipping")
+    decay: float = Field(0.0, ge=0, le=1, description="share of the updates, the last, over which lr falls to 0")
+    networks: dict[str, NetworkOptimizer] = {}
+
+
+class EvaluationConfig(Config):
+    """Evaluation samples and what is measured on them; the seed is the evaluation's own, never the run's."""
+
+    train_prompts: int = Field(24, ge=1)
+    heldout_prompts: int = Field(24, ge=0)
+    samples_per_prompt: int = Field(8, ge=2)
+    seed: int = 0
+    at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
+    features: str = "efficientnet_lite0"
+    metrics: list[str] = Field(default_factory=lambda: [n for n in registry.BUILT_IN["metrics"] if n not in HEAVY])
+    rewards: list[str] = Field([], description="further rewards measured as a check")
+
+
+class RunConfig(Config):
+    """Everything that determines a run's numbers."""
+
+    suite: str
+    seed: int = Field(0, ge=0)
+    method: SerializeAsAny[Config]
+    reward: SerializeAsAny[Config]
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def hash(self) -> str:
+        """Canonical hash, 16 hex digits; equal settings hash equal whatever wrote them."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
