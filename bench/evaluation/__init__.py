@@ -1,0 +1,1 @@
+"""What is measured of finished samples: sets, feature spaces, statistics, pictures, rows."""

@@ -1,0 +1,1 @@
+"""How the embedded prior was made. No run imports this."""

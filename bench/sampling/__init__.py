@@ -1,0 +1,1 @@
+"""From noise to samples: the transition kernel, the trajectory, named noise."""
