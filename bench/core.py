@@ -1,6 +1,7 @@
 """The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from bench.errors import BenchError, NonFiniteError
 from bench.models.base import DiffusionModel
 from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
-from bench.sampling.noise import Noise, Purpose, generator
+from bench.sampling.noise import Noise, Purpose, generator, upload
 from bench.sampling.trajectory import Batch, Trajectory, join, rollout
 from bench.training.meter import Meter
 
@@ -37,7 +38,8 @@ class Core:
 
     def __post_init__(self) -> None:
         self.kernel = self.kernel.to(self.model.device)
-        self._times = torch.cat([self.kernel.timesteps, torch.zeros(1, dtype=torch.long, device=self.model.device)])
+        self._times = torch.cat([self.kernel.timesteps, torch.zeros_like(self.kernel.timesteps[:1])])
+        self._unread: list[tuple[Tensor, list[str]]] = []
 
     # Sampling -----------------------------------------------------------------------------------------------------
 
@@ -59,19 +61,20 @@ class Core:
         stop_at: int | None = None,
     ) -> Trajectory:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`."""
-        parts = [
-            rollout(
-                self.model,
-                self.kernel,
-                part,
-                Noise(self.seed if seed is None else seed, purpose, part.samples),
-                record=record,
-                prior=prior,
-                grad_from=grad_from,
-                stop_at=stop_at,
-            )
-            for part in batch.split(self.sample_batch)
-        ]
+        options = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
+        # a density that will be replayed must be that of the network as it is, to the bit
+        merged = self.model.merged() if grad_from is None and "log_prob" not in record else nullcontext()
+        with merged:
+            parts = [
+                rollout(
+                    self.model,
+                    self.kernel,
+                    part,
+                    Noise(self.seed if seed is None else seed, purpose, part.samples),
+                    **options,
+                )
+                for part in batch.split(self.sample_batch)
+            ]
         return join(parts)
 
     def predict(self, z: Tensor, k: Step, conditioning: Tensor, *, prior: bool = False, guided: bool = True) -> Tensor:
@@ -85,28 +88,37 @@ class Core:
     # Rewards ------------------------------------------------------------------------------------------------------
 
     def reward(self, z: Tensor, prompts: list[str]) -> Tensor:
-        """`r(decode(z), c)`, float32 [n], differentiable in the clean latent `z` if the reward is."""
+        """`r(decode(z), c)`, float32 [n], differentiable in the clean latent `z` if the reward is.
+
+        Whether they are finite is looked at by the next `check`, since a look makes the device wait.
+        """
         self.meter.reward_calls += len(z)
         rewards = self.reward_model(self.model.decode(z), prompts)
-        if not bool(torch.isfinite(rewards).all()):
-            bad = sorted({p for p, ok in zip(prompts, torch.isfinite(rewards).tolist(), strict=True) if not ok})
-            raise NonFiniteError(f"the reward is not finite for {len(bad)} prompt(s): {', '.join(map(repr, bad[:5]))}")
+        self._unread.append((torch.isfinite(rewards.detach()), prompts))
         if rewards.requires_grad:
             rewards.register_hook(self._count_gradient)
         return rewards
 
+    def check(self) -> None:
+        """Raise NonFiniteError, with the prompts, if a reward since the last call was not finite; one look for all."""
+        flags, prompts = [flags for flags, _ in self._unread], [p for _, own in self._unread for p in own]
+        self._unread.clear()
+        if flags and (bad := sorted({p for p, ok in zip(prompts, torch.cat(flags).tolist(), strict=True) if not ok})):
+            raise NonFiniteError(f"the reward is not finite for {len(bad)} prompt(s): {', '.join(map(repr, bad[:5]))}")
+
     def _count_gradient(self, gradient: Tensor) -> None:
         self.meter.reward_gradients += len(gradient)
 
-    def reward_gradient(
-        self, clean: Tensor, z: Tensor, prompts: list[str], *, retain_graph: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Rewards [n] of the clean latents and `∇_z r`, shaped like `z`, both detached.
+    def reward_gradient(self, clean: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Rewards [n] of the clean latents, and their gradients `∇ r(decode(·))`, shaped like `clean`; both detached.
 
-        `clean` must be a differentiable function of `z` (or `z` itself, with `requires_grad`).
+        Where `clean` is a function of other states, `torch.autograd.grad(clean, z, gradient)` hands the gradient on;
+        the graphs of decoder and reward are gone by then.
         """
-        rewards = self.reward(clean, prompts)
-        (gradient,) = torch.autograd.grad(rewards.sum(), z, retain_graph=retain_graph)
+        clean = clean.detach().requires_grad_()
+        with torch.enable_grad():
+            rewards = self.reward(clean, prompts)
+        (gradient,) = torch.autograd.grad(rewards.sum(), clean)
         return rewards.detach(), gradient
 
     def look_ahead(self, data: Trajectory, steps: Tensor) -> Tensor:
@@ -118,10 +130,12 @@ class Core:
         found = data.latents.new_full((len(data), self.kernel.steps + 1), float("nan"))
         used = torch.zeros(found.shape, dtype=torch.bool).scatter_(1, steps, True).scatter_(1, steps + 1, True)
         for part in used.nonzero().split(self.micro_batch):
-            row, k = part.unbind(1)
-            z, inner, prompts = data.latents[row, k], k < self.kernel.steps, [data.prompts[i] for i in row.tolist()]
+            prompts = [data.prompts[i] for i in part[:, 0].tolist()]
+            inner = upload((part[:, 1] < self.kernel.steps).nonzero().flatten(), found.device)
+            row, k = upload(part, found.device).unbind(1)
+            z = data.latents[row, k]
             with torch.no_grad():
-                if bool(inner.any()):
+                if len(inner):
                     eps = self.predict(z[inner], k[inner], data.conditioning[row[inner]], guided=False)
                     z[inner] = self.kernel.clean(z[inner], eps, k[inner])
                 found[row, k] = self.reward(z, prompts)
@@ -138,8 +152,7 @@ class Core:
         return adjoint, means, rewards
 
     def _lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-        z = data.latents[:, -1].detach().requires_grad_()
-        rewards, gradient = self.reward_gradient(z, z, data.prompts)
+        rewards, gradient = self.reward_gradient(data.latents[:, -1], data.prompts)
         adjoint, means = [-self.beta * gradient], []
         for k in reversed(range(self.kernel.steps)):
             z = data.latents[:, k].detach().requires_grad_()
@@ -151,14 +164,15 @@ class Core:
     def renoise(self, data: Batch, z: Tensor, k: int, copy: int) -> Tensor:
         """A draw of the noising kernel `p_B(z_k | z_{k+1} = z)`, named by the sample and the number of the copy."""
         mean, std = self.kernel.noising(z, k)
-        return mean + std * Noise(self.seed, "renoise", data.samples)(copy, self.model.latent_shape).to(z)
+        return mean + std * upload(Noise(self.seed, "renoise", data.samples)(copy, z.shape[1:]), z.device).to(z.dtype)
 
     # Choices ------------------------------------------------------------------------------------------------------
 
     def choose_steps(self, data: Batch, fraction: float) -> Tensor:
         """Long [B, S]: for every row one random step of each of `⌊K·fraction⌋` equal bins, and always the last step.
 
-        With a fraction of 1 these are all K steps. The choice is named by the sample, like its noise.
+        With a fraction of 1 these are all K steps. The choice is named by the sample, like its noise. It is on the CPU,
+        like every choice: what decides which work is done must not be asked from the device.
         """
         others = self.kernel.steps - 1
         bins = min(int(self.kernel.steps * fraction), others)

@@ -40,5 +40,4 @@ class AdjointMatching(Method):
             mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
             control = (mean - prior_means[part.row, part.k]) / std
             values = (control + std * adjoint[part.row, part.k + 1]).square().flatten(1).sum(1)
-            last = part.k == core.kernel.steps - 1
-            yield Loss(values / steps.shape[1], {"reward": rewards[part.row[last]]})
+            yield Loss(values / steps.shape[1], {"reward": rewards[part.row[part.finished]]})

@@ -114,7 +114,7 @@ class DB(Method):
     def flow(self, core: Core, part: Transitions, z: Tensor, k: Tensor, known: Tensor) -> Tensor:
         """`f(z_k)` [n]."""
         own = core.network("flow", z, k, part.conditioning).flatten(1).sum(1)
-        return own.masked_fill(k == core.kernel.steps, 0) + known[torch.arange(len(k)), k]
+        return own.masked_fill(k == core.kernel.steps, 0) + known.gather(1, k[:, None])[:, 0]
 
     def scale(self, part: Transitions) -> int:
         """Divisor of log-densities."""

@@ -86,84 +86,128 @@ class NablaGFN(Method):
         config = self.config
         variance = core.kernel.std(part.k, part.z) ** 2
         weight = variance.flatten() if config.weighting == "kl" else torch.ones_like(variance.flatten())
-        last = part.k == core.kernel.steps - 1
-
+        target, rewards = self.reward_score(core, part)  # first, and freed before the policy's graph is made
         z = part.z.detach().requires_grad_(config.flow)
         eps = core.predict(z, part.k, part.conditioning)
         mean = core.kernel.mean(z, eps, part.k)
-        with torch.set_grad_enabled(config.flow):  # the reverse score needs the prior's Jacobian too
-            prior_eps = core.predict(z, part.k, part.conditioning, prior=True) if config.residual else None
-            prior_mean = None if prior_eps is None else core.kernel.mean(z, prior_eps, part.k)
-        target, rewards = self.reward_score(core, part)
-        score = self.forward_score(core, part, mean, prior_mean, variance)
+        prior_mean = None
+        prior_z = part.z.detach().requires_grad_(config.flow and adjoint is None)  # for the reverse score
+        if config.residual:
+            with torch.set_grad_enabled(prior_z.requires_grad):
+                prior_eps = core.predict(prior_z, part.k, part.conditioning, prior=True)
+                prior_mean = core.kernel.mean(prior_z, prior_eps, part.k)
+        score = self.forward_score(core, part, mean, None if prior_mean is None else prior_mean.detach(), variance)
         losses = {}
         if config.flow:
-            own = core.network("flow", part.z_next, part.k + 1, part.conditioning)
-            known = last.view(-1, *(1,) * (own.ndim - 1))  # the finished sample's flow is the reward alone
-            target = target + (own.detach() if config.detach_target else own).masked_fill(known, 0)
-            back = self.reverse_score(core, part, z, mean, prior_mean, variance) if adjoint is None else adjoint
-            reverse = self.reverse_loss(core, part, z, eps, back)
-            losses["reverse"] = config.reverse_weight * weight * reverse
-            losses["terminal"] = self.terminal_loss(own, last)
+            known = None, adjoint
+            if adjoint is None:
+                known = self.reverse_score(core, part, mean.detach(), prior_z, prior_mean, variance)
+            back = self.reverse_target(core, part, z, eps, mean, *known)
+            own, own_next, own_last = self.flows(core, part)
+            target = target.index_add(0, part.unfinished, own_next)  # the finished sample's flow is the reward alone
+            losses["reverse"] = config.reverse_weight * weight * self.reverse_loss(part, own, back)
+            losses["terminal"] = self.terminal_loss(part, own_last)
         losses["forward"] = weight * _mean_square(score - target)
         if config.trust:
             losses["trust"] = config.trust * _mean_square(eps - part.model_output)
-        return sum(losses.values()), {**{name: v.detach() for name, v in losses.items()}, "reward": rewards[last]}
+        metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
+        return sum(losses.values()), metrics
 
     def reward_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
         """`β γ_{k+1} ∇ r(decode(ẑ_θ(z_{k+1})))` [n, *latent], and the rewards [n] of these clean latents; detached."""
-        z, k = part.z_next.detach().requires_grad_(), part.k + 1
-        inner = k < core.kernel.steps
-        clean = z
-        if bool(inner.any()):
-            eps = core.predict(z[inner], k[inner], part.conditioning[inner])
-            clean = z.index_put((inner,), core.kernel.clean(z[inner], eps, k[inner]))
-        rewards, gradient = core.reward_gradient(clean, z, part.prompts)
-        return core.beta * self.gamma(core, k, z) * gradient, rewards
+        inner, k, clean = part.unfinished, part.k + 1, part.z_next
+        if len(inner):
+            z = part.z_next[inner].requires_grad_()
+            with core.model.merged():
+                eps = core.predict(z, k[inner], part.conditioning[inner])
+            predicted = core.kernel.clean(z, eps, k[inner])
+            clean = clean.index_copy(0, inner, predicted.detach())
+        rewards, gradient = core.reward_gradient(clean, part.prompts)
+        if len(inner):
+            (through,) = torch.autograd.grad(predicted, z, gradient[inner])
+            gradient = gradient.index_copy(0, inner, through)
+        return core.beta * self.gamma(core, k, gradient) * gradient, rewards
 
-    def reverse_loss(self, core: Core, part: Transitions, z: Tensor, eps: Tensor, score: Tensor) -> Tensor:
-        """`L_rev` [n] of the score [n, *latent], unweighted; `eps` carries the graph from `z`."""
+    def reverse_score(
+        self, core: Core, part: Transitions, mean: Tensor, z: Tensor, prior_mean: Tensor | None, variance: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """`∇_{z_k} log p_θ/p_#(z_{k+1}|z_k)` (plain: `log p_θ/p_B`), `z_{k+1}` held fixed, in two detached parts.
+
+        A cotangent of `μ_θ(z_k)`, to be taken back through the policy with whatever else goes that way, or None; and
+        the rest. Both [n, *latent]; `prior_mean` carries the graph from `z`.
+        """
+        if self.config.reverse == "expected":
+            drift = (mean - prior_mean.detach()) / variance
+            return None, -torch.autograd.grad(prior_mean, z, drift)[0]
+        cotangent = (part.z_next - mean) / variance
+        if prior_mean is None:
+            back_mean, back_std = core.kernel.noising(part.z_next, part.k)
+            return cotangent, (part.z - back_mean) / back_std**2
+        return cotangent, -torch.autograd.grad(prior_mean, z, (part.z_next - prior_mean.detach()) / variance)[0]
+
+    def reverse_target(
+        self,
+        core: Core,
+        part: Transitions,
+        z: Tensor,
+        eps: Tensor,
+        mean: Tensor,
+        cotangent: Tensor | None,
+        rest: Tensor,
+    ) -> Tensor:
+        """Minus what `g_φ(z_k)` should be [n, *latent]: the reverse score plus the forward-looking term.
+
+        cotangent, rest: of `reverse_score`; `eps` and `mean` carry the graph from `z`, one pass through it.
+        """
         clean = core.kernel.clean(z, eps, part.k)
-        _, gradient = core.reward_gradient(clean, z, part.prompts, retain_graph=True)
-        own = core.network("flow", part.z, part.k, part.conditioning)
-        return _mean_square(score + core.beta * self.gamma(core, part.k, z) * gradient + own)
+        _, gradient = core.reward_gradient(clean, part.prompts)
+        taken_back = {clean: core.beta * self.gamma(core, part.k, z) * gradient}
+        if cotangent is not None:
+            taken_back[mean] = cotangent
+        (through,) = torch.autograd.grad([*taken_back], z, [*taken_back.values()], retain_graph=True)
+        return rest + through
 
-    def terminal_loss(self, own: Tensor, last: Tensor) -> Tensor:
-        """`L_term` [n] of `own = g_φ(z_{k+1})`, zero but where `last`."""
-        return _mean_square(own) * last
+    def flows(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor, Tensor]:
+        """`g_φ` at every z_k [n, *latent], and at z_{k+1} of the unfinished and of the finished rows.
+
+        Those of the unfinished learn nothing there if the target is detached, and then keep no graph.
+        """
+        inner, last = part.unfinished, part.finished
+        taught = last if self.config.detach_target else torch.cat([inner, last])
+        z = torch.cat([part.z, part.z_next[taught]])
+        k, text = torch.cat([part.k, part.k[taught] + 1]), torch.cat([part.conditioning, part.conditioning[taught]])
+        own, rest = core.network("flow", z, k, text).split([len(part), len(taught)])
+        if not self.config.detach_target:
+            return own, rest[: len(inner)], rest[len(inner) :]
+        if not len(inner):
+            return own, rest[:0], rest
+        with torch.no_grad():
+            ahead = core.network("flow", part.z_next[inner], part.k[inner] + 1, part.conditioning[inner])
+        return own, ahead, rest
+
+    def reverse_loss(self, part: Transitions, own: Tensor, back: Tensor) -> Tensor:
+        """`L_rev` [n], unweighted, of `own = g_φ(z_k)` and `reverse_target`."""
+        return _mean_square(back + own)
+
+    def terminal_loss(self, part: Transitions, own: Tensor) -> Tensor:
+        """`L_term` [n] of `own = g_φ(z_K)`, a row for each finished sample; zero elsewhere."""
+        return own.new_zeros(len(part)).index_copy(0, part.finished, _mean_square(own))
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`γ_k`, shaped to broadcast over `like`; 1 at k = K."""
-        alpha = core.kernel.alphas[k]
-        powers = {"alpha": alpha, "sqrt_alpha": alpha**0.5, "one": torch.ones_like(alpha)}
-        gamma = torch.where(k == core.kernel.steps, torch.ones_like(alpha), powers[self.config.gamma])
-        return gamma.view(-1, *(1,) * (like.ndim - 1))
+        level = core.kernel.level(k, like)
+        powers = {"alpha": level, "sqrt_alpha": level**0.5, "one": torch.ones_like(level)}
+        return powers[self.config.gamma].where((k < core.kernel.steps).view_as(level), 1)
 
     def forward_score(
         self, core: Core, part: Transitions, mean: Tensor, prior_mean: Tensor | None, variance: Tensor
     ) -> Tensor:
         """`∇_{z_{k+1}}` of `log p_θ/p_#`, or of `log p_θ/p_B` for plain ∇-DB; [n, *latent]."""
         if prior_mean is not None:
-            return (mean - prior_mean.detach()) / variance
+            return (mean - prior_mean) / variance
         back_mean, back_std = core.kernel.noising(part.z_next, part.k)
         root = core.kernel.noising(torch.ones_like(part.z_next), part.k)[0]
         return (mean - part.z_next) / variance - root * (part.z - back_mean) / back_std**2
-
-    def reverse_score(
-        self, core: Core, part: Transitions, z: Tensor, mean: Tensor, prior_mean: Tensor | None, variance: Tensor
-    ) -> Tensor:
-        """`∇_{z_k}` of the same log-ratio with `z_{k+1}` held fixed, detached; [n, *latent]."""
-        if prior_mean is not None and self.config.reverse == "expected":
-            drift = ((mean - prior_mean) / variance).detach()
-            return -torch.autograd.grad(prior_mean, z, drift)[0]
-        log_ratio = -((part.z_next - mean) ** 2) / (2 * variance)
-        if prior_mean is not None:
-            log_ratio = log_ratio + (part.z_next - prior_mean) ** 2 / (2 * variance)
-        (score,) = torch.autograd.grad(log_ratio.sum(), z, retain_graph=True)
-        if prior_mean is None:
-            back_mean, back_std = core.kernel.noising(part.z_next, part.k)
-            score = score + (part.z - back_mean) / back_std**2
-        return score
 
 
 def _mean_square(x: Tensor) -> Tensor:

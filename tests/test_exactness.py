@@ -499,8 +499,8 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
     """The public code's choice: policies at any share of the shift then have zero loss, so nothing is learned."""
 
     class LastLeftOut(NablaGFN):
-        def reverse_loss(self, core, part, z, eps, score):
-            return super().reverse_loss(core, part, z, eps, score) * (part.k < core.kernel.steps - 1)
+        def reverse_loss(self, part, own, back):
+            return super().reverse_loss(part, own, back).index_fill(0, part.finished, 0)
 
     core = gaussian_core(8)
     truth, steps = truth_of(core), core.kernel.steps

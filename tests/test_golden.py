@@ -167,25 +167,27 @@ class Published(NablaGFN):
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`alphas_cumprod[0]` instead of 1 at the finished sample."""
-        alpha = core.kernel.alphas[k].view(-1, 1, 1, 1)
+        alpha = core.kernel.level(k, like)
         return alpha if self.config.gamma == "alpha" else alpha**0.5
 
     def forward_score(self, core, part, mean, prior_mean, variance):
         return (mean - part.z_next) / variance - self.strength * (prior_mean - part.z_next) / variance
 
-    def reverse_score(self, core, part, z, mean, prior_mean, variance):
-        log_prob = -self.strength * (part.z_next - mean) ** 2 / (2 * variance)
-        (self.own_score,) = torch.autograd.grad(log_prob.sum(), z, retain_graph=True)
-        return self.strength * super().reverse_score(core, part, z, mean, prior_mean, variance)
+    def reverse_score(self, *arguments):
+        return tuple(self.strength * score for score in super().reverse_score(*arguments))
 
-    def reverse_loss(self, core, part, z, eps, score):
+    def reverse_target(self, core, part, z, eps, mean, cotangent, rest):
+        (self.own_score,) = torch.autograd.grad(mean, z, cotangent, retain_graph=True)
+        return super().reverse_target(core, part, z, eps, mean, cotangent, rest)
+
+    def reverse_loss(self, part, own, back):
         """On the last transition the constant `mean(score²)` of the policy's own score: nothing is learned from it."""
-        loss = super().reverse_loss(core, part, z, eps, score)
-        return torch.where(part.k == core.kernel.steps - 1, (self.own_score**2).flatten(1).mean(1), loss)
+        loss = super().reverse_loss(part, own, back)
+        return loss.index_copy(0, part.finished, (self.own_score[part.finished] ** 2).flatten(1).mean(1))
 
-    def terminal_loss(self, own, last):
+    def terminal_loss(self, part, own):
         """The sum over last transitions over their number, added to every row."""
-        return (super().terminal_loss(own, last).sum() / (last.sum() + 1e-6)).expand(len(last))
+        return (super().terminal_loss(part, own).sum() / (len(part.finished) + 1e-6)).expand(len(part))
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,8 @@ def golden_step(
             model.encode(prompts),
             row=torch.arange(2),
             k=k,
+            unfinished=(k < 9).nonzero().flatten(),
+            finished=(k == 9).nonzero().flatten(),
             z=tensors[prefix + "latents"],
             z_next=tensors[prefix + "next_latents"],
             model_output=tensors[prefix + "unet_outputs"],
@@ -426,7 +430,8 @@ def test_dag(case, table, record_property):
     names = [(str(i), 0) for i in range(3)]
     part = Transitions(
         [prompt for prompt, _ in names], names, torch.stack([field["text_add"], field["neg_add"]], 1),
-        row=torch.arange(3), k=k, z=field["x_t"], z_next=field["x_prev"], model_output=field["unet_outputs_old"],
+        row=torch.arange(3), k=k, unfinished=torch.arange(3),
+        finished=torch.arange(0), z=field["x_t"], z_next=field["x_prev"], model_output=field["unet_outputs_old"],
         log_prob=field["old_log_probs"] * field["x_t"][0].numel(),
     )  # fmt: skip
     kl = params["klpf"] > 0

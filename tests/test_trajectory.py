@@ -164,4 +164,4 @@ def test_grad_from_and_stop_at(core):
     assert not whole.requires_grad
     grad = core.rollout(batch, grad_from=3).latents
     assert grad.requires_grad
-    assert torch.equal(grad, whole)
+    torch.testing.assert_close(grad, whole, rtol=1e-5, atol=1e-5)  # without a graph the adapters are merged

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -37,6 +38,13 @@ class DiffusionModel(ABC):
 
         prior: with the finetuned part switched off. guided: with classifier-free guidance (the model's own scale).
         """
+
+    def merged(self) -> AbstractContextManager[None]:
+        """A block in which no gradient reaches the adapters, so that they may be folded into the weights: faster.
+
+        Predictions agree with those outside it to rounding. A graph that begins in the block may end after it.
+        """
+        return nullcontext()
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:

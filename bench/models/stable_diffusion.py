@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from bench.models.base import DiffusionModel
@@ -20,6 +21,7 @@ from bench.sampling.noise import seeded
 
 ATTENTION = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor, "sliced": lambda: SlicedAttnProcessor(slice_size=1)}
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+ADAPTER = "default"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
@@ -64,6 +66,7 @@ class LatentDiffusion(DiffusionModel):
         scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         self.alphas_cumprod, self.final_alpha = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
         self.steps_offset = scheduler.config.steps_offset
+        self._levels = self.alphas_cumprod.to(self.device)
         self._v_prediction = scheduler.config.prediction_type == "v_prediction"
         self._fingerprint = _hash(pipe, guidance, dtype)
         pipe.to(self.device)
@@ -81,10 +84,13 @@ class LatentDiffusion(DiffusionModel):
             with seeded(seed, "lora"):
                 lora = LoraConfig(r=lora_rank, lora_alpha=lora_rank, init_lora_weights="gaussian")
                 lora.target_modules = LORA_TARGETS
-                pipe.unet.add_adapter(lora)
+                pipe.unet.add_adapter(lora, ADAPTER)
         for parameter in self.adapters().values():
             parameter.data = parameter.data.float()
-        self._layers = [m for m in pipe.unet.modules() if isinstance(m, BaseTunerLayer)]
+        self._dtype, self._prior_dtype = next(pipe.unet.parameters()).dtype, dtype
+        self._layers = {name: m for name, m in pipe.unet.named_modules() if isinstance(m, BaseTunerLayer)}
+        self._merged: dict[str, Tensor] = {}
+        self._mergeable = bool(self._layers) and self._dtype == torch.float32 and not compile
         if vae_slicing:
             pipe.vae.enable_slicing()
         for network in filter(None, (pipe.unet, self._prior)):
@@ -104,7 +110,7 @@ class LatentDiffusion(DiffusionModel):
         self, z: Tensor, t: Tensor, conditioning: Tensor, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
         """See `DiffusionModel.predict`. Guidance is `ε_∅ + w (ε_c − ε_∅)` in one call of doubled batch."""
-        t = t.to(z.device).expand(len(z))
+        t = t.expand(len(z))
         guided = guided and self.guidance != 1
         if guided:
             null = self.encode([""]).expand_as(conditioning)
@@ -113,32 +119,52 @@ class LatentDiffusion(DiffusionModel):
             inputs = (z, t, conditioning)
         if self.checkpointing and torch.is_grad_enabled():
             # The adapter switch is inside the checkpointed function, so the recomputation runs the same network.
-            output = checkpoint(self._denoise, *inputs, prior, use_reentrant=False, preserve_rng_state=False)
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            output = checkpoint(self._denoise, *inputs, prior, self._merged, **again)
         else:
-            output = self._denoise(*inputs, prior)
+            output = self._denoise(*inputs, prior, self._merged)
         if guided:
             null_output, text_output = output.chunk(2)
             output = null_output + self.guidance * (text_output - null_output)
         if self._v_prediction:
-            alpha = self.alphas_cumprod.to(z.device)[t].view(-1, 1, 1, 1)
+            alpha = self._levels[t].view(-1, 1, 1, 1)
             output = alpha**0.5 * output + (1 - alpha) ** 0.5 * z
         return output
 
-    def _denoise(self, z: Tensor, t: Tensor, conditioning: Tensor, prior: bool) -> Tensor:
-        network = self._prior if prior and self._prior is not None else self.network
-        with self._adapters_off() if prior else nullcontext():
-            dtype = network.dtype
-            return network(z.to(dtype), t, encoder_hidden_states=conditioning.to(dtype), return_dict=False)[0].float()
+    def _denoise(self, z: Tensor, t: Tensor, text: Tensor, prior: bool, merged: dict[str, Tensor]) -> Tensor:
+        network, dtype = (self._prior, self._prior_dtype) if prior and self._prior else (self.network, self._dtype)
+        inputs = (z.to(dtype), t), {"encoder_hidden_states": text.to(dtype), "return_dict": False}
+        with self._adapters_off() if prior or merged else nullcontext():
+            if merged and not prior:
+                return functional_call(network, merged, *inputs)[0].float()
+            return network(*inputs[0], **inputs[1])[0].float()
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """See `DiffusionModel.merged`: `W + BA` in the place of W, of a float32 denoiser with LoRA.
+
+        In 16 bits the sum would be rounded, and the replay of what was sampled would be another network's.
+        """
+        if self._mergeable and not self._merged:
+            with torch.no_grad():
+                self._merged = {
+                    f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
+                    for name, layer in self._layers.items()
+                }
+        try:
+            yield
+        finally:
+            self._merged = {}
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
         # The layers' own flag: diffusers' disable_adapters() would also clear requires_grad for good.
-        for layer in self._layers:
+        for layer in self._layers.values():
             layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer in self._layers:
+            for layer in self._layers.values():
                 layer._disable_adapters = False
 
     def decode(self, z: Tensor) -> Tensor:
@@ -161,7 +187,8 @@ class LatentDiffusion(DiffusionModel):
         if self.finetune == "full":
             self.network.save_pretrained(folder / "unet")
         else:
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(self.network))
+            state = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.network).items()}
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; raises FileNotFoundError or ValueError."""

@@ -9,7 +9,7 @@ Notation: `ᾱ_k` is the cumulative signal level at step k, `ε` the (guided) no
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,14 +24,16 @@ Step = int | Tensor  # one step for the whole batch, or a long tensor [B] with a
 class Kernel:
     """Gaussian transitions `p(z_{k+1} | z_k) = N(μ(z_k, ε, k), σ_k² I)` (Song et al., 2021, eq. 12 and 16).
 
-    timesteps: long [K], the network's time of each step, falling.
-    alphas: float [K+1], `ᾱ_0 … ᾱ_K`; the last is the signal level of the finished sample.
+    timesteps: long [K], the network's time of each step, falling; it lies where the network does.
+    alphas: float [K+1], `ᾱ_0 … ᾱ_K`; the last is the signal level of the finished sample. On the CPU: a whole
+        batch's coefficients are numbers of the host, those of steps by row come from a copy where `timesteps` is.
     eta: 0 is deterministic DDIM, 1 is DDPM ancestral sampling.
     """
 
     timesteps: Tensor
     alphas: Tensor
     eta: float = 1.0
+    _tables: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)  # on host and device
 
     def __post_init__(self) -> None:
         if self.alphas.shape != (len(self.timesteps) + 1,):
@@ -39,6 +41,20 @@ class Kernel:
                 f"a kernel of {len(self.timesteps)} steps needs {len(self.timesteps) + 1} signal levels, "
                 f"got {tuple(self.alphas.shape)}"
             )
+        now, after = self.alphas[:-1], self.alphas[1:]
+        std = self.eta * ((1 - after) / (1 - now) * (1 - now / after)) ** 0.5
+        tables = {
+            "level": self.alphas,
+            "signal": now**0.5,
+            "noise": (1 - now) ** 0.5,
+            "signal_after": after**0.5,
+            "direction": (1 - after - std**2) ** 0.5,
+            "std": std,
+            "forgotten": (now / after) ** 0.5,
+            "added": (1 - now / after) ** 0.5,
+        }
+        on_device = {name: (table, table.to(self.timesteps.device)) for name, table in tables.items()}
+        object.__setattr__(self, "_tables", on_device)
 
     @property
     def steps(self) -> int:
@@ -46,42 +62,41 @@ class Kernel:
         return len(self.timesteps)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Kernel":
-        """The same kernel with its tables on `device`; `dtype` applies to the signal levels."""
-        return replace(self, timesteps=self.timesteps.to(device), alphas=self.alphas.to(device=device, dtype=dtype))
+        """The same kernel for a network on `device`; `dtype` applies to the signal levels."""
+        return Kernel(self.timesteps.to(device), self.alphas.to(dtype=dtype), self.eta)
 
-    def _at(self, k: Step, like: Tensor) -> tuple[Tensor, Tensor]:
-        """`(ᾱ_k, ᾱ_{k+1})`, shaped to broadcast over a batch of latents like `like`."""
-        k = torch.as_tensor(k, device=self.alphas.device)
-        shape = (-1,) + (1,) * (like.ndim - 1) if k.ndim else ()
-        return self.alphas[k].reshape(shape), self.alphas[k + 1].reshape(shape)
+    def _at(self, name: str, k: Step, like: Tensor) -> Tensor:
+        """A table's entry at step k: a number of the host, or entries by row that broadcast over latents `like`."""
+        host, device = self._tables[name]
+        return device[k].view(-1, *(1,) * (like.ndim - 1)) if isinstance(k, Tensor) and k.ndim else host[k]
+
+    def level(self, k: Step, like: Tensor) -> Tensor:
+        """The signal level `ᾱ_k`, also of the finished sample (k = K), shaped to broadcast over `like`."""
+        return self._at("level", k, like)
 
     def std(self, k: Step, like: Tensor) -> Tensor:
         """`σ_k = η √((1−ᾱ_{k+1})/(1−ᾱ_k)) √(1−ᾱ_k/ᾱ_{k+1})`, shaped to broadcast over `like`."""
-        now, after = self._at(k, like)
-        return self.eta * ((1 - after) / (1 - now) * (1 - now / after)) ** 0.5
+        return self._at("std", k, like)
 
     def clean(self, z: Tensor, eps: Tensor, k: Step) -> Tensor:
         """The predicted clean latent `ẑ = (z − √(1−ᾱ_k) ε) / √ᾱ_k`, shaped like `z`."""
-        now, _ = self._at(k, z)
-        return (z - (1 - now) ** 0.5 * eps) / now**0.5
+        return (z - self._at("noise", k, z) * eps) / self._at("signal", k, z)
 
     def mean(self, z: Tensor, eps: Tensor, k: Step) -> Tensor:
         """`μ = √ᾱ_{k+1} ẑ + √(1−ᾱ_{k+1}−σ_k²) ε`, shaped like `z`."""
-        _, after = self._at(k, z)
-        return after**0.5 * self.clean(z, eps, k) + (1 - after - self.std(k, z) ** 2) ** 0.5 * eps
+        return self._at("signal_after", k, z) * self.clean(z, eps, k) + self._at("direction", k, z) * eps
 
     def noising(self, z_next: Tensor, k: Step) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the noising kernel `p_B(z_k | z_{k+1})` (exact reversal for η = 1).
 
         `N(√a z_{k+1}, (1−a) I)` with `a = ᾱ_k / ᾱ_{k+1}`.
         """
-        now, after = self._at(k, z_next)
-        return (now / after) ** 0.5 * z_next, (1 - now / after) ** 0.5
+        return self._at("forgotten", k, z_next) * z_next, self._at("added", k, z_next)
 
     @property
     def has_density(self) -> bool:
         """Whether every transition has a positive variance."""
-        return bool((self.std(torch.arange(self.steps), self.alphas[1:]) > 0).all())
+        return bool((self._tables["std"][0] > 0).all())
 
     def require_density(self, user: str) -> None:
         """Raise BenchError unless `has_density`."""

@@ -51,6 +51,11 @@ class Noise:
         return torch.from_numpy(rows)
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on `device`, without waiting for what is queued there."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 @contextmanager
 def seeded(seed: int, *name: str | int) -> Iterator[None]:
     """Make weight initialisers inside the block a function of (seed, name); the global state is put back after it."""

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, gaussian_log_prob
-from bench.sampling.noise import Noise
+from bench.sampling.noise import Noise, upload
 
 RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
 
 
-def _rows(value: Any, rows: Any) -> Any:
-    """Select rows of a tensor, of a list, or of nothing."""
+def _rows(value: Any, index: Tensor) -> Any:
+    """Rows of a tensor, of a list, or of nothing; index: long, on the CPU."""
     if value is None:
         return None
-    return value[rows] if isinstance(value, Tensor) else [value[i] for i in rows.tolist()]
+    return value[upload(index, value.device)] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, rows: Any) -> Any:
-        """The rows named by a slice or an index tensor, every field alike."""
-        index = torch.arange(len(self))[rows]
-        return replace(self, **{f.name: _rows(getattr(self, f.name), index) for f in fields(self)})
+    def __getitem__(self, rows: slice | Tensor) -> Any:
+        """The rows named by a slice, or by an index or mask on the CPU, every field alike."""
+        if isinstance(rows, slice):
+            held = {f.name: getattr(self, f.name) for f in fields(self)}
+            chosen = {name: None if value is None else value[rows] for name, value in held.items()}
+        else:
+            index = torch.arange(len(self))[rows]
+            chosen = {f.name: _rows(getattr(self, f.name), index) for f in fields(self)}
+        return replace(self, **chosen)
 
     def split(self, size: int) -> Iterator[Any]:
         """Consecutive parts of at most `size` rows."""
@@ -84,7 +89,10 @@ class Trajectory(Batch):
         return self.latents.shape[1] - 1
 
     def transitions(self, steps: Tensor, size: int) -> Iterator["Transitions"]:
-        """Micro-batches of at most `size` of the transitions named by `steps`, long [B, S]: S steps of each row."""
+        """Micro-batches of at most `size` of the transitions named by `steps`, long [B, S]: S steps of each row.
+
+        steps: on the CPU, as `Core.choose_steps` gives them; every step's first transitions come first.
+        """
         if steps.shape[0] != len(self):
             raise ValueError(f"steps has {steps.shape[0]} rows for a trajectory of {len(self)}")
         rows = torch.arange(len(self)).repeat(steps.shape[1])
@@ -92,35 +100,44 @@ class Trajectory(Batch):
             yield self._transitions(row, k)
 
     def _transitions(self, row: Tensor, k: Tensor) -> "Transitions":
-        def at(value: Tensor | None, step: Tensor) -> Tensor | None:
-            return None if value is None else value[row, step]
+        prompts, samples = _rows(self.prompts, row), _rows(self.samples, row)
+        split = (k + 1 < self.steps).nonzero().flatten(), (k + 1 == self.steps).nonzero().flatten()
+        row, k, unfinished, finished = (upload(index, self.latents.device) for index in (row, k, *split))
+
+        def at(value: Tensor | None, *index: Tensor) -> Tensor | None:
+            return None if value is None else value[index]
 
         return Transitions(
-            prompts=_rows(self.prompts, row),
-            samples=_rows(self.samples, row),
+            prompts=prompts,
+            samples=samples,
             conditioning=self.conditioning[row],
             row=row,
             k=k,
-            z=at(self.latents, k),
-            z_next=at(self.latents, k + 1),
-            model_output=at(self.model_output, k),
-            prior_output=at(self.prior_output, k),
-            log_prob=at(self.log_prob, k),
-            rewards=_rows(self.rewards, row),
-            advantages=_rows(self.advantages, row),
+            unfinished=unfinished,
+            finished=finished,
+            z=at(self.latents, row, k),
+            z_next=at(self.latents, row, k + 1),
+            model_output=at(self.model_output, row, k),
+            prior_output=at(self.prior_output, row, k),
+            log_prob=at(self.log_prob, row, k),
+            rewards=at(self.rewards, row),
+            advantages=at(self.advantages, row),
         )
 
 
 @dataclass(frozen=True)
 class Transitions(Batch):
-    """n transitions `z_k → z_{k+1}`, each with its own step.
+    """n transitions `z_k → z_{k+1}`, each with its own step; index tensors lie where the latents do.
 
     row: long [n], the row of the trajectory; k: long [n], the step.
+    unfinished, finished: long, which of the n end before the finished sample (k + 1 < K), and which with it.
     z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages: [n].
     """
 
     row: Tensor
     k: Tensor
+    unfinished: Tensor
+    finished: Tensor
     z: Tensor
     z_next: Tensor
     model_output: Tensor | None = None
@@ -163,7 +180,7 @@ def rollout(
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
     kept: dict[str, list[Tensor]] = {name: [] for name in record}
-    z = noise(0, model.latent_shape).to(model.device)
+    z = upload(noise(0, model.latent_shape), model.device)
     latents = [z]
     for k in range(kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
@@ -174,7 +191,7 @@ def rollout(
                 kept["model_output"].append(eps)
             if "prior_output" in record:
                 kept["prior_output"].append(eps if prior else model.predict(z, t, batch.conditioning, prior=True))
-            z = mean + std * noise(k + 1, model.latent_shape).to(z) if kernel.eta > 0 else mean
+            z = mean + std * upload(noise(k + 1, model.latent_shape), z.device).to(z.dtype) if kernel.eta > 0 else mean
             if "log_prob" in record:
                 kept["log_prob"].append(gaussian_log_prob(z, mean, std))
             latents.append(z)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ class Meter:
 
     network_forwards / network_backwards: rows through the denoiser (a guided prediction is two rows a sample;
     recomputation by gradient checkpointing counts, as it costs). reward_calls, reward_gradients: images.
-    seconds: wall time by phase; phases do not nest. peak_memory: bytes, of the device, or of the process on a CPU.
+    seconds: wall time by phase; phases do not nest. On a GPU it is the time between two marks in its queue, so that a
+        phase does not wait for the work that it queues. peak_memory: bytes, of the device, or of the process on a CPU.
     """
 
     network_forwards: int = 0
@@ -29,6 +31,9 @@ class Meter:
     reward_gradients: int = 0
     peak_memory: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._passed: list[tuple[str, Any, Any]] = []  # phases whose marks the GPU may not have reached yet
 
     def watch(self, network: nn.Module) -> None:
         """Count every forward and backward row of `network` from now on."""
@@ -51,11 +56,11 @@ class Meter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the wall time of the block to `seconds[name]`."""
-        start = self._now()
+        start = _mark()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+            self._passed.append((name, start, _mark()))
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
@@ -65,18 +70,17 @@ class Meter:
             yield
         self.restore({key: value for key, value in before.items() if key not in ("seconds", "peak_memory")})
 
-    @staticmethod
-    def _now() -> float:
+    def snapshot(self) -> dict:
+        """The counts so far as plain numbers, seconds and peak memory brought up to date; waits for a GPU."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def snapshot(self) -> dict:
-        """The counts so far as plain numbers, peak memory brought up to date."""
-        if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for name, start, end in self._passed:
+            taken = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken
+        self._passed.clear()
         self.peak_memory = max(self.peak_memory, peak)
         return asdict(self)
 
@@ -91,3 +95,12 @@ class Meter:
         """Go on from a stored snapshot."""
         for name, value in snapshot.items():
             setattr(self, name, dict(value) if isinstance(value, dict) else value)
+
+
+def _mark() -> Any:
+    """Now: the host's clock in seconds, or an event in a GPU's queue."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError, did_you_mean
-from bench.plugin import Method
+from bench.plugin import Loss, Method
 from bench.sampling.noise import generator, seeded
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import OptimizerConfig, TrainConfig
@@ -112,6 +112,8 @@ class Trainer:
         if needs.rewards:
             with torch.no_grad(), self.core.meter.phase("reward"), self._stopping():
                 data = replace(data, **processes.map_parts(list(data.split(self.core.micro_batch)), score))
+                with processes.together():
+                    self.core.check()
         return self.method.prepare(self.core, data)
 
     def _names(self, number: int) -> list[tuple[str, int]]:
@@ -128,15 +130,19 @@ class Trainer:
     def _update(self, data: Batch) -> Record:
         meter = self.core.meter
         shards = [data] if self.method.needs.whole_update else list(data.split(self.core.micro_batch))
-        sums: dict[str, tuple[float, int]] = {"loss": (0.0, 0)}
+        tally = _Tally()
         with self._stopping():
             with processes.together():
                 for shard in processes.shared(shards):
-                    for name, (amount, rows) in self._backward(shard, len(data)).items():
-                        before = sums.get(name, (0.0, 0))
-                        sums[name] = (before[0] + amount, before[1] + rows)
+                    self._backward(shard, len(data), tally)
             with meter.phase("optimizer"):
-                norms = self._step()
+                scalars = self._gradient_norms()
+                if isinstance(data, Trajectory) and data.rewards is not None:
+                    scalars["reward"] = data.rewards.mean()
+                with processes.together():
+                    self.core.check()
+                    sums, scalars = tally.read(scalars)
+                self._step(scalars)
         self.update += 1
         record: Record = {}
         everyone = processes.gather(sums)
@@ -146,41 +152,38 @@ class Trainer:
                 record[name] = sum(amounts) / len(data)
             elif sum(rows):
                 record[name] = sum(amounts) / sum(rows)
-        if isinstance(data, Trajectory) and data.rewards is not None:
-            record["reward"] = float(data.rewards.mean())
         counts = meter.total()
         seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
-        return {"update": self.update, "round": self.round, **record, **norms, **counts, **seconds}
+        return {"update": self.update, "round": self.round, **record, **scalars, **counts, **seconds}
 
-    def _backward(self, shard: Batch, whole: int) -> dict[str, tuple[float, int]]:
-        """Backward through a shard's losses over the size of the whole update; sums and rows of what is logged."""
-        meter, sums = self.core.meter, {}
+    def _backward(self, shard: Batch, whole: int, tally: "_Tally") -> None:
+        """Backward through a shard's losses over the size of the whole update."""
+        meter = self.core.meter
         losses = self.method.losses(self.core, shard)
         while True:
             with meter.phase("losses"):
                 loss = next(losses, None)
             if loss is None:
-                return sums
-            if not bool(torch.isfinite(loss.values).all()):
-                raise NonFiniteError(f"the loss is not finite; its prompts: {sorted(set(shard.prompts))[:5]}")
+                return
             with meter.phase("backward"):
                 (loss.values.sum() / whole).backward()
-            for name, value in ({"loss": loss.values.detach()} | loss.metrics).items():
-                amount, rows = sums.get(name, (0.0, 0))
-                sums[name] = (amount + float(value.sum()), rows + value.numel())
+            tally.add(loss, shard.prompts)
 
-    def _step(self) -> Record:
-        norms = {}
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """Sum the gradients over the processes and clip them; their norms before that, still on the device."""
+        largest, norms = math.inf if self.clip is None else self.clip, {}
         for name, parameters in self.parameters.items():
             _add_gradients(parameters)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
-            if not bool(torch.isfinite(norm)):
+            norms[f"gradient_norm/{name}"] = torch.nn.utils.clip_grad_norm_(parameters, largest)
+        return norms
+
+    def _step(self, scalars: dict[str, float]) -> None:
+        for name in self.parameters:
+            if not math.isfinite(scalars[f"gradient_norm/{name}"]):
                 raise NonFiniteError(f"the gradient of {name!r} is not finite")
-            norms[f"gradient_norm/{name}"] = float(norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return norms
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
@@ -233,6 +236,35 @@ class Trainer:
             moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
             self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))
         return True
+
+
+class _Tally:
+    """What is logged of an update: summed on the device, in float64, and read once."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+        self.finite: list[tuple[Tensor, list[str]]] = []
+
+    def add(self, loss: Loss, prompts: list[str]) -> None:
+        """Count a micro-loss of trajectories with these prompts."""
+        self.finite.append((torch.isfinite(loss.values).all(), prompts))
+        for name, value in ({"loss": loss.values} | loss.metrics).items():
+            amount = value.detach().sum().double()
+            self.sums[name] = self.sums[name] + amount if name in self.sums else amount
+            self.rows[name] = self.rows.get(name, 0) + value.numel()
+
+    def read(self, scalars: dict[str, Tensor]) -> tuple[dict[str, tuple[float, int]], dict[str, float]]:
+        """Sums and rows by name, and further scalars. Raises NonFiniteError, with its prompts, for a bad loss."""
+        flags = [finite for finite, _ in self.finite]
+        tensors = [*flags, *self.sums.values(), *scalars.values()]
+        device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+        found = torch.stack([tensor.to(device, torch.float64) for tensor in tensors]).tolist()
+        bad = {p for ok, (_, prompts) in zip(found, self.finite, strict=False) if not ok for p in prompts}
+        if bad:
+            raise NonFiniteError(f"the loss is not finite; its prompts: {sorted(bad)[:5]}")
+        numbers = iter(found[len(flags) :])
+        return {n: (next(numbers), self.rows[n]) for n in self.sums}, {n: next(numbers) for n in scalars}
 
 
 def _add_gradients(parameters: list[nn.Parameter]) -> None:
