@@ -64,7 +64,7 @@ a `CLIPModel` and `weights/style/` a `ResNetForImageClassification`; both take `
 `weights/concepts.json` lists what can be drawn.
 
 The recipe is `python -m bench.models.emoji.train`. Its autoencoder is newer than the shipped one: `next/vae` (45,000
-steps of 16, 100 minutes on one shared CPU thread with `--bfloat16`) reaches 34.0 dB on fresh augmentations. It waits
+steps of 16, 100 minutes on one shared CPU thread with `--bfloat16`) reaches 34.2 dB on fresh augmentations. It waits
 for a UNet trained on its latents; nothing loads it yet.
 
 The shipped weights took about two hours on two CPU cores that other jobs shared: autoencoder 2,600 steps of 16 (the
