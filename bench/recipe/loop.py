@@ -19,6 +19,7 @@ class Recipe:
     device: str
     seed: int
     steps: dict[str, int]
+    bfloat16: bool = False
 
 
 def fit(
@@ -27,12 +28,13 @@ def fit(
     networks: dict[str, nn.Module],
     loss: Callable[[torch.Generator], torch.Tensor],
     lr: float,
+    decay: float = 0.3,
     save_every: float = 60.0,
 ) -> None:
     """Train ``networks`` on ``loss(generator)``, then give them their averaged weights.
 
-    Constant rate after 100 steps of warm-up, falling linearly over the last 30 %. A checkpoint is written by rename
-    every ``save_every`` seconds and holds weights, averages, optimiser and generator: a killed run continues.
+    Constant rate after 100 steps of warm-up, falling linearly over the last share ``decay``. A checkpoint is written
+    by rename every ``save_every`` seconds and holds weights, averages, optimiser and generator: a killed run continues.
     """
     total, file = recipe.steps[stage], recipe.out / f"{stage}.pt"
     for network in networks.values():
@@ -49,10 +51,10 @@ def fit(
         generator.set_state(saved["generator"].cpu())
         average, step = saved["average"], saved["step"]
     saved_at = time.monotonic()
-    precision = torch.autocast("cuda", torch.bfloat16, enabled=recipe.device.startswith("cuda"))
+    precision = torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=recipe.bfloat16)
     with tqdm(total=total, initial=step, desc=stage, mininterval=2) as bar:
         while step < total:
-            rate = min(1.0, (step + 1) / 100, (total - step) / (0.3 * total))
+            rate = min(1.0, (step + 1) / 100, (total - step) / (decay * total))
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate
             with precision:

@@ -36,7 +36,7 @@ def autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=LATENT[0],
-        norm_num_groups=16,
+        norm_num_groups=8,
         sample_size=SIZE,
     )
 
