@@ -115,9 +115,10 @@ def _measure(meter: Meter, call: Callable[[], Any]) -> Row:
     before = meter.network_forwards
     with own.phase("call"):
         call()
+    measured = own.snapshot()
     return {
-        "seconds": own.seconds["call"],
-        "peak_memory": own.snapshot()["peak_memory"],
+        "seconds": measured["seconds"]["call"],
+        "peak_memory": measured["peak_memory"],
         "network_forwards": meter.network_forwards - before,
     }
 

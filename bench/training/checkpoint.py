@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from bench.files import write_atomic
 
@@ -19,9 +20,12 @@ log = logging.getLogger(__name__)
 
 
 def save(folder: Path, update: int, state: dict[str, Any]) -> Path:
-    """Store `state` (tensors, numbers, strings, containers of them) as of `update`; the last two are kept."""
+    """Store `state` (tensors, numbers, strings, containers of them) as of `update`; the last two are kept.
+
+    Tensors are stored as ones of the CPU, so that any device may go on.
+    """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(send_to_device(state, "cpu"), buffer)
     data = buffer.getvalue()
     path = folder / f"update-{update:07d}-{_digest(data)}.pt"
     write_atomic(path, data)

@@ -37,12 +37,14 @@ class Ledger:
 
     synchronisations: the host waited for what was queued: a value was read, or a size depended on one. uploads: copies
     to the device; waits: those of them that were not said to be `non_blocking`. downloads are synchronisations too.
+    faults: what CUDA refuses, found in a backward pass, where this device cannot raise.
     """
 
     synchronisations: Counter = field(default_factory=Counter)
     uploads: Counter = field(default_factory=Counter)
     waits: Counter = field(default_factory=Counter)
     downloads: Counter = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """The lines that synchronise or copy, most often first."""
@@ -82,9 +84,20 @@ class _Entries(TorchFunctionMode):
         if function is Tensor.tolist and isinstance(args[0], _Pretended):
             return args[0].cpu().tolist()
         result = function(*args, **kwargs)
-        if function is Tensor.data.__set__ and isinstance(args[0], _Pretended):
+        if function == Tensor.data.__set__ and isinstance(args[0], _Pretended):
             args[0].raw = args[1].raw
         return result
+
+
+class _Module:
+    """What torch asks of a device's own module; it is not `available`, so that nothing chooses it by itself."""
+
+    is_available = is_initialized = staticmethod(lambda: False)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    current_device = staticmethod(lambda: 0)
+    device_count = staticmethod(lambda: 1)
+    manual_seed_all = staticmethod(lambda seed: None)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16])
 
 
 @cache
@@ -92,7 +105,7 @@ def device() -> torch.device:
     """The device, made on first use; it stays for the life of the process. Raises Skipped where torch is too old."""
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         raise Skipped(f"torch {torch.__version__} has no backends in Python; a newer one has")
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
     device.library = library  # it unregisters when it is collected
@@ -101,14 +114,16 @@ def device() -> torch.device:
 
 @contextmanager
 def recording() -> Iterator[Ledger]:
-    """Count synchronisations and copies inside the block."""
+    """Count synchronisations and copies inside the block. Raises RuntimeError at its end for faults not raised yet."""
     ledger = Ledger()
     _ledgers.append(ledger)
     try:
-        with _Entries():
+        with _Entries(), torch.autograd.set_multithreading_enabled(False):  # modes belong to a thread
             yield ledger
     finally:
         _ledgers.remove(ledger)
+    if ledger.faults:
+        raise RuntimeError(ledger.faults[0])
 
 
 def _is_ours(where: Any) -> bool:
@@ -145,7 +160,7 @@ def _check(operation: Any, args: tuple, kwargs: dict[str, Any], inputs: list[Ten
     name, target = operation.name().partition(".")[0], kwargs.get("device")
     generator = kwargs.get("generator")
     if generator is not None and generator.device.type != NAME and (ours or _is_ours(target)):
-        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
+        _refuse(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}'")
     if name in COPIES:
         _note_copy(name, args, kwargs)
         return
@@ -167,10 +182,17 @@ def _check(operation: Any, args: tuple, kwargs: dict[str, Any], inputs: list[Ten
     elif name in SCALARS or torch.Tag.pointwise in operation.tags:
         foreign = [x for x in foreign if x.ndim]
     if ours and foreign:
-        raise RuntimeError(
+        _refuse(
             f"Expected all tensors to be on the same device, but {name} got {NAME}:0 and cpu "
             f"(a CPU tensor of shape {tuple(foreign[0].shape)}, at {_place()})"
         )
+
+
+def _refuse(message: str) -> None:
+    if torch._C._current_graph_task_id() == -1:
+        raise RuntimeError(message)
+    for ledger in _ledgers:
+        ledger.faults.append(message)
 
 
 def _note_copy(name: str, args: tuple, kwargs: dict[str, Any]) -> None:

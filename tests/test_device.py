@@ -1,0 +1,152 @@
+"""Everything that touches tensors, on a device that keeps CUDA's rules (see bench/commands/selftest/device.py)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Brightness
+
+from bench import config as configs
+from bench import registry
+from bench.commands.run import build_method
+from bench.commands.selftest.device import device, recording
+from bench.core import Core
+from bench.models.stable_diffusion import LatentDiffusion
+from bench.options import Config
+from bench.sampling.kernel import ddim_kernel
+from bench.training.trainer import Trainer
+
+PROMPTS = ["cat", "dog"]
+STEPS = 5
+TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("methods", name).needs.training]
+
+
+def core_on_device(folder: Path, **options: object) -> Core:
+    model = LatentDiffusion(folder, guidance=3.0, lora_rank=2, device=device(), **options)
+    kernel = ddim_kernel(model.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    return Core(model, kernel, Brightness(Config(), device()), beta=10.0, micro_batch=8, sample_batch=8)
+
+
+def trainer_of(name: str, core: Core, folder: Path, updates: int = 2) -> Trainer:
+    small = ["train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1", "train.data_lag=0"]
+    if "channels" in registry.load("methods", name).Config.model_fields:
+        small.append("method.channels=[32,32]")
+    settings = [*small, f"train.updates={updates}", "train.checkpoint_every=1"]
+    config = configs.resolve(name, reward="colorfulness", suite="emoji", assignments=settings)
+    return Trainer(core, build_method(config), PROMPTS, config.train, config.optimizer, folder)
+
+
+def test_the_device_keeps_the_rules():
+    x, mask = torch.zeros(3, device=device()), torch.tensor([True, False, True])
+    with recording() as ledger:
+        assert (x + torch.tensor(2.0)).device == x.device  # a number of the host may enter arithmetic
+        for illegal in (
+            lambda: x + torch.ones(3),
+            lambda: x.masked_fill(mask, 0.0),
+            lambda: torch.where(mask, x, x),
+            lambda: torch.cat([x, torch.zeros(1)]),
+            lambda: torch.ones(3)[torch.zeros(2, dtype=torch.long, device=device())],
+            lambda: torch.nn.Linear(3, 3)(x),
+            lambda: torch.randn(3, device=device(), generator=torch.Generator()),
+        ):
+            with pytest.raises(RuntimeError, match=r"same device|device type for generator"):
+                illegal()
+        with pytest.raises((TypeError, RuntimeError)):
+            x.numpy()
+        assert not ledger.synchronisations
+        for reads in (lambda: float(x[0]), lambda: bool(x.any()), x.tolist, x.cpu, lambda: x[x > 0], x.nonzero):
+            before = ledger.synchronisations.total()
+            reads()
+            assert ledger.synchronisations.total() == before + 1
+        x[mask.nonzero().flatten()]
+        torch.zeros(2).to(device())
+        torch.tensor([1.0], device=device())
+        assert ledger.waits.total() == ledger.uploads.total() == 3
+        torch.zeros(2).to(device(), non_blocking=True)
+        assert (ledger.waits.total(), ledger.uploads.total()) == (3, 4)
+    assert all(place.startswith("tests/test_device.py:") for place in ledger.uploads)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folder, tmp_path):
+    with recording():
+        core = core_on_device(pipeline_folder)
+        trainer = trainer_of(name, core, tmp_path)
+        trainer._update(trainer._sample(0))  # the first round encodes the prompts
+        yielded = 0
+        losses = trainer.method.losses
+
+        def counted(*arguments):
+            nonlocal yielded
+            for loss in losses(*arguments):
+                yielded += 1
+                yield loss
+
+        trainer.method.losses = counted
+        with recording() as sampling:
+            data = trainer._sample(1)
+        with recording() as updating:
+            trainer._update(data)
+    needs = trainer.method.needs
+    assert yielded
+    assert updating.synchronisations.total() <= yielded + 1, updating.describe()
+    assert sampling.synchronisations.total() <= 2 * needs.rewards, sampling.describe()  # once a round, for the rewards
+    if needs.trajectory:
+        noise = sum(count for place, count in sampling.uploads.items() if "sampling/noise.py" in place)
+        assert noise == STEPS + 1
+        assert sampling.uploads.total() <= noise + 1  # prompts to group by
+    assert sampling.waits.total() <= 1, sampling.describe()
+
+
+def test_a_rollout_step_copies_its_noise_and_waits_for_nothing(pipeline_folder):
+    with recording():
+        core = core_on_device(pipeline_folder)
+        batch = core.batch([(prompt, i) for prompt in PROMPTS for i in range(2)])
+        core.rollout(batch)
+        with recording() as ledger:
+            core.rollout(batch, record=frozenset({"model_output", "prior_output", "log_prob"}))
+    assert (ledger.synchronisations.total(), ledger.waits.total()) == (0, 0), ledger.describe()
+    assert ledger.uploads.total() == STEPS + 1
+
+
+def test_a_planted_mask_of_the_host_is_found(pipeline_folder, tmp_path):
+    with recording():
+        core = core_on_device(pipeline_folder)
+        trainer = trainer_of("ddpo", core, tmp_path)
+        honest = trainer.method.losses
+
+        def planted(core, data):
+            for loss in honest(core, data):
+                mask = torch.arange(len(loss.values)) % 2 == 0  # forgot the device
+                yield replace(loss, values=loss.values.masked_fill(mask, 0))
+
+        data = trainer._sample(0)
+        trainer.method.losses = planted
+        with pytest.raises(RuntimeError, match=r"same device.*tests/test_device.py"):
+            trainer._update(data)
+
+
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"dtype": torch.bfloat16}, {"vae_slicing": True}])
+def test_options_of_the_model(options, pipeline_folder, tmp_path):
+    with recording():
+        core = core_on_device(pipeline_folder, **options)
+        trainer = trainer_of("nabla_gfn", core, tmp_path)
+        trainer.run(lambda record: None)
+    assert trainer.update == 2
+    assert all(p.dtype == torch.float32 and p.device == device() for p in core.model.adapters().values())
+
+
+def test_training_saves_and_resumes(pipeline_folder, tmp_path):
+    found = []
+    for stops in ((2,), (1, 2)):
+        for stop in stops:
+            with recording():
+                core = core_on_device(pipeline_folder)
+                trainer = trainer_of("nabla_gfn", core, tmp_path / str(len(stops)), stop)
+                trainer.resume()
+                trainer.run(lambda record: None)
+        core.model.save(tmp_path / "adapter")
+        core.model.load(tmp_path / "adapter")
+        found.append([p.detach().cpu() for p in core.model.adapters().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
