@@ -117,7 +117,7 @@ def perturb(model: LatentDiffusion, scale: float = 0.3) -> None:
     """Move the adapters away from their start, where the finetuned model equals the prior."""
     rng = generator(0, "weights", "perturb")
     for parameter in model.adapters().values():
-        parameter.data += scale * torch.from_numpy(rng.standard_normal(tuple(parameter.shape), "float32"))
+        parameter.data += scale * torch.from_numpy(rng.standard_normal(tuple(parameter.shape), "float32")).to(parameter)
 
 
 @pytest.fixture

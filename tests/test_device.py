@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Brightness
+from conftest import Brightness, perturb
 
 from bench import config as configs
 from bench import registry
 from bench.commands.run import build_method
 from bench.commands.selftest.device import device, recording
 from bench.core import Core
+from bench.evaluation.evaluator import Evaluator, load_reward
+from bench.evaluation.features import find_space
 from bench.models.stable_diffusion import LatentDiffusion
 from bench.options import Config
+from bench.prompts import split
 from bench.sampling.kernel import ddim_kernel
 from bench.training.trainer import Trainer
 
@@ -23,9 +26,10 @@ TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("metho
 
 
 def core_on_device(folder: Path, **options: object) -> Core:
-    model = LatentDiffusion(folder, guidance=3.0, lora_rank=2, device=device(), **options)
+    options = {"device": device()} | options
+    model = LatentDiffusion(folder, guidance=3.0, lora_rank=2, **options)
     kernel = ddim_kernel(model.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
-    return Core(model, kernel, Brightness(Config(), device()), beta=10.0, micro_batch=8, sample_batch=8)
+    return Core(model, kernel, Brightness(Config(), options["device"]), beta=10.0, micro_batch=8, sample_batch=8)
 
 
 def trainer_of(name: str, core: Core, folder: Path, updates: int = 2) -> Trainer:
@@ -150,3 +154,34 @@ def test_training_saves_and_resumes(pipeline_folder, tmp_path):
         core.model.load(tmp_path / "adapter")
         found.append([p.detach().cpu() for p in core.model.adapters().values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("space", ["efficientnet_lite0", "clip_vitl14"])
+def test_feature_spaces(space, hub):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = find_space(space)()(images)
+    with recording():
+        found = find_space(space)(device())(images.to(device()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_evaluation_equals_that_of_the_cpu(pipeline_folder, tmp_path):
+    measured = []
+    for place in ("cpu", device()):
+        settings = ["evaluation.samples_per_prompt=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1"]
+        config = configs.resolve(
+            "nabla_gfn",
+            reward="colorfulness",
+            overrides={"model.name": str(pipeline_folder), "evaluation.rewards": ["jpeg_compressibility"]},
+            assignments=settings,
+        )
+        with recording():
+            core = core_on_device(pipeline_folder, device=place)
+            core.reward_model = load_reward("colorfulness", device=place)
+            perturb(core.model)
+            prompts = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
+            _, found = Evaluator(core, config, prompts, tmp_path / str(place)).evaluate()
+        measured.append({one.name: one.value for one in found if one.value is not None})
+    assert measured[0].keys() == measured[1].keys()
+    for name, value in measured[0].items():
+        assert measured[1][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name

@@ -41,7 +41,8 @@ class RAFT(Method):
         """Advantage 1 for the best of a prompt, else 0."""
         best = torch.zeros_like(data.rewards)
         for prompt in set(data.prompts):
-            rows = torch.tensor([i for i, own in enumerate(data.prompts) if own == prompt])
+            mine = [i for i, own in enumerate(data.prompts) if own == prompt]
+            rows = torch.tensor(mine, device=best.device)
             top = data.rewards[rows].topk(min(self.config.keep, len(rows))).indices
             best[rows[top]] = 1.0
         return replace(data, advantages=best)

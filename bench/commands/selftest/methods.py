@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench import config as configs
 from bench import registry
+from bench.commands.selftest import device as devices
 from bench.commands.selftest.checking import Skipped, require
 from bench.core import Core
 from bench.models.analytic import GaussianModel
@@ -58,9 +59,9 @@ def _method(name: str, **options: object) -> Method:
     return found(found.Config(**preset | options))
 
 
-def _core(method: Method, reward: Reward | None = None, steps: int = 4) -> Core:
+def _core(method: Method, reward: Reward | None = None, steps: int = 4, device: torch.device | str = "cpu") -> Core:
     """The linear-Gaussian problem, float64, with no more than the method asks for; policy and networks off zero."""
-    model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64)
+    model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
     kernel = ddim_kernel(model.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
     core = Core(model, kernel, reward or _Curved(method.needs.reward_gradient), BETA, micro_batch=64, sample_batch=64)
     core.networks = method.networks(model)
@@ -71,7 +72,7 @@ def _move(core: Core) -> None:
     """Away from the start, where policy and prior are equal and the networks are zero."""
     rng = generator(0, "weights", "selftest")
     for parameter in _parameters(core).values():
-        parameter.data += 0.1 * torch.from_numpy(rng.standard_normal(tuple(parameter.shape)))
+        parameter.data += 0.1 * torch.from_numpy(rng.standard_normal(tuple(parameter.shape))).to(parameter)
 
 
 def _parameters(core: Core) -> dict[str, torch.nn.Parameter]:
@@ -239,6 +240,22 @@ def a_resumed_run_is_the_same_run(name: str) -> None:
     )
 
 
+def it_runs_on_a_device(name: str) -> None:
+    """on a pretended GPU no operation mixes devices, and a micro-loss waits for it once at most"""
+    method = _trained(name)
+    pretended = devices.device()
+    with devices.recording():
+        core = _core(method, device=pretended)
+        _move(core)
+        data, count = _data(core, method), 0
+        with devices.recording() as ledger:
+            for loss in method.losses(core, data):
+                loss.values.sum().backward()
+                count += 1
+    waited = ledger.synchronisations.total()
+    require(waited <= count, f"{count} micro-losses waited for the device {waited} times: {ledger.describe()}.")
+
+
 def the_target_is_reached(name: str) -> None:
     """a method that declares the tilted target moves a Gaussian's mean where `p_# exp(βr)` has it, within 5 %"""
     method = _trained(name)
@@ -294,5 +311,6 @@ CHECKS: list[Callable[[str], None]] = [
     batch_size_does_not_matter,
     state_survives_storage,
     a_resumed_run_is_the_same_run,
+    it_runs_on_a_device,
     the_target_is_reached,
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bench import config as configs
 from bench import registry
+from bench.commands.selftest import device as devices
 from bench.commands.selftest.checking import Skipped, require
 from bench.evaluation.evaluator import load_reward
 from bench.reward import Reward
@@ -76,9 +77,25 @@ def the_gradient_is_the_derivative(name: str) -> None:
     )
 
 
+def it_runs_on_a_device(name: str) -> None:
+    """on a pretended GPU no operation mixes devices, and scores and gradients are those of the CPU"""
+    x, pretended = _inputs(load_reward(name)), devices.device()
+    found = []
+    for place in (torch.device("cpu"), pretended):
+        with devices.recording():
+            reward, images = load_reward(name, device=place), x.to(place).requires_grad_()
+            scores = reward(images, PROMPTS)
+            require(scores.device == place, f"images on {place} give scores on {scores.device}.")
+            gradient = torch.autograd.grad(scores.sum(), images)[0] if reward.differentiable else scores
+            found.append((scores.detach().cpu(), gradient.detach().cpu()))
+    same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+    require(same, "scores or gradients differ from those on the CPU.")
+
+
 CHECKS: list[Callable[[str], None]] = [
     says_its_scale_and_source,
     scores_are_well_formed,
     neighbours_do_not_matter,
     the_gradient_is_the_derivative,
+    it_runs_on_a_device,
 ]
