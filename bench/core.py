@@ -13,6 +13,7 @@ from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator
 from bench.sampling.trajectory import Batch, Trajectory, join, rollout
+from bench.training import memory
 from bench.training.meter import Meter
 
 
@@ -87,7 +88,10 @@ class Core:
     def reward(self, z: Tensor, prompts: list[str]) -> Tensor:
         """`r(decode(z), c)`, float32 [n], differentiable in the clean latent `z` if the reward is."""
         self.meter.reward_calls += len(z)
-        rewards = self.reward_model(self.model.decode(z), prompts)
+        with memory.phase("reward"):
+            with memory.phase("decode"):
+                images = self.model.decode(z)
+            rewards = self.reward_model(images, prompts)
         if not bool(torch.isfinite(rewards).all()):
             bad = sorted({p for p, ok in zip(prompts, torch.isfinite(rewards).tolist(), strict=True) if not ok})
             raise NonFiniteError(f"the reward is not finite for {len(bad)} prompt(s): {', '.join(map(repr, bad[:5]))}")
@@ -106,7 +110,8 @@ class Core:
         `clean` must be a differentiable function of `z` (or `z` itself, with `requires_grad`).
         """
         rewards = self.reward(clean, prompts)
-        (gradient,) = torch.autograd.grad(rewards.sum(), z, retain_graph=retain_graph)
+        with memory.phase("backward"):
+            (gradient,) = torch.autograd.grad(rewards.sum(), z, retain_graph=retain_graph)
         return rewards.detach(), gradient
 
     def look_ahead(self, data: Trajectory, steps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
+from bench.training import memory
 from bench.training.processes import gather
 
 COUNTS = ("network_forwards", "network_backwards", "reward_calls", "reward_gradients")
@@ -50,10 +51,11 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to `seconds[name]`."""
+        """Add the wall time of the block to `seconds[name]`; memory that runs out in it is told with this name."""
         start = self._now()
         try:
-            yield
+            with memory.phase(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
 
