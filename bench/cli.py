@@ -368,10 +368,9 @@ def app() -> None:
         check_packages()
         application()
     except BenchError as error:
-        if os.environ.get("RANK", "0") == "0":
-            Console(stderr=True).print("[red]Error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
-        else:
-            time.sleep(2)  # of several processes one speaks, and a launcher ends it when another exits first
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)  # of several processes one speaks and a launcher ends the others; unless this failed alone
+        Console(stderr=True).print("[red]Error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)

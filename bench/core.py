@@ -14,6 +14,7 @@ from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
 from bench.sampling.trajectory import Batch, Trajectory, join, rollout
+from bench.training import memory
 from bench.training.meter import Meter
 
 
@@ -93,7 +94,10 @@ class Core:
         Whether they are finite is looked at by the next `check`, since a look makes the device wait.
         """
         self.meter.reward_calls += len(z)
-        rewards = self.reward_model(self.model.decode(z), prompts)
+        with memory.phase("reward"):
+            with memory.phase("decode"):
+                images = self.model.decode(z)
+            rewards = self.reward_model(images, prompts)
         self._unread.append((torch.isfinite(rewards.detach()), prompts))
         if rewards.requires_grad:
             rewards.register_hook(self._count_gradient)
@@ -118,7 +122,8 @@ class Core:
         clean = clean.detach().requires_grad_()
         with torch.enable_grad():
             rewards = self.reward(clean, prompts)
-        (gradient,) = torch.autograd.grad(rewards.sum(), clean)
+        with memory.phase("backward"):
+            (gradient,) = torch.autograd.grad(rewards.sum(), clean)
         return rewards.detach(), gradient
 
     def look_ahead(self, data: Trajectory, steps: Tensor) -> Tensor:

@@ -12,6 +12,12 @@ class NonFiniteError(BenchError):
     """A reward, loss or gradient is NaN or infinite."""
 
 
+class OutOfMemoryError(BenchError):
+    """An allocation failed. phases: what was being done, outermost first."""
+
+    phases: tuple[str, ...] = ()
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` when a known name is close, then the known names."""
     known = sorted(known)

@@ -181,7 +181,7 @@ class NablaGFN(Method):
             return own, rest[: len(inner)], rest[len(inner) :]
         if not len(inner):
             return own, rest[:0], rest
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             ahead = core.network("flow", part.z_next[inner], part.k[inner] + 1, part.conditioning[inner])
         return own, ahead, rest
 

@@ -29,7 +29,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     networks, the reward network's activations and scratch space come on top.
     """
     catalogue.quiet_libraries()
-    built = _networks(config)
+    built = networks(config)
     if built is None:
         return None
     unet, vae = built
@@ -61,7 +61,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     }
 
 
-def _networks(config: RunConfig) -> tuple[Any, Any] | None:
+def networks(config: RunConfig) -> tuple[Any, Any] | None:
     """Denoiser and autoencoder without storage, from the folder's configs or from the architectures known here."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import config as configs
 from bench import environment, registry
 from bench.commands.preflight import preflight
+from bench.commands.shortage import explained
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
 from bench.evaluation.evaluator import Evaluator
@@ -24,9 +25,9 @@ from bench.evaluation.samples import Evaluation
 from bench.files import write_atomic
 from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
-from bench.prompts import load_prompts
+from bench.prompts import PromptSet, load_prompts
 from bench.settings import RunConfig
-from bench.training import checkpoint, processes
+from bench.training import checkpoint, memory, processes
 from bench.training.log import UpdateLog, read_log, training_progress
 from bench.training.trainer import Record, Trainer
 from bench.weights.hub import is_random, own_cache
@@ -80,20 +81,25 @@ class Run:
 
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
-        config, prompts = self.config, preflight(self.config)
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
+        prompts = preflight(self.config)
+        if self.config.train.threads:
+            torch.set_num_threads(self.config.train.threads)
+        with explained(self.config, self.folder):
+            self._execute(prompts)
+
+    def _execute(self, prompts: PromptSet) -> None:
+        config = self.config
         info = environment.describe() | {"processes": processes.count()}
         info["random_weights"] = is_random(requirements(config))
         main = processes.is_main()
         if main:
             write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
-        core = build_core(config)
-        method = build_method(config)
-        evaluator = Evaluator(core, config, prompts, own_cache(), method)
-        trainer = None
-        if method.needs.training:
-            trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+        method, trainer = build_method(config), None
+        with memory.phase("loading"):
+            core = build_core(config)
+            evaluator = Evaluator(core, config, prompts, own_cache(), method)
+            if method.needs.training:
+                trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
@@ -217,16 +223,14 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only."
         )
     config = configs.read(stored, assignments)
-    core = build_core(config)
-    if registry.load("methods", config.method.name).needs.training:
-        state = checkpoint.load(folder / "checkpoints")
-        if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
-            raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
-        core.model.load(folder / "adapter")
-        core.meter.restore(state["meter"])
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    evaluator = Evaluator(core, config, prompts, own_cache(), build_method(config))
-    evaluation, measurements = evaluate(evaluator, console)
+    with explained(config, folder):
+        with memory.phase("loading"):
+            core = build_core(config)
+            if registry.load("methods", config.method.name).needs.training:
+                _load_trained(core, config, folder)
+            evaluator = Evaluator(core, config, prompts, own_cache(), build_method(config))
+        evaluation, measurements = evaluate(evaluator, console)
     info = environment.describe() | {"random_weights": is_random(requirements(config))}
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
@@ -236,3 +240,12 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
+
+
+def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
+    """Give the core the adapter and the counts of the finished run in `folder`. Raises BenchError for another run."""
+    state = checkpoint.load(folder / "checkpoints")
+    if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
+        raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+    core.model.load(folder / "adapter")
+    core.meter.restore(state["meter"])

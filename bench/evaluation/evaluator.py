@@ -22,7 +22,7 @@ from bench.prompts import PromptSet
 from bench.reward import Reward
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
-from bench.training import processes
+from bench.training import memory, processes
 from bench.weights.hub import revisions
 
 PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
@@ -56,8 +56,10 @@ def draw(
 
     @torch.no_grad()
     def finish(part: Batch) -> dict[str, Tensor]:
-        path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
-        image = core.model.decode(path.latents[:, -1])
+        with memory.phase("rollout"):
+            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
+        with memory.phase("decode"):
+            image = core.model.decode(path.latents[:, -1])
         if not bool(torch.isfinite(image).all()):
             raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
         found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
@@ -152,9 +154,10 @@ class Evaluator:
 
         @torch.no_grad()
         def score(rows: Tensor) -> dict[str, Tensor]:
-            images = as_seen(samples.images[rows].to(self.core.model.device))
             prompts = [samples.prompts[i] for i in rows.tolist()]
-            return {name: reward(images, prompts).cpu() for name, reward in self.rewards.items()}
+            with memory.phase("reward"):
+                images = as_seen(samples.images[rows].to(self.core.model.device))
+                return {name: reward(images, prompts).cpu() for name, reward in self.rewards.items()}
 
         parts = torch.arange(len(samples.images)).split(self.core.micro_batch)
         scores = processes.map_parts(parts, score)
@@ -169,7 +172,8 @@ class Evaluator:
         def extract(images: Tensor) -> dict[str, Tensor]:
             if space not in self.spaces:
                 self.spaces[space] = find_space(space)(self.core.model.device)
-            return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
+            with memory.phase("features"):
+                return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
 
         parts = samples.images.split(self.core.micro_batch)
         return _cached(path, "features", lambda: processes.map_parts(parts, extract)["features"].cpu())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.training import memory
 from bench.training.processes import gather
 
 COUNTS = ("network_forwards", "network_backwards", "reward_calls", "reward_gradients")
@@ -55,10 +56,11 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to `seconds[name]`."""
+        """Add the wall time of the block to `seconds[name]`; memory that runs out in it is told with this name."""
         start = _mark()
         try:
-            yield
+            with memory.phase(name):
+                yield
         finally:
             self._passed.append((name, start, _mark()))
 

@@ -18,7 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from bench.errors import NonFiniteError
+from bench.errors import NonFiniteError, OutOfMemoryError
+from bench.training import memory
 
 Part = TypeVar("Part")
 
@@ -92,21 +93,22 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A NonFiniteError of one process is raised in all, so that none waits for another that has stopped."""
+    """What stops one process (NonFiniteError, OutOfMemoryError) is raised in all, so that none waits for another."""
     error = None
     try:
-        yield
-    except NonFiniteError as found:
+        with memory.phase():
+            yield
+    except (NonFiniteError, OutOfMemoryError) as found:
         error = found
-    messages = [message for message in gather(str(error) if error else "") if message]
-    if messages:
-        raise error or NonFiniteError(messages[0])
+    errors = [one for one in gather(error) if one]
+    if errors:
+        raise error or errors[0]
 
 
 def map_parts(parts: Sequence[Part], compute: Callable[[Part], dict[str, Tensor]]) -> dict[str, Tensor]:
     """`compute` over all parts, shared among the processes; the results, concatenated in order, on every process.
 
-    compute: part → tensors by name, each with as many rows as the part. Raises what it raises; a NonFiniteError
+    compute: part → tensors by name, each with as many rows as the part. Raises what it raises; what `together` knows
     everywhere.
     """
     with together():

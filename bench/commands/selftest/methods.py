@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bench import config as configs
 from bench import registry
-from bench.commands.selftest import device as devices
 from bench.commands.selftest.checking import Skipped, require
+from bench.commands.selftest.device import device as pretended_device
+from bench.commands.selftest.device import recording
 from bench.core import Core
 from bench.models.analytic import GaussianModel
 from bench.options import Config
@@ -243,12 +244,12 @@ def a_resumed_run_is_the_same_run(name: str) -> None:
 def it_runs_on_a_device(name: str) -> None:
     """on a pretended GPU no operation mixes devices, and a micro-loss waits for it once at most"""
     method = _trained(name)
-    pretended = devices.device()
-    with devices.recording():
+    pretended = pretended_device()
+    with recording():
         core = _core(method, device=pretended)
         _move(core)
         data, count = _data(core, method), 0
-        with devices.recording() as ledger:
+        with recording() as ledger:
             for loss in method.losses(core, data):
                 loss.values.sum().backward()
                 count += 1

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from bench import config as configs
 from bench import registry
-from bench.commands.selftest import device as devices
 from bench.commands.selftest.checking import Skipped, require
+from bench.commands.selftest.device import device as pretended_device
+from bench.commands.selftest.device import recording
 from bench.evaluation.evaluator import load_reward
 from bench.reward import Reward
 from bench.sampling.noise import Noise
@@ -79,10 +80,10 @@ def the_gradient_is_the_derivative(name: str) -> None:
 
 def it_runs_on_a_device(name: str) -> None:
     """on a pretended GPU no operation mixes devices, and scores and gradients are those of the CPU"""
-    x, pretended = _inputs(load_reward(name)), devices.device()
+    x, pretended = _inputs(load_reward(name)), pretended_device()
     found = []
     for place in (torch.device("cpu"), pretended):
-        with devices.recording():
+        with recording():
             reward, images = load_reward(name, device=place), x.to(place).requires_grad_()
             scores = reward(images, PROMPTS)
             require(scores.device == place, f"images on {place} give scores on {scores.device}.")

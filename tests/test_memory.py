@@ -1,0 +1,159 @@
+"""Memory that runs out: one sentence with the phase and the way out, and the run that goes on with less."""
+
+import re
+
+import pytest
+import torch
+
+from bench.commands import estimate
+from bench.commands.shortage import remedies
+from bench.config import resolve
+from bench.errors import OutOfMemoryError
+from bench.evaluation import evaluator
+from bench.models.stable_diffusion import LatentDiffusion
+from bench.training import checkpoint, memory
+from rewards.colorfulness import Colorfulness
+
+CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB"
+
+
+def fail(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError(CUDA)
+
+
+class Backward(torch.autograd.Function):
+    """The identity; memory runs out in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    backward = staticmethod(fail)
+
+
+class Cut:
+    """`place(…)` runs as ever `after` times, then fails."""
+
+    def __init__(self, whole, after, failing=fail):
+        self.whole, self.left, self.failing = whole, after, failing
+
+    def __get__(self, owner, kind):
+        return self if owner is None else lambda *args, **options: self(owner, *args, **options)
+
+    def __call__(self, *args, **options):
+        self.left -= 1
+        return (self.whole if self.left >= 0 else self.failing)(*args, **options)
+
+
+@pytest.fixture
+def attempt(bench, pipeline_folder, tmp_path, monkeypatch):
+    """`attempt(method, *options)`: a run of two rounds on the random pipeline → (exit status, text, folder)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "prompts.txt").write_text("cat\ndog\nred bird\nfish\nbear\napple\n")
+
+    def call(method: str, *options: str, folder: str = "run"):
+        settings = [
+            "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1", "sampler.steps=3",
+            "train.checkpoint_every=1", "train.micro_batch=4", "train.sample_batch=4",
+            "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1",
+            "evaluation.metrics=[reward]", *options,
+        ]  # fmt: skip
+        out = tmp_path / folder
+        status, text = bench(
+            "run", "--method", method, "--reward", "colorfulness", "--model", pipeline_folder, "--updates", 2, "--out",
+            out, "--prompts", tmp_path / "prompts.txt", *(word for one in settings for word in ("--set", one)),
+        )  # fmt: skip
+        return status, text, out
+
+    return call
+
+
+def backwards(self, images, prompts):
+    return Backward.apply(images).flatten(1).mean(1)
+
+
+PLACES = {  # phase: method, what fails, how many calls of it go well, how it fails, what is to be lowered
+    # a round of ddpo: 3 steps of a rollout, one decode and one reward, then 4 transitions in one micro-batch
+    "rollout": ("ddpo", (LatentDiffusion, "predict"), 6, fail, "sample_batch=2"),
+    "losses": ("ddpo", (LatentDiffusion, "predict"), 7, fail, "micro_batch=2"),
+    "reward/decode": ("ddpo", (LatentDiffusion, "decode"), 1, fail, "micro_batch=2"),
+    "reward": ("ddpo", (Colorfulness, "__call__"), 1, fail, "micro_batch=2"),
+    "backward": ("draft_1", (Colorfulness, "__call__"), 1, backwards, "micro_batch=2"),
+    "losses/reward/decode": ("draft_1", (LatentDiffusion, "decode"), 1, fail, "micro_batch=2"),
+    "losses/backward": ("nabla_gfn", (Colorfulness, "__call__"), 6, backwards, "micro_batch=2"),
+    "optimizer": ("ddpo", (torch.optim.AdamW, "step"), 1, fail, None),
+    "evaluation/rollout": ("prior", (LatentDiffusion, "predict"), 0, fail, "sample_batch=2"),
+    "evaluation/decode": ("prior", (LatentDiffusion, "decode"), 0, fail, "sample_batch=2"),
+    "evaluation/reward": ("prior", (Colorfulness, "__call__"), 0, fail, "micro_batch=2"),
+    "evaluation/features": ("prior", (evaluator, "as_seen"), 8, fail, "micro_batch=2"),
+    "loading": ("prior", (evaluator, "load_reward"), 0, fail, None),
+}
+
+
+@pytest.mark.parametrize("phase", PLACES)
+def test_one_sentence_says_the_phase_and_what_to_lower(attempt, monkeypatch, phase):
+    method, (owner, name), after, failing, lower = PLACES[phase]
+    cut = Cut(getattr(owner, name), after, failing)
+    monkeypatch.setattr(owner, name, cut)
+    options = ["evaluation.metrics=[fid_prior]"] if phase == "evaluation/features" else []
+    options += ["evaluation.rewards=[jpeg_compressibility]"] if phase == "loading" else []
+    options += ["method.channels=[32,32]", "method.fraction=1"] if method == "nabla_gfn" else []
+    status, text, folder = attempt(method, *options)
+    assert status == 2
+    assert "Traceback" not in text
+    assert f"out of memory (2.50 GiB asked for) in {phase};" in text
+    for fact in ("train.micro_batch = 4, train.sample_batch = 4", "model.checkpointing = false", "latents 4×8×8",
+                 "estimated 0.0 GiB (weights"):  # fmt: skip
+        assert fact in text
+    assert re.search(r"[\d.]+ of [\d.]+ GiB free on cpu", text)
+    last = checkpoint.newest(folder / "checkpoints")
+    assert (last is not None) == (method != "prior")
+    if lower:
+        assert f"--set train.{lower}" in text
+        assert (f"resumes from the last checkpoint, {last}," if last else "no checkpoint yet") in text
+    else:
+        assert "No setting is left" in text
+        assert f"Last good checkpoint: {last or 'none'}" in text
+    assert CUDA in (folder / "error.log").read_text()
+
+
+def test_a_failing_estimate_does_not_hide_the_error(attempt, monkeypatch):
+    monkeypatch.setattr(LatentDiffusion, "decode", Cut(LatentDiffusion.decode, 0))
+    monkeypatch.setattr(estimate, "networks", fail)
+    monkeypatch.setattr("bench.commands.shortage.networks", fail)
+    status, text, _ = attempt("ddpo")
+    assert status == 2
+    assert "in reward/decode; train.micro_batch = 4" in text
+    assert "estimated" not in text
+
+
+def test_which_errors_say_that_memory_ran_out():
+    told = pytest.raises(OutOfMemoryError, match=r"out of memory \(931322\.57 GiB asked for\)")
+    with told as caught, memory.phase("evaluation"), memory.phase("decode"), memory.phase("decode"):
+        torch.empty(10**15, dtype=torch.uint8)
+    assert caught.value.phases == ("evaluation", "decode")
+    for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"):
+        with pytest.raises(OutOfMemoryError), memory.phase("losses"):
+            raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="shape"), memory.phase("losses"):
+        raise RuntimeError("a wrong shape")
+
+
+@pytest.mark.parametrize(
+    ("phases", "settings", "expected"),
+    [
+        (("backward",), ["train.micro_batch=6"], ["train.micro_batch=3", "model.checkpointing=true"]),
+        (("backward",), ["train.micro_batch=1"], ["model.checkpointing=true"]),
+        (("losses", "reward", "decode"), ["train.micro_batch=1", "model.checkpointing=true"], []),
+        (("evaluation", "decode"), ["train.sample_batch=8"], ["train.sample_batch=4", "model.vae_slicing=true"]),
+        (("evaluation", "decode"), ["train.sample_batch=8", "model.vae_slicing=true"], ["train.sample_batch=4"]),
+        (("evaluation", "rollout", "reward", "decode"), ["train.micro_batch=1"], []),
+        (("optimizer",), [], []),
+    ],
+)
+def test_what_is_left_to_lower(phases, settings, expected):
+    assert remedies(phases, resolve("ddpo", assignments=settings)) == expected
+
+
+def test_an_analytic_model_has_batches_alone():
+    assert remedies(("losses",), resolve("rtb", overrides={"model.name": "ring"})) == ["train.micro_batch=2048"]
