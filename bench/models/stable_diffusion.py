@@ -64,6 +64,7 @@ class LatentDiffusion(DiffusionModel):
         scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         self.alphas_cumprod, self.final_alpha = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
         self.steps_offset = scheduler.config.steps_offset
+        self._levels = self.alphas_cumprod.to(self.device)
         self._v_prediction = scheduler.config.prediction_type == "v_prediction"
         self._fingerprint = _hash(pipe, guidance, dtype)
         pipe.to(self.device)
@@ -120,7 +121,7 @@ class LatentDiffusion(DiffusionModel):
             null_output, text_output = output.chunk(2)
             output = null_output + self.guidance * (text_output - null_output)
         if self._v_prediction:
-            alpha = self.alphas_cumprod.to(z.device)[t].view(-1, 1, 1, 1)
+            alpha = self._levels[t].view(-1, 1, 1, 1)
             output = alpha**0.5 * output + (1 - alpha) ** 0.5 * z
         return output
 

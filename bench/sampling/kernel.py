@@ -50,8 +50,12 @@ class Kernel:
         return replace(self, timesteps=self.timesteps.to(device), alphas=self.alphas.to(device=device, dtype=dtype))
 
     def _at(self, k: Step, like: Tensor) -> tuple[Tensor, Tensor]:
-        """`(ᾱ_k, ᾱ_{k+1})`, shaped to broadcast over a batch of latents like `like`."""
-        k = torch.as_tensor(k, device=self.alphas.device)
+        """`(ᾱ_k, ᾱ_{k+1})`, shaped to broadcast over a batch of latents like `like`.
+
+        A plain number stays one: as an index on the device it would be sent there and read back at every step.
+        """
+        if isinstance(k, int):
+            return self.alphas[k], self.alphas[k + 1]
         shape = (-1,) + (1,) * (like.ndim - 1) if k.ndim else ()
         return self.alphas[k].reshape(shape), self.alphas[k + 1].reshape(shape)
 

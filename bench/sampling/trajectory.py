@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, gaussian_log_prob
-from bench.sampling.noise import Noise
+from bench.sampling.noise import Noise, on_device
 
 RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
 
@@ -100,7 +100,7 @@ class Trajectory(Batch):
             samples=_rows(self.samples, row),
             conditioning=self.conditioning[row],
             row=row,
-            k=k,
+            k=k.to(self.latents.device),
             z=at(self.latents, k),
             z_next=at(self.latents, k + 1),
             model_output=at(self.model_output, k),
@@ -115,7 +115,7 @@ class Trajectory(Batch):
 class Transitions(Batch):
     """n transitions `z_k → z_{k+1}`, each with its own step.
 
-    row: long [n], the row of the trajectory; k: long [n], the step.
+    row: long [n], the row of the trajectory, on the CPU; k: long [n], the step, where the latents are.
     z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages: [n].
     """
 
@@ -163,7 +163,7 @@ def rollout(
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
     kept: dict[str, list[Tensor]] = {name: [] for name in record}
-    z = noise(0, model.latent_shape).to(model.device)
+    z = on_device(noise(0, model.latent_shape), model.device)
     latents = [z]
     for k in range(kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
@@ -174,7 +174,9 @@ def rollout(
                 kept["model_output"].append(eps)
             if "prior_output" in record:
                 kept["prior_output"].append(eps if prior else model.predict(z, t, batch.conditioning, prior=True))
-            z = mean + std * noise(k + 1, model.latent_shape).to(z) if kernel.eta > 0 else mean
+            z = mean
+            if kernel.eta > 0:
+                z = mean + std * on_device(noise(k + 1, model.latent_shape), model.device).to(mean.dtype)
             if "log_prob" in record:
                 kept["log_prob"].append(gaussian_log_prob(z, mean, std))
             latents.append(z)
