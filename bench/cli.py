@@ -355,12 +355,41 @@ def test_plugin(
 
 
 @application.command()
-def doctor() -> None:
-    """Report versions, devices, extras and weights, and what is missing."""
-    show_warnings()
-    from bench.commands.doctor import report
+def doctor(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Try everything on the GPU, against the CPU; about five minutes.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="With --gpu: the report, to send.")] = Path("gpu-report.json"),
+    full: Annotated[
+        bool, typer.Option("--full", help="With --gpu: time the published batch and HPSv2.1, not a short one.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="With --gpu: steps whose name holds it. Repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Report versions, devices, extras and weights, and what is missing.
 
-    report(console)
+        bench doctor
+        bench doctor --gpu --out report.json
+
+    With --gpu every method, reward and feature space runs on the GPU with small random weights and is compared with the
+    CPU; then resuming, several processes, and the speed at full size, with random weights too. Exits with status 1 if
+    a step fails.
+    """
+    show_warnings()
+    if not gpu:
+        from bench.commands.doctor import report
+
+        report(console)
+        return
+    import torch
+
+    from bench.commands.gpu import check_device, require_gpu
+
+    chosen = torch.device(device) if device else require_gpu()
+    if not check_device(chosen, console, out, full=full, only=only or ()):
+        raise typer.Exit(1)
 
 
 def show_warnings() -> None:

@@ -3,7 +3,6 @@ what an update of every method costs, against what its equations need."""
 
 import itertools
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -55,15 +54,12 @@ def stand_ins(needs: Iterable[Need], size: str, console: Console) -> Iterator[No
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.weights.random_weights import write
 
+    catalogue.quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bench-random-") as cache:
         with console.status(f"writing {size} random weights"):
             write(needs, Path(cache), size)
-        before = os.environ.get("HF_HUB_CACHE")
-        os.environ["HF_HUB_CACHE"] = cache
-        try:
+        with environment.variable("HF_HUB_CACHE", cache):
             yield
-        finally:
-            os.environ.pop("HF_HUB_CACHE") if before is None else os.environ.update(HF_HUB_CACHE=before)
 
 
 def profile(config: RunConfig, repeats: int, console: Console, out: Path) -> None:
