@@ -4,6 +4,8 @@ import importlib.util
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,14 @@ def describe() -> dict[str, Any]:
         "revision": commit,
         "dirty": dirty,
     }
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Inside the block the environment variable has that value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})

@@ -102,7 +102,7 @@ class NablaGFN(Method):
             known = None, adjoint
             if adjoint is None:
                 known = self.reverse_score(core, part, mean.detach(), prior_z, prior_mean, variance)
-            back = self.reverse_target(core, part, z, eps, mean, *known)
+            back = self.reverse_target(core, part, z, eps, mean, known)
             own, own_next, own_last = self.flows(core, part)
             target = target.index_add(0, part.unfinished, own_next)  # the finished sample's flow is the reward alone
             losses["reverse"] = config.reverse_weight * weight * self.reverse_loss(part, own, back)
@@ -119,12 +119,11 @@ class NablaGFN(Method):
         if len(inner):
             z = part.z_next[inner].requires_grad_()
             with core.model.merged():
-                eps = core.predict(z, k[inner], part.conditioning[inner])
-            predicted = core.kernel.clean(z, eps, k[inner])
+                predicted = core.kernel.clean(z, core.predict(z, k[inner], part.conditioning[inner]), k[inner])
             clean = clean.index_copy(0, inner, predicted.detach())
         rewards, gradient = core.reward_gradient(clean, part.prompts)
         if len(inner):
-            (through,) = torch.autograd.grad(predicted, z, gradient[inner])
+            through = torch.autograd.grad(predicted, z, gradient[inner])[0]
             gradient = gradient.index_copy(0, inner, through)
         return core.beta * self.gamma(core, k, gradient) * gradient, rewards
 
@@ -146,43 +145,30 @@ class NablaGFN(Method):
         return cotangent, -torch.autograd.grad(prior_mean, z, (part.z_next - prior_mean.detach()) / variance)[0]
 
     def reverse_target(
-        self,
-        core: Core,
-        part: Transitions,
-        z: Tensor,
-        eps: Tensor,
-        mean: Tensor,
-        cotangent: Tensor | None,
-        rest: Tensor,
+        self, core: Core, part: Transitions, z: Tensor, eps: Tensor, mean: Tensor, score: tuple[Tensor | None, Tensor]
     ) -> Tensor:
         """Minus what `g_φ(z_k)` should be [n, *latent]: the reverse score plus the forward-looking term.
 
-        cotangent, rest: of `reverse_score`; `eps` and `mean` carry the graph from `z`, one pass through it.
+        score: the parts of `reverse_score`; `eps` and `mean` carry the graph from `z`, one pass back through it.
         """
         clean = core.kernel.clean(z, eps, part.k)
         _, gradient = core.reward_gradient(clean, part.prompts)
         taken_back = {clean: core.beta * self.gamma(core, part.k, z) * gradient}
-        if cotangent is not None:
-            taken_back[mean] = cotangent
-        (through,) = torch.autograd.grad([*taken_back], z, [*taken_back.values()], retain_graph=True)
-        return rest + through
+        if score[0] is not None:
+            taken_back[mean] = score[0]
+        return score[1] + torch.autograd.grad([*taken_back], z, [*taken_back.values()], retain_graph=True)[0]
 
     def flows(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor, Tensor]:
-        """`g_φ` at every z_k [n, *latent], and at z_{k+1} of the unfinished and of the finished rows.
-
-        Those of the unfinished learn nothing there if the target is detached, and then keep no graph.
-        """
+        """`g_φ` at every z_k [n, *latent], at z_{k+1} of the unfinished (no graph for a detached target), and at z_K."""
         inner, last = part.unfinished, part.finished
         taught = last if self.config.detach_target else torch.cat([inner, last])
-        z = torch.cat([part.z, part.z_next[taught]])
-        k, text = torch.cat([part.k, part.k[taught] + 1]), torch.cat([part.conditioning, part.conditioning[taught]])
-        own, rest = core.network("flow", z, k, text).split([len(part), len(taught)])
-        if not self.config.detach_target:
-            return own, rest[: len(inner)], rest[len(inner) :]
-        if not len(inner):
-            return own, rest[:0], rest
-        with torch.set_grad_enabled(False):
-            ahead = core.network("flow", part.z_next[inner], part.k[inner] + 1, part.conditioning[inner])
+        states = [(part.z, part.z_next[taught]), (part.k, part.k[taught] + 1)]
+        states.append((part.conditioning, part.conditioning[taught]))
+        own, rest = core.network("flow", *map(torch.cat, states)).split([len(part), len(taught)])
+        ahead, rest = rest[: len(taught) - len(last)], rest[len(taught) - len(last) :]
+        if self.config.detach_target and len(inner):
+            with torch.set_grad_enabled(False):
+                ahead = core.network("flow", part.z_next[inner], part.k[inner] + 1, part.conditioning[inner])
         return own, ahead, rest
 
     def reverse_loss(self, part: Transitions, own: Tensor, back: Tensor) -> Tensor:

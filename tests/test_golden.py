@@ -176,9 +176,9 @@ class Published(NablaGFN):
     def reverse_score(self, *arguments):
         return tuple(self.strength * score for score in super().reverse_score(*arguments))
 
-    def reverse_target(self, core, part, z, eps, mean, cotangent, rest):
-        (self.own_score,) = torch.autograd.grad(mean, z, cotangent, retain_graph=True)
-        return super().reverse_target(core, part, z, eps, mean, cotangent, rest)
+    def reverse_target(self, core, part, z, eps, mean, score):
+        (self.own_score,) = torch.autograd.grad(mean, z, score[0], retain_graph=True)
+        return super().reverse_target(core, part, z, eps, mean, score)
 
     def reverse_loss(self, part, own, back):
         """On the last transition the constant `mean(score²)` of the policy's own score: nothing is learned from it."""

@@ -167,9 +167,9 @@ class Run:
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
 
 
-def build_core(config: RunConfig) -> Core:
-    """Model, kernel and reward of a configuration, on this process's device."""
-    device = processes.state().device
+def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
+    """Model, kernel and reward of a configuration, on this process's device or another."""
+    device = device or processes.state().device
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model, config.sampler)
     if registry.load("methods", config.method.name).needs.density:

@@ -1,10 +1,13 @@
 """Compute accounting: what every row of the leaderboard cost."""
 
+import ctypes
+import gc
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,3 +109,13 @@ def _mark() -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+
+def forget_peak() -> None:
+    """Begin the peak of memory anew: the device's statistics, and on Linux those of the process (see proc(5))."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what is free does not count, though the C library keeps it
+        Path("/proc/self/clear_refs").write_text("5")

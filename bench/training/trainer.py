@@ -94,7 +94,7 @@ class Trainer:
 
     def _sample(self, number: int) -> Batch:
         """The data of round `number`, sampled with the present weights."""
-        batch = self.core.batch(self._names(number))
+        batch = self.core.batch(self.names(number))
         needs = self.method.needs
         if not needs.trajectory:
             return batch
@@ -116,7 +116,7 @@ class Trainer:
                     self.core.check()
         return self.method.prepare(self.core, data)
 
-    def _names(self, number: int) -> list[tuple[str, int]]:
+    def names(self, number: int) -> list[tuple[str, int]]:
         """Sample names of a round: prompts go through a new permutation per pass, samples are numbered by round."""
         count, per = self.config.prompts_per_round, self.config.samples_per_prompt
         first = number * count
