@@ -123,8 +123,7 @@ class NablaGFN(Method):
             clean = clean.index_copy(0, inner, predicted.detach())
         rewards, gradient = core.reward_gradient(clean, part.prompts)
         if len(inner):
-            through = torch.autograd.grad(predicted, z, gradient[inner])[0]
-            gradient = gradient.index_copy(0, inner, through)
+            gradient = gradient.index_copy(0, inner, torch.autograd.grad(predicted, z, gradient[inner])[0])
         return core.beta * self.gamma(core, k, gradient) * gradient, rewards
 
     def reverse_score(
@@ -159,11 +158,11 @@ class NablaGFN(Method):
         return score[1] + torch.autograd.grad([*taken_back], z, [*taken_back.values()], retain_graph=True)[0]
 
     def flows(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor, Tensor]:
-        """`g_φ` at every z_k [n, *latent], at z_{k+1} of the unfinished (no graph for a detached target), and at z_K."""
+        """`g_φ` at every z_k [n, *latent], at z_{k+1} of the unfinished (no graph if detached), and at z_K."""
         inner, last = part.unfinished, part.finished
         taught = last if self.config.detach_target else torch.cat([inner, last])
-        states = [(part.z, part.z_next[taught]), (part.k, part.k[taught] + 1)]
-        states.append((part.conditioning, part.conditioning[taught]))
+        text = part.conditioning, part.conditioning[taught]
+        states = (part.z, part.z_next[taught]), (part.k, part.k[taught] + 1), text
         own, rest = core.network("flow", *map(torch.cat, states)).split([len(part), len(taught)])
         ahead, rest = rest[: len(taught) - len(last)], rest[len(taught) - len(last) :]
         if self.config.detach_target and len(inner):
