@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, SerializeAsAny
@@ -10,6 +11,18 @@ from pydantic import Field, SerializeAsAny
 from bench import registry
 from bench.options import Config
 
+# How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
+# float32 network). So they are no part of the hash that names a run, and a run may resume with others.
+EXECUTION = (
+    "train.micro_batch",
+    "train.sample_batch",
+    "train.threads",
+    "train.checkpoint_every",
+    "model.checkpointing",
+    "model.vae_slicing",
+    "model.attention",
+    "model.compile",
+)
 HEAVY = ("diversity_dreamsim", "diversity_clip")  # need weights that do not ship; full-size suites ask for them
 
 
@@ -104,7 +117,7 @@ class EvaluationConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that determines a run's numbers."""
+    """Everything that determines a run's numbers, and how they are computed."""
 
     suite: str
     seed: int = Field(0, ge=0)
@@ -118,9 +131,19 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def hash(self) -> str:
-        """Canonical hash, 16 hex digits; equal settings hash equal whatever wrote them."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.
+
+        Runs of equal hash agree to rounding; to the bit, on a CPU, where the settings of `EXECUTION` agree too.
+        """
+        tree = self.model_dump(mode="json")
+        for key in EXECUTION:
+            section, name = key.split(".")
+            del tree[section][name]
+        return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def execution(self) -> dict[str, Any]:
+        """The settings of `EXECUTION`, by dotted key."""
+        return {key: attrgetter(key)(self) for key in EXECUTION}
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out."""

@@ -4,13 +4,15 @@ import re
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from bench.commands import estimate
 from bench.commands.shortage import remedies
 from bench.config import resolve
 from bench.errors import OutOfMemoryError
 from bench.evaluation import evaluator
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import LORA_FILE, LatentDiffusion
 from bench.training import checkpoint, memory
 from rewards.colorfulness import Colorfulness
 
@@ -157,3 +159,26 @@ def test_what_is_left_to_lower(phases, settings, expected):
 
 def test_an_analytic_model_has_batches_alone():
     assert remedies(("losses",), resolve("rtb", overrides={"model.name": "ring"})) == ["train.micro_batch=2048"]
+
+
+def test_the_smaller_setting_resumes_the_same_run(bench, tiny_run, pipeline_folder, tmp_path, monkeypatch):
+    """Memory runs out in the third update; with half the micro-batch the run ends where it would have ended."""
+    options = ("--set", "train.updates_per_round=1", "--set", "train.micro_batch=4")
+    straight = load_file(tiny_run("draft_1", *options, updates=4, folder="straight") / "adapter" / LORA_FILE)
+    whole, calls = Colorfulness.__call__, []
+
+    def short_of_memory(self, images, prompts):
+        calls.append(len(images))
+        if len(images) > 2 and len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, images, prompts)
+
+    monkeypatch.setattr(Colorfulness, "__call__", short_of_memory)
+    with pytest.raises(AssertionError, match=r"reward.*--set train.micro_batch=2.*resumes.*update-0000002"):
+        tiny_run("draft_1", *options, updates=4)
+    folder = tiny_run("draft_1", *options, "--set", "train.micro_batch=2", updates=4)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["micro_batch"] == 2
+    resumed = load_file(folder / "adapter" / LORA_FILE)
+    assert max(calls[3:]) == 2
+    for name, value in straight.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)

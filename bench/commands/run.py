@@ -26,7 +26,7 @@ from bench.files import write_atomic
 from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
-from bench.settings import RunConfig
+from bench.settings import EXECUTION, RunConfig
 from bench.training import checkpoint, memory, processes
 from bench.training.log import UpdateLog, read_log, training_progress
 from bench.training.trainer import Record, Trainer
@@ -54,16 +54,20 @@ class Run:
     def open(self, force: bool) -> bool:
         """Claim the folder; True if the run is already finished there.
 
-        A folder with another configuration's run is refused; with `force` it is moved aside, not deleted.
+        An interrupted run goes on with this configuration's settings of `EXECUTION`. A folder with another
+        configuration's run is refused; with `force` it is moved aside, not deleted.
         """
         stored = self.folder / "config.yaml"
         if stored.is_file():
             try:
-                same = configs.read(stored).hash() == self.config.hash()
+                earlier = configs.read(stored)
             except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
-                same = False
-            if same and not force:
-                return is_finished(self.folder)
+                earlier = None
+            if earlier and earlier.hash() == self.config.hash() and not force:
+                if is_finished(self.folder):
+                    return True
+                self._go_on(earlier)
+                return False
             if not force:
                 raise BenchError(
                     f"{self.folder} holds a run of another configuration (see {stored}): choose another --out, or give "
@@ -75,9 +79,21 @@ class Run:
             self.console.print(f"Moved the earlier run to {aside}.")
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(stored, self.config.to_yaml().encode())
+        self._store()
         return False
+
+    def _go_on(self, earlier: RunConfig) -> None:
+        """Replace the stored configuration by this one, which differs in nothing but `EXECUTION`, and say in what."""
+        before = earlier.execution()
+        if changes := {key: new for key, new in self.config.execution().items() if new != before[key]}:
+            told = ", ".join(
+                f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items()
+            )
+            self.console.print(f"The run goes on with {', '.join(texts)}: equal to rounding.", soft_wrap=True)
+            self._store()
+
+    def _store(self) -> None:
+        write_atomic(self.folder / "config.yaml", self.config.to_yaml().encode())
 
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
@@ -213,14 +229,16 @@ def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[M
 def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
     """Evaluate a finished run with other evaluation settings; returns the folder of the new rows and picture.
 
-    Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation.
+    Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
+    it is computed.
     """
     stored = folder / "config.yaml"
     if not stored.is_file():
         raise BenchError(f"{folder} holds no run: it has no config.yaml.")
-    if foreign := [text for text in assignments if not text.startswith("evaluation.")]:
+    if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
         raise BenchError(
-            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only."
+            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
+            f"{', '.join(EXECUTION)}."
         )
     config = configs.read(stored, assignments)
     prompts = load_prompts(config.prompts.name, config.prompts.limit)

@@ -23,7 +23,7 @@ from bench.config import resolve
 from bench.errors import BenchError
 from bench.evaluation.rows import run_name
 from bench.options import Config, explain
-from bench.settings import RunConfig
+from bench.settings import EXECUTION, RunConfig
 
 
 class Sweep(Config):
@@ -71,6 +71,8 @@ def read_sweep(path: Path) -> Sweep:
     except ValidationError as error:
         known = list(Sweep.model_fields)
         raise BenchError("\n".join(f"{path}: {explain(mistake, known)}" for mistake in error.errors())) from None
+    if idle := set(spec.grid) & set(EXECUTION):
+        raise BenchError(f"{path}: {', '.join(sorted(idle))} in grid: makes no other run; put one value under set.")
     if strangers := set(spec.settings) - set(spec.methods):
         raise BenchError(f"{path}: settings for {', '.join(sorted(strangers))}, which methods: does not list.")
     return spec if spec.out else spec.model_copy(update={"out": Path("runs") / path.stem})

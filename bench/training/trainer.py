@@ -26,6 +26,8 @@ Record = dict[str, Any]  # one line of the update log
 class Trainer:
     """Train `core.model` with `method`; resumable at any round, bitwise equal on a CPU with the same thread count.
 
+    Resumed with other settings of `bench.settings.EXECUTION`, other batches for one, it is equal to rounding.
+
     A round samples `prompts_per_round × samples_per_prompt` trajectories; its updates train on one strided part each.
     Several processes share the rollout's parts (`sample_batch` rows) and an update's shards (`micro_batch` rows); every
     process holds the whole round, sees the same losses, and makes the same step.
