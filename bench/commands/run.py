@@ -89,7 +89,7 @@ class Run:
             told = ", ".join(
                 f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items()
             )
-            self.console.print(f"The run goes on with {', '.join(texts)}: equal to rounding.", soft_wrap=True)
+            self.console.print(f"The run goes on with {told}: equal to rounding.", soft_wrap=True)
             self._store()
 
     def _store(self) -> None:
