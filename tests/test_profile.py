@@ -75,6 +75,7 @@ def test_every_trained_method_has_a_count():
     assert set(trained) == BY_HAND.keys()
 
 
+@pytest.mark.slow
 def test_profile_of_every_method(bench, tmp_path, pipeline_folder):
     """No method takes less than it is said to need; those of one pass a state take just that."""
     settings = ("sampler.steps=4", "train.prompts_per_round=1", "train.samples_per_prompt=3", "prompts.limit=2")
@@ -95,6 +96,7 @@ def test_profile_of_every_method(bench, tmp_path, pipeline_folder):
     assert stored["updates"]["draft_1"]["reward_gradients"] == 3
 
 
+@pytest.mark.slow
 def test_profile_of_every_method_leaves_out_what_does_not_fit(bench, tmp_path, pipeline_folder):
     status, text = bench("profile", "--all", "--reward", "jpeg_compressibility", "--model", pipeline_folder, "--out",
                          tmp_path / "all.json", "--set", "sampler.steps=2", "--set", "sampler.eta=0")  # fmt: skip
