@@ -64,8 +64,8 @@ class Core:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`."""
         options = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
         # a density that will be replayed must be that of the network as it is, to the bit
-        merged = self.model.merged() if grad_from is None and "log_prob" not in record else nullcontext()
-        with merged:
+        merge = grad_from is None and "log_prob" not in record and not prior
+        with self.model.merged() if merge else nullcontext():
             parts = [
                 rollout(
                     self.model,

@@ -1,5 +1,7 @@
 """Everything that touches tensors, on a device that keeps CUDA's rules (see bench/commands/selftest/device.py)."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +141,21 @@ def test_options_of_the_model(options, pipeline_folder, tmp_path):
         trainer.run(lambda record: None)
     assert trainer.update == 2
     assert all(p.dtype == torch.float32 and p.device == device() for p in core.model.adapters().values())
+
+
+def test_v_prediction(pipeline_folder, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(pipeline_folder, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    with recording():
+        core = core_on_device(folder)
+        batch = core.batch([("cat", 0), ("dog", 0)])
+        core.rollout(batch)
+        with recording() as ledger:
+            core.rollout(batch)
+        trainer_of("nabla_gfn", core, tmp_path).run(lambda record: None)
+    assert (ledger.synchronisations.total(), ledger.waits.total()) == (0, 0), ledger.describe()
 
 
 def test_training_saves_and_resumes(pipeline_folder, tmp_path):

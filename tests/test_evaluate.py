@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from conftest import perturb
+from conftest import Brightness, perturb
 
 from bench.config import resolve
+from bench.errors import NonFiniteError
 from bench.evaluation.evaluator import Evaluator, draw, sample_names
+from bench.options import Config
 from bench.prompts import load_prompts, split
+from methods.best_of_n import BestOfN
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 
@@ -76,3 +79,17 @@ def test_sample_names_take_both_splits(config):
     names, splits = sample_names(PROMPTS, config.evaluation)
     assert names[:3] == [(PROMPTS.train[0], 0), (PROMPTS.train[0], 1), (PROMPTS.train[0], 2)]
     assert splits == ["train"] * 6 + ["heldout"] * 3
+
+
+def test_a_reward_that_is_not_a_number_stops_a_draw(core, config, tmp_path):
+    """Best of n scores while it samples; a comparison with NaN would keep the first draw in silence."""
+
+    class Failing(Brightness):
+        def __call__(self, images, prompts):
+            bad = torch.tensor([prompt == "dog" for prompt in prompts])
+            return super().__call__(images, prompts).masked_fill(bad, float("nan"))
+
+    core.reward_model = Failing(Config())
+    names, splits = sample_names(split("test", ["cat", "dog"]), config.evaluation)
+    with pytest.raises(NonFiniteError, match="'dog'"):
+        draw(core, names, splits, seed=0, method=BestOfN(BestOfN.Config(n=2)))

@@ -1,5 +1,9 @@
 """Models: precision, full finetuning, storage."""
 
+import json
+import shutil
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import perturb
@@ -74,9 +78,6 @@ def test_low_precision_network_keeps_float32_adapters_and_latents(pipeline_folde
 
 
 def test_v_prediction_is_turned_into_noise(pipeline_folder, tmp_path, model):
-    import json
-    import shutil
-
     folder = tmp_path / "v"
     shutil.copytree(pipeline_folder, folder)
     path = folder / "scheduler" / "scheduler_config.json"
@@ -193,3 +194,39 @@ def test_estimated_memory_is_what_autograd_keeps(hub):
 
 def test_nothing_is_estimated_for_an_analytic_model():
     assert estimate_memory(resolve("rtb", overrides={"model.name": "ring"}), torch.float32) is None
+
+
+def test_merged_adapters_predict_the_same_and_are_put_back(model):
+    perturb(model)
+    z, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([981, 500, 1])
+    text = model.encode(["cat", "dog", "fish"])
+    weights = {name: value.clone() for name, value in model.network.state_dict().items()}
+
+    def vjp(block):
+        x = z.clone().requires_grad_()
+        with block:
+            output = model.predict(x, t, text)
+        return output.detach(), torch.autograd.grad(output.sum(), x)[0]  # the graph outlives the block
+
+    apart, merged = vjp(nullcontext()), vjp(model.merged())
+    prior = model.predict(z, t, text, prior=True)
+    with model.merged():
+        assert torch.equal(model.predict(z, t, text, prior=True), prior)
+        with model.merged():
+            pass
+        inside = model.predict(z, t, text)
+    assert torch.equal(inside, merged[0])
+    assert not torch.equal(inside, apart[0])  # so a merged network did run, in the outer block too
+    for ours, theirs in zip(merged, apart, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.predict(z, t, text), apart[0])
+    assert all(torch.equal(value, weights[name]) for name, value in model.network.state_dict().items())
+
+
+def test_16_bit_denoisers_are_not_merged(pipeline_folder):
+    model = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
+    perturb(model)
+    z, t, text = torch.ones(2, 4, 8, 8), torch.tensor([500, 500]), model.encode(["cat", "dog"])
+    apart = model.predict(z, t, text)
+    with model.merged():
+        assert torch.equal(model.predict(z, t, text), apart)

@@ -58,6 +58,7 @@ def draw(
     def finish(part: Batch) -> dict[str, Tensor]:
         with memory.phase("rollout"):
             path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
+        core.check()  # a method may have chosen by rewards
         with memory.phase("decode"):
             image = core.model.decode(path.latents[:, -1])
         if not bool(torch.isfinite(image).all()):

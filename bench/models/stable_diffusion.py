@@ -145,7 +145,8 @@ class LatentDiffusion(DiffusionModel):
 
         In 16 bits the sum would be rounded, and the replay of what was sampled would be another network's.
         """
-        if self._mergeable and not self._merged:
+        before = self._merged
+        if self._mergeable and not before:
             with torch.no_grad():
                 self._merged = {
                     f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
@@ -154,7 +155,7 @@ class LatentDiffusion(DiffusionModel):
         try:
             yield
         finally:
-            self._merged = {}
+            self._merged = before
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:

@@ -102,16 +102,21 @@ class _Module:
     get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16])
 
 
-@cache
 def device() -> torch.device:
     """The device, made on first use; it stays for the life of the process. Raises Skipped where torch is too old."""
+    _backend()
+    return torch.device(NAME, 0)
+
+
+@cache
+def _backend() -> torch.library.Library:
+    """Make torch know the device; the cache keeps the library, which unregisters when it is collected."""
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         raise Skipped(f"torch {torch.__version__} has no backends in Python; a newer one has")
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
-    device.library = library  # it unregisters when it is collected
-    return torch.device(NAME, 0)
+    return library
 
 
 @contextmanager
