@@ -9,7 +9,7 @@ import torch
 from conftest import perturb
 
 from bench import Batch, Core, Loss, Method, Needs, registry
-from bench.commands.gpu import exact_float32, relative
+from bench.commands.gpu_steps import exact_float32, relative
 from bench.models.stable_diffusion import LatentDiffusion
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import Noise
