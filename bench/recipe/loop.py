@@ -13,13 +13,19 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a run lives, what it runs on, and how long each stage is. Steps are optimiser steps."""
+    """Where a run lives, what it runs on, and how long each stage is. Steps are optimiser steps.
+
+    vae, text_encoder: folders of finished ones, where none is trained; unet: of one to begin from.
+    """
 
     out: Path
     device: str
     seed: int
     steps: dict[str, int]
     bfloat16: bool = False
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    unet: Path | None = None
 
 
 def fit(
@@ -89,6 +95,7 @@ def restore(recipe: Recipe, stage: str, networks: dict[str, nn.Module]) -> dict[
     """Load the averaged weights of ``stage``'s last checkpoint, finished or not. FileNotFoundError if there is none."""
     saved = torch.load(recipe.out / f"{stage}.pt", map_location=recipe.device, weights_only=True)
     bundle = nn.ModuleDict(networks).to(recipe.device)
-    bundle.load_state_dict(saved["average"])
+    own = bundle.state_dict().keys()
+    bundle.load_state_dict({name: value for name, value in saved["average"].items() if name in own})
     bundle.eval().requires_grad_(False)
     return networks

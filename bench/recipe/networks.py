@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -24,6 +30,7 @@ from bench.models.emoji import STYLES
 from bench.recipe.art import SIZE
 
 MAX_TOKENS = 16
+TEXT_WIDTH = 128
 LATENT = (4, SIZE // 4, SIZE // 4)
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -51,9 +58,30 @@ def unet() -> UNet2DConditionModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128,
+        cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
+    )
+
+
+def transformer() -> SD3Transformer2DModel:
+    """Velocity predictor on patches of 2×2 latents: 16 tokens of picture beside the text's.
+
+    Its text states are the text encoder's twice over: the pipeline expects two encoders, and one serves as both.
+    """
+    return SD3Transformer2DModel(
+        sample_size=LATENT[1],
+        patch_size=2,
+        in_channels=LATENT[0],
+        out_channels=LATENT[0],
+        num_layers=8,
+        attention_head_dim=32,
+        num_attention_heads=5,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=160,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=LATENT[1],
+        qk_norm="rms_norm",
     )
 
 
@@ -74,7 +102,7 @@ def noise_schedule() -> DDIMScheduler:
 def _text_settings(tokenizer: CLIPTokenizer) -> dict:
     return {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
+        "hidden_size": TEXT_WIDTH,
         "intermediate_size": 512,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,

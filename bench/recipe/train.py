@@ -1,8 +1,9 @@
 """Recipe of the embedded prior: ``python -m bench.recipe.train``.
 
 Stages: ``vae`` (autoencoder), ``bank`` (augmented images and their latents, cached), ``clip`` and ``style`` (reward
-networks), ``unet`` (with its text encoder), ``export``. A killed run continues from its last checkpoint. Not among
-``all``: ``export-vae`` writes the autoencoder alone, for a prior that is trained later.
+networks), ``unet`` (with its text encoder), ``flow`` (the transformer of ``emoji_flow``, on the finished text encoder),
+``export``. A killed run continues from its last checkpoint. ``--vae FOLDER`` takes a finished autoencoder instead of
+training one.
 
 On a busy CPU set ``OMP_WAIT_POLICY=passive``: waiting threads otherwise spin, and a step takes up to ten times as long.
 Where a CPU has AMX, ``--bfloat16`` makes a step of the autoencoder 1.8 times as fast; it slows CPUs without.
@@ -17,11 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from bench.models.emoji import STYLES, WEIGHTS
 from bench.recipe.art import augment, caption, load
@@ -32,11 +33,11 @@ from bench.recipe.networks import (
     dual_encoder,
     export,
     noise_schedule,
-    replace_folder,
     style_classifier,
     text_encoder,
     tokenize,
     train_tokenizer,
+    transformer,
     unet,
 )
 
@@ -93,7 +94,7 @@ def make_bank(recipe: Recipe, art: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     file = recipe.out / "bank.safetensors"
     if not file.exists():
-        vae = restore(recipe, "vae", {"vae": autoencoder()})["vae"]
+        vae = finished_vae(recipe)
         generator = torch.Generator().manual_seed(recipe.seed + 1)
         rows: dict[str, list[torch.Tensor]] = {"images": [], "decoded": [], "latents": []}
         for picture in tqdm(art.flatten(0, 1), desc="bank"):
@@ -159,8 +160,11 @@ def train_style(recipe: Recipe, bank: dict) -> None:
 
 
 def train_unet(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CLIPTokenizer) -> None:
-    """Noise prediction with min-SNR weights (Hang et al. 2023, gamma 5), jointly with the text encoder."""
-    model, text = unet(), text_encoder(tokenizer)
+    """Noise prediction with min-SNR weights (Hang et al. 2023, gamma 5), jointly with the text encoder if need be."""
+    model, text = unet(), finished_text_encoder(recipe, tokenizer) if recipe.text_encoder else text_encoder(tokenizer)
+    if recipe.unet:
+        model = UNet2DConditionModel.from_pretrained(recipe.unet, torch_dtype=torch.float32)
+    model.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     latents, alphas = bank["latents"].flatten(0, 1), noise_schedule().alphas_cumprod
     empty, flat_captions = tokenize(tokenizer, [""]), captions.flatten(0, 1)
     batch = 32
@@ -181,56 +185,91 @@ def train_unet(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CL
         snr = alphas[t] / (1 - alphas[t])
         return (error * (snr.clamp(max=5) / snr).to(recipe.device)).mean()
 
-    fit(recipe, "unet", {"unet": model, "text_encoder": text}, loss, lr=6e-4)
+    networks = {"unet": model} if recipe.text_encoder else {"unet": model, "text_encoder": text}
+    fit(recipe, "unet", networks, loss, lr=6e-4)
+
+
+def train_flow(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CLIPTokenizer) -> None:
+    """Rectified flow: the velocity ``noise - clean`` at ``(1 - s) clean + s noise``, the text encoder held fixed."""
+    model, text = transformer(), finished_text_encoder(recipe, tokenizer)
+    latents, flat_captions = bank["latents"].flatten(0, 1), captions.flatten(0, 1)
+    empty = tokenize(tokenizer, [""])
+    batch = 64
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        picture = torch.randint(len(flat_captions), (batch,), generator=generator)
+        clean = latents[picture * VARIANTS + torch.randint(VARIANTS, (batch,), generator=generator)].to(recipe.device)
+        words = flat_captions[picture, torch.randint(CAPTIONS, (batch,), generator=generator)]
+        words = torch.where(torch.rand(batch, 1, generator=generator) < EMPTY_PROMPT, empty, words)
+        # logit-normal times (Esser et al. 2024), one in each of `batch` bins of equal probability
+        even = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        s = torch.special.ndtri(even.clamp(1e-4, 1 - 1e-4)).sigmoid().to(recipe.device)
+        noise = torch.randn(clean.shape, generator=generator).to(recipe.device)
+        noisy = clean.lerp(noise, s.view(-1, 1, 1, 1))
+        with torch.no_grad():
+            found = text(words.to(recipe.device), output_hidden_states=True)
+        # the pipeline takes the last state but one, and both of its encoders are this one
+        states, pooled = found.hidden_states[-2].repeat(1, 1, 2), found.pooler_output.repeat(1, 2)
+        velocity = model(noisy, states, pooled, 1000 * s, return_dict=False)[0]
+        return (velocity.float() - (noise - clean)).square().mean()
+
+    fit(recipe, "flow", {"transformer": model}, loss, lr=6e-4)
+
+
+def finished_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder of ``recipe.text_encoder``, or the averaged one of stage ``unet``."""
+    if recipe.text_encoder:
+        return CLIPTextModel.from_pretrained(recipe.text_encoder, torch_dtype=torch.float32).eval().to(recipe.device)
+    return restore(recipe, "unet", {"unet": unet(), "text_encoder": text_encoder(tokenizer)})["text_encoder"]
 
 
 def finished_vae(recipe: Recipe) -> AutoencoderKL:
-    """The averaged autoencoder; its ``scaling_factor`` gives the bank's latents unit deviation."""
-    vae = restore(recipe, "vae", {"vae": autoencoder()})["vae"]
-    vae.register_to_config(scaling_factor=round(load_file(recipe.out / "bank.safetensors")["scale"].item(), 6))
-    return vae
-
-
-def export_vae(recipe: Recipe, folder: Path) -> None:
-    """Write the autoencoder alone, as float16, into ``folder``'s own folder ``vae``."""
-    partial = folder / "vae.partial"
-    finished_vae(recipe).half().save_pretrained(partial)
-    replace_folder(partial, folder / "vae")
+    """The autoencoder of ``recipe.vae``, or the averaged one of stage ``vae``."""
+    if recipe.vae:
+        return AutoencoderKL.from_pretrained(recipe.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    return restore(recipe, "vae", {"vae": autoencoder()})["vae"]
 
 
 def export_weights(recipe: Recipe, concepts: list, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write the averaged weights of every stage, finished or not, into ``folder``."""
-    networks = restore(recipe, "unet", {"unet": unet(), "text_encoder": text_encoder(tokenizer)})
+    networks = {"text_encoder": finished_text_encoder(recipe, tokenizer), "vae": finished_vae(recipe)}
+    networks |= restore(recipe, "unet", {"unet": unet()})
     networks |= restore(recipe, "clip", {"clip": dual_encoder(tokenizer)})
-    networks |= restore(recipe, "style", {"style": style_classifier()}) | {"vae": finished_vae(recipe)}
+    networks |= restore(recipe, "style", {"style": style_classifier()})
+    scale = load_file(recipe.out / "bank.safetensors")["scale"].item()
+    networks["vae"].register_to_config(scaling_factor=round(scale, 6))  # latents of unit deviation
     export(networks, recipe.out / "tokenizer", [asdict(concept) for concept in concepts], folder)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="work folder: archives, checkpoints, cached latents")] = Path("runs/emoji"),
     weights: Annotated[Path, typer.Option(help="folder that receives the finished weights")] = WEIGHTS,
-    stage: Annotated[str, typer.Option(help="all, vae, bank, clip, style, unet, export or export-vae")] = "all",
+    stage: Annotated[str, typer.Option(help="all, vae, bank, clip, style, unet, flow or export")] = "all",
+    vae: Annotated[Path | None, typer.Option(help="folder of a finished autoencoder, held fixed")] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="folder of a finished text encoder, held fixed")] = None,
+    unet: Annotated[Path | None, typer.Option(help="folder of a UNet to begin from")] = None,
     vae_steps: int = 45000,
     clip_steps: int = 900,
     style_steps: int = 800,
     unet_steps: int = 5200,
+    flow_steps: int = 10000,
     device: Annotated[str, typer.Option(help="cpu, or cuda (bfloat16 there)")] = "cpu",
     bfloat16: Annotated[bool, typer.Option(help="bfloat16 on a CPU too: faster with AMX, slower without")] = False,
     seed: int = 0,
 ) -> None:
     """Make the embedded prior: fetch the art, train every network, write the weights."""
-    steps = {"vae": vae_steps, "clip": clip_steps, "style": style_steps, "unet": unet_steps}
-    recipe = Recipe(out, device, seed, steps, bfloat16 or device.startswith("cuda"))
+    steps = {"vae": vae_steps, "clip": clip_steps, "style": style_steps, "unet": unet_steps, "flow": flow_steps}
+    recipe = Recipe(out, device, seed, steps, bfloat16 or device.startswith("cuda"), vae, text_encoder, unet)
     concepts, art = load(out)
     if not (out / "tokenizer" / "vocab.json").exists():
         rng = np.random.default_rng(seed)
         train_tokenizer([caption(c, s, rng) for c in concepts for s in STYLES for _ in range(20)], out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    wanted = ("vae", "bank", "clip", "style", "unet", "export") if stage == "all" else (stage,)
+    wanted = ("vae", "bank", "clip", "style", "unet", "flow", "export") if stage == "all" else (stage,)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator
         for name in wanted:
             torch.manual_seed(seed)
-            if name == "vae":
+            if name == "vae" and not vae:
                 train_vae(recipe, art)
             elif name == "bank":
                 make_bank(recipe, art)
@@ -240,10 +279,9 @@ def main(
                 train_style(recipe, make_bank(recipe, art))
             elif name == "unet":
                 train_unet(recipe, make_bank(recipe, art), caption_table(recipe, concepts, tokenizer, 0.05), tokenizer)
-            elif name == "export-vae":
-                make_bank(recipe, art)
-                export_vae(recipe, weights)
-            else:
+            elif name == "flow":
+                train_flow(recipe, make_bank(recipe, art), caption_table(recipe, concepts, tokenizer, 0.05), tokenizer)
+            elif name == "export":
                 export_weights(recipe, concepts, tokenizer, weights)
 
 
