@@ -9,6 +9,7 @@ from typing import Any
 
 _PUBLIC = {
     "Batch": "bench.sampling.trajectory",
+    "Conditioning": "bench.models.base",
     "Config": "bench.options",
     "Core": "bench.core",
     "DiffusionModel": "bench.models.base",

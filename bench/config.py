@@ -12,7 +12,6 @@ from pydantic import ValidationError, create_model
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.models.catalogue import ANALYTIC
 from bench.options import Config, explain
 from bench.settings import Named, RewardSection, RunConfig
 
@@ -45,15 +44,15 @@ def resolve(
 ) -> RunConfig:
     """The configuration of a run.
 
-    suite: None takes the model's own (analytic models have one of their name), else the reward's natural one, else
-    `emoji`. overrides: dotted keys from options of the command line; assignments: `key=value` strings of `--set`.
+    suite: None takes the model's own (of its name) if there is one, else the reward's natural one, else `emoji`.
+    overrides: dotted keys from options of the command line; assignments: `key=value` strings of `--set`.
     Raises BenchError listing every mistake at once.
     """
     method_class = registry.load("methods", method)
     model = (overrides or {}).get("model.name")
     reward = reward and reward.replace(" ", "")
     natural = registry.load("rewards", reward).suite if reward else "emoji"
-    suite = suite or (model if model in ANALYTIC else natural)
+    suite = suite or (model if (SUITES / f"{model}.yaml").is_file() else natural)
     settings = load_suite(suite)
     reward = reward or settings["reward"]["name"]
     reward_class = registry.load("rewards", reward)

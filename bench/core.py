@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError, NonFiniteError
-from bench.models.base import DiffusionModel
+from bench.models.base import Conditioning, DiffusionModel
 from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
@@ -78,11 +78,16 @@ class Core:
             ]
         return join(parts)
 
-    def predict(self, z: Tensor, k: Step, conditioning: Tensor, *, prior: bool = False, guided: bool = True) -> Tensor:
-        """`ε_θ(z, k, c)`, or `ε_#` with `prior`; k is one step or long [n]. Shaped like `z`, float32."""
+    def predict(
+        self, z: Tensor, k: Step, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
+    ) -> Tensor:
+        """The policy's own output `o_θ(z, k, c)`, or the prior's `o_#` with `prior`; k is one step or long [n].
+
+        Noise, v or velocity as the model has it: only `kernel` knows what it means. Shaped like `z`, float32.
+        """
         return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
 
-    def network(self, name: str, z: Tensor, k: Step, conditioning: Tensor) -> Tensor:
+    def network(self, name: str, z: Tensor, k: Step, conditioning: Conditioning) -> Tensor:
         """The method's extra network at step k; the finished sample (k = K) has time 0."""
         return self.networks[name](z, self._times[k].expand(len(z)), conditioning)
 
@@ -141,8 +146,8 @@ class Core:
             z = data.latents[row, k]
             with torch.no_grad():
                 if len(inner):
-                    eps = self.predict(z[inner], k[inner], data.conditioning[row[inner]], guided=False)
-                    z[inner] = self.kernel.clean(z[inner], eps, k[inner])
+                    output = self.predict(z[inner], k[inner], data.conditioning[row[inner]], guided=False)
+                    z[inner] = self.kernel.clean(z[inner], output, k[inner])
                 found[row, k] = self.reward(z, prompts)
         return found
 

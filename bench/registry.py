@@ -93,12 +93,19 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "tilt_sw2": Plugin("metrics.tilt_sw2:TiltSw2"),
         "fid_target": Plugin("metrics.fid_target:FidTarget"),
     },
+    "models": {  # one that is code alone by its own name, a family of pipelines by its class's, ending in "Pipeline"
+        "ring": Plugin("bench.models.analytic:RingModel"),
+        "ring_flow": Plugin("bench.models.analytic:RingFlowModel"),
+        "gaussian": Plugin("bench.models.analytic:GaussianModel"),
+        "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
+        "StableDiffusionPipeline": Plugin("bench.models.stable_diffusion:StableDiffusion"),
+    },
 }
 
 
 @cache
 def plugins(kind: str) -> dict[str, Plugin]:
-    """All plugins of a kind ("methods", "rewards", "metrics"): built in, then announced by installed packages.
+    """All plugins of a kind ("methods", "rewards", "metrics", "models"): built in, then those of installed packages.
 
     Raises BenchError if an installed package claims a name that is taken.
     """

@@ -56,10 +56,14 @@ class SamplerConfig(Config):
     """The transition kernel (see bench.sampling.kernel) and guidance."""
 
     steps: int = Field(20, ge=1)
-    eta: float = Field(1.0, ge=0, le=1)
+    rule: Literal["ddim", "sde", "cps", "euler", "dance"] = Field("ddim", description="how eta makes a step's noise")
+    eta: float = Field(1.0, ge=0, le=2)
     guidance: float = Field(5.0, ge=1)
-    spacing: Literal["leading", "trailing", "linspace", "logsnr"] = "leading"
-    final_alpha: float | None = Field(None, gt=0, le=1, description="ᾱ_K; null: the model's scheduler's")
+    spacing: Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux"] = Field(
+        "auto", description="the time grid: the model's own, one of a diffusion, or (the last three) of a flow"
+    )
+    final_alpha: float | None = Field(None, gt=0, le=1, description="a diffusion's ᾱ_K; null: its scheduler's")
+    final_noise: float | None = Field(None, ge=0, lt=1, description="a flow's s_K; null: 0.02, less on a finer grid")
 
 
 class PromptsConfig(Config):

@@ -36,8 +36,8 @@ class AdjointMatching(Method):
         adjoint, prior_means, rewards = core.lean_adjoint(data)
         steps = core.choose_steps(data, self.config.fraction)
         for part in data.transitions(steps, core.micro_batch):
-            eps = core.predict(part.z, part.k, part.conditioning)
-            mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
+            output = core.predict(part.z, part.k, part.conditioning)
+            mean, std = core.kernel.mean(part.z, output, part.k), core.kernel.std(part.k, part.z)
             control = (mean - prior_means[part.row, part.k]) / std
             values = (control + std * adjoint[part.row, part.k + 1]).square().flatten(1).sum(1)
             yield Loss(values / steps.shape[1], {"reward": rewards[part.row[part.finished]]})

@@ -34,7 +34,7 @@ class DBConfig(Config):
     clip: float | None = Field(None, gt=0, description="DAG-KL: half-width of the ratio's clip range; null: DAG-DB")
     advantage_clip: float = Field(5.0, gt=0, description="DAG-KL: largest absolute advantage")
     policy_weight: float = Field(1.0, gt=0, description="DAG-KL: weight of the policy gradient")
-    trust: float = Field(1.0, ge=0, description="λ of ‖ε_θ − ε_old‖², mean over elements")
+    trust: float = Field(1.0, ge=0, description="λ of ‖o_θ − o_old‖², mean over elements")
     fraction: float = Field(1.0, ge=0, le=1, description="transitions used, besides the last one, over K")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network f_φ")
 
@@ -86,30 +86,30 @@ class DB(Method):
         self, core: Core, part: Transitions, known: Tensor, advantages: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each transition [n], and its parts; known: `βr(x̂_k)` [n, K+1]; advantages: [n], of DAG-KL."""
-        balance, log_prob, eps = self.balance(core, part, known)
+        balance, log_prob, output = self.balance(core, part, known)
         losses = {"balance": balance**2}
         if advantages is not None:
             ratio = torch.exp(log_prob - part.log_prob / self.scale(part))
             clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
             losses["policy"] = -self.config.policy_weight * torch.minimum(advantages * ratio, advantages * clipped)
         if self.config.trust:
-            losses["trust"] = self.config.trust * (eps - part.model_output).square().flatten(1).mean(1)
+            losses["trust"] = self.config.trust * (output - part.model_output).square().flatten(1).mean(1)
         return sum(losses.values()), {name: value.detach() for name, value in losses.items()}
 
     def balance(self, core: Core, part: Transitions, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The equation's left side minus its right side [n]; `log p_θ` [n] under the reduction; `ε_θ`."""
-        eps = core.predict(part.z, part.k, part.conditioning)
-        mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
+        output = core.predict(part.z, part.k, part.conditioning)
+        mean, std = core.kernel.mean(part.z, output, part.k), core.kernel.std(part.k, part.z)
         log_prob = gaussian_log_prob(part.z_next, mean, std) / self.scale(part)
         if self.config.residual:
-            prior_eps = core.predict(part.z, part.k, part.conditioning, prior=True)
-            other = gaussian_log_prob(part.z_next, core.kernel.mean(part.z, prior_eps, part.k), std)
+            prior_output = core.predict(part.z, part.k, part.conditioning, prior=True)
+            other = gaussian_log_prob(part.z_next, core.kernel.mean(part.z, prior_output, part.k), std)
         else:
             other = gaussian_log_prob(part.z, *core.kernel.noising(part.z_next, part.k))
         flow = self.flow(core, part, part.z, part.k, known)
         flow_next = self.flow(core, part, part.z_next, part.k + 1, known)
         used = log_prob.detach() if self.config.clip else log_prob
-        return flow + used - other / self.scale(part) - flow_next, log_prob, eps
+        return flow + used - other / self.scale(part) - flow_next, log_prob, output
 
     def flow(self, core: Core, part: Transitions, z: Tensor, k: Tensor, known: Tensor) -> Tensor:
         """`f(z_k)` [n]."""

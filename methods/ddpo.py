@@ -77,8 +77,8 @@ class DDPO(Method):
         scale = data.latents[0, 0].numel() if self.config.reduction == "mean" else 1
         steps = core.choose_steps(data, self.config.fraction)
         for part in data.transitions(steps, core.micro_batch):
-            eps = core.predict(part.z, part.k, part.conditioning)
-            mean, std = core.kernel.mean(part.z, eps, part.k), core.kernel.std(part.k, part.z)
+            output = core.predict(part.z, part.k, part.conditioning)
+            mean, std = core.kernel.mean(part.z, output, part.k), core.kernel.std(part.k, part.z)
             log_ratio = (gaussian_log_prob(part.z_next, mean, std) - part.log_prob) / scale
             ratio = torch.exp(log_ratio)
             loss = -torch.minimum(part.advantages * ratio, part.advantages * ratio.clamp(1 - clip, 1 + clip))

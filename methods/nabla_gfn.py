@@ -46,7 +46,7 @@ class NablaGFN(Method):
     - forward  `L_fwd = ‖(μ_θ − μ_#)/σ_k² − ∇ log F̃(z_{k+1})‖²`
     - reverse  `L_rev = ‖sg[∇_{z_k} log (p_θ/p_#)(z_{k+1}|z_k)] + ∇ log F̃(z_k)‖²`, trains g_φ only, every k
     - terminal `L_term = ‖g_φ(z_K)‖²` on the last transition
-    - trust    `λ ‖ε_θ − ε_old‖²`, ε_old the prediction of the policy that sampled
+    - trust    `λ ‖o_θ − o_old‖²`, o_old the output of the policy that sampled
 
     Plain ∇-DB replaces the prior's transition score by the noising kernel's (`residual: false`). `nabla_gfn_adjoint`,
     which goes beyond the paper, lets g_φ regress on the lean adjoint of Adjoint Matching, `∇ log F̃(z_k) = −a_k`, so
@@ -88,28 +88,28 @@ class NablaGFN(Method):
         weight = variance.flatten() if config.weighting == "kl" else torch.ones_like(variance.flatten())
         target, rewards = self.reward_score(core, part)  # first, and freed before the policy's graph is made
         z = part.z.detach().requires_grad_(config.flow)
-        eps = core.predict(z, part.k, part.conditioning)
-        mean = core.kernel.mean(z, eps, part.k)
+        output = core.predict(z, part.k, part.conditioning)
+        mean = core.kernel.mean(z, output, part.k)
         prior_mean = None
         prior_z = part.z.detach().requires_grad_(config.flow and adjoint is None)  # for the reverse score
         if config.residual:
             with torch.set_grad_enabled(prior_z.requires_grad):
-                prior_eps = core.predict(prior_z, part.k, part.conditioning, prior=True)
-                prior_mean = core.kernel.mean(prior_z, prior_eps, part.k)
+                prior_output = core.predict(prior_z, part.k, part.conditioning, prior=True)
+                prior_mean = core.kernel.mean(prior_z, prior_output, part.k)
         score = self.forward_score(core, part, mean, None if prior_mean is None else prior_mean.detach(), variance)
         losses = {}
         if config.flow:
             known = None, adjoint
             if adjoint is None:
                 known = self.reverse_score(core, part, mean.detach(), prior_z, prior_mean, variance)
-            back = self.reverse_target(core, part, z, eps, mean, known)
+            back = self.reverse_target(core, part, z, output, mean, known)
             own, own_next, own_last = self.flows(core, part)
             target = target.index_add(0, part.unfinished, own_next)  # the finished sample's flow is the reward alone
             losses["reverse"] = config.reverse_weight * weight * self.reverse_loss(part, own, back)
             losses["terminal"] = self.terminal_loss(part, own_last)
         losses["forward"] = weight * _mean_square(score - target)
         if config.trust:
-            losses["trust"] = config.trust * _mean_square(eps - part.model_output)
+            losses["trust"] = config.trust * _mean_square(output - part.model_output)
         metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
         return sum(losses.values()), metrics
 
@@ -144,13 +144,13 @@ class NablaGFN(Method):
         return cotangent, -torch.autograd.grad(prior_mean, z, (part.z_next - prior_mean.detach()) / variance)[0]
 
     def reverse_target(
-        self, core: Core, part: Transitions, z: Tensor, eps: Tensor, mean: Tensor, score: tuple[Tensor | None, Tensor]
+        self, core: Core, part: Transitions, z: Tensor, out: Tensor, mean: Tensor, score: tuple[Tensor | None, Tensor]
     ) -> Tensor:
         """Minus what `g_φ(z_k)` should be [n, *latent]: the reverse score plus the forward-looking term.
 
-        score: the parts of `reverse_score`; `eps` and `mean` carry the graph from `z`, one pass back through it.
+        score: the parts of `reverse_score`; `out` and `mean` carry the graph from `z`, one pass back through it.
         """
-        clean = core.kernel.clean(z, eps, part.k)
+        clean = core.kernel.clean(z, out, part.k)
         _, gradient = core.reward_gradient(clean, part.prompts)
         taken_back = {clean: core.beta * self.gamma(core, part.k, z) * gradient}
         if score[0] is not None:
@@ -161,9 +161,9 @@ class NablaGFN(Method):
         """`g_φ` at every z_k [n, *latent], at z_{k+1} of the unfinished (no graph if detached), and at z_K."""
         inner, last = part.unfinished, part.finished
         taught = last if self.config.detach_target else torch.cat([inner, last])
-        text = part.conditioning, part.conditioning[taught]
-        states = (part.z, part.z_next[taught]), (part.k, part.k[taught] + 1), text
-        own, rest = core.network("flow", *map(torch.cat, states)).split([len(part), len(taught)])
+        states = (part.z, part.z_next[taught]), (part.k, part.k[taught] + 1)
+        conditioning = part.conditioning.join([part.conditioning, part.conditioning[taught]])
+        own, rest = core.network("flow", *map(torch.cat, states), conditioning).split([len(part), len(taught)])
         ahead, rest = rest[: len(taught) - len(last)], rest[len(taught) - len(last) :]
         if self.config.detach_target and len(inner):
             with torch.set_grad_enabled(False):

@@ -43,11 +43,11 @@ class RTB(Method):
         for rows in data.split(max(1, core.micro_batch // count)):
             steps = torch.arange(count).expand(len(rows), count)
             (part,) = rows.transitions(steps, steps.numel())
-            eps = core.predict(part.z, part.k, part.conditioning)
-            prior_eps = core.predict(part.z, part.k, part.conditioning, prior=True)
+            output = core.predict(part.z, part.k, part.conditioning)
+            prior_output = core.predict(part.z, part.k, part.conditioning, prior=True)
             std = core.kernel.std(part.k, part.z)
             log_prob, prior_log_prob = (
-                gaussian_log_prob(part.z_next, core.kernel.mean(part.z, e, part.k), std) for e in (eps, prior_eps)
+                gaussian_log_prob(part.z_next, core.kernel.mean(part.z, e, part.k), std) for e in (output, prior_output)
             )
             log_ratio = (log_prob - prior_log_prob).view(count, len(rows)).sum(0)
             last = rows.latents[:, -1]

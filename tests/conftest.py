@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bench.core import Core
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel
@@ -114,7 +114,7 @@ class Brightness(Reward):
         return images[:, 0].flatten(1).mean(1) - images[:, 2].flatten(1).mean(1)
 
 
-def perturb(model: LatentDiffusion, scale: float = 0.3) -> None:
+def perturb(model: StableDiffusion, scale: float = 0.3) -> None:
     """Move the adapters away from their start, where the finetuned model equals the prior."""
     rng = generator(0, "weights", "perturb")
     for parameter in model.adapters().values():
@@ -122,13 +122,13 @@ def perturb(model: LatentDiffusion, scale: float = 0.3) -> None:
 
 
 @pytest.fixture
-def model(pipeline_folder: Path) -> LatentDiffusion:
+def model(pipeline_folder: Path) -> StableDiffusion:
     """The random pipeline with a fresh adapter."""
-    return LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
+    return StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
 
 
 @pytest.fixture
-def core(model: LatentDiffusion) -> Core:
+def core(model: StableDiffusion) -> Core:
     """A core of 5 DDPM steps on the random pipeline."""
     kernel = ddim_kernel(model.alphas_cumprod, 5, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
     return Core(model, kernel, Brightness(Config()), beta=10.0, micro_batch=8, sample_batch=8)

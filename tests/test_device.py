@@ -16,7 +16,7 @@ from bench.commands.selftest.device import device, recording
 from bench.core import Core
 from bench.evaluation.evaluator import Evaluator, load_reward
 from bench.evaluation.features import find_space
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.prompts import split
 from bench.sampling.kernel import ddim_kernel
@@ -29,7 +29,7 @@ TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("metho
 
 def core_on_device(folder: Path, **options: object) -> Core:
     options = {"device": device()} | options
-    model = LatentDiffusion(folder, guidance=3.0, lora_rank=2, **options)
+    model = StableDiffusion(folder, guidance=3.0, lora_rank=2, **options)
     kernel = ddim_kernel(model.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
     return Core(model, kernel, Brightness(Config(), options["device"]), beta=10.0, micro_batch=8, sample_batch=8)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.core import Core
 from bench.models.analytic import GaussianModel
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.plugin import Loss, Method
 from bench.reward import Reward
@@ -372,7 +372,7 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
     """The prior's vjp must run through the prior again, also when both networks share one graph."""
     found = []
     for checkpointing in (False, True):
-        model = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, checkpointing=checkpointing)
+        model = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, checkpointing=checkpointing)
         perturb(model)
         meter = Meter()
         meter.watch(model.network)

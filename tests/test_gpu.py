@@ -10,7 +10,7 @@ from conftest import perturb
 
 from bench import Batch, Core, Loss, Method, Needs, registry
 from bench.commands.gpu_steps import exact_float32, relative
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import RECORDS, Trajectory, rollout
@@ -29,14 +29,14 @@ def cuda() -> torch.device:
     return torch.device("cuda")
 
 
-def sampled(folder, device: torch.device | str, **options) -> tuple[LatentDiffusion, Batch]:
+def sampled(folder, device: torch.device | str, **options) -> tuple[StableDiffusion, Batch]:
     """The random pipeline on a device, its policy moved off the prior, and a batch."""
-    model = LatentDiffusion(folder, guidance=3.0, lora_rank=2, device=device, **options)
+    model = StableDiffusion(folder, guidance=3.0, lora_rank=2, device=device, **options)
     perturb(model)
     return model, Batch([p for p, _ in NAMES], NAMES, model.encode([p for p, _ in NAMES]))
 
 
-def paths(model: LatentDiffusion, batch: Batch) -> Trajectory:
+def paths(model: StableDiffusion, batch: Batch) -> Trajectory:
     kernel = ddim_kernel(model.alphas_cumprod, 5, final_alpha=model.final_alpha).to(model.device)
     with torch.no_grad():
         return rollout(model, kernel, batch, Noise(0, "train", batch.samples), record=RECORDS)

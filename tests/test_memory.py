@@ -12,7 +12,8 @@ from bench.commands.shortage import remedies
 from bench.config import resolve
 from bench.errors import OutOfMemoryError
 from bench.evaluation import evaluator
-from bench.models.stable_diffusion import LORA_FILE, LatentDiffusion
+from bench.models.pipeline import LORA_FILE
+from bench.models.stable_diffusion import StableDiffusion
 from bench.training import checkpoint, memory
 from rewards.colorfulness import Colorfulness
 
@@ -76,16 +77,16 @@ def backwards(self, images, prompts):
 
 PLACES = {  # phase: method, what fails, how many calls of it go well, how it fails, what is to be lowered
     # a round of ddpo: 3 steps of a rollout, one decode and one reward, then 4 transitions in one micro-batch
-    "rollout": ("ddpo", (LatentDiffusion, "predict"), 6, fail, "sample_batch=2"),
-    "losses": ("ddpo", (LatentDiffusion, "predict"), 7, fail, "micro_batch=2"),
-    "reward/decode": ("ddpo", (LatentDiffusion, "decode"), 1, fail, "micro_batch=2"),
+    "rollout": ("ddpo", (StableDiffusion, "predict"), 6, fail, "sample_batch=2"),
+    "losses": ("ddpo", (StableDiffusion, "predict"), 7, fail, "micro_batch=2"),
+    "reward/decode": ("ddpo", (StableDiffusion, "decode"), 1, fail, "micro_batch=2"),
     "reward": ("ddpo", (Colorfulness, "__call__"), 1, fail, "micro_batch=2"),
     "backward": ("draft_1", (Colorfulness, "__call__"), 1, backwards, "micro_batch=2"),
-    "losses/reward/decode": ("draft_1", (LatentDiffusion, "decode"), 1, fail, "micro_batch=2"),
+    "losses/reward/decode": ("draft_1", (StableDiffusion, "decode"), 1, fail, "micro_batch=2"),
     "losses/backward": ("nabla_gfn", (Colorfulness, "__call__"), 6, backwards, "micro_batch=2"),
     "optimizer": ("ddpo", (torch.optim.AdamW, "step"), 1, fail, None),
-    "evaluation/rollout": ("prior", (LatentDiffusion, "predict"), 0, fail, "sample_batch=2"),
-    "evaluation/decode": ("prior", (LatentDiffusion, "decode"), 0, fail, "sample_batch=2"),
+    "evaluation/rollout": ("prior", (StableDiffusion, "predict"), 0, fail, "sample_batch=2"),
+    "evaluation/decode": ("prior", (StableDiffusion, "decode"), 0, fail, "sample_batch=2"),
     "evaluation/reward": ("prior", (Colorfulness, "__call__"), 0, fail, "micro_batch=2"),
     "evaluation/features": ("prior", (evaluator, "as_seen"), 8, fail, "micro_batch=2"),
     "loading": ("prior", (evaluator, "load_reward"), 0, fail, None),
@@ -120,7 +121,7 @@ def test_one_sentence_says_the_phase_and_what_to_lower(attempt, monkeypatch, pha
 
 
 def test_a_failing_estimate_does_not_hide_the_error(attempt, monkeypatch):
-    monkeypatch.setattr(LatentDiffusion, "decode", Cut(LatentDiffusion.decode, 0))
+    monkeypatch.setattr(StableDiffusion, "decode", Cut(StableDiffusion.decode, 0))
     monkeypatch.setattr(estimate, "networks", fail)
     monkeypatch.setattr("bench.commands.shortage.networks", fail)
     status, text, _ = attempt("ddpo")

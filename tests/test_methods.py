@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench import registry
 from bench.core import Core
 from bench.errors import NonFiniteError
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.plugin import Method
 from bench.sampling.kernel import ddim_kernel
@@ -195,7 +195,7 @@ class Interrupted(Exception):
 
 def fresh(name: str, pipeline: Path, folder: Path, reward: Brightness | None = None, updates: int = 6) -> Trainer:
     """New objects throughout, as in a new process."""
-    model = LatentDiffusion(pipeline, guidance=3.0, lora_rank=2)
+    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
     kernel = ddim_kernel(model.alphas_cumprod, 3, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
     method = DDPO(DDPOConfig(buffer=6, minimum=2)) if name == "ddpo" else method_of(name)
     core = Core(model, kernel, reward or Brightness(Config()), beta=10.0, micro_batch=4, sample_batch=4)

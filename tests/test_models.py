@@ -7,19 +7,23 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import perturb
+from diffusers import DDIMScheduler
 
 from bench.commands.estimate import estimate_memory
 from bench.config import resolve
-from bench.models.catalogue import load_model, locate
-from bench.models.stable_diffusion import LORA_FILE, LatentDiffusion
+from bench.errors import BenchError
+from bench.models.catalogue import load_model, locate, make_kernel
+from bench.models.pipeline import LORA_FILE
+from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.noise import Noise
+from bench.settings import SamplerConfig
 from bench.training.meter import Meter
 from bench.weights.hub import RANDOM
 
 NAMES = [("cat", 0), ("dog", 0)]
 
 
-def predict(model: LatentDiffusion, **options: bool) -> torch.Tensor:
+def predict(model: StableDiffusion, **options: bool) -> torch.Tensor:
     z = Noise(0, "train", NAMES)(0, model.latent_shape)
     return model.predict(z, torch.tensor([500, 20]), model.encode([prompt for prompt, _ in NAMES]), **options)
 
@@ -36,7 +40,7 @@ def test_guidance_combines_two_unguided_predictions(model):
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_the_prior_stays_what_it_was(pipeline_folder, finetune):
-    model = LatentDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)
+    model = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)
     before = predict(model)
     assert torch.equal(before, predict(model, prior=True))
     perturb(model, 0.1)
@@ -47,10 +51,10 @@ def test_the_prior_stays_what_it_was(pipeline_folder, finetune):
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_save_and_load(pipeline_folder, finetune, tmp_path):
-    model = LatentDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)
+    model = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)
     perturb(model, 0.1)
     model.save(tmp_path)
-    fresh = LatentDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2, seed=1)
+    fresh = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2, seed=1)
     assert not torch.equal(predict(fresh), predict(model))
     fresh.load(tmp_path)
     assert torch.equal(predict(fresh), predict(model))
@@ -59,11 +63,11 @@ def test_save_and_load(pipeline_folder, finetune, tmp_path):
 def test_an_adapter_of_another_rank_is_refused(pipeline_folder, model, tmp_path):
     model.save(tmp_path)
     with pytest.raises(ValueError, match=LORA_FILE):
-        LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=4).load(tmp_path)
+        StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=4).load(tmp_path)
 
 
 def test_low_precision_network_keeps_float32_adapters_and_latents(pipeline_folder, model):
-    low = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
+    low = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
     output = predict(low)
     assert output.dtype == torch.float32
     assert next(low.network.conv_in.parameters()).dtype == torch.bfloat16
@@ -77,23 +81,44 @@ def test_low_precision_network_keeps_float32_adapters_and_latents(pipeline_folde
     assert low.decode(Noise(0, "train", NAMES)(0, low.latent_shape)).dtype == torch.float32
 
 
-def test_v_prediction_is_turned_into_noise(pipeline_folder, tmp_path, model):
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_v_prediction_is_that_of_diffusers_to_the_bit(pipeline_folder, tmp_path, model, zero_snr):
+    """Also where the schedule starts without any signal, `ᾱ = 0`, and the clean latent is `−v`."""
     folder = tmp_path / "v"
     shutil.copytree(pipeline_folder, folder)
     path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
-    other = LatentDiffusion(folder, guidance=3.0, lora_rank=2)
-    z = Noise(0, "train", NAMES)(0, model.latent_shape)
-    alpha = model.alphas_cumprod[torch.tensor([500, 20])].view(-1, 1, 1, 1)
-    raw = predict(model)  # the same weights, read as ε
-    assert torch.allclose(predict(other), alpha**0.5 * raw + (1 - alpha) ** 0.5 * z, atol=1e-5)
+    changed = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    other = StableDiffusion(folder, guidance=3.0, lora_rank=2)
+    assert other.output == "v_prediction"
+    assert torch.equal(predict(other), predict(model))  # the same weights, and a network's own output
     assert other.fingerprint() != model.fingerprint()
+    kernel = make_kernel(other, SamplerConfig(steps=5, eta=1.0, spacing="trailing"))
+    scheduler = DDIMScheduler.from_config(other.pipeline.scheduler.config, timestep_spacing="trailing")
+    scheduler.set_timesteps(5)
+    z, output, noise = (Noise(0, "train", NAMES)(k, model.latent_shape) for k in range(3))
+    assert (float(kernel.alphas[0]) < 1e-7) is zero_snr
+    for k, t in enumerate(scheduler.timesteps):
+        theirs = scheduler.step(output, t, z, eta=1.0, variance_noise=noise)
+        assert torch.equal(kernel.clean(z, output, k), theirs.pred_original_sample)
+        assert torch.equal(kernel.mean(z, output, k) + kernel.std(k, z) * noise, theirs.prev_sample)
+        assert bool(theirs.prev_sample.isfinite().all())
+
+
+def test_noise_prediction_without_any_signal_is_refused(pipeline_folder, tmp_path):
+    folder = tmp_path / "zero"
+    shutil.copytree(pipeline_folder, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
+    other = StableDiffusion(folder, guidance=3.0, lora_rank=2)
+    with pytest.raises(BenchError, match="zero terminal SNR"):
+        make_kernel(other, SamplerConfig(steps=5, spacing="trailing"))
 
 
 def test_weights_depend_on_the_seed_alone(pipeline_folder, model):
     state = torch.get_rng_state()
-    same = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
-    other = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, seed=1)
+    same = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
+    other = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, seed=1)
     assert torch.equal(state, torch.get_rng_state())
     ours = model.adapters()
     assert all(torch.equal(ours[name], p) for name, p in same.adapters().items())
@@ -102,7 +127,7 @@ def test_weights_depend_on_the_seed_alone(pipeline_folder, model):
 
 @pytest.mark.parametrize("attention", ["eager", "sliced"])
 def test_attention_variants_give_the_same_prediction_and_gradient(pipeline_folder, model, attention):
-    other = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, attention=attention)
+    other = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, attention=attention)
     kinds = {type(processor).__name__ for processor in other.network.attn_processors.values()}
     assert kinds == {"AttnProcessor" if attention == "eager" else "SlicedAttnProcessor"}
     outputs = []
@@ -120,7 +145,7 @@ def test_slicing_and_recomputing_the_decoder_change_nothing(pipeline_folder, mod
     weights = torch.linspace(0, 1, images.numel()).view_as(images)
     (expected,) = torch.autograd.grad((images * weights).sum(), z)
     for options in ({"vae_slicing": True}, {"checkpointing": True}):
-        other = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, **options)
+        other = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, **options)
         assert other.pipeline.vae.use_slicing is options.get("vae_slicing", False)
         found = other.decode(z)
         torch.testing.assert_close(found, images, rtol=1e-5, atol=1e-6)
@@ -129,7 +154,7 @@ def test_slicing_and_recomputing_the_decoder_change_nothing(pipeline_folder, mod
 
 
 def test_half_precision_denoiser(pipeline_folder, model):
-    half = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.float16)
+    half = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.float16)
     output = predict(half)
     assert output.dtype == torch.float32
     assert float((output - predict(model)).abs().max()) < 0.02 * float(output.abs().max())
@@ -138,7 +163,7 @@ def test_half_precision_denoiser(pipeline_folder, model):
 
 @pytest.mark.slow
 def test_a_compiled_denoiser_gives_the_same_and_is_counted(pipeline_folder, model):
-    compiled = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, compile=True)
+    compiled = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, compile=True)
     meter = Meter()
     meter.watch(compiled.network)
     for one in (model, compiled):
@@ -162,7 +187,7 @@ def test_stable_diffusion_by_name(hub, name):
     assert model.final_alpha < 1
     assert model.steps_offset == 1
     assert float(model.alphas_cumprod[-1]) == pytest.approx(0.0047, abs=1e-4)  # of Stable Diffusion's schedule
-    assert model._v_prediction is (name == "sd21")
+    assert model.output == ("v_prediction" if name == "sd21" else "epsilon")
     output = predict(model)
     assert output.shape == (2, 4, 8, 8)
     assert model.decode(output).shape == (2, 3, 64, 64)
@@ -224,7 +249,7 @@ def test_merged_adapters_predict_the_same_and_are_put_back(model):
 
 
 def test_16_bit_denoisers_are_not_merged(pipeline_folder):
-    model = LatentDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
+    model = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
     perturb(model)
     z, t, text = torch.ones(2, 4, 8, 8), torch.tensor([500, 500]), model.encode(["cat", "dog"])
     apart = model.predict(z, t, text)

@@ -119,10 +119,8 @@ def test_rollout_equals_diffusers_pipeline(pipeline_folder, model, eta):
     pipe.scheduler = NamedNoise.from_config(pipe.scheduler.config)
     conditioning = model.encode([prompt for prompt, _ in SAMPLES])
     theirs = pipe(
-        prompt_embeds=conditioning,
-        negative_prompt_embeds=model.encode([""]).expand_as(conditioning),
+        **model.pipeline_inputs(conditioning),
         num_inference_steps=steps,
-        guidance_scale=3.0,
         eta=eta,
         latents=noise(0, model.latent_shape),
         output_type="latent",

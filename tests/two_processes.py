@@ -12,7 +12,7 @@ import torch
 from conftest import Brightness, perturb
 
 from bench import Batch, Config, Core, Loss, Method, Needs, registry
-from bench.models.stable_diffusion import LatentDiffusion
+from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.kernel import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import processes
@@ -27,7 +27,7 @@ class Lopsided(Method):
 
     needs = Needs(rewards=True, record=frozenset({"model_output"}))
 
-    def networks(self, model: LatentDiffusion) -> dict[str, torch.nn.Module]:
+    def networks(self, model: StableDiffusion) -> dict[str, torch.nn.Module]:
         return {"flow": model.latent_network([32, 32])}
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
@@ -40,7 +40,7 @@ class Lopsided(Method):
 
 def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) -> None:
     """Four updates, or until `stop`, going on from what is in `folder`; the log's records go there too."""
-    model = LatentDiffusion(pipeline, guidance=3.0, lora_rank=2)
+    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
     kernel = ddim_kernel(model.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
     perturb(model, 0.1)  # away from the start, where gradients are so small that Adam would enlarge their rounding
     core = Core(model, kernel, Brightness(Config()), beta=1000.0, micro_batch=2, sample_batch=2)

@@ -1,6 +1,10 @@
 """How much memory a run will need, from shapes alone: nothing is loaded, networks are built without storage."""
 
+import json
+import math
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench import registry
 from bench.models import catalogue
-from bench.models.stable_diffusion import LORA_TARGETS
+from bench.models.pipeline import PipelineModel
 from bench.settings import RunConfig
 from bench.weights import random_weights
 from bench.weights.requirements import requirements
@@ -32,25 +36,25 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     built = networks(config)
     if built is None:
         return None
-    unet, vae = built
-    size, channels = unet.config.sample_size, unet.config.in_channels
-    weights = {"unet": _bytes(unet, dtype), "vae": _bytes(vae, torch.float32)}
-    unet.requires_grad_(config.model.finetune == "full")
+    kind, network, vae = built
+    weights = {"denoiser": _bytes(network, dtype), "vae": _bytes(vae, torch.float32)}
+    network.requires_grad_(config.model.finetune == "full")
     if config.model.finetune == "lora":
-        unet.add_adapter(LoraConfig(r=config.model.lora_rank, target_modules=LORA_TARGETS))
-    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+        network.add_adapter(LoraConfig(r=config.model.lora_rank, target_modules=list(kind.lora_targets)))
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     dtype = torch.float32 if config.model.finetune == "full" else dtype
-    unet.to(dtype)
+    network.to(dtype)
+    shape, parts = kind.shapes(network.config)
     with torch.device("meta"):
-        z, text = torch.empty(1, channels, size, size), torch.empty(1, 77, unet.config.cross_attention_dim)
-        t = torch.empty(1, dtype=torch.long)
-        denoise = _saved(unet, lambda: unet(z.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample)
+        z, t = torch.empty(1, *shape), torch.empty(1)
+        conditioning = {name: torch.empty(1, *part, dtype=dtype) for name, part in parts.items()}
+        denoise = _saved(network, lambda: kind.denoise(network, z.to(dtype), t, conditioning))
         decode = _saved(vae, lambda: vae.decode(z.requires_grad_()).sample)
     needs = registry.load("methods", config.method.name).needs
     train = config.train
     rows = train.micro_batch * (1 if config.sampler.guidance == 1 else 2)
     images = (1 if config.model.checkpointing else train.micro_batch) if needs.reward_gradient else 0
-    latent = channels * size * size * FLOAT
+    latent = math.prod(shape) * FLOAT
     kept = 1 + len(needs.record & {"model_output", "prior_output"})
     rewards = sum(need.size for need in requirements(config) if need != catalogue.need(config.model.name))
     return {
@@ -61,23 +65,27 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     }
 
 
-def networks(config: RunConfig) -> tuple[Any, Any] | None:
-    """Denoiser and autoencoder without storage, from the folder's configs or from the architectures known here."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    if config.model.name in catalogue.ANALYTIC:
+def networks(config: RunConfig) -> tuple[type[PipelineModel], Any, Any] | None:
+    """Family, and denoiser and autoencoder without storage, from the folder's configs or architectures known here."""
+    if catalogue.is_analytic(config.model.name):
         return None
     repository = catalogue.need(config.model.name)
-    with torch.device("meta"):
-        if repository is None or not repository.missing():
-            folder = catalogue.locate(config.model.name)
-            return tuple(
-                kind.from_config(kind.load_config(folder / name))
-                for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
-            )
-        if config.model.name in random_weights.UNET:
-            return random_weights.denoiser(config.model.name), random_weights.autoencoder("full")
+    if repository is None or not repository.missing():
+        folder = catalogue.locate(config.model.name)
+        kind = catalogue.family(folder)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf8"))
+        with torch.device("meta"):
+            return kind, *(_empty(index[name][1], folder / name) for name in (kind.denoiser, "vae"))
+    if config.model.name in random_weights.UNET:
+        with torch.device("meta"):
+            found = random_weights.denoiser(config.model.name), random_weights.autoencoder("full")
+        return registry.load("models", "StableDiffusionPipeline"), *found
     return None
+
+
+def _empty(class_name: str, folder: Path) -> Any:
+    kind = getattr(import_module("diffusers"), class_name)
+    return kind.from_config(kind.load_config(folder))
 
 
 def _bytes(network: nn.Module, dtype: torch.dtype) -> int:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench import registry
 from bench.commands.estimate import estimate_memory
-from bench.models.catalogue import network_dtype
+from bench.models.base import network_dtype
 from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
 from bench.weights.requirements import requirements

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from bench import registry
 from bench.errors import BenchError
-from bench.models.catalogue import ANALYTIC
+from bench.models.catalogue import is_analytic
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.settings import RunConfig
 from bench.weights.hub import obtain
@@ -32,7 +32,7 @@ def check(config: RunConfig) -> None:
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
     requirements(config)  # loads every reward, metric and feature space that is named
-    kind = "points" if config.model.name in ANALYTIC else "images"
+    kind = "points" if is_analytic(config.model.name) else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
         if (wanted := registry.load("rewards", name).inputs) != kind:
             fit = [other for other, own in _working("rewards") if own.inputs == kind]

@@ -70,7 +70,7 @@ def profile(config: RunConfig, repeats: int, console: Console, out: Path) -> Non
     obtain(training_requirements(config))
     prompts, core = profile_prompts(config), build_core(config)
     found: dict[str, Any] = {"config": config.model_dump(mode="json"), "environment": environment.describe()}
-    if config.model.name not in catalogue.ANALYTIC:
+    if not catalogue.is_analytic(config.model.name):
         found["sampling"] = sampling_rows(core, prompts, repeats)
         _show_sampling(found["sampling"], core, repeats, console)
     found["updates"] = updates = update_rows(core, config, prompts, repeats)
@@ -96,7 +96,6 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
     pipe = model.pipeline
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    null = model.encode([""]).expand_as(batch.conditioning)
 
     def ours() -> Any:
         with torch.no_grad():
@@ -104,10 +103,8 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 
     def theirs() -> Any:
         return pipe(
-            prompt_embeds=batch.conditioning,
-            negative_prompt_embeds=null,
+            **model.pipeline_inputs(batch.conditioning),
             num_inference_steps=kernel.steps,
-            guidance_scale=model.guidance,
             eta=kernel.eta,
             latents=noise(0, model.latent_shape).to(model.device, model.network.dtype),
             output_type="latent",

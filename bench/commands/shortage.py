@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bench.commands.estimate import estimate_memory, networks
 from bench.errors import OutOfMemoryError
-from bench.models.catalogue import ANALYTIC, network_dtype
+from bench.models.base import network_dtype
+from bench.models.catalogue import is_analytic
 from bench.settings import RunConfig
 from bench.training import checkpoint, memory, processes
 
@@ -34,7 +35,7 @@ def remedies(phases: tuple[str, ...], config: RunConfig) -> list[str]:
     name = "micro_batch" if at & BY_MICRO_BATCH else "sample_batch" if at & BY_SAMPLE_BATCH else None
     rows = getattr(config.train, name) if name else 1
     found = [f"train.{name}={rows // 2}"] if rows > 1 else []
-    if model.name in ANALYTIC:
+    if is_analytic(model.name):
         return found
     if at & GRADIENT and not model.checkpointing:
         found.append("model.checkpointing=true")
@@ -64,13 +65,13 @@ def _facts(config: RunConfig) -> Iterator[str]:
     """What was in use, what was expected, and what the device has."""
     train, model, device = config.train, config.model, processes.state().device
     yield f"train.micro_batch = {train.micro_batch}, train.sample_batch = {train.sample_batch}"
-    if model.name not in ANALYTIC:
+    if not is_analytic(model.name):
         for name in ("checkpointing", "vae_slicing"):
             yield f"model.{name} = {str(getattr(model, name)).lower()}"
     with contextlib.suppress(Exception):  # these only inform: their faults must not hide the error
         if built := networks(config):
-            size, channels = built[0].config.sample_size, built[0].config.in_channels
-            yield f"latents {channels}×{size}×{size}"
+            kind, network, _ = built
+            yield f"latents {'×'.join(map(str, kind.shapes(network.config)[0]))}"
         if estimate := estimate_memory(config, network_dtype(model, device)):
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
             yield f"estimated {sum(estimate.values()) / 2**30:.1f} GiB ({parts})"

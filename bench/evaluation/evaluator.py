@@ -146,7 +146,7 @@ class Evaluator:
 
     def _key(self, purpose: str) -> str:
         kernel, model = self.core.kernel, self.core.model
-        parts = [model.fingerprint(), kernel.alphas.tolist(), kernel.eta, kernel.timesteps.tolist(), self.names]
+        parts = [model.fingerprint(), kernel.key(), self.names]
         parts += [self.config.evaluation.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 

@@ -9,30 +9,33 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.models.base import DiffusionModel
+from bench.models.base import Conditioning, DiffusionModel
 from bench.sampling.noise import seeded
+from bench.settings import ModelConfig
 
 FILE = "analytic.safetensors"
 TIMES = 1000
 
 
 class AnalyticModel(DiffusionModel):
-    """Prior data from an equal mixture of M Gaussians `N(m_i, s² I)` in d dimensions, with the exact noise prediction
+    """Prior data from an equal mixture of M Gaussians `N(m_i, v I)` in d dimensions, with the exact prediction.
 
-    `ε_#(z, t) = √(1−ᾱ_t) / (ᾱ_t s² + 1 − ᾱ_t) · Σ_i w_i(z) (z − √ᾱ_t m_i)`, w the posterior of the component.
+    On the path `z = α x + s ε`, w the posterior of the component, `e_i = (z − α m_i) / (α² v + s²)`:
+    the noise is `ε_#(z) = s Σ_i w_i e_i`, the clean latent `x_#(z) = Σ_i w_i (m_i + α v e_i)`. A diffusion's network
+    gives ε, a flow's (without alphas_cumprod; `α = 1−s`, `s = t/1000`) gives `ε − x`.
 
     The finetuned part is added to it and starts at zero. Latents are [B, d]; the decoder is the identity, so rewards
-    see points. Prompts are accepted and ignored: conditioning is [B, 1] of zeros, and there is no guidance.
+    see points. Prompts are accepted and ignored: conditioning is zeros, and there is no guidance.
 
-    means: [M, d]; std: `s`; alphas_cumprod: [T]; finetuned, and any latent network: made by `network_class`.
-    dtype: of parameters, schedule and predictions; float64 shows whether an equation holds exactly.
+    means: [M, d]; std: `√v`; alphas_cumprod: [T], or None for a rectified flow; finetuned, and any latent network: made
+    by `network_class`. dtype: of parameters, schedule and predictions; float64 shows whether an equation holds exactly.
     """
 
     def __init__(
         self,
         means: Tensor,
         std: float,
-        alphas_cumprod: Tensor,
+        alphas_cumprod: Tensor | None,
         steps_offset: int,
         network_class: "type[_Affine] | type[_Residual]",
         *,
@@ -43,19 +46,30 @@ class AnalyticModel(DiffusionModel):
         self.device, self.dtype, self.latent_shape = torch.device(device), dtype, (means.shape[1],)
         self.means, self.std, self.steps_offset = means.to(self.device, dtype), std, steps_offset
         self.modes = self.means if len(means) > 1 else None
-        self.alphas_cumprod = alphas_cumprod.to(dtype)
-        self.final_alpha = float(self.alphas_cumprod[0])
+        if alphas_cumprod is None:
+            self.output, self.spacing = "flow", "shifted"
+            levels = None
+        else:
+            levels = self.alphas_cumprod = alphas_cumprod.to(dtype)
+            self.final_alpha = float(levels[0])
         self.network_class = network_class
         with seeded(seed, "adapter"):
             finetuned = network_class(self.latent_shape[0], dtype)
-        self.network = _Denoiser(self.alphas_cumprod, self.means, std, finetuned).to(self.device)
+        self.network = _Denoiser(levels, self.means, std, finetuned).to(self.device)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    @classmethod
+    def create(
+        cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
+    ) -> "AnalyticModel":
+        """See `DiffusionModel.create`: nothing but the device can be configured."""
+        return cls(device=device, seed=seed)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Zeros [B, 1]."""
-        return torch.zeros(len(prompts), 1, dtype=self.dtype, device=self.device)
+        return Conditioning({"text": torch.zeros(len(prompts), 1, dtype=self.dtype, device=self.device)})
 
     def predict(
-        self, z: Tensor, t: Tensor, conditioning: Tensor, *, prior: bool = False, guided: bool = True
+        self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
         """See `DiffusionModel.predict`; [B, d] in the model's dtype. Without conditions there is no guidance."""
         return self.network(z.to(self.dtype), t.to(z.device).expand(len(z)), prior)
@@ -93,7 +107,7 @@ class AnalyticModel(DiffusionModel):
 
     def fingerprint(self) -> str:
         """Hash of the prior's settings."""
-        levels = (self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item())
+        levels = None if self.output == "flow" else (self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item())
         settings = repr((self.means.tolist(), self.std, levels, self.steps_offset, str(self.dtype)))
         return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
@@ -108,9 +122,19 @@ class GaussianModel(AnalyticModel):
     def __init__(self, dim: int = 2, mean: float | Sequence[float] = 0.7, std: float = 0.6, **options: object):
         if dim < 2:
             raise ValueError(f"dim must be at least 2, got {dim}: one dimension cannot tell sums from means")
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMES, dtype=torch.float64) ** 2
         means = torch.as_tensor(mean, dtype=torch.float64).expand(1, dim)
-        super().__init__(means, std, torch.cumprod(1 - betas, 0), 1, _Affine, **options)
+        super().__init__(means, std, self._levels(), 1, _Affine, **options)
+
+    def _levels(self) -> Tensor | None:
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMES, dtype=torch.float64) ** 2
+        return torch.cumprod(1 - betas, 0)
+
+
+class GaussianFlowModel(GaussianModel):
+    """The same Gaussian on the rectified-flow path."""
+
+    def _levels(self) -> None:
+        return None
 
 
 class RingModel(AnalyticModel):
@@ -121,21 +145,31 @@ class RingModel(AnalyticModel):
 
     def __init__(self, **options: object):
         angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
-        betas = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64)
         means = 3 * torch.stack([angles.cos(), angles.sin()], 1)
-        super().__init__(means, 0.3, torch.cumprod(1 - betas, 0), 31, _Residual, **options)
+        super().__init__(means, 0.3, self._levels(), 31, _Residual, **options)
+
+    def _levels(self) -> Tensor | None:
+        return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64), 0)
+
+
+class RingFlowModel(RingModel):
+    """The same ring on the rectified-flow path."""
+
+    def _levels(self) -> None:
+        return None
 
 
 class _Affine(nn.Module):
-    """`(z [B, d], t [B]) → bias_t + slope_t z`, zero at the start."""
+    """`(z [B, d], t [B]) → bias_t + slope_t z`, zero at the start; a flow's time is rounded to a whole one."""
 
     def __init__(self, dim: int, dtype: torch.dtype):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(TIMES, dim, dtype=dtype))
-        self.slope = nn.Parameter(torch.zeros(TIMES, dim, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(TIMES + 1, dim, dtype=dtype))
+        self.slope = nn.Parameter(torch.zeros(TIMES + 1, dim, dtype=dtype))
 
-    def forward(self, z: Tensor, t: Tensor, conditioning: Tensor | None = None) -> Tensor:
-        return self.bias[t] + self.slope[t] * z.to(self.bias.dtype)
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        place = t.round().long() if t.is_floating_point() else t
+        return self.bias[place] + self.slope[place] * z.to(self.bias.dtype)
 
 
 class _Residual(nn.Module):
@@ -154,24 +188,32 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, z: Tensor, t: Tensor, conditioning: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         phase = (t / TIMES).to(self.frequencies)[:, None] * self.frequencies
         return self.layers(torch.cat([z.to(phase), phase.sin(), phase.cos()], 1))
 
 
 class _Denoiser(nn.Module):
-    """The prior's exact noise prediction plus the finetuned part."""
+    """The prior's exact prediction plus the finetuned part; alphas_cumprod: None for a rectified flow."""
 
-    def __init__(self, alphas_cumprod: Tensor, means: Tensor, std: float, finetuned: nn.Module):
+    def __init__(self, alphas_cumprod: Tensor | None, means: Tensor, std: float, finetuned: nn.Module):
         super().__init__()
-        self.register_buffer("alphas", alphas_cumprod.unsqueeze(1).clone())
+        self.register_buffer("alphas", None if alphas_cumprod is None else alphas_cumprod.unsqueeze(1).clone())
         self.register_buffer("means", means.clone())
         self.variance, self.finetuned = std**2, finetuned
 
     def forward(self, z: Tensor, t: Tensor, prior: bool) -> Tensor:
-        alpha = self.alphas[t]
-        spread = alpha * self.variance + 1 - alpha
-        offsets = z[:, None] - (alpha**0.5)[:, None] * self.means
+        if self.alphas is None:
+            noise = t.to(z)[:, None] / TIMES
+            signal = 1 - noise
+            spread = signal**2 * self.variance + noise**2
+        else:
+            alpha = self.alphas[t]
+            signal, noise, spread = alpha**0.5, (1 - alpha) ** 0.5, alpha * self.variance + 1 - alpha
+        offsets = z[:, None] - signal[:, None] * self.means
         posterior = torch.softmax(-offsets.square().sum(2) / (2 * spread), 1)
-        eps = (1 - alpha) ** 0.5 / spread * (posterior[..., None] * offsets).sum(1)
-        return eps if prior else eps + self.finetuned(z, t)
+        pull = (posterior[..., None] * offsets).sum(1)
+        output = noise / spread * pull
+        if self.alphas is None:
+            output = output - posterior @ self.means - signal * self.variance / spread * pull
+        return output if prior else output + self.finetuned(z, t)

@@ -1,40 +1,89 @@
-"""The model that methods see: a latent diffusion model behind five verbs."""
+"""The model that methods see: a latent diffusion or flow-matching model behind five verbs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from bench.sampling.kernel import Output
+from bench.settings import ModelConfig
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What prompts become: named tensors [B, …] (text states, pooled text, …), a row a prompt, indexed together."""
+
+    parts: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
+        """The rows named by a slice, an index or a mask."""
+        return Conditioning({name: part[rows] for name, part in self.parts.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return next(iter(self.parts.values())).device
+
+    def to(self, device: torch.device | str) -> "Conditioning":
+        """The same on another device."""
+        return Conditioning({name: part.to(device) for name, part in self.parts.items()})
+
+    def expand(self, rows: int) -> "Conditioning":
+        """A single row as many times as asked for, without a copy."""
+        return Conditioning({name: part.expand(rows, *part.shape[1:]) for name, part in self.parts.items()})
+
+    @staticmethod
+    def join(parts: "Sequence[Conditioning]") -> "Conditioning":
+        """The rows of all, in order."""
+        return Conditioning({name: torch.cat([one.parts[name] for one in parts]) for name in parts[0].parts})
 
 
 class DiffusionModel(ABC):
     """encode, predict, decode, adapters, save/load. The core reaches a model through these alone.
 
     latent_shape: shape of one latent, without the batch; device: where it runs.
-    alphas_cumprod: float32 [T], signal levels of the training schedule, on the CPU; final_alpha: the scheduler's level
-    of a finished sample; steps_offset: of its "leading" grid. network: the denoiser, whose passes are counted.
+    output: what the network predicts (see `bench.sampling.kernel.Kernel`); spacing: the grid that is its own.
+    A diffusion has alphas_cumprod: float32 [T], signal levels of the training schedule, on the CPU; final_alpha: the
+    scheduler's level of a finished sample; steps_offset: of its "leading" grid. A flow has shift, of its time grid, and
+    tokens, how many its latent makes. network: the denoiser, whose passes are counted.
     modes: [M, d], centres of the prior's modes where they are known.
     """
 
     latent_shape: tuple[int, ...]
     device: torch.device
+    output: Output = "epsilon"
+    spacing: str = "leading"
     alphas_cumprod: Tensor
     final_alpha: float
     steps_offset: int = 0
+    shift: float = 3.0
+    tokens: int = 4096
     network: nn.Module
     modes: Tensor | None = None
 
+    @classmethod
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def create(
+        cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
+    ) -> "DiffusionModel":
+        """The configured model; folder: of its weights, None for one without. seed: of the adapter's start."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning, one row per prompt; a prompt's row does not depend on its neighbours."""
 
     @abstractmethod
     def predict(
-        self, z: Tensor, t: Tensor, conditioning: Tensor, *, prior: bool = False, guided: bool = True
+        self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
-        """Noise prediction `ε(z, t, c)`, float32 [B, *latent]; `t` is one time or [B].
+        """The network's own output (see `output`), float32 [B, *latent]; `t` is one time or [B].
 
         prior: with the finetuned part switched off. guided: with classifier-free guidance (the model's own scale).
         """
@@ -72,3 +121,9 @@ class DiffusionModel(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the prior's weights and settings; it keys the cache of prior samples."""
+
+
+def network_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype:
+    """The denoiser's precision; "auto" is bfloat16 on a GPU and float32 elsewhere."""
+    auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    return getattr(torch, auto if config.dtype == "auto" else config.dtype)

@@ -1,12 +1,14 @@
-"""Models by name, local folder or hub id."""
+"""Models by name, local folder or hub id; their families are plugins (see `bench.registry`)."""
 
+import json
 from pathlib import Path
 
 import torch
 
+from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.models.base import DiffusionModel
-from bench.sampling.kernel import Kernel, ddim_kernel
+from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
 from bench.settings import ModelConfig, SamplerConfig
 from bench.weights.hub import Repository
 
@@ -16,8 +18,9 @@ NAMED = {
     "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
+    "ring_flow": "the ring as a rectified flow, exact velocity",
+    "gaussian_flow": "the Gaussian as a rectified flow, exact velocity",
 }
-ANALYTIC = {"ring": "RingModel", "gaussian": "GaussianModel"}  # have no weights; their samples are points
 
 PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some hold four copies of the weights
     "model_index.json",
@@ -42,12 +45,17 @@ HUB = {
 }
 
 
+def is_analytic(name: str) -> bool:
+    """Whether a model is code alone, without weights; the samples of those that ship are points."""
+    return name in registry.plugins("models") and not name.endswith("Pipeline")
+
+
 def need(name: str) -> Repository | None:
     """The hub repository that a model's weights come from; None for one that ships or lies in a local folder.
 
     Raises BenchError for an unknown name or a folder that holds no pipeline; nothing is loaded or downloaded here.
     """
-    if name in ANALYTIC or name == "emoji":
+    if is_analytic(name) or name == "emoji":
         return None
     if name in HUB:
         return HUB[name]
@@ -67,7 +75,7 @@ def locate(name: str) -> Path | None:
     A hub id that is not cached is downloaded if the hub can be reached. Raises BenchError, within seconds, for an
     unknown name or for weights that are missing while offline; nothing is loaded here.
     """
-    if name in ANALYTIC:
+    if is_analytic(name):
         return None
     if name == "emoji":
         from bench.models import emoji
@@ -77,10 +85,19 @@ def locate(name: str) -> Path | None:
     return repository.path() if repository else Path(name)
 
 
-def network_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype:
-    """The denoiser's precision; "auto" is bfloat16 on a GPU and float32 elsewhere."""
-    auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
-    return getattr(torch, auto if config.dtype == "auto" else config.dtype)
+def family(folder: Path) -> type[DiffusionModel]:
+    """The family that reads a pipeline's folder, by the class that `model_index.json` names.
+
+    Raises BenchError for a folder without one, or a class that no family reads.
+    """
+    try:
+        kind = json.loads((folder / "model_index.json").read_text(encoding="utf8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{folder / 'model_index.json'} names no pipeline class: {error!r}") from None
+    families = [name for name in registry.plugins("models") if name.endswith("Pipeline")]
+    if kind not in families:
+        raise BenchError(f"{folder} holds a {kind}, which is not supported; supported are {', '.join(families)}.")
+    return registry.load("models", kind)
 
 
 def quiet_libraries() -> None:
@@ -97,35 +114,29 @@ def load_model(
     config: ModelConfig, sampler: SamplerConfig, *, device: torch.device | str = "cpu", seed: int = 0
 ) -> DiffusionModel:
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
-    if config.name in ANALYTIC:
-        from bench.models import analytic
-
-        return getattr(analytic, ANALYTIC[config.name])(device=device, seed=seed)
-    from bench.models.stable_diffusion import LatentDiffusion
-
+    folder = locate(config.name)
+    kind = registry.load("models", config.name) if folder is None else family(folder)
     quiet_libraries()
-    return LatentDiffusion(
-        locate(config.name),
-        guidance=sampler.guidance,
-        dtype=network_dtype(config, device),
-        device=device,
-        finetune=config.finetune,
-        lora_rank=config.lora_rank,
-        checkpointing=config.checkpointing,
-        attention=config.attention,
-        compile=config.compile,
-        vae_slicing=config.vae_slicing,
-        seed=seed,
-    )
+    return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
 
 
 def make_kernel(model: DiffusionModel, sampler: SamplerConfig) -> Kernel:
-    """The configured transition kernel over the model's noise schedule."""
+    """The configured transition kernel over the model's noise schedule. Raises BenchError for what does not fit it."""
+    common = {"eta": sampler.eta, "rule": sampler.rule}
+    common["spacing"] = model.spacing if sampler.spacing == "auto" else sampler.spacing
+    is_flow = model.output == "flow"
+    if unfit := sampler.final_alpha if is_flow else sampler.final_noise:
+        name, right = ("final_alpha", "final_noise") if is_flow else ("final_noise", "final_alpha")
+        kind = "flow-matching" if is_flow else "diffusion"
+        raise BenchError(f"sampler.{name} = {unfit:g} means nothing to a {kind} model: use sampler.{right}.")
+    if is_flow:
+        options = {"shift": model.shift, "tokens": model.tokens, "final_noise": sampler.final_noise}
+        return flow_kernel(sampler.steps, **common, **options)
     return ddim_kernel(
         model.alphas_cumprod,
         sampler.steps,
-        eta=sampler.eta,
-        spacing=sampler.spacing,
+        **common,
+        output=model.output,
         steps_offset=model.steps_offset,
         final_alpha=model.final_alpha if sampler.final_alpha is None else sampler.final_alpha,
     )

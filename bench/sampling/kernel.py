@@ -1,15 +1,15 @@
-"""Transition kernels of the sampling chain `z_0 (noise) → z_1 → … → z_K (clean latent)`.
+"""Transition kernels of the sampling chain `z_0 (noise) → z_1 → … → z_K (clean latent)`, for diffusion and for flows.
 
-One kernel covers DDIM with any η on any timestep grid, which includes DDPM ancestral sampling (η = 1) and, on the
-grids of DPM-Solver, first-order SDE-DPM-Solver++ (η = 1 too). Everything is a pure function of tensors. The order of
-operations in `mean` follows diffusers' `DDIMScheduler.step`, so that float32 latents of an η = 0 rollout agree with a
-diffusers pipeline to the bit.
-
-Notation: `ᾱ_k` is the cumulative signal level at step k, `ε` the (guided) noise prediction.
+Both have a Gaussian path `z = α x + s ε` with a signal level α and a noise level s at every step: diffusion
+`α = √ᾱ, s = √(1−ᾱ)`, rectified flow `α = 1−s`. A kernel is these levels, what the network's output means, and a rule
+for the noise σ of a step; whatever else methods need follows. Everything is a pure function of tensors. The order of
+operations follows diffusers' `DDIMScheduler.step` and `FlowMatchEulerDiscreteScheduler.step`, so that float32 latents
+of a deterministic rollout agree with a diffusers pipeline to the bit.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,21 +18,40 @@ from torch import Tensor
 from bench.errors import BenchError
 
 Step = int | Tensor  # one step for the whole batch, or a long tensor [B] with a step per row
+Output = Literal["epsilon", "v_prediction", "flow"]
+Rule = Literal["ddim", "sde", "cps", "euler", "dance"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Gaussian transitions `p(z_{k+1} | z_k) = N(μ(z_k, ε, k), σ_k² I)` (Song et al., 2021, eq. 12 and 16).
+    """Gaussian transitions `p(z_{k+1} | z_k) = N(μ(z_k, o, k), σ_k² I)`, o the network's own output.
 
-    timesteps: long [K], the network's time of each step, falling; it lies where the network does.
-    alphas: float [K+1], `ᾱ_0 … ᾱ_K`; the last is the signal level of the finished sample. On the CPU: a whole
+    `μ = α' x̂ + √(s'² − σ²) ε̂`, with x̂ and ε̂ the clean latent and the noise that the output means, and primes for the
+    next step.
+
+    timesteps: [K], the network's time of each step, falling; long for diffusion, `1000 s` in floats for a flow. It lies
+        where the network does.
+    alphas: float [K+1], `α_0² … α_K²` (a diffusion's ᾱ); the last is that of the finished sample. On the CPU: a whole
         batch's coefficients are numbers of the host, those of steps by row come from a copy where `timesteps` is.
-    eta: 0 is deterministic DDIM, 1 is DDPM ancestral sampling.
+    eta: how much noise, by `rule`; 0 is deterministic.
+    rule: with `ρ = s'α/(s α')`,
+        "ddim": `σ = η s' √(1−ρ²)` (Song et al., 2021); at η = 1 DDPM's ancestral sampling, memoryless;
+        "sde": `σ = s' √(1−ρ^{η²})`, the exact step of the flow's SDE with `g = η √(s/(1−s))` (Precise, arXiv
+        2605.23522);
+        "cps": `σ = s' sin(ηπ/2)`, coefficients-preserving sampling (arXiv 2509.05952);
+        "euler": `σ = g √(s−s')` with the same g and the mean of an Euler step, as Flow-GRPO published it (arXiv
+        2505.05470); at s = 1 its g has the next level in the denominator;
+        "dance": an Euler step with constant `g = η`, DanceGRPO's (arXiv 2505.07818). The last two are for flows alone.
+    output: what the network predicts: "epsilon", "v_prediction" (`αε − sx`), or "flow" (`ε − x`).
+    sigmas: float [K+1], s; None means `√(1−α²)`, a diffusion's.
     """
 
     timesteps: Tensor
     alphas: Tensor
     eta: float = 1.0
+    rule: Rule = "ddim"
+    output: Output = "epsilon"
+    sigmas: Tensor | None = None
     _tables: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)  # on host and device
 
     def __post_init__(self) -> None:
@@ -42,19 +61,47 @@ class Kernel:
                 f"got {tuple(self.alphas.shape)}"
             )
         now, after = self.alphas[:-1], self.alphas[1:]
-        std = self.eta * ((1 - after) / (1 - now) * (1 - now / after)) ** 0.5
+        if self.sigmas is None:
+            power, added = 1 - self.alphas, 1 - now / after
+        else:
+            power = self.sigmas**2
+            added = power[:-1] - now / after * power[1:]
+        signal, noise = self.alphas**0.5, power**0.5
+        std = self._std(signal, power, added)
+        direction = (power[1:] - std**2).clamp(min=0) ** 0.5
         tables = {
             "level": self.alphas,
-            "signal": now**0.5,
-            "noise": (1 - now) ** 0.5,
-            "signal_after": after**0.5,
-            "direction": (1 - after - std**2) ** 0.5,
+            "signal": signal[:-1],
+            "noise": noise[:-1],
+            "signal_after": signal[1:],
+            "direction": direction,
             "std": std,
             "forgotten": (now / after) ** 0.5,
-            "added": (1 - now / after) ** 0.5,
+            "added": added**0.5,
         }
+        if self.output == "flow":  # μ = keep · z + drift · o; exactly z + (s'−s) o where nothing is random
+            step = noise[1:] - noise[:-1]
+            # of the noise ε̂ that is added to z + (s'−s) o: an Euler step's is -g²/(2s) (s−s')
+            pull = -(std**2) / (2 * noise[:-1]) if self.rule in ("euler", "dance") else direction - noise[1:]
+            tables |= {"keep": 1 + pull, "drift": step + signal[:-1] * pull}
         on_device = {name: (table, table.to(self.timesteps.device)) for name, table in tables.items()}
         object.__setattr__(self, "_tables", on_device)
+
+    def _std(self, signal: Tensor, power: Tensor, added: Tensor) -> Tensor:
+        """σ [K] by the rule; signal: α, power: s², added: the variance of the noising, s² − (α/α')² s'²."""
+        now, after = power[:-1], power[1:]
+        match self.rule:
+            case "ddim":
+                return self.eta * (after / now * added) ** 0.5
+            case "sde":
+                ratio = (after / now) ** 0.5 * signal[:-1] / signal[1:]
+                return (after * (1 - ratio ** (self.eta**2))) ** 0.5
+            case "cps":
+                return after**0.5 * math.sin(self.eta * math.pi / 2)
+        s, following = now**0.5, after**0.5
+        if self.rule == "euler":
+            return self.eta * (s / (1 - torch.where(s == 1, following, s)) * (s - following)) ** 0.5
+        return self.eta * (s - following) ** 0.5
 
     @property
     def steps(self) -> int:
@@ -62,8 +109,14 @@ class Kernel:
         return len(self.timesteps)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Kernel":
-        """The same kernel for a network on `device`; `dtype` applies to the signal levels."""
-        return Kernel(self.timesteps.to(device), self.alphas.to(dtype=dtype), self.eta)
+        """The same kernel for a network on `device`; `dtype` applies to the levels."""
+        sigmas = None if self.sigmas is None else self.sigmas.to(dtype=dtype)
+        return replace(self, timesteps=self.timesteps.to(device), alphas=self.alphas.to(dtype=dtype), sigmas=sigmas)
+
+    def key(self) -> tuple:
+        """Everything that its chains depend on, for fingerprints."""
+        levels = [None if table is None else table.tolist() for table in (self.timesteps, self.alphas, self.sigmas)]
+        return (*levels, self.eta, self.rule, self.output)
 
     def _at(self, name: str, k: Step, like: Tensor) -> Tensor:
         """A table's entry at step k: a number of the host, or entries by row that broadcast over latents `like`."""
@@ -71,25 +124,44 @@ class Kernel:
         return device[k].view(-1, *(1,) * (like.ndim - 1)) if isinstance(k, Tensor) and k.ndim else host[k]
 
     def level(self, k: Step, like: Tensor) -> Tensor:
-        """The signal level `ᾱ_k`, also of the finished sample (k = K), shaped to broadcast over `like`."""
+        """The signal's power `α_k²`, also of the finished sample (k = K), shaped to broadcast over `like`."""
         return self._at("level", k, like)
 
     def std(self, k: Step, like: Tensor) -> Tensor:
-        """`σ_k = η √((1−ᾱ_{k+1})/(1−ᾱ_k)) √(1−ᾱ_k/ᾱ_{k+1})`, shaped to broadcast over `like`."""
+        """`σ_k`, shaped to broadcast over `like`."""
         return self._at("std", k, like)
 
-    def clean(self, z: Tensor, eps: Tensor, k: Step) -> Tensor:
-        """The predicted clean latent `ẑ = (z − √(1−ᾱ_k) ε) / √ᾱ_k`, shaped like `z`."""
-        return (z - self._at("noise", k, z) * eps) / self._at("signal", k, z)
+    def clean(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
+        """The clean latent x̂ that the output means, shaped like `z`; finite at α = 0 unless the output is the noise."""
+        match self.output:
+            case "epsilon":
+                return (z - self._at("noise", k, z) * output) / self._at("signal", k, z)
+            case "v_prediction":
+                return self._at("signal", k, z) * z - self._at("noise", k, z) * output
+            case "flow":
+                return z - self._at("noise", k, z) * output
 
-    def mean(self, z: Tensor, eps: Tensor, k: Step) -> Tensor:
-        """`μ = √ᾱ_{k+1} ẑ + √(1−ᾱ_{k+1}−σ_k²) ε`, shaped like `z`."""
-        return self._at("signal_after", k, z) * self.clean(z, eps, k) + self._at("direction", k, z) * eps
+    def noise(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
+        """The noise ε̂ that the output means, shaped like `z`."""
+        match self.output:
+            case "epsilon":
+                return output
+            case "v_prediction":
+                return self._at("signal", k, z) * output + self._at("noise", k, z) * z
+            case "flow":
+                return z + self._at("signal", k, z) * output
+
+    def mean(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
+        """`μ = α' x̂ + √(s'² − σ²) ε̂` (an Euler step for the rules of that name), shaped like `z`."""
+        if self.output == "flow":
+            return self._at("keep", k, z) * z + self._at("drift", k, z) * output
+        side = self._at("direction", k, z) * self.noise(z, output, k)
+        return self._at("signal_after", k, z) * self.clean(z, output, k) + side
 
     def noising(self, z_next: Tensor, k: Step) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the noising kernel `p_B(z_k | z_{k+1})` (exact reversal for η = 1).
+        """Mean and standard deviation of the noising kernel `p_B(z_k | z_{k+1})`, a memoryless sampler's reversal.
 
-        `N(√a z_{k+1}, (1−a) I)` with `a = ᾱ_k / ᾱ_{k+1}`.
+        `N((α/α') z_{k+1}, (s² − (α/α')² s'²) I)`.
         """
         return self._at("forgotten", k, z_next) * z_next, self._at("added", k, z_next)
 
@@ -102,8 +174,8 @@ class Kernel:
         """Raise BenchError unless `has_density`."""
         if not self.has_density:
             raise BenchError(
-                f"{user} needs transition densities, but this sampler has a step of zero variance: "
-                "use sampler.eta > 0 and a final signal level below 1 (a scheduler with set_alpha_to_one=false)"
+                f"{user} needs transition densities, but this sampler has a step of zero variance: use sampler.eta > 0 "
+                "and leave noise in the finished sample (sampler.final_alpha < 1; for a flow sampler.final_noise > 0)"
             )
 
 
@@ -119,6 +191,8 @@ def ddim_kernel(
     *,
     eta: float = 1.0,
     spacing: str = "leading",
+    rule: Rule = "ddim",
+    output: Output = "epsilon",
     steps_offset: int = 1,
     final_alpha: float | None = None,
 ) -> Kernel:
@@ -129,9 +203,10 @@ def ddim_kernel(
         (even in `log((1−ᾱ)/ᾱ)`), those of its DPMSolverMultistepScheduler, which with η = 1 samples by first-order
         SDE-DPM-Solver++ (Lu et al., 2022). On "logsnr" the signal levels are exact and the network's times rounded.
     final_alpha: signal level `ᾱ_K` of the finished sample; None means `alphas_cumprod[0]`.
-    Raises BenchError for a step count that the schedule cannot hold, an unknown spacing, or a final level below the
-    last step's.
+    Raises BenchError for a step count that the schedule cannot hold, a spacing, rule or eta that is not a diffusion's,
+    a final level below the last step's, or noise prediction where no signal is left.
     """
+    _check(rule, eta, ("ddim", "sde", "cps"))
     total = len(alphas_cumprod)
     if not 1 <= steps <= total:
         raise BenchError(f"sampler.steps must lie between 1 and the schedule's {total} steps, got {steps}")
@@ -154,7 +229,10 @@ def ddim_kernel(
             grid = np.interp(even, schedule, np.arange(total)).round()
             levels = torch.from_numpy(1 / (1 + np.exp(even))).to(alphas_cumprod.dtype)
         case _:
-            raise BenchError(f"unknown sampler.spacing {spacing!r}: use 'leading', 'trailing', 'linspace' or 'logsnr'")
+            raise BenchError(
+                f"sampler.spacing = {spacing!r} is no grid of a diffusion model: use 'leading', 'trailing', 'linspace' "
+                "or 'logsnr'."
+            )
     timesteps = torch.from_numpy(grid.astype(np.int64)).clamp(max=total - 1)
     if levels is None:
         levels = alphas_cumprod[timesteps]
@@ -163,4 +241,66 @@ def ddim_kernel(
             f"sampler.final_alpha = {float(last):.4g} is below the last step's signal level {float(levels[-1]):.4g}: "
             "sampling must not add noise; use a value up to 1."
         )
-    return Kernel(timesteps, torch.cat([levels, last]), eta)
+    if output == "epsilon" and levels[0] == 0:
+        raise BenchError(
+            "this schedule starts without any signal (zero terminal SNR), where a predicted noise determines no clean "
+            "latent: use a model that predicts v, or a schedule without rescale_betas_zero_snr."
+        )
+    return Kernel(timesteps, torch.cat([levels, last]), eta, rule, output)
+
+
+def flow_kernel(
+    steps: int,
+    *,
+    eta: float = 1.0,
+    rule: Rule = "ddim",
+    spacing: str = "sd3",
+    shift: float = 3.0,
+    tokens: int = 4096,
+    final_noise: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Kernel:
+    """The kernel of a rectified flow, on a grid of diffusers' FlowMatchEulerDiscreteScheduler.
+
+    spacing: "sd3", Stable Diffusion 3's (`shift` is applied twice); "shifted", even levels with `shift` applied once;
+        "flux", even levels with the shift `μ` that grows with the number of latent `tokens` (.5 at 256, 1.15 at 4096).
+    final_noise: s_K, the noise left in the finished sample. 0 ends as diffusers does, but then the last step has no
+        density; None means 0.02, or half of the grid's last level if that is less (Stable Diffusion 1.5 leaves 0.03).
+    Raises BenchError for a spacing, rule, eta or final level that does not fit.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler  # seconds, which a diffusion run need not wait for
+
+    _check(rule, eta, ("ddim", "sde", "cps", "euler", "dance"))
+    match spacing:
+        case "sd3":
+            scheduler, grid = FlowMatchEulerDiscreteScheduler(shift=shift), {"num_inference_steps": steps}
+        case "shifted":
+            scheduler, grid = (
+                FlowMatchEulerDiscreteScheduler(shift=shift),
+                {"sigmas": np.linspace(1, 0, steps + 1)[:-1]},
+            )
+        case "flux":
+            scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+            mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+            grid = {"sigmas": np.linspace(1, 1 / steps, steps), "mu": mu}
+        case _:
+            raise BenchError(
+                f"sampler.spacing = {spacing!r} is no grid of a flow-matching model: use 'sd3', 'shifted' or 'flux'."
+            )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=spacing == "flux")
+    scheduler.set_timesteps(**grid)
+    sigmas = scheduler.sigmas.to(dtype)
+    sigmas[-1] = min(0.02, float(sigmas[-2]) / 2) if final_noise is None else final_noise
+    if sigmas[-1] >= sigmas[-2]:
+        raise BenchError(
+            f"sampler.final_noise = {final_noise:.4g} is not below the last step's noise level "
+            f"{float(sigmas[-2]):.4g}: sampling must not add noise."
+        )
+    return Kernel(scheduler.timesteps, (1 - sigmas) ** 2, eta, rule, "flow", sigmas)
+
+
+def _check(rule: str, eta: float, rules: tuple[str, ...]) -> None:
+    if rule not in rules:
+        raise BenchError(f"sampler.rule = {rule!r} is none of this kind of model: use {', '.join(rules)}.")
+    if rule in ("ddim", "cps") and eta > 1:
+        raise BenchError(f"sampler.eta = {eta:g} is too much for the rule {rule!r}: it lies between 0 and 1.")

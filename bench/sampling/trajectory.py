@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.models.base import DiffusionModel
+from bench.models.base import Conditioning, DiffusionModel
 from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.noise import Noise, upload
 
@@ -19,10 +19,10 @@ RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
 
 
 def _rows(value: Any, index: Tensor) -> Any:
-    """Rows of a tensor, of a list, or of nothing; index: long, on the CPU."""
+    """Rows of a tensor, of a conditioning, of a list, or of nothing; index: long, on the CPU."""
     if value is None:
         return None
-    return value[upload(index, value.device)] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
+    return [value[i] for i in index.tolist()] if isinstance(value, list) else value[upload(index, value.device)]
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Batch:
 
     prompts: B strings.
     samples: B pairs (prompt, index) that name each row's noise.
-    conditioning: [B, …], the encoded prompts.
+    conditioning: the encoded prompts, B rows.
     """
 
     prompts: list[str]
     samples: list[tuple[str, int]]
-    conditioning: Tensor
+    conditioning: Conditioning
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -154,6 +154,8 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         values = [getattr(part, name) for part in parts]
         if values[0] is None:
             return None
+        if isinstance(values[0], Conditioning):
+            return Conditioning.join(values)
         return torch.cat(values) if isinstance(values[0], Tensor) else [x for value in values for x in value]
 
     return Trajectory(**{f.name: joined(f.name) for f in fields(Trajectory)})
@@ -185,12 +187,12 @@ def rollout(
     for k in range(kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
             t = kernel.timesteps[k]
-            eps = model.predict(z, t, batch.conditioning, prior=prior)
-            mean, std = kernel.mean(z, eps, k), kernel.std(k, z)
+            output = model.predict(z, t, batch.conditioning, prior=prior)
+            mean, std = kernel.mean(z, output, k), kernel.std(k, z)
             if "model_output" in record:
-                kept["model_output"].append(eps)
+                kept["model_output"].append(output)
             if "prior_output" in record:
-                kept["prior_output"].append(eps if prior else model.predict(z, t, batch.conditioning, prior=True))
+                kept["prior_output"].append(output if prior else model.predict(z, t, batch.conditioning, prior=True))
             z = mean + std * upload(noise(k + 1, model.latent_shape), z.device).to(z.dtype) if kernel.eta > 0 else mean
             if "log_prob" in record:
                 kept["log_prob"].append(gaussian_log_prob(z, mean, std))

@@ -1,0 +1,308 @@
+"""What all families of latent text-to-image pipelines in diffusers' on-disk format share."""
+
+import copy
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from bench.models.base import Conditioning, DiffusionModel, network_dtype
+from bench.sampling.noise import seeded
+from bench.settings import ModelConfig
+
+ATTENTION = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor, "sliced": lambda: SlicedAttnProcessor(slice_size=1)}
+ADAPTER = "default"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+Parts = dict[str, Tensor]  # of a Conditioning
+Call = Callable[..., tuple[Tensor, ...]]  # a denoiser's forward, called with return_dict=False
+
+
+class PipelineModel(DiffusionModel):
+    """A diffusers pipeline with a finetuned part that can be switched off. A family is a subclass, one file each.
+
+    folder: a local folder of the pipeline.
+    guidance: classifier-free guidance scale, in sampling and in every loss; 1 means none.
+    dtype: of the denoiser and the text encoders; adapters, latents, decoder and rewards stay float32.
+    finetune: "lora" (rank = alpha = `lora_rank`, gaussian start, the family's targets) or "full".
+    checkpointing: keep only the inputs of denoiser and decoder for the backward pass and run them again there.
+    attention: "sdpa" (torch's fused kernels), "eager" (plain matrix products) or "sliced" (those, a head at a time).
+    compile: torch.compile the denoiser. vae_slicing: decode one image at a time.
+    components: parts of the pipeline that are given, by the pipeline's names, instead of loaded.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    denoiser: ClassVar[str]  # the pipeline's name for it
+    lora_targets: ClassVar[tuple[str, ...]]
+    unused: ClassVar[Mapping[str, Any]] = {}  # options of from_pretrained that leave parts out
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        guidance: float,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        finetune: str = "lora",
+        lora_rank: int = 8,
+        checkpointing: bool = False,
+        attention: str = "sdpa",
+        compile: bool = False,
+        vae_slicing: bool = False,
+        components: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ):
+        self.device, self.guidance = torch.device(device), guidance
+        self.finetune, self.checkpointing = finetune, checkpointing
+        self.pipeline = pipe = self.pipeline_class.from_pretrained(
+            folder,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            local_files_only=True,
+            **self.unused,
+            **(components or {}),
+        )
+        self.network = network = getattr(pipe, self.denoiser)
+        self.read_configs(pipe)
+        self.latent_shape, shapes = self.shapes(network.config)
+        self._text_width = shapes["text"][-1]
+        parts = [self.denoiser, "vae", *(name for name in TEXT_ENCODERS if getattr(pipe, name, None) is not None)]
+        self._fingerprint = _hash(pipe, parts, guidance, dtype)
+        pipe.to(self.device)
+        for part in parts:
+            getattr(pipe, part).requires_grad_(False).eval()
+        self._texts: dict[str, Conditioning] = {}
+        self._prior: nn.Module | None = None
+        if finetune == "full":
+            self._prior = copy.deepcopy(network)
+            network.to(torch.float32).requires_grad_(True)
+        else:
+            with seeded(seed, "lora"):
+                lora = LoraConfig(r=lora_rank, lora_alpha=lora_rank, init_lora_weights="gaussian")
+                lora.target_modules = list(self.lora_targets)
+                network.add_adapter(lora, ADAPTER)
+        for parameter in self.adapters().values():
+            parameter.data = parameter.data.float()
+        self._dtype, self._prior_dtype = next(network.parameters()).dtype, dtype
+        self._layers = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+        self._merged: dict[str, Tensor] = {}
+        self._mergeable = bool(self._layers) and self._dtype == torch.float32 and not compile
+        if vae_slicing:
+            pipe.vae.enable_slicing()
+        for one in filter(None, (network, self._prior)):
+            if attention != "sdpa":  # which is what every family has by itself
+                one.set_attn_processor(ATTENTION[attention]())
+            if compile:  # of forward alone: the hooks that count calls stay outside the compiled code
+                one.forward = torch.compile(one.forward)
+
+    @classmethod
+    def create(
+        cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
+    ) -> "PipelineModel":
+        """See `DiffusionModel.create`."""
+        settings = config.model_dump(exclude={"name", "dtype"})
+        dtype = network_dtype(config, device)
+        return cls(folder, guidance=guidance, dtype=dtype, device=device, seed=seed, **settings)
+
+    # What a family says of itself ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read_configs(self, pipe: DiffusionPipeline) -> None:
+        """Set `output`, `spacing` and the schedule (see `DiffusionModel`) from the pipeline's configs."""
+
+    @staticmethod
+    @abstractmethod
+    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+        """Of one row, from the denoiser's config: the latent's shape, and those of the conditioning's parts.
+
+        The part "text" holds the text states, the width last.
+        """
+
+    @abstractmethod
+    def encode_one(self, prompt: str) -> Parts:
+        """The conditioning's parts for one prompt, [1, …] each, as the pipeline makes them."""
+
+    @staticmethod
+    @abstractmethod
+    def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
+        """The network's output for latents [B, *latent] at times [B]; `call` is the denoiser, parts have its dtype."""
+
+    # The verbs ----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """A row a prompt; each prompt is encoded alone, once."""
+        for prompt in prompts:
+            if prompt not in self._texts:
+                with torch.no_grad():
+                    self._texts[prompt] = Conditioning(self.encode_one(prompt))
+        return Conditioning.join([self._texts[prompt] for prompt in prompts])
+
+    def unconditional(self) -> Conditioning:
+        """The row that guidance starts from."""
+        return self.encode([""])
+
+    def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
+        """Keywords of the pipeline's own call that give it these rows and this guidance."""
+        null = self.unconditional().expand(len(conditioning))
+        names = {"prompt_embeds": "text", "pooled_prompt_embeds": "pooled"}
+        inputs = {ours: conditioning.parts.get(part) for ours, part in names.items()}
+        inputs |= {f"negative_{ours}": null.parts.get(part) for ours, part in names.items()}
+        return {"guidance_scale": self.guidance} | {name: given for name, given in inputs.items() if given is not None}
+
+    def predict(
+        self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
+    ) -> Tensor:
+        """See `DiffusionModel.predict`. Guidance is `o_∅ + w (o_c − o_∅)` in one call of doubled batch."""
+        t = t.expand(len(z))
+        guided = guided and self.guidance != 1
+        if guided:
+            null = self.unconditional().expand(len(z))
+            z, t, conditioning = torch.cat([z, z]), torch.cat([t, t]), Conditioning.join([null, conditioning])
+        names, tensors = list(conditioning.parts), list(conditioning.parts.values())
+        if self.checkpointing and torch.is_grad_enabled():
+            # The adapter switch is inside the checkpointed function, so the recomputation runs the same network.
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            output = checkpoint(self._denoise, z, t, names, prior, self._merged, *tensors, **again)
+        else:
+            output = self._denoise(z, t, names, prior, self._merged, *tensors)
+        if guided:
+            null_output, text_output = output.chunk(2)
+            output = null_output + self.guidance * (text_output - null_output)
+        return output
+
+    def _denoise(
+        self, z: Tensor, t: Tensor, names: list[str], prior: bool, merged: dict[str, Tensor], *tensors: Tensor
+    ) -> Tensor:
+        network, dtype = (self._prior, self._prior_dtype) if prior and self._prior else (self.network, self._dtype)
+        parts = {name: tensor.to(dtype) for name, tensor in zip(names, tensors, strict=True)}
+        call: Call = network
+        if merged and not prior:
+            call = partial(_call_merged, network, merged)
+        with self._adapters_off() if prior or merged else nullcontext():
+            return self.denoise(call, z.to(dtype), t, parts).float()
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """See `DiffusionModel.merged`: `W + BA` in the place of W, of a float32 denoiser with LoRA.
+
+        In 16 bits the sum would be rounded, and the replay of what was sampled would be another network's.
+        """
+        before = self._merged
+        if self._mergeable and not before:
+            with torch.no_grad():
+                self._merged = {
+                    f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
+                    for name, layer in self._layers.items()
+                }
+        try:
+            yield
+        finally:
+            self._merged = before
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        # The layers' own flag: diffusers' disable_adapters() would also clear requires_grad for good.
+        for layer in self._layers.values():
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer._disable_adapters = False
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See `DiffusionModel.decode`; the decoder runs in float32."""
+        config = self.pipeline.vae.config
+        z = z / config.scaling_factor + (config.get("shift_factor") or 0)
+        if self.checkpointing and torch.is_grad_enabled() and z.requires_grad:
+            again = {"use_reentrant": False, "preserve_rng_state": False}
+            return torch.cat([checkpoint(self._decode, row, **again) for row in z.split(1)])
+        return self._decode(z)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters of the denoiser by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """LoRA: `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads; full: the denoiser's folder."""
+        if self.finetune == "full":
+            self.network.save_pretrained(folder / self.denoiser)
+        else:
+            state = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.network).items()}
+            self.pipeline_class.save_lora_weights(folder, **{f"{self.denoiser}_lora_layers": state})
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; raises FileNotFoundError or ValueError."""
+        if self.finetune == "full":
+            whole = type(self.network).from_pretrained(folder / self.denoiser, local_files_only=True)
+            self.network.load_state_dict(whole.state_dict())
+            return
+        state = {
+            name.removeprefix(f"{self.denoiser}."): tensor for name, tensor in load_file(folder / LORA_FILE).items()
+        }
+        own = get_peft_model_state_dict(self.network)
+        if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in state.items()}:
+            raise ValueError(f"{folder / LORA_FILE} does not fit this model's adapter (another model or lora_rank?)")
+        set_peft_model_state_dict(self.network, state)
+
+    def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:
+        """A small text-conditioned UNet; see `DiffusionModel.latent_network`."""
+        return _LatentUNet(self.latent_shape, channels, layers_per_block, self._text_width)
+
+    def fingerprint(self) -> str:
+        """Hash of weights, scheduler, guidance and precision."""
+        return self._fingerprint
+
+
+class _LatentUNet(nn.Module):
+    """`(z, t, text) → [B, *latent]`, exactly zero at the start: weight and bias of the last layer are."""
+
+    def __init__(self, latent_shape: tuple[int, ...], channels: Sequence[int], layers_per_block: int, text_dim: int):
+        super().__init__()
+        levels = len(channels)
+        self.unet = UNet2DConditionModel(
+            sample_size=latent_shape[-1],
+            in_channels=latent_shape[0],
+            out_channels=latent_shape[0],
+            block_out_channels=tuple(channels),
+            layers_per_block=layers_per_block,
+            cross_attention_dim=text_dim,
+            down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+            norm_num_groups=min(32, channels[0]),
+        )
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.unet(z, t, encoder_hidden_states=conditioning.parts["text"].float(), return_dict=False)[0]
+
+
+def _call_merged(network: nn.Module, merged: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    return functional_call(network, merged, args, kwargs)
+
+
+def _hash(pipe: DiffusionPipeline, parts: Sequence[str], *settings: object) -> str:
+    digest = hashlib.blake2b(repr((settings, sorted(pipe.scheduler.config.items(), key=str))).encode(), digest_size=16)
+    for part in parts:
+        for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
+            digest.update(f"{part}.{name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
