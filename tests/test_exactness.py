@@ -9,12 +9,12 @@ from conftest import perturb
 from torch import Tensor, nn
 
 from bench.core import Core
-from bench.models.analytic import GaussianModel
+from bench.models.analytic import GaussianFlowModel, GaussianModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.plugin import Loss, Method
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.kernel import ddim_kernel, flow_kernel
 from bench.sampling.noise import Noise, generator
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.training.advantages import group_baseline, group_normalised
@@ -50,12 +50,30 @@ class Wavy(Reward):
         return torch.sin(2 * images[:, 0]) + torch.cos(images[:, 1]) * images[:, 0]
 
 
+PATHS = pytest.mark.parametrize("path", ["diffusion", "flow"])  # of every method that declares p*
+
+
 def gaussian_core(
-    steps: int, reward: type[Reward] = Linear, *, eta: float = 1.0, spacing: str = "leading", final: float | None = None
+    steps: int,
+    reward: type[Reward] = Linear,
+    *,
+    path: str = "diffusion",
+    eta: float = 1.0,
+    spacing: str = "leading",
+    final: float | None = None,
 ) -> Core:
-    model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64)
-    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
+    kind = {"diffusion": GaussianModel, "flow": GaussianFlowModel}[path]
+    model = kind(2, (0.7, -0.2), 0.6, dtype=torch.float64)
+    if path == "flow":
+        kernel = flow_kernel(steps, eta=eta, spacing=model.spacing, dtype=torch.float64)
+    else:
+        kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
     return Core(model, kernel, reward(Config()), BETA, micro_batch=64, sample_batch=4096)
+
+
+def places(core: Core) -> Tensor:
+    """Long [K]: where the tables of the affine networks hold the steps."""
+    return core.kernel.timesteps.round().long()
 
 
 def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:
@@ -69,7 +87,7 @@ def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:
 class Truth:
     """What is known of the linear-Gaussian problem on a kernel's grid.
 
-    variance: `σ_k²` [K]; jacobian: `J_k = ∂μ_#/∂z_k` [K]; gain: `∂μ/∂ε` [K]; look: `∂ẑ_#/∂z_k` [K+1], 1 at K;
+    variance: `σ_k²` [K]; jacobian: `J_k = ∂μ_#/∂z_k` [K]; gain: `∂μ/∂o` [K]; look: `∂ẑ_#/∂z_k` [K+1], 1 at K;
     flow: `b_k = ∇ log F̃(z_k)` [K+1, d].
     """
 
@@ -81,17 +99,23 @@ class Truth:
 
 
 def truth_of(core: Core) -> Truth:
-    now, after, s = core.kernel.alphas[:-1], core.kernel.alphas[1:], core.model.std
-    variance = core.kernel.eta**2 * (1 - after) / (1 - now) * (1 - now / after)
-    e = (1 - now).sqrt() / (now * s**2 + 1 - now)
-    look = (1 - (1 - now).sqrt() * e) / now.sqrt()
-    side = (1 - after - variance).sqrt()
-    jacobian = after.sqrt() * look + side * e
-    flow = [BETA * DIRECTION]
+    """From the Gaussian's own formulas: with `α, s` the path's levels and `v` the data's variance, the noise's slope in
+    z is `s / (α² v + s²)`, the clean latent's `α v / (α² v + s²)`."""
+    alphas, flow = core.kernel.alphas, core.model.output == "flow"
+    alpha = alphas.sqrt()
+    s = 1 - alpha if flow else (1 - alphas).sqrt()
+    variance = core.kernel.std(torch.arange(core.kernel.steps), alphas) ** 2
+    spread = alphas * core.model.std**2 + s**2
+    noise, look = (s / spread)[:-1], (alpha * core.model.std**2 / spread)[:-1]
+    ratio = s[1:] * alpha[:-1] / (s[:-1] * alpha[1:])
+    side = s[1:] * (1 - core.kernel.eta**2 + (core.kernel.eta * ratio) ** 2).sqrt()
+    jacobian = alpha[1:] * look + side * noise
+    gradients = [BETA * DIRECTION]
     for j in jacobian.flip(0):
-        flow.insert(0, j * flow[0])
-    gain = side - after.sqrt() * (1 - now).sqrt() / now.sqrt()
-    return Truth(variance, jacobian, gain, torch.cat([look, torch.ones_like(look[:1])]), torch.stack(flow))
+        gradients.insert(0, j * gradients[0])
+    # v moves x̂ by −s and ε̂ by α; ε moves x̂ by −s/α and itself by 1
+    gain = (alpha[:-1] * side - alpha[1:] * s[:-1]) / (1 if flow else alpha[:-1])
+    return Truth(variance, jacobian, gain, torch.cat([look, torch.ones_like(look[:1])]), torch.stack(gradients))
 
 
 def gammas(core: Core, kind: str) -> Tensor:
@@ -105,7 +129,7 @@ def shift_policy(core: Core, drift: Tensor) -> None:
     """Make `μ_θ = μ_# + σ_k² drift_k`, drift [K, d]."""
     truth = truth_of(core)
     change = (truth.variance / truth.gain).unsqueeze(1) * drift
-    core.model.adapters()["bias"].data[core.kernel.timesteps] = change
+    core.model.adapters()["bias"].data[places(core)] = change
 
 
 def set_optimum(core: Core, method: NablaGFN) -> None:
@@ -114,7 +138,7 @@ def set_optimum(core: Core, method: NablaGFN) -> None:
     shift_policy(core, truth.flow[1:])
     core.networks = method.networks(core.model)
     look = (gammas(core, method.config.gamma) * truth.look).unsqueeze(1) * BETA * DIRECTION
-    core.networks["flow"].bias.data[core.kernel.timesteps] = (truth.flow - look)[:-1]
+    core.networks["flow"].bias.data[places(core)] = (truth.flow - look)[:-1]
 
 
 def moments(core: Core, prior: bool = False) -> tuple[Tensor, Tensor]:
@@ -152,9 +176,10 @@ def everything(core: Core) -> list[nn.Parameter]:
 # ∇-GFlowNet -------------------------------------------------------------------------------------------------------
 
 
-def test_closed_form_of_the_optimum():
+@PATHS
+def test_closed_form_of_the_optimum(path):
     # μ* = μ_# + σ² b_{k+1} tilts the prior's samples by exp(β w·x), up to the noise z_0, which is not tilted.
-    core = gaussian_core(10)
+    core = gaussian_core(10, path=path)
     truth = truth_of(core)
     prior_mean, prior_variance = moments(core, prior=True)
     leak = truth.jacobian.prod() ** 2
@@ -168,13 +193,14 @@ def test_closed_form_of_the_optimum():
     assert ((final.var(0) / variance - 1).abs() < 4 * (2 / 2000) ** 0.5).all()
 
 
+@PATHS
 @pytest.mark.parametrize("reverse", ["pathwise", "expected"])
 @pytest.mark.parametrize(
     ("gamma", "weighting", "eta"),
     [("alpha", "score", 1.0), ("sqrt_alpha", "kl", 1.0), ("one", "score", 1.0), ("alpha", "kl", 0.6)],
 )
-def test_nabla_losses_vanish_at_the_optimum(gamma, reverse, weighting, eta):
-    core = gaussian_core(8, eta=eta)
+def test_nabla_losses_vanish_at_the_optimum(path, gamma, reverse, weighting, eta):
+    core = gaussian_core(8, path=path, eta=eta)
     config = NablaConfig(gamma=gamma, reverse=reverse, weighting=weighting, fraction=1, trust=1.0)
     method = NablaGFN(config)
     set_optimum(core, method)
@@ -186,9 +212,10 @@ def test_nabla_losses_vanish_at_the_optimum(gamma, reverse, weighting, eta):
         assert gradient.abs().max() < 1e-10
 
 
+@PATHS
 @pytest.mark.parametrize("reverse", ["pathwise", "expected"])
-def test_nabla_losses_see_every_departure_from_the_optimum(reverse):
-    core = gaussian_core(8)
+def test_nabla_losses_see_every_departure_from_the_optimum(path, reverse):
+    core = gaussian_core(8, path=path)
     method = NablaGFN(NablaConfig(reverse=reverse, weighting="score", fraction=1))
     set_optimum(core, method)
     data = sample(core, 16)
@@ -197,17 +224,17 @@ def test_nabla_losses_see_every_departure_from_the_optimum(reverse):
         return sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data)
 
     flow = core.networks["flow"]
-    times = core.kernel.timesteps.tolist()
-    for name, table, places in (
+    times = places(core).tolist()
+    for name, table, chosen in (
         ("policy bias", core.model.adapters()["bias"], times),
         ("policy slope", core.model.adapters()["slope"], times),
         ("flow bias", flow.bias, [*times, 0]),
         ("flow slope", flow.slope, [*times, 0]),
     ):
-        for place in places:
+        for place in chosen:
             before = table.data[place].clone()
             table.data[place] += 0.1
-            assert loss() > 1e-5, (name, place)
+            assert loss() > 1e-6, (name, place)
             table.data[place] = before
     assert loss() < 1e-10
 
@@ -241,7 +268,7 @@ def chunk_gradients(core: Core, method: Method, data: Batch) -> tuple[Tensor, Te
     bias, chunks = core.model.adapters()["bias"], []
     for part in data.split(64):
         gradients(method.losses(core, part), len(part), [bias])
-        chunks.append(bias.grad[core.kernel.timesteps].flatten())
+        chunks.append(bias.grad[places(core)].flatten())
     stacked = torch.stack(chunks)
     return stacked.mean(0), stacked.std(0) / len(stacked) ** 0.5
 
@@ -263,7 +290,7 @@ def test_ddpo_gradient_of_one_step(reduction):
 def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
     """Score function and reparameterisation are two estimators of `∇ E[r]`, of the last step and of all steps."""
     core, rows, steps = gaussian_core(4, Wavy, spacing="trailing", final=0.95), 2048, 4
-    core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.2
+    core.model.adapters()["bias"].data[places(core)] = 0.2
     ddpo, draft = DDPO(DDPOConfig(reduction="sum", fraction=fraction)), DRaFT(DRaFTConfig(depth=depth))
     data = ddpo.prepare(core, with_rewards(core, sample(core, rows)))
     score, score_error = chunk_gradients(core, ddpo, data)
@@ -278,7 +305,7 @@ def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
 
 def test_ddpo_ratio_is_one_on_policy_and_clips_on_the_right_side_only():
     core, d, clip = gaussian_core(3), 2, 1e-4
-    core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
+    core.model.adapters()["bias"].data[places(core)] = 0.1
     core.micro_batch = 8
     method = DDPO(DDPOConfig(clip=clip, fraction=1))
     data = method.prepare(core, with_rewards(core, sample(core, 8)))
@@ -340,7 +367,7 @@ def test_draft_gradient_is_the_derivative_of_the_reward(depth):
     method = DRaFT(DRaFTConfig(depth=depth))
     adapters = core.model.adapters()
     for table, value in zip(adapters.values(), (0.2, -0.1), strict=True):
-        table.data[core.kernel.timesteps] = value
+        table.data[places(core)] = value
     batch = core.batch((f"prompt {i}", 0) for i in range(4))
 
     def loss() -> float:
@@ -351,7 +378,7 @@ def test_draft_gradient_is_the_derivative_of_the_reward(depth):
     total, _ = gradients(method.losses(core, batch), 4, everything(core))
     assert total == pytest.approx(loss(), rel=1e-12)
     for table in adapters.values():
-        for k, t in enumerate(core.kernel.timesteps.tolist()):
+        for k, t in enumerate(places(core).tolist()):
             for i in range(2):
                 if k < steps - (depth or steps):
                     assert table.grad[t, i] == 0
@@ -399,9 +426,10 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
 # Adjoint Matching ---------------------------------------------------------------------------------------------------
 
 
+@PATHS
 @pytest.mark.parametrize("eta", [1.0, 0.6])
-def test_adjoint_matching_vanishes_at_the_optimum_and_nowhere_near(eta):
-    core = gaussian_core(8, eta=eta)
+def test_adjoint_matching_vanishes_at_the_optimum_and_nowhere_near(path, eta):
+    core = gaussian_core(8, path=path, eta=eta)
     method = AdjointMatching(AdjointMatchingConfig(fraction=1))
     shift_policy(core, truth_of(core).flow[1:])
     for data in (sample(core, 16), sample(core, 16, prior=True)):
@@ -409,14 +437,15 @@ def test_adjoint_matching_vanishes_at_the_optimum_and_nowhere_near(eta):
         assert 0 <= total < 1e-10
         assert gradient.abs().max() < 1e-10
     for table in core.model.adapters().values():
-        for place in core.kernel.timesteps.tolist():
+        for place in places(core).tolist():
             table.data[place] += 0.1
-            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-5
+            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-6
             table.data[place] -= 0.1
 
 
-def test_adjoint_is_the_gradient_through_the_priors_chain():
-    core = gaussian_core(5, Wavy)
+@PATHS
+def test_adjoint_is_the_gradient_through_the_priors_chain(path):
+    core = gaussian_core(5, Wavy, path=path)
     data = sample(core, 6, prior=True)
     adjoint, means, rewards = core.lean_adjoint(data)
     assert torch.equal(rewards, core.reward(data.latents[:, -1], data.prompts))
@@ -439,7 +468,7 @@ def test_refl_gradient_is_the_derivative_of_one_steps_reward(margin):
     method = ReFL(ReFLConfig(window=0.5, margin=margin, scale=0.1))
     adapters = core.model.adapters()
     for table, value in zip(adapters.values(), (0.2, -0.1), strict=True):
-        table.data[core.kernel.timesteps] = value
+        table.data[places(core)] = value
     batch = core.batch((f"prompt {i}", 0) for i in range(rows))
     chosen = core.choose_late_step(batch, 0.5)
     assert chosen.min() >= 4
@@ -455,7 +484,7 @@ def test_refl_gradient_is_the_derivative_of_one_steps_reward(margin):
     total, _ = gradients(method.losses(core, batch), rows, everything(core))
     assert total == pytest.approx(loss(), rel=1e-12)
     for table in adapters.values():
-        for k, t in enumerate(core.kernel.timesteps.tolist()):
+        for k, t in enumerate(places(core).tolist()):
             for i in range(2):
                 before, h = table.data[t, i].item(), 1e-5
                 table.data[t, i] = before + h
@@ -464,7 +493,7 @@ def test_refl_gradient_is_the_derivative_of_one_steps_reward(margin):
                 difference = (above - loss()) / (2 * h)
                 table.data[t, i] = before
                 assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), k
-    assert table.grad[core.kernel.timesteps[:4]].abs().max() == 0
+    assert table.grad[places(core)[:4]].abs().max() == 0
 
 
 # The lean adjoint as the flow's target ------------------------------------------------------------------------------
@@ -479,16 +508,17 @@ def losses_and_departures(core: Core, method: Method, data: Trajectory, tables: 
         for place in places:
             before = table.data[place].clone()
             table.data[place] += 0.1
-            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-5
+            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-6
             table.data[place] = before
 
 
+@PATHS
 @pytest.mark.parametrize("eta", [1.0, 0.6])
-def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(eta):
-    core = gaussian_core(8, eta=eta)
+def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(path, eta):
+    core = gaussian_core(8, path=path, eta=eta)
     method = NablaGFN(NablaConfig(fraction=1, flow_target="adjoint", weighting="score"))
     set_optimum(core, method)
-    times, flow = core.kernel.timesteps.tolist(), core.networks["flow"]
+    times, flow = places(core).tolist(), core.networks["flow"]
     tables = [(table, times) for table in core.model.adapters().values()]
     tables += [(flow.bias, [*times, 0]), (flow.slope, [*times, 0])]
     for data in (sample(core, 16), sample(core, 16, prior=True)):
@@ -515,7 +545,7 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
         for method_class in (LastLeftOut, NablaGFN):
             method = method_class(NablaConfig(fraction=1))
             core.networks = method.networks(core.model)
-            core.networks["flow"].bias.data[core.kernel.timesteps] = torch.stack(flow) - look[:-1]
+            core.networks["flow"].bias.data[places(core)] = torch.stack(flow) - look[:-1]
             data = sample(core, 16)
             zeros.append(sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data))
         reached = (moments(core)[0] - moments(core, prior=True)[0])[0]
@@ -532,7 +562,7 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
 
 def set_balanced_flow(core: Core, method: DB) -> None:
     """The exact log-flow `b_k·z + c_k` beside the forward-looking term, at the optimal policy."""
-    truth, times = truth_of(core), core.kernel.timesteps
+    truth, times = truth_of(core), places(core)
     shift_policy(core, truth.flow[1:])
     core.networks = method.networks(core.model)
     zero = torch.zeros(1, 2, dtype=torch.float64)
@@ -552,12 +582,13 @@ def set_balanced_flow(core: Core, method: DB) -> None:
         flow.bias.data[t] = (constants[k] - BETA * DIRECTION @ clean[k]) / 2  # the flow is a sum over two elements
 
 
+@PATHS
 @pytest.mark.parametrize("eta", [1.0, 0.6])
-def test_residual_db_vanishes_at_the_optimum_and_nowhere_near(eta):
-    core = gaussian_core(8, eta=eta)
+def test_residual_db_vanishes_at_the_optimum_and_nowhere_near(path, eta):
+    core = gaussian_core(8, path=path, eta=eta)
     method = DB(DBConfig(residual=True, reduction="sum", trust=0))
     set_balanced_flow(core, method)
-    times, flow = core.kernel.timesteps.tolist(), core.networks["flow"]
+    times, flow = places(core).tolist(), core.networks["flow"]
     tables = [(table, times) for table in (*core.model.adapters().values(), flow.bias, flow.slope)]
     for data in (sample(core, 16), sample(core, 16, prior=True)):
         losses_and_departures(core, method, data, tables)
@@ -575,7 +606,7 @@ def test_averaged_densities_have_another_target():
 def test_dag_kl_gradients_go_where_they_belong():
     """The flow learns from the balance alone, the policy from the advantage alone, and A = −balance, left one out."""
     core = gaussian_core(6)
-    core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
+    core.model.adapters()["bias"].data[places(core)] = 0.1
     data = sample(core, 32)
     method, balance_only = (DB(DBConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12))
     core.networks = method.networks(core.model)
@@ -600,10 +631,11 @@ def test_dag_kl_gradients_go_where_they_belong():
     assert silent.abs().max() < 1e-9
 
 
+@PATHS
 @pytest.mark.parametrize("eta", [1.0, 0.6])
-def test_rtb_keeps_the_noise_alone(eta):
+def test_rtb_keeps_the_noise_alone(path, eta):
     """At the optimum the residual is `log Z_φ − b_0·z_0 −` a constant: `z_0` is not tilted."""
-    core = gaussian_core(8, eta=eta)
+    core = gaussian_core(8, path=path, eta=eta)
     truth, method = truth_of(core), RTB(RTBConfig())
     shift_policy(core, truth.flow[1:])
     core.networks = method.networks(core.model)
@@ -618,7 +650,7 @@ def test_rtb_keeps_the_noise_alone(eta):
         losses = torch.cat([loss.values for loss in method.losses(core, data)])
         assert torch.allclose(losses, leak**2, atol=1e-10)
         for table in core.model.adapters().values():
-            for place in core.kernel.timesteps.tolist():
+            for place in places(core).tolist():
                 table.data[place] += 0.1
                 moved = torch.cat([loss.values for loss in method.losses(core, data)])
                 assert not torch.allclose(moved, leak**2, atol=1e-5)
@@ -636,7 +668,7 @@ def test_truncated_backpropagation_against_finite_differences(options):
     core, rows, h = gaussian_core(5, Wavy), 6, 1e-5
     method, batch = DRaFT(DRaFTConfig(**options)), core.batch((f"prompt {i}", 0) for i in range(6))
     for table, value in zip(core.model.adapters().values(), (0.2, -0.1), strict=True):
-        table.data[core.kernel.timesteps] = value
+        table.data[places(core)] = value
     fixed = core.rollout(batch).latents  # under the unmoved policy
     starts = method.starts(core, batch)
     assert len(set(starts.tolist())) > 1 or options.get("renoise")
@@ -664,7 +696,7 @@ def test_truncated_backpropagation_against_finite_differences(options):
     total, _ = gradients(method.losses(core, batch), rows, everything(core))
     assert total == pytest.approx(loss(), rel=1e-12)
     for table in core.model.adapters().values():
-        for k, t in enumerate(core.kernel.timesteps.tolist()):
+        for k, t in enumerate(places(core).tolist()):
             for i in range(2):
                 before = table.data[t, i].item()
                 table.data[t, i] = before + h
@@ -673,8 +705,8 @@ def test_truncated_backpropagation_against_finite_differences(options):
                 difference = (above - loss()) / (2 * h)
                 table.data[t, i] = before
                 assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), (k, i)
-        assert table.grad[core.kernel.timesteps[-1]].any()
-        assert not table.grad[core.kernel.timesteps[0]].any()
+        assert table.grad[places(core)[-1]].any()
+        assert not table.grad[places(core)[0]].any()
 
 
 def test_alignprop_draws_the_published_steps():
@@ -710,22 +742,25 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
 # Training -----------------------------------------------------------------------------------------------------------
 
 
+@PATHS
 @pytest.mark.parametrize(
-    ("method", "updates", "rate", "network_rate"),
+    ("method", "updates", "rates", "flow_rates"),  # of the policy and of the method's network
     [
-        (NablaGFN(NablaConfig(fraction=1, reverse="pathwise", weighting="score")), 500, 1e-2, 1e-2),
-        (NablaGFN(NablaConfig(fraction=1, flow_target="adjoint")), 150, 1e-2, 1e-2),
-        (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, 1e-2, None),
-        (DB(DBConfig(residual=True, reduction="sum", trust=0)), 900, 3e-3, 0.1),
-        (RTB(RTBConfig()), 750, 1e-2, 5e-2),
+        (NablaGFN(NablaConfig(fraction=1, reverse="pathwise", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFN(NablaConfig(fraction=1, flow_target="adjoint")), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
+        (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
+        (DB(DBConfig(residual=True, reduction="sum", trust=0)), 900, (3e-3, 0.1), (6e-3, 0.1)),
+        (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
     ],
     ids=["nabla_gfn", "nabla_gfn_adjoint", "adjoint_matching", "res_db", "rtb"],
 )
-def test_training_reaches_the_target(method, updates, rate, network_rate):
+def test_training_reaches_the_target(path, method, updates, rates, flow_rates):
     """From the prior, a method's own losses reach the tilted mean (5 % of the shift) and leave the variance alone."""
-    core = gaussian_core(6)
+    core = gaussian_core(6, path=path)
     core.micro_batch = 1024
     core.networks = method.networks(core.model)
+    # a velocity moves a step's mean by less than a noise does, so that its rates are higher
+    rate, network_rate = flow_rates if path == "flow" else rates
     groups = [{"params": list(core.model.adapters().values()), "lr": rate}]
     groups += [{"params": list(net.parameters()), "lr": network_rate} for net in core.networks.values()]
     optimizer = torch.optim.Adam(groups)

@@ -67,8 +67,7 @@ class Kernel:
             power = self.sigmas**2
             added = power[:-1] - now / after * power[1:]
         signal, noise = self.alphas**0.5, power**0.5
-        std = self._std(signal, power, added)
-        direction = (power[1:] - std**2).clamp(min=0) ** 0.5
+        std, direction = self._noise(signal, noise, power, added)
         tables = {
             "level": self.alphas,
             "signal": signal[:-1],
@@ -87,21 +86,26 @@ class Kernel:
         on_device = {name: (table, table.to(self.timesteps.device)) for name, table in tables.items()}
         object.__setattr__(self, "_tables", on_device)
 
-    def _std(self, signal: Tensor, power: Tensor, added: Tensor) -> Tensor:
-        """σ [K] by the rule; signal: α, power: s², added: the variance of the noising, s² − (α/α')² s'²."""
-        now, after = power[:-1], power[1:]
+    def _noise(self, signal: Tensor, noise: Tensor, power: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """σ and √(s'²−σ²) [K] by the rule; of α, s, s² and the noising's variance s² − (α/α')² s'²."""
+        s, after = noise[:-1], noise[1:]
+        ratio = after * signal[:-1] / (s * signal[1:])
         match self.rule:
             case "ddim":
-                return self.eta * (after / now * added) ** 0.5
+                std = self.eta * (power[1:] / power[:-1] * added) ** 0.5
+                if self.sigmas is None:  # as diffusers rounds it
+                    return std, (power[1:] - std**2).clamp(min=0) ** 0.5
+                return std, after * (
+                    1 - self.eta**2 + (self.eta * ratio) ** 2
+                ) ** 0.5  # √(s'²−σ²) would cancel near s = 1
             case "sde":
-                ratio = (after / now) ** 0.5 * signal[:-1] / signal[1:]
-                return (after * (1 - ratio ** (self.eta**2))) ** 0.5
+                return after * (1 - ratio ** (self.eta**2)) ** 0.5, after * ratio ** (self.eta**2 / 2)
             case "cps":
-                return after**0.5 * math.sin(self.eta * math.pi / 2)
-        s, following = now**0.5, after**0.5
+                return after * math.sin(self.eta * math.pi / 2), after * math.cos(self.eta * math.pi / 2)
+        rate = self.eta
         if self.rule == "euler":
-            return self.eta * (s / (1 - torch.where(s == 1, following, s)) * (s - following)) ** 0.5
-        return self.eta * (s - following) ** 0.5
+            rate = rate * (s / (1 - torch.where(s == 1, after, s))) ** 0.5
+        return rate * (s - after) ** 0.5, torch.zeros_like(s)  # its mean has a form of its own
 
     @property
     def steps(self) -> int:
@@ -296,7 +300,7 @@ def flow_kernel(
             f"sampler.final_noise = {final_noise:.4g} is not below the last step's noise level "
             f"{float(sigmas[-2]):.4g}: sampling must not add noise."
         )
-    return Kernel(scheduler.timesteps, (1 - sigmas) ** 2, eta, rule, "flow", sigmas)
+    return Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, eta, rule, "flow", sigmas)
 
 
 def _check(rule: str, eta: float, rules: tuple[str, ...]) -> None:
