@@ -1,7 +1,7 @@
 """The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from bench.models.base import Conditioning, DiffusionModel
 from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
-from bench.sampling.trajectory import Batch, Trajectory, join, rollout
+from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
 from bench.training import memory
 from bench.training.meter import Meter
 
@@ -24,7 +24,8 @@ class Core:
 
     beta: inverse temperature of the reward in `p* ∝ p_# exp(β r)`.
     seed: names the training noise and every random choice. micro_batch: rows per micro-loss;
-    sample_batch: rows per rollout call. networks: the method's extra networks by name.
+    sample_batch: rows per rollout call. networks: the method's extra networks by name. copies: of the adapters, by
+    name, then by the parameter's name.
     """
 
     model: DiffusionModel
@@ -36,6 +37,7 @@ class Core:
     sample_batch: int = 64
     meter: Meter = field(default_factory=Meter)
     networks: dict[str, nn.Module] = field(default_factory=dict)
+    copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kernel = self.kernel.to(self.model.device)
@@ -58,14 +60,18 @@ class Core:
         seed: int | None = None,
         record: frozenset[str] = frozenset(),
         prior: bool = False,
+        weights: str | None = None,
         grad_from: int | None = None,
         stop_at: int | None = None,
     ) -> Trajectory:
-        """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`."""
+        """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
+
+        weights: the copy of the adapters that samples, instead of these themselves.
+        """
         options = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
         # a density that will be replayed must be that of the network as it is, to the bit
         merge = grad_from is None and "log_prob" not in record and not prior
-        with self.model.merged() if merge else nullcontext():
+        with self._using(weights), self.model.merged() if merge else nullcontext():
             parts = [
                 rollout(
                     self.model,
@@ -79,13 +85,26 @@ class Core:
         return join(parts)
 
     def predict(
-        self, z: Tensor, k: Step, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
+        self,
+        z: Tensor,
+        k: Step,
+        conditioning: Conditioning,
+        *,
+        prior: bool = False,
+        weights: str | None = None,
+        guided: bool = True,
     ) -> Tensor:
         """The policy's own output `o_θ(z, k, c)`, or the prior's `o_#` with `prior`; k is one step or long [n].
 
+        weights: a copy of the adapters (`Method.copies`), which then predicts instead of the policy.
+
         Noise, v or velocity as the model has it: only `kernel` knows what it means. Shaped like `z`, float32.
         """
-        return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+        with self._using(weights):
+            return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+
+    def _using(self, weights: str | None) -> AbstractContextManager[None]:
+        return self.model.using(self.copies[weights]) if weights else nullcontext()
 
     def network(self, name: str, z: Tensor, k: Step, conditioning: Conditioning) -> Tensor:
         """The method's extra network at step k; the finished sample (k = K) has time 0."""
@@ -176,19 +195,48 @@ class Core:
         mean, std = self.kernel.noising(z, k)
         return mean + std * upload(Noise(self.seed, "renoise", data.samples)(copy, z.shape[1:]), z.device).to(z.dtype)
 
+    def diffused(self, data: Trajectory, steps: Tensor, names: list[tuple[str, int]] | None = None) -> Iterator[Noised]:
+        """Finished samples with new noise, at the chosen steps [B, S]: micro-batches of `micro_batch` rows.
+
+        names: of the noise [B], one draw for each column of `steps`; None means the samples' own. Rows of equal names
+        have equal noise.
+        """
+        count, columns = len(data), steps.shape[1]
+        noise = Noise(self.seed, "renoise", names or data.samples)
+        drawn = torch.cat([noise(column, data.latents.shape[2:]) for column in range(columns)])
+        for place in torch.arange(count * columns).split(self.micro_batch):
+            rows = data[place % count]
+            k = upload(steps.T.flatten()[place], data.latents.device)
+            clean = rows.latents[:, -1]
+            own = upload(drawn[place], clean.device).to(clean.dtype)
+            yield Noised(
+                rows.prompts,
+                rows.samples,
+                rows.conditioning,
+                row=place,
+                k=k,
+                clean=clean,
+                noise=own,
+                z=self.kernel.noised(clean, own, k),
+                target=self.kernel.target(clean, own, k),
+                rewards=rows.rewards,
+                advantages=rows.advantages,
+            )
+
     # Choices ------------------------------------------------------------------------------------------------------
 
-    def choose_steps(self, data: Batch, fraction: float) -> Tensor:
+    def choose_steps(self, data: Batch, fraction: float, *, last: bool = True) -> Tensor:
         """Long [B, S]: for every row one random step of each of `⌊K·fraction⌋` equal bins, and always the last step.
 
-        With a fraction of 1 these are all K steps. The choice is named by the sample, like its noise. It is on the CPU,
-        like every choice: what decides which work is done must not be asked from the device.
+        With a fraction of 1 these are all K steps. Without `last`, the bins (one at least) are of all steps. The choice
+        is named by the sample, like its noise. It is on the CPU, like every choice: what decides which work is done
+        must not be asked from the device.
         """
-        others = self.kernel.steps - 1
-        bins = min(int(self.kernel.steps * fraction), others)
+        others = self.kernel.steps - last
+        bins = min(max(int(self.kernel.steps * fraction + 1e-9), not last), others)
         edges = np.linspace(0, others, bins + 1).round().astype(int)
         rows = [
-            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), others]
+            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), *[others] * last]
             for prompt, index in data.samples
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))

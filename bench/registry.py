@@ -31,6 +31,27 @@ _PUBLISHED = {  # the choices of the authors' code
 }
 _PLAIN = {"method.residual": False, "method.reverse": "pathwise"}
 _RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
+_GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
+_NFT = _GLOBAL | {
+    "method.residual": "old",
+    "method.sampler": "old",
+    "method.anchors": {"old": 1.0, "prior": 2e-5},
+    "method.weight": "clean",
+    "method.factor": 5.0,
+    "method.old_decay": 0.5,
+    "method.fraction": 0.9,
+}
+_AWM = _GLOBAL | {"method.weight": "likelihood", "method.anchors": {"prior": 1e-3, "ema": 1.0}}
+_RVM = _GLOBAL | {"method.scale": 0.1, "method.factor": 0.5, "method.anchors": {"prior": 0.1}}
+_RAM = {"method.advantage": "reward", "method.advantage_clip": None, "method.scale": 1.0}
+_TILT = {
+    "method.advantage": "tilt",
+    "method.advantage_clip": None,
+    "method.scale": 1.0,
+    "method.sampler": "old",
+    "method.anchors": {"old": 1.0},
+    "method.stages": 8,
+}
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
 _DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
     "method.advantage": "reward",
@@ -54,6 +75,11 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "ddpo": Plugin("methods.ddpo:DDPO"),
         "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
         "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
+        "nft": Plugin("methods.velocity_matching:VelocityMatching", _NFT),
+        "awm": Plugin("methods.velocity_matching:VelocityMatching", _AWM),
+        "ram": Plugin("methods.velocity_matching:VelocityMatching", _RAM),
+        "rvm": Plugin("methods.velocity_matching:VelocityMatching", _RVM),
+        "tilt_matching": Plugin("methods.velocity_matching:VelocityMatching", _TILT),
         "draft": Plugin("methods.draft:DRaFT"),
         "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
         "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}),

@@ -104,10 +104,19 @@ def late_step(config: Any, setting: Setting) -> Rows:
     return _rows(setting, sum(step + 1 for (step,) in setting.chosen), len(setting.chosen), rollout=0)
 
 
+def velocity_matching(config: Any, setting: Setting) -> Rows:
+    """At every noised sample the policy, and each network that it is compared with; the policy alone learns."""
+    states = sum(map(len, setting.chosen))
+    others = {name for name, weight in config.anchors.items() if weight}
+    others |= {"old"} if config.residual == "old" or config.weight == "likelihood" else set()
+    return _rows(setting, states * (1 + len(others)), states)
+
+
 FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
     "methods.nabla_gfn:NablaGFN": nabla,
     "methods.db:DB": balance,
     "methods.ddpo:DDPO": policy_gradient,
+    "methods.velocity_matching:VelocityMatching": velocity_matching,
     "methods.rtb:RTB": trajectory_balance,
     "methods.adjoint_matching:AdjointMatching": adjoint_matching,
     "methods.draft:DRaFT": backpropagation,
@@ -129,7 +138,7 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
 def _chosen(core: Core, method: Method, batch: Batch) -> list[list[int]]:
     config = method.config
     if hasattr(config, "fraction"):
-        return core.choose_steps(batch, config.fraction).tolist()
+        return core.choose_steps(batch, config.fraction, last=not method.renoises).tolist()
     if hasattr(config, "depth"):
         return method.starts(core, batch)[:, None].tolist()
     if hasattr(config, "window"):

@@ -45,11 +45,13 @@ def draw(
     purpose: str = "evaluate",
     prior: bool = False,
     method: Method | None = None,
+    weights: str | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Samples:
     """Sample, decode and keep images; for a finetuned model with densities also its divergence from the prior.
 
-    method: whose `sample` draws, if it has a say in it. on_batch: called with the number of rows finished.
+    method: whose `sample` draws, if it has a say in it. weights: the copy of the adapters that samples. on_batch:
+    called with the number of rows finished.
     """
     sample = functools.partial(method.sample, core) if method and not prior else core.rollout
     records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
@@ -57,7 +59,7 @@ def draw(
     @torch.no_grad()
     def finish(part: Batch) -> dict[str, Tensor]:
         with memory.phase("rollout"):
-            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
+            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior, weights=weights)
         core.check()  # a method may have chosen by rewards
         with memory.phase("decode"):
             image = core.model.decode(path.latents[:, -1])
@@ -118,6 +120,7 @@ class Evaluator:
                 self.splits,
                 seed=self.config.evaluation.seed,
                 method=self.method,
+                weights=None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights,
                 on_batch=lambda rows: on_batch("finetuned", rows),
             )
         )

@@ -151,6 +151,24 @@ class Kernel:
             case "flow":
                 return z + self._at("signal", k, z) * output
 
+    def noised(self, clean: Tensor, noise: Tensor, k: Step) -> Tensor:
+        """`α_k x + s_k ε`, shaped like `clean`."""
+        return self._at("signal", k, clean) * clean + self._at("noise", k, clean) * noise
+
+    def target(self, clean: Tensor, noise: Tensor, k: Step) -> Tensor:
+        """What the network should say of `noised(clean, noise, k)`: `ε`, `α_k ε − s_k x`, or `ε − x`; like `clean`."""
+        match self.output:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return self._at("signal", k, clean) * noise - self._at("noise", k, clean) * clean
+            case "flow":
+                return noise - clean
+
+    def noise_level(self, k: Step, like: Tensor) -> Tensor:
+        """`s_k` of a step k < K, shaped to broadcast over `like`."""
+        return self._at("noise", k, like)
+
     def mean(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
         """`μ = α' x̂ + √(s'² − σ²) ε̂` (an Euler step for the rules of that name), shaped like `z`."""
         if self.output == "flow":

@@ -147,6 +147,25 @@ class Transitions(Batch):
     advantages: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Noised(Batch):
+    """n finished samples with new noise, each at its own step; see `Core.diffused`.
+
+    row: long [n] on the CPU, the place in rows × columns; k: long [n], where the latents are.
+    clean, noise: x and ε, [n, *latent]; z: `α_k x + s_k ε`; target: what a network should say of it.
+    rewards, advantages: of the samples, [n], or None.
+    """
+
+    row: Tensor
+    k: Tensor
+    clean: Tensor
+    noise: Tensor
+    z: Tensor
+    target: Tensor
+    rewards: Tensor | None = None
+    advantages: Tensor | None = None
+
+
 def join(parts: Sequence[Trajectory]) -> Trajectory:
     """One trajectory batch from several of equal length."""
 

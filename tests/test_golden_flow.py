@@ -1,0 +1,249 @@
+"""Agreement with numbers that the published methods for flow models produced (`tests/golden/README.md` says how)."""
+
+import json
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.core import Core
+from bench.models.analytic import GaussianFlowModel
+from bench.options import Config
+from bench.reward import Reward
+from bench.sampling.kernel import Kernel
+from bench.sampling.trajectory import Noised, Trajectory
+from bench.training.advantages import Deviation, group_normalised
+from methods.velocity_matching import VelocityMatching, VelocityMatchingConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-5
+
+
+@cache
+def golden(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def double(value: list) -> Tensor:
+    """Inputs are float32 numbers, used in float64."""
+    return torch.tensor(value).double()
+
+
+def error(ours: Tensor | float, theirs: Tensor | list | float) -> float:
+    """Largest relative error over rows, in the Euclidean norm of a row."""
+    theirs = torch.as_tensor(theirs, dtype=torch.float64)
+    ours = torch.as_tensor(ours).detach().double().reshape(theirs.shape)
+    rows = len(theirs) if theirs.ndim else 1
+    difference, size = (ours - theirs).reshape(rows, -1).norm(dim=1), theirs.reshape(rows, -1).norm(dim=1)
+    return float((difference / size.clamp(min=1e-12)).max())
+
+
+class Nothing(Reward):
+    """No reward is asked for."""
+
+    scale, source = "", ""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        raise AssertionError
+
+
+class Given(GaussianFlowModel):
+    """A flow whose predictions are given, by name; `policy` may be differentiated."""
+
+    outputs: dict[str, Tensor]
+
+    def predict(self, z, t, conditioning, *, prior=False, guided=True):
+        return self.outputs["prior" if prior else self.name]
+
+    name = "policy"
+
+    @contextmanager
+    def using(self, weights):
+        self.name = weights["name"]
+        yield
+        self.name = "policy"
+
+
+def given_core(levels: Tensor, **outputs: Tensor) -> Core:
+    """A core whose step k has the noise level `levels[k]`, each row's own, and whose networks say `outputs`."""
+    order, place = levels.unique(), torch.searchsorted(levels.unique(), levels)
+    sigmas = torch.cat([order.flip(0), torch.zeros(1, dtype=levels.dtype)])
+    model = Given(dtype=torch.float64)
+    model.outputs = {name: value.double() for name, value in outputs.items()}
+    core = Core(
+        model, Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, 1.0, "ddim", "flow", sigmas), Nothing(Config()), 1.0
+    )
+    core.copies = {name: {"name": name} for name in outputs}
+    core.steps = len(order) - 1 - place
+    return core
+
+
+def noised(core: Core, clean: Tensor, noise: Tensor, advantages: Tensor | None = None) -> Noised:
+    names = [(str(i), 0) for i in range(len(clean))]
+    k = core.steps
+    z, target = core.kernel.noised(clean, noise, k), core.kernel.target(clean, noise, k)
+    encoded = core.model.encode([""] * len(clean))
+    return Noised([p for p, _ in names], names, encoded, torch.arange(len(clean)), k, clean, noise, z, target, None,
+                  advantages)  # fmt: skip
+
+
+def learned(method: VelocityMatching, core: Core, part: Noised) -> tuple[Tensor, Tensor, dict]:
+    """The gradient of the mean over rows in the policy's output, as the method's own loss has it; its bracket."""
+    core.diffused = lambda data, steps: iter([part])
+    core.choose_steps = lambda data, fraction, last: torch.zeros(len(part), 1)
+    policy = core.model.outputs["policy"] = core.model.outputs["policy"].detach().requires_grad_()
+    (loss,) = method.losses(core, part)
+    loss.values.mean().backward()
+    others = {name: value for name, value in core.model.outputs.items() if name != "policy"}
+    bracket, metrics = method.gradient(core, part, policy.detach(), others)
+    return policy.grad, bracket, metrics
+
+
+# DiffusionNFT ------------------------------------------------------------------------------------------------------
+
+NFT = golden("item8_nft")
+
+
+@pytest.mark.parametrize("case", [c for c in NFT["loss_cases"] if c["adv_mode"] is None],
+                         ids=lambda c: f"{c['beta']}-{c['kl_beta']}-{c['policy'][:5]}")  # fmt: skip
+def test_nft(case, record_property):
+    given = {name: double(value) for name, value in NFT["loss_inputs"].items()}
+    if case["policy"].startswith("on"):
+        given["v_theta"] = given["v_old"]
+    if case["policy"].startswith("floor"):
+        given |= {name: torch.tensor(v, dtype=torch.float64) for name, v in NFT["floor_inputs_f64"].items()}
+    core = given_core(given["timesteps"] / 1000, policy=given["v_theta"], old=given["v_old"], prior=given["v_ref"])
+    limit = case["adv_clip_max"]
+    part = noised(core, given["x0"], given["noise"], given["advantages"].clamp(-limit, limit) / limit)
+    anchors = {"old": float(case["beta"]), "prior": case["kl_beta"] / limit}
+    settings = {"residual": "old", "weight": "clean", "factor": limit, "anchors": anchors}
+    method, theirs = VelocityMatching(VelocityMatchingConfig(**settings)), case["f64"]
+    gradient, _, metrics = learned(method, core, part)
+    ahead, behind = method.clean_weights(core, part, given["v_theta"], given["v_old"])
+    share, square = (1 + part.advantages) / 2, (given["timesteps"] / 1000) ** 2
+    errors = {
+        "noised": error(part.z, given["xt"]),
+        "r": error(share, theirs["r"]),
+        "w+": error(ahead, square * share / torch.tensor(theirs["weight_factor"])),
+        "w-": error(behind, square * (1 - share) / torch.tensor(theirs["negative_weight_factor"])),
+        "distance to the prior": error(metrics["distance/prior"].mean(), theirs["kl_div_loss"]),
+        "gradient": error(gradient, theirs["grad_loss_wrt_v_theta"]),
+    }
+    record_property("relative_errors", errors)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", ["global_std", "prompt_std"])
+def test_nft_advantages(name):
+    """Those of Flow-GRPO too: population deviations with 1e-4 added."""
+    for theirs, prefix in ((NFT["advantage"], ""), (golden("item11_grpo_guard_dppo")["advantages"], "flow_grpo/grpo/")):
+        over = {"global_std": "round", "prompt_std": "group"}[name]
+        rewards = double(theirs["rewards"])
+        ours = group_normalised(theirs["prompts"], rewards, Deviation(over=over, correction=0, epsilon=1e-4))
+        assert error(ours[None], [theirs[prefix + name]]) < TOLERANCE
+
+
+def test_unbiased_deviations():
+    theirs = golden("item11_grpo_guard_dppo")["advantages"]
+    rewards, prompts = double(theirs["rewards"]), theirs["prompts"]
+    for over, name in (("round", "True"), ("group", "False")):
+        ours = group_normalised(prompts, rewards, Deviation(over=over, correction=1, epsilon=1e-4))
+        assert error(ours[None], [theirs[f"verl_omni/global_std={name}/norm=True"]]) < TOLERANCE
+    order = torch.tensor(theirs["grouped_order"])
+    ours = group_normalised(prompts, rewards, Deviation(over="group", correction=1, epsilon=1e-8))
+    assert error(ours[order][None], [theirs["dancegrpo/use_group=True (grouped order)"]]) < TOLERANCE
+
+
+def test_copies_follow_as_published():
+    nft = VelocityMatching(VelocityMatchingConfig(residual="old", anchors={"old": 1.0}, old_decay=0.5)).copies()["old"]
+    assert [nft.decay(n) for n in range(221)] == pytest.approx(NFT["old_policy_decay"]["type1"])
+    assert [nft.decay(n) for n in (499, 500, 600)] == pytest.approx(NFT["old_policy_decay"]["type1_at_500_600"])
+    ema = VelocityMatching(VelocityMatchingConfig(anchors={"ema": 1.0})).copies()["ema"]
+    theirs = golden("item9_awm")["ema_adapter"]
+    assert [ema.decay(n) for n in theirs["steps"]] == pytest.approx(theirs["decay"])
+
+
+# Advantage weighted matching -----------------------------------------------------------------------------------------
+
+AWM = golden("item9_awm")
+POWERS = ("ghuber",)  # their other weightings are not options of ours
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        c for c in AWM["cases"]
+        if c["config"]["weighting"] in POWERS and c["config"]["loss_type"] == "exp_first"
+        and c["config"]["kl_weight"] == "Uniform"
+    ],
+    ids=lambda c: "-".join(str(c["config"][key]) for key in ("ghuber_power", "clip_range", "advantage_max", "beta"))
+    + c["policy"],
+)  # fmt: skip
+def test_awm(case, record_property):
+    given = {name: double(value) for name, value in AWM["inputs"].items()}
+    config, theirs = case["config"], case["f64"]
+    old = given["v_theta"] if case["policy"] == "on" else given["v_old"]
+    core = given_core(given["timesteps"], policy=given["v_theta"], old=old, prior=given["v_ref"], ema=given["v_ema"])
+    scale = 0.2 if config["advantage_max"] else 1.0
+    used = (scale * given["advantages"].clamp(-5, 5)).repeat(3)
+    part = noised(core, given["x0"], given["noise"], used)
+    method = VelocityMatching(
+        VelocityMatchingConfig(
+            weight="likelihood",
+            power=config["ghuber_power"],
+            ratio_clip=config["clip_range"],
+            anchors={"prior": config["beta"], "ema": config["ema_beta"]},
+        )
+    )
+    gradient, _, metrics = learned(method, core, part)
+    errors = {
+        "advantages": error(used[None], [theirs["advantages_used"]]),
+        "ratio": error(metrics["ratio"], theirs["ratio"]),
+        "distance to the prior": error(metrics["distance/prior"].mean(), theirs["kl_loss"]),
+        "distance to the average": error(metrics["distance/ema"].mean(), theirs["ema_kl_loss"]),
+    }
+    if "grad_loss_wrt_v_theta" in theirs:
+        errors["gradient"] = error(gradient, theirs["grad_loss_wrt_v_theta"])
+    else:
+        errors["gradient"] = error(gradient.flatten(1).norm(dim=1), theirs["grad_loss_wrt_v_theta_l2"])
+    record_property("relative_errors", errors)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+# Reward-based velocity matching --------------------------------------------------------------------------------------
+
+RVM = golden("item14_rvm")
+
+
+@pytest.mark.parametrize("case", RVM["cases"], ids=lambda c: str(c["anchor_beta"]))
+def test_rvm(case):
+    given = {name: double(value) for name, value in RVM["inputs"].items()}
+    core = given_core(given["t"], policy=given["v_theta"], prior=given["v_ref"])
+    part = noised(core, given["x0"], given["noise"], given["advantage"])
+    method = VelocityMatching(VelocityMatchingConfig(factor=0.5, anchors={"prior": case["anchor_beta"]}))
+    gradient, bracket, _ = learned(method, core, part)
+    assert error(gradient, case["f64"]["grad_loss_wrt_v_theta"]) < TOLERANCE
+    assert error(0.5 * bracket.square().mean(), case["f64"]["loss"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", [c for c in RVM["advantage"]["cases"] if "positive_only" not in c["kwargs"]],
+                         ids=lambda c: c["name"])  # fmt: skip
+def test_rvm_advantages(case):
+    """Theirs is given the global deviation; ours computes it."""
+    groups = RVM["advantage"]["groups"]
+    over = "round" if "normalization_std" in case["kwargs"] else "group"
+    prompts = [str(i) for i, group in enumerate(groups) for _ in group]
+    rewards = double([reward for group in groups for reward in group])
+    core = given_core(double([0.5]), policy=torch.zeros(1, 2), prior=torch.zeros(1, 2))
+    config = {"advantage_clip": case["kwargs"].get("clip", 5.0), "scale": case["kwargs"].get("scale", 0.1)}
+    method = VelocityMatching(
+        VelocityMatchingConfig(deviation=Deviation(over=over, correction=0, epsilon=1e-4), **config)
+    )
+    data = Trajectory(prompts, [(p, i) for i, p in enumerate(prompts)], core.model.encode(prompts),
+                      latents=torch.zeros(len(prompts), 2, 2), rewards=rewards)  # fmt: skip
+    ours = method.prepare(core, data).advantages
+    theirs = [advantage for group in case["advantages"] for advantage in group]
+    assert error(ours[None], [theirs]) < TOLERANCE
