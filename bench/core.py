@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,25 +64,27 @@ class Core:
         weights: str | None = None,
         grad_from: int | None = None,
         stop_at: int | None = None,
+        noisy: tuple[int, int] | None = None,
+        shared_start: int | None = None,
     ) -> Trajectory:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
 
-        weights: the copy of the adapters that samples, instead of these themselves.
+        weights: the copy of the adapters that samples, instead of these themselves. noisy: the steps [first, end) with
+        noise, the others having none. shared_start: one z_0 for all samples of a prompt, named by this number.
         """
+        kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
+        seed = self.seed if seed is None else seed
         options = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
         # a density that will be replayed must be that of the network as it is, to the bit
         merge = grad_from is None and "log_prob" not in record and not prior
         with self._using(weights), self.model.merged() if merge else nullcontext():
-            parts = [
-                rollout(
-                    self.model,
-                    self.kernel,
-                    part,
-                    Noise(self.seed if seed is None else seed, purpose, part.samples),
-                    **options,
-                )
-                for part in batch.split(self.sample_batch)
-            ]
+            parts = []
+            for part in batch.split(self.sample_batch):
+                start = None
+                if shared_start is not None:  # a name that no sample has
+                    start = Noise(seed, purpose, [(prompt, -1 - shared_start) for prompt in part.prompts])
+                noise = Noise(seed, purpose, part.samples)
+                parts.append(rollout(self.model, kernel, part, noise, start=start, **options))
         return join(parts)
 
     def predict(
@@ -225,18 +228,21 @@ class Core:
 
     # Choices ------------------------------------------------------------------------------------------------------
 
-    def choose_steps(self, data: Batch, fraction: float, *, last: bool = True) -> Tensor:
+    def choose_steps(
+        self, data: Batch, fraction: float, *, last: Literal["always", "like any", "never"] = "always"
+    ) -> Tensor:
         """Long [B, S]: for every row one random step of each of `⌊K·fraction⌋` equal bins, and always the last step.
 
-        With a fraction of 1 these are all K steps. Without `last`, the bins (one at least) are of all steps. The choice
-        is named by the sample, like its noise. It is on the CPU, like every choice: what decides which work is done
-        must not be asked from the device.
+        With a fraction of 1 these are all K steps. Where the last step is "like any" the bins, one at least, are of all
+        steps; "never" leaves it out. The choice is named by the sample, like its noise. It is on the CPU, like every
+        choice: what decides which work is done must not be asked from the device.
         """
-        others = self.kernel.steps - last
-        bins = min(max(int(self.kernel.steps * fraction + 1e-9), not last), others)
+        always = last == "always"
+        others = self.kernel.steps - (last != "like any")
+        bins = min(max(int(self.kernel.steps * fraction + 1e-9), not always), others)
         edges = np.linspace(0, others, bins + 1).round().astype(int)
         rows = [
-            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), *[others] * last]
+            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), *[others] * always]
             for prompt, index in data.samples
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))

@@ -76,7 +76,6 @@ class Method(ABC):
     Config: ClassVar[type[Config]] = Config
     needs: ClassVar[Needs] = Needs()
     recipe: ClassVar[dict[str, Any]] = {}
-    renoises: ClassVar[bool] = False  # trains on finished samples with new noise, where no step is the last
 
     def __init__(self, config: Config):
         self.config = config

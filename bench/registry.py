@@ -53,6 +53,16 @@ _TILT = {
     "method.stages": 8,
 }
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
+_FLOW_GRPO = _GLOBAL | {
+    "method.kl": 0.04,
+    "method.kl_unit": "rate",
+    "train.ema": 0.9,
+    "evaluation.weights": "ema",
+}
+_CPS = _GLOBAL | {"method.density": "square", "method.kl": 0.004, "method.kl_unit": "square"}
+_UNBIASED = {"method.deviation": {"over": "group", "correction": 1, "epsilon": 1e-8}}
+_GUARD = _GLOBAL | {"method.surrogate": "guard", "method.clip": 2e-6}
+_DPPO = _GLOBAL | {"method.surrogate": "mask", "method.advantage_clip": None}
 _DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
     "method.advantage": "reward",
     "method.advantage_clip": None,
@@ -75,6 +85,12 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "ddpo": Plugin("methods.ddpo:DDPO"),
         "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
         "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
+        "flow_grpo": Plugin("methods.flow_grpo:FlowGRPO", _FLOW_GRPO),
+        "flow_grpo_cps": Plugin("methods.flow_grpo:FlowGRPO", _CPS),
+        "dance_grpo": Plugin("methods.flow_grpo:FlowGRPO", _UNBIASED | {"method.shared_start": True}),
+        "mix_grpo": Plugin("methods.flow_grpo:FlowGRPO", _UNBIASED | {"method.window": 4}),
+        "grpo_guard": Plugin("methods.flow_grpo:FlowGRPO", _GUARD),
+        "flow_dppo": Plugin("methods.flow_grpo:FlowGRPO", _DPPO),
         "nft": Plugin("methods.velocity_matching:VelocityMatching", _NFT),
         "awm": Plugin("methods.velocity_matching:VelocityMatching", _AWM),
         "ram": Plugin("methods.velocity_matching:VelocityMatching", _RAM),

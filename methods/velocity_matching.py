@@ -78,7 +78,6 @@ class VelocityMatching(Method):
     Config = VelocityMatchingConfig
     needs = Needs(rewards=True)
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
-    renoises = True
     config: VelocityMatchingConfig
 
     def copies(self) -> dict[str, Copy]:
@@ -111,9 +110,13 @@ class VelocityMatching(Method):
             advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
         return replace(data, advantages=config.scale * advantages)
 
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """The times [B, S] that samples are noised to, of those of the sampler."""
+        return core.choose_steps(data, self.config.fraction, last="like any")
+
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over the samples, noised to some of the sampler's times."""
-        steps = core.choose_steps(data, self.config.fraction, last=False)
+        steps = self.steps(core, data)
         for part in core.diffused(data, steps):
             output = core.predict(part.z, part.k, part.conditioning)
             others = {name: self.other(core, part, name) for name in [*self.config.anchors, *self.copies()]}

@@ -14,8 +14,9 @@ from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
 from bench.reward import Reward
 from bench.sampling.kernel import Kernel
-from bench.sampling.trajectory import Noised, Trajectory
+from bench.sampling.trajectory import Noised, Trajectory, Transitions
 from bench.training.advantages import Deviation, group_normalised
+from methods.flow_grpo import FlowGRPO, FlowGRPOConfig
 from methods.velocity_matching import VelocityMatching, VelocityMatchingConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -247,3 +248,79 @@ def test_rvm_advantages(case):
     ours = method.prepare(core, data).advantages
     theirs = [advantage for group in case["advantages"] for advantage in group]
     assert error(ours[None], [theirs]) < TOLERANCE
+
+
+# Policy gradient on flows --------------------------------------------------------------------------------------------
+
+GRPO = golden("item11_grpo_guard_dppo")
+KINDS = {  # name → rule, η's own, options; what else the file holds differs from ours by design or by defect
+    "flow_grpo": ("euler", {"kl": 0.04, "kl_unit": "rate"}),
+    "flow_cps": ("cps", {"kl": 0.004, "kl_unit": "square", "density": "square"}),
+    "dancegrpo": ("dance", {}),
+    "mixgrpo": ("euler", {}),
+    "verl_guard": ("euler", {"surrogate": "guard", "clip": 2e-6}),
+    "precise_rationorm": ("sde", {"surrogate": "guard", "clip": 4e-6}),
+    "verl_dppo": ("euler", {"surrogate": "mask"}),
+    "unirl_dppo": ("euler", {"surrogate": "mask"}),
+}
+
+
+def usable(case: dict) -> bool:
+    """GRPO-Guard's ports take batch means over mixed steps; UniRL clamps 1 − s at the first."""
+    mixed = len(set(case["steps"])) > 1
+    own = {"verl_guard": not mixed, "precise_rationorm": not mixed, "unirl_dppo": 0 not in case["steps"]}
+    return case["loss_name"] in KINDS and own.get(case["loss_name"], True)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in GRPO["cases"] if usable(c)],
+    ids=lambda c: f"{c['loss_name']}-{''.join(map(str, c['steps']))}-{c['policy'][:3]}",
+)
+def test_policy_gradients(case, record_property):
+    given, theirs = {name: double(value) for name, value in GRPO["inputs"].items()}, case["f64"]
+    rule, options = KINDS[case["loss_name"]]
+    sigmas, k = double(GRPO["grid"]["sigmas"]), torch.tensor(case["steps"])
+    kernel = Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, case["noise_level"], rule, "flow", sigmas)
+    on = case["policy"].startswith("on")
+    model = Given(dtype=torch.float64)
+    policy = (given["v_old"] if on else given["v_theta"]).clone().requires_grad_()
+    model.outputs = {"policy": policy, "prior": given["v_ref"]}
+    core = Core(model, kernel, Nothing(Config()), 1.0)
+    z = given["sample"]
+    z_next = kernel.mean(z, given["v_old"], k) + kernel.std(k, z) * given["noise"]
+    limit = None if "dppo" in case["loss_name"] else 5.0
+    advantages = given["advantages"] if limit is None else given["advantages"].clamp(-limit, limit)
+    names, rows = [(str(i), 0) for i in range(4)], torch.arange(4)
+    part = Transitions(
+        [p for p, _ in names], names, model.encode([""] * 4), row=rows, k=k, unfinished=rows, finished=rows[:0], z=z,
+        z_next=z_next, model_output=given["v_old"], advantages=advantages,
+    )  # fmt: skip
+    method = FlowGRPO(FlowGRPOConfig(**options))
+    values, metrics = method.transition_losses(core, part)
+    loss = values.mean()
+    if case["loss_name"] == "precise_rationorm":  # divides by |∂μ/∂v| instead
+        change = (kernel.mean(z, policy + 1, k) - kernel.mean(z, policy, k)).detach().abs().flatten(1)[:, 0]
+        loss = (values * kernel.drop(k, z).flatten() / change).mean()
+    loss.backward()
+    errors = {}
+    if case["loss_name"] == "mixgrpo":
+        errors["policy loss"] = error(loss, theirs["policy_loss"])
+    else:
+        errors["loss"] = error(loss, theirs["loss"])
+        if "grad_loss_wrt_v_theta" in theirs:
+            errors["gradient"] = error(policy.grad, theirs["grad_loss_wrt_v_theta"])
+        else:
+            errors["gradient"] = error(policy.grad.flatten(1).norm(dim=1), theirs["grad_loss_wrt_v_theta_l2"])
+    if case["loss_name"] not in ("verl_guard", "precise_rationorm"):
+        now, before = (torch.tensor(theirs[name], dtype=torch.float64) for name in ("log_prob", "old_log_prob"))
+        difference = now - before
+        errors["log-ratio"] = float((metrics["log_ratio"] - difference).abs().max())
+    if "ratio" in theirs:
+        errors["ratio"] = error(metrics["log_ratio"].exp(), theirs["ratio"])
+    if "kl_loss" in theirs and "kl" in metrics:
+        errors["kl"] = error(metrics["kl"].mean(), theirs["kl_loss"])
+    if on:
+        assert torch.equal(metrics["log_ratio"], torch.zeros(4, dtype=torch.float64))
+    record_property("relative_errors", errors)
+    assert max(errors.values()) < TOLERANCE, errors

@@ -116,6 +116,7 @@ FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the 
     "methods.nabla_gfn:NablaGFN": nabla,
     "methods.db:DB": balance,
     "methods.ddpo:DDPO": policy_gradient,
+    "methods.flow_grpo:FlowGRPO": policy_gradient,
     "methods.velocity_matching:VelocityMatching": velocity_matching,
     "methods.rtb:RTB": trajectory_balance,
     "methods.adjoint_matching:AdjointMatching": adjoint_matching,
@@ -137,8 +138,10 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
 
 def _chosen(core: Core, method: Method, batch: Batch) -> list[list[int]]:
     config = method.config
+    if hasattr(method, "steps"):
+        return method.steps(core, batch).tolist()
     if hasattr(config, "fraction"):
-        return core.choose_steps(batch, config.fraction, last=not method.renoises).tolist()
+        return core.choose_steps(batch, config.fraction).tolist()
     if hasattr(config, "depth"):
         return method.starts(core, batch)[:, None].tolist()
     if hasattr(config, "window"):

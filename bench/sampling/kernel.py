@@ -44,6 +44,7 @@ class Kernel:
         "dance": an Euler step with constant `g = η`, DanceGRPO's (arXiv 2505.07818). The last two are for flows alone.
     output: what the network predicts: "epsilon", "v_prediction" (`αε − sx`), or "flow" (`ε − x`).
     sigmas: float [K+1], s; None means `√(1−α²)`, a diffusion's.
+    noisy: the steps [first, end) that have noise; None means all.
     """
 
     timesteps: Tensor
@@ -52,6 +53,7 @@ class Kernel:
     rule: Rule = "ddim"
     output: Output = "epsilon"
     sigmas: Tensor | None = None
+    noisy: tuple[int, int] | None = None
     _tables: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)  # on host and device
 
     def __post_init__(self) -> None:
@@ -68,12 +70,17 @@ class Kernel:
             added = power[:-1] - now / after * power[1:]
         signal, noise = self.alphas**0.5, power**0.5
         std = self._std(signal, power, added)
+        if self.noisy is not None:
+            inside = torch.zeros_like(std)
+            inside[slice(*self.noisy)] = 1
+            std = std * inside
         direction = (power[1:] - std**2).clamp(min=0) ** 0.5
         tables = {
             "level": self.alphas,
             "signal": signal[:-1],
             "noise": noise[:-1],
             "signal_after": signal[1:],
+            "drop": noise[:-1] - noise[1:],
             "direction": direction,
             "std": std,
             "forgotten": (now / after) ** 0.5,
@@ -116,7 +123,7 @@ class Kernel:
     def key(self) -> tuple:
         """Everything that its chains depend on, for fingerprints."""
         levels = [None if table is None else table.tolist() for table in (self.timesteps, self.alphas, self.sigmas)]
-        return (*levels, self.eta, self.rule, self.output)
+        return (*levels, self.eta, self.rule, self.output, self.noisy)
 
     def _at(self, name: str, k: Step, like: Tensor) -> Tensor:
         """A table's entry at step k: a number of the host, or entries by row that broadcast over latents `like`."""
@@ -168,6 +175,10 @@ class Kernel:
     def noise_level(self, k: Step, like: Tensor) -> Tensor:
         """`s_k` of a step k < K, shaped to broadcast over `like`."""
         return self._at("noise", k, like)
+
+    def drop(self, k: Step, like: Tensor) -> Tensor:
+        """`s_k − s_{k+1}`, what a step takes from the noise level, shaped to broadcast over `like`."""
+        return self._at("drop", k, like)
 
     def mean(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
         """`μ = α' x̂ + √(s'² − σ²) ε̂` (an Euler step for the rules of that name), shaped like `z`."""

@@ -121,7 +121,8 @@ class Trainer:
 
         def sample(part: Batch) -> dict[str, Tensor]:
             path = self.method.collect(self.core, part, number)
-            return {"latents": path.latents} | {name: getattr(path, name) for name in needs.record}
+            kept = {name: getattr(path, name) for name in ("latents", "noisy", *needs.record)}
+            return {name: value for name, value in kept.items() if value is not None}
 
         def score(part: Trajectory) -> dict[str, Tensor]:
             return {"rewards": self.core.reward(part.latents[:, -1], part.prompts)}
