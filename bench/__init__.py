@@ -31,8 +31,10 @@ _PUBLIC = {
     "group_baseline": "bench.training.advantages",
     "group_normalised": "bench.training.advantages",
     "group_tilt": "bench.training.advantages",
+    "best_and_worst": "bench.training.advantages",
     "gaussian_log_prob": "bench.sampling.kernel",
     "leave_one_out": "bench.training.advantages",
+    "log_softmax_by_prompt": "bench.training.advantages",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -254,6 +254,13 @@ class Core:
             [int(generator(self.seed, "select", *name).integers(first, self.kernel.steps)) for name in data.samples]
         )
 
+    def choose_pair(self, data: Batch) -> Tensor:
+        """Long [B, 2]: for every row two different random steps, the earlier one first, named by the sample."""
+        if self.kernel.steps < 2:
+            raise BenchError("two different steps need sampler.steps ≥ 2.")
+        pairs = [generator(self.seed, "select", *name).choice(self.kernel.steps, 2, False) for name in data.samples]
+        return torch.tensor(np.sort(np.stack(pairs), 1))
+
     def choose_start(self, data: Batch, mean: float, deviation: float) -> Tensor:
         """Long [B]: for every row a step `int(N(mean·K, deviation·K))`, redrawn until it is one of 1 … K−1."""
         steps, chosen = self.kernel.steps, []

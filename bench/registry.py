@@ -52,6 +52,7 @@ _TILT = {
     "method.anchors": {"old": 1.0},
     "method.stages": 8,
 }
+_PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
 _FLOW_GRPO = _GLOBAL | {
     "method.kl": 0.04,
@@ -82,6 +83,11 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "res_db": Plugin("methods.db:DB", _RESIDUAL_DB),
         "dag_kl": Plugin("methods.db:DB", {"method.clip": 1e-4}),
         "rtb": Plugin("methods.rtb:RTB"),
+        "rtb_softmax": Plugin("methods.rtb:SoftmaxRTB"),
+        "tmpo": Plugin("methods.rtb:SoftmaxRTB", {"method.prior": False}),
+        "online_dpo": Plugin("methods.online_dpo:OnlineDPO"),
+        "vgg_flow": Plugin("methods.vgg_flow:VGGFlow"),
+        "vgg_flow_pruned": Plugin("methods.vgg_flow:VGGFlow", _PRUNED),
         "ddpo": Plugin("methods.ddpo:DDPO"),
         "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
         "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
@@ -100,6 +106,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
         "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}),
         "draft_lv": Plugin("methods.draft:DRaFT", {"method.depth": 1, "method.renoise": 2}),
+        "leap_align": Plugin("methods.draft:DRaFT", {"method.leap": True}),
         "alignprop": Plugin("methods.draft:DRaFT", {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3}),
         "refl": Plugin("methods.refl:ReFL"),
         "adjoint_matching": Plugin("methods.adjoint_matching:AdjointMatching"),

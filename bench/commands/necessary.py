@@ -85,6 +85,26 @@ def trajectory_balance(config: Any, setting: Setting) -> Rows:
     return _rows(setting, 2 * transitions, transitions)
 
 
+def softmax_balance(config: Any, setting: Setting) -> Rows:
+    """The policy at every state, twice: a weight of the gradient needs the whole group; and the prior, if it counts."""
+    transitions = sum(map(len, setting.chosen))
+    return _rows(setting, (3 if config.prior else 2) * transitions, transitions)
+
+
+def preferences(config: Any, setting: Setting) -> Rows:
+    """Policy and prior at a noised winner and loser."""
+    states = 2 * sum(map(len, setting.chosen))
+    return _rows(setting, 2 * states, states)
+
+
+def value_gradient(config: Any, setting: Setting) -> Rows:
+    """Policy and prior at every chosen state; with a value network the policy and the prior's Jacobian as well."""
+    states = sum(map(len, setting.chosen))
+    ahead = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
+    network = config.value_network
+    return _rows(setting, 2 * states + (ahead if network else 0), states * (2 if network else 1))
+
+
 def adjoint_matching(config: Any, setting: Setting) -> Rows:
     """The policy at chosen states; the prior's means down to the first of them, its Jacobian down to the one after."""
     transitions = sum(map(len, setting.chosen))
@@ -93,8 +113,13 @@ def adjoint_matching(config: Any, setting: Setting) -> Rows:
 
 
 def backpropagation(config: Any, setting: Setting) -> Rows:
-    """A rollout inside the loss, back to its first step with gradient; DRaFT-LV adds and trains new last steps."""
+    """A rollout inside the loss, back to its first step with gradient; DRaFT-LV adds and trains new last steps.
+
+    LeapAlign's rollout has no gradient, and two predictions learn.
+    """
     count, new = len(setting.chosen), config.renoise
+    if config.leap:
+        return _rows(setting, (setting.steps + 2) * count, 2 * count, rollout=0)
     back = new * count if new else sum(setting.steps - start for (start,) in setting.chosen)
     return _rows(setting, (setting.steps + new) * count, back, rollout=0)
 
@@ -119,6 +144,9 @@ FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the 
     "methods.flow_grpo:FlowGRPO": policy_gradient,
     "methods.velocity_matching:VelocityMatching": velocity_matching,
     "methods.rtb:RTB": trajectory_balance,
+    "methods.rtb:SoftmaxRTB": softmax_balance,
+    "methods.online_dpo:OnlineDPO": preferences,
+    "methods.vgg_flow:VGGFlow": value_gradient,
     "methods.adjoint_matching:AdjointMatching": adjoint_matching,
     "methods.draft:DRaFT": backpropagation,
     "methods.refl:ReFL": late_step,

@@ -80,6 +80,7 @@ class Kernel:
             "signal": signal[:-1],
             "noise": noise[:-1],
             "signal_after": signal[1:],
+            "noise_level": noise,
             "drop": noise[:-1] - noise[1:],
             "direction": direction,
             "std": std,
@@ -173,8 +174,8 @@ class Kernel:
                 return noise - clean
 
     def noise_level(self, k: Step, like: Tensor) -> Tensor:
-        """`s_k` of a step k < K, shaped to broadcast over `like`."""
-        return self._at("noise", k, like)
+        """`s_k`, also of the finished sample (k = K), shaped to broadcast over `like`."""
+        return self._at("noise_level", k, like)
 
     def drop(self, k: Step, like: Tensor) -> Tensor:
         """`s_k − s_{k+1}`, what a step takes from the noise level, shaped to broadcast over `like`."""

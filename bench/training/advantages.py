@@ -79,6 +79,19 @@ def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
     return torch.exp(values - mean).where(own.sum(1) > 1, 1)
 
 
+def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> tuple[Tensor, Tensor]:
+    """`log softmax` of values [B] within each prompt's rows [B], and which rows share a prompt, 0 or 1 [B, B]."""
+    own = _same_prompt(prompts, values)
+    return values - torch.logsumexp(values + own.log(), 1), own
+
+
+def best_and_worst(prompts: list[str], rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """For every row the row of its prompt's largest reward and that of its smallest, long [B]; of equals the first."""
+    others = _same_prompt(prompts, rewards) == 0
+    best, worst = (rewards.expand(len(rewards), -1).masked_fill(others, sign * float("inf")) for sign in (-1, 1))
+    return best.argmax(1), worst.argmin(1)
+
+
 def leave_one_out(values: Tensor) -> Tensor:
     """Values [B, S] minus the others' mean of the column, over the others' deviation (Zhang et al., 2024, DAG-KL).
 
