@@ -86,9 +86,9 @@ def trajectory_balance(config: Any, setting: Setting) -> Rows:
 
 
 def softmax_balance(config: Any, setting: Setting) -> Rows:
-    """The policy at every state, twice: a weight of the gradient needs the whole group; and the prior, if it counts."""
+    """The policy at every state, and the prior, if it counts; a second pass of the policy only saves memory."""
     transitions = sum(map(len, setting.chosen))
-    return _rows(setting, (3 if config.prior else 2) * transitions, transitions)
+    return _rows(setting, (2 if config.prior else 1) * transitions, transitions)
 
 
 def preferences(config: Any, setting: Setting) -> Rows:
@@ -98,10 +98,13 @@ def preferences(config: Any, setting: Setting) -> Rows:
 
 
 def value_gradient(config: Any, setting: Setting) -> Rows:
-    """Policy and prior at every chosen state; with a value network the policy and the prior's Jacobian as well."""
+    """Policy and prior at every chosen state; a value's consistency asks for the policy ahead and the prior's Jacobian.
+
+    The finished sample is scored as it is.
+    """
     states = sum(map(len, setting.chosen))
     ahead = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
-    network = config.value_network
+    network = config.value_network and config.consistency
     return _rows(setting, 2 * states + (ahead if network else 0), states * (2 if network else 1))
 
 
