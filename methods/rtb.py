@@ -106,10 +106,11 @@ class SoftmaxRTB(Method):
 
 
 def log_density(core: Core, data: Trajectory, prior: bool = False) -> Tensor:
-    """`Σ_k log p(z_{k+1}|z_k)` of whole trajectories [B], under the policy or the prior."""
+    """`Σ_k log p(z_{k+1}|z_k)` of whole trajectories [B], under the policy or the prior; float64, being a long sum."""
     count = core.kernel.steps
     steps = torch.arange(count).expand(len(data), count)
     (part,) = data.transitions(steps, steps.numel())
     mean = core.kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning, prior=prior), part.k)
-    log_prob = gaussian_log_prob(part.z_next, mean, core.kernel.std(part.k, part.z))
+    std = core.kernel.std(part.k, part.z)
+    log_prob = gaussian_log_prob(part.z_next.double(), mean.double(), std.double())
     return log_prob.view(count, len(data)).sum(0)

@@ -48,13 +48,13 @@ def draw(
     weights: str | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Samples:
-    """Sample, decode and keep images; for a finetuned model with densities also its divergence from the prior.
+    """Sample, decode and keep images; for a finetuned model also its outputs' norm and, with densities, its divergence.
 
     method: whose `sample` draws, if it has a say in it. weights: the copy of the adapters that samples. on_batch:
     called with the number of rows finished.
     """
     sample = functools.partial(method.sample, core) if method and not prior else core.rollout
-    records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
+    records = frozenset() if prior else frozenset({"model_output", "prior_output"})
 
     @torch.no_grad()
     def finish(part: Batch) -> dict[str, Tensor]:
@@ -67,7 +67,10 @@ def draw(
             raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
         found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
         if path.model_output is not None:
-            found |= _divergence(core, path)
+            norms = (output.flatten(2).norm(dim=2) for output in (path.model_output, path.prior_output))
+            found["output_norm"] = next(norms) / next(norms)
+            if core.kernel.has_density:
+                found |= _divergence(core, path)
         on_batch(len(part) * processes.count())
         return {name: value.cpu() for name, value in found.items()}
 

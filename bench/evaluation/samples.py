@@ -16,6 +16,7 @@ class Samples:
     rewards: reward name → float32 [N].
     step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
     log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
+    output_norm: [N, K], `‖o_θ‖ / ‖o_#‖` at the sampled states, or None (the prior's own, or no path).
     """
 
     images: Tensor
@@ -24,6 +25,7 @@ class Samples:
     rewards: dict[str, Tensor]
     step_kl: Tensor | None = None
     log_ratio: Tensor | None = None
+    output_norm: Tensor | None = None
 
     def rows(self, split: str | None = None) -> dict[str, Tensor]:
         """Prompt → long tensor of its rows, in order of appearance; one split or all."""

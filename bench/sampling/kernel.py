@@ -54,7 +54,8 @@ class Kernel:
     output: Output = "epsilon"
     sigmas: Tensor | None = None
     noisy: tuple[int, int] | None = None
-    _tables: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)  # on host and device
+    _tables: dict[str, Tensor] = field(init=False, repr=False, compare=False)  # on the host
+    _on_device: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)  # as asked for
 
     def __post_init__(self) -> None:
         if self.alphas.shape != (len(self.timesteps) + 1,):
@@ -92,8 +93,7 @@ class Kernel:
             # of the noise ε̂ that is added to z + (s'−s) o: an Euler step's is -g²/(2s) (s−s')
             pull = -(std**2) / (2 * noise[:-1]) if self.rule in ("euler", "dance") else direction - noise[1:]
             tables |= {"keep": 1 + pull, "drift": step + signal[:-1] * pull}
-        on_device = {name: (table, table.to(self.timesteps.device)) for name, table in tables.items()}
-        object.__setattr__(self, "_tables", on_device)
+        object.__setattr__(self, "_tables", tables)
 
     def _std(self, signal: Tensor, power: Tensor, added: Tensor) -> Tensor:
         """σ [K] by the rule; signal: α, power: s², added: the variance of the noising, s² − (α/α')² s'²."""
@@ -128,8 +128,11 @@ class Kernel:
 
     def _at(self, name: str, k: Step, like: Tensor) -> Tensor:
         """A table's entry at step k: a number of the host, or entries by row that broadcast over latents `like`."""
-        host, device = self._tables[name]
-        return device[k].view(-1, *(1,) * (like.ndim - 1)) if isinstance(k, Tensor) and k.ndim else host[k]
+        if not (isinstance(k, Tensor) and k.ndim):
+            return self._tables[name][k]
+        if name not in self._on_device:
+            self._on_device[name] = self._tables[name].to(self.timesteps.device)
+        return self._on_device[name][k].view(-1, *(1,) * (like.ndim - 1))
 
     def level(self, k: Step, like: Tensor) -> Tensor:
         """The signal's power `α_k²`, also of the finished sample (k = K), shaped to broadcast over `like`."""
@@ -198,7 +201,7 @@ class Kernel:
     @property
     def has_density(self) -> bool:
         """Whether every transition has a positive variance."""
-        return bool((self._tables["std"][0] > 0).all())
+        return bool((self._tables["std"] > 0).all())
 
     def require_density(self, user: str) -> None:
         """Raise BenchError unless `has_density`."""

@@ -25,6 +25,7 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
         rewards = {name: x.flatten(1).mean(1) * scale for name, scale in (("trained", 1.0), ("other", 2.0))}
         kl = torch.from_numpy(rng.standard_normal((len(names), 5), np.float32)).square() * (number != 1)
         records = {"step_kl": kl, "log_ratio": -kl.sum(1)} if density else {}
+        records["output_norm"] = 1 + kl
         return Samples(images, names, splits, rewards, **records)
 
     sets = {key: samples(i) for i, key in enumerate(("finetuned", "prior", "reference", "floor"))}
