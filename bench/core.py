@@ -198,16 +198,15 @@ class Core:
         mean, std = self.kernel.noising(z, k)
         return mean + std * upload(Noise(self.seed, "renoise", data.samples)(copy, z.shape[1:]), z.device).to(z.dtype)
 
-    def diffused(self, data: Trajectory, steps: Tensor, names: list[tuple[str, int]] | None = None) -> Iterator[Noised]:
-        """Finished samples with new noise, at the chosen steps [B, S]: micro-batches of `micro_batch` rows.
+    def diffused(self, data: Trajectory, steps: Tensor, size: int) -> Iterator[Noised]:
+        """Finished samples with new noise, at the chosen steps [B, S], in micro-batches of at most `size` rows.
 
-        names: of the noise [B], one draw for each column of `steps`; None means the samples' own. Rows of equal names
-        have equal noise.
+        A sample names its noise, one draw for each column of `steps`.
         """
         count, columns = len(data), steps.shape[1]
-        noise = Noise(self.seed, "renoise", names or data.samples)
+        noise = Noise(self.seed, "renoise", data.samples)
         drawn = torch.cat([noise(column, data.latents.shape[2:]) for column in range(columns)])
-        for place in torch.arange(count * columns).split(self.micro_batch):
+        for place in torch.arange(count * columns).split(size):
             rows = data[place % count]
             k = upload(steps.T.flatten()[place], data.latents.device)
             clean = rows.latents[:, -1]

@@ -44,9 +44,9 @@ class OnlineDPO(Method):
         return core.choose_steps(data, self.config.fraction, last="like any")
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
-        """Micro-losses over pairs, of `micro_batch` predictions at most where that is even."""
+        """Micro-losses over pairs: two rows of the network each."""
         steps = self.steps(core, data)
-        for part in core.diffused(data, steps):
+        for part in core.diffused(data, steps, max(1, core.micro_batch // 2)):
             losers = data[part.row % len(data)].latents[:, 0]
             values, metrics = self.pair_losses(core, part, losers)
             yield Loss(values / steps.shape[1], metrics)

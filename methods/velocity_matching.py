@@ -117,7 +117,7 @@ class VelocityMatching(Method):
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over the samples, noised to some of the sampler's times."""
         steps = self.steps(core, data)
-        for part in core.diffused(data, steps):
+        for part in core.diffused(data, steps, core.micro_batch):
             output = core.predict(part.z, part.k, part.conditioning)
             others = {name: self.other(core, part, name) for name in [*self.config.anchors, *self.copies()]}
             gradient, metrics = self.gradient(core, part, output.detach(), others)
