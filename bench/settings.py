@@ -23,7 +23,7 @@ EXECUTION = (
     "model.attention",
     "model.compile",
 )
-HEAVY = ("diversity_dreamsim", "diversity_clip")  # need weights that do not ship; full-size suites ask for them
+HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap")  # only if asked for: need weights or further samples
 
 
 class Named(Config):

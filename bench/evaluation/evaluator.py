@@ -17,6 +17,7 @@ from bench.errors import NonFiniteError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.samples import Evaluation, Samples
 from bench.files import write_atomic
+from bench.models.catalogue import make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet
 from bench.reward import Reward
@@ -134,24 +135,40 @@ class Evaluator:
             features=self.features,
             feature_space=self.config.evaluation.features,
             modes=self.core.model.modes,
+            prior_on=self.prior_on,
         )
         metrics = [registry.load("metrics", name) for name in self.config.evaluation.metrics]
         return evaluation, [m for metric in metrics for m in metric(metric.Config())(evaluation)]
 
-    def prior_set(self, name: str, on_batch: Callable[[int], None] = lambda rows: None) -> Samples:
-        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it."""
+    def prior_on(self, sampler: str, purpose: str) -> Samples:
+        """A prior set on another sampler: the "training"'s, or the "accurate" one of 50 steps or more without noise."""
+        settings = self.config.sampler
+        if sampler == "accurate":
+            most = max(50, settings.steps)
+            settings = settings.model_copy(update={"rule": "ddim", "eta": 0.0, "steps": most})
+        core = replace(self.core, kernel=make_kernel(self.core.model, settings))
+        return self.prior_set(purpose, core=core)
+
+    def prior_set(
+        self, name: str, on_batch: Callable[[int], None] = lambda rows: None, core: Core | None = None
+    ) -> Samples:
+        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it.
+
+        core: with another kernel than the evaluation's.
+        """
+        core = core or self.core
         seed, purpose = self.config.evaluation.seed, PRIOR_SETS[name]
-        path = self.cache / f"{self._key(purpose)}.safetensors"
+        path = self.cache / f"{self._key(purpose, core)}.safetensors"
 
         def drawn() -> Tensor:
             names, splits = self.names, self.splits
-            return draw(self.core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
+            return draw(core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
 
         images = _cached(path, "images", drawn)
         return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
-    def _key(self, purpose: str) -> str:
-        kernel, model = self.core.kernel, self.core.model
+    def _key(self, purpose: str, core: Core) -> str:
+        kernel, model = core.kernel, core.model
         parts = [model.fingerprint(), kernel.key(), self.names]
         parts += [self.config.evaluation.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

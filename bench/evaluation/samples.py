@@ -44,6 +44,8 @@ class Evaluation:
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
     features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
     modes: [M, d], centres of the prior's modes where the model knows them.
+    prior_on: `(sampler, purpose) → Samples`: a prior set on the "training" sampler or an "accurate" one, with the noise
+        of a purpose ("reference", "floor"); drawn when asked for.
     """
 
     finetuned: Samples
@@ -55,3 +57,4 @@ class Evaluation:
     features: Callable[..., Tensor]
     feature_space: str
     modes: Tensor | None = None
+    prior_on: Callable[[str, str], Samples] | None = None

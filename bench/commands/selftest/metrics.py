@@ -34,6 +34,7 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
     modes = torch.tensor([[2.0, 0], [-2, 0], [0, 2]]) if points else None
     return Evaluation(
         **sets, reward="trained", beta=0.5, feature_space="flat", modes=modes,
+        prior_on=lambda sampler, purpose: sets[purpose],
         features=lambda own, space=None: own.images.flatten(1)[:, :8].float() / 64,
     )  # fmt: skip
 
