@@ -8,6 +8,8 @@ import torch
 from conftest import Brightness, perturb
 
 from bench import Batch, Config, Copy, Core, Loss, Method
+from bench.config import resolve
+from bench.evaluation.rows import label
 from bench.models.analytic import GaussianFlowModel, GaussianModel, RingModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.kernel import ddim_kernel
@@ -127,3 +129,10 @@ def test_an_evaluation_of_the_average_on_another_sampler(tiny_run, bench):
     status, text = bench("run", "--method", "draft_1", "--model", "ring", "--set", "evaluation.weights=ema")
     assert status == 2
     assert "train.ema" in text
+
+
+def test_a_baseline_is_not_said_to_be_trained():
+    changed = ["evaluation.sampler.steps=2"]
+    assert label(resolve("prior", suite="gaussian", assignments=changed)) == "prior"
+    assert label(resolve("draft", suite="gaussian", assignments=changed)).startswith("draft (trained on ")
+    assert label(resolve("draft", suite="gaussian")) == "draft"

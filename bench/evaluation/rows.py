@@ -33,7 +33,10 @@ def label(config: RunConfig) -> str:
     """The row's method: its name and, in brackets, what else tells it from rows of the same evaluation.
 
     That is the copy of the adapters that was evaluated, and the training sampler where the evaluation has another.
+    A baseline without training has neither.
     """
+    if not registry.load("methods", config.method.name).needs.training:
+        return config.method.name
     own = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
     if (sampler := config.sampler) != config.evaluation_sampler():
         own.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
