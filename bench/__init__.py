@@ -11,7 +11,9 @@ _PUBLIC = {
     "Batch": "bench.sampling.trajectory",
     "Conditioning": "bench.models.base",
     "Config": "bench.options",
+    "Copy": "bench.plugin",
     "Core": "bench.core",
+    "Deviation": "bench.training.advantages",
     "DiffusionModel": "bench.models.base",
     "Evaluation": "bench.evaluation.samples",
     "Kernel": "bench.sampling.kernel",
@@ -20,6 +22,7 @@ _PUBLIC = {
     "Method": "bench.plugin",
     "Metric": "bench.plugin",
     "Needs": "bench.plugin",
+    "Noised": "bench.sampling.trajectory",
     "PromptStatistics": "bench.training.advantages",
     "Reward": "bench.reward",
     "Samples": "bench.evaluation.samples",
@@ -27,8 +30,11 @@ _PUBLIC = {
     "Transitions": "bench.sampling.trajectory",
     "group_baseline": "bench.training.advantages",
     "group_normalised": "bench.training.advantages",
+    "group_tilt": "bench.training.advantages",
+    "best_and_worst": "bench.training.advantages",
     "gaussian_log_prob": "bench.sampling.kernel",
     "leave_one_out": "bench.training.advantages",
+    "log_softmax_by_prompt": "bench.training.advantages",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -1,8 +1,9 @@
 """The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from bench.models.base import Conditioning, DiffusionModel
 from bench.reward import Reward
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
-from bench.sampling.trajectory import Batch, Trajectory, join, rollout
+from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
 from bench.training import memory
 from bench.training.meter import Meter
 
@@ -24,7 +25,8 @@ class Core:
 
     beta: inverse temperature of the reward in `p* ∝ p_# exp(β r)`.
     seed: names the training noise and every random choice. micro_batch: rows per micro-loss;
-    sample_batch: rows per rollout call. networks: the method's extra networks by name.
+    sample_batch: rows per rollout call. networks: the method's extra networks by name. copies: of the adapters, by
+    name, then by the parameter's name.
     """
 
     model: DiffusionModel
@@ -36,6 +38,7 @@ class Core:
     sample_batch: int = 64
     meter: Meter = field(default_factory=Meter)
     networks: dict[str, nn.Module] = field(default_factory=dict)
+    copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.kernel = self.kernel.to(self.model.device)
@@ -58,34 +61,53 @@ class Core:
         seed: int | None = None,
         record: frozenset[str] = frozenset(),
         prior: bool = False,
+        weights: str | None = None,
         grad_from: int | None = None,
         stop_at: int | None = None,
+        noisy: tuple[int, int] | None = None,
+        shared_start: int | None = None,
     ) -> Trajectory:
-        """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`."""
+        """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
+
+        weights: the copy of the adapters that samples, instead of these themselves. noisy: the steps [first, end) with
+        noise, the others having none. shared_start: one z_0 for all samples of a prompt, named by this number.
+        """
+        kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
+        seed = self.seed if seed is None else seed
         options = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
         # a density that will be replayed must be that of the network as it is, to the bit
         merge = grad_from is None and "log_prob" not in record and not prior
-        with self.model.merged() if merge else nullcontext():
-            parts = [
-                rollout(
-                    self.model,
-                    self.kernel,
-                    part,
-                    Noise(self.seed if seed is None else seed, purpose, part.samples),
-                    **options,
-                )
-                for part in batch.split(self.sample_batch)
-            ]
+        with self._using(weights), self.model.merged() if merge else nullcontext():
+            parts = []
+            for part in batch.split(self.sample_batch):
+                start = None
+                if shared_start is not None:  # a name that no sample has
+                    start = Noise(seed, purpose, [(prompt, -1 - shared_start) for prompt in part.prompts])
+                noise = Noise(seed, purpose, part.samples)
+                parts.append(rollout(self.model, kernel, part, noise, start=start, **options))
         return join(parts)
 
     def predict(
-        self, z: Tensor, k: Step, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
+        self,
+        z: Tensor,
+        k: Step,
+        conditioning: Conditioning,
+        *,
+        prior: bool = False,
+        weights: str | None = None,
+        guided: bool = True,
     ) -> Tensor:
         """The policy's own output `o_θ(z, k, c)`, or the prior's `o_#` with `prior`; k is one step or long [n].
 
+        weights: a copy of the adapters (`Method.copies`), which then predicts instead of the policy.
+
         Noise, v or velocity as the model has it: only `kernel` knows what it means. Shaped like `z`, float32.
         """
-        return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+        with self._using(weights):
+            return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+
+    def _using(self, weights: str | None) -> AbstractContextManager[None]:
+        return self.model.using(self.copies[weights]) if weights else nullcontext()
 
     def network(self, name: str, z: Tensor, k: Step, conditioning: Conditioning) -> Tensor:
         """The method's extra network at step k; the finished sample (k = K) has time 0."""
@@ -176,19 +198,50 @@ class Core:
         mean, std = self.kernel.noising(z, k)
         return mean + std * upload(Noise(self.seed, "renoise", data.samples)(copy, z.shape[1:]), z.device).to(z.dtype)
 
+    def diffused(self, data: Trajectory, steps: Tensor, size: int) -> Iterator[Noised]:
+        """Finished samples with new noise, at the chosen steps [B, S], in micro-batches of at most `size` rows.
+
+        A sample names its noise, one draw for each column of `steps`.
+        """
+        count, columns = len(data), steps.shape[1]
+        noise = Noise(self.seed, "renoise", data.samples)
+        drawn = torch.cat([noise(column, data.latents.shape[2:]) for column in range(columns)])
+        for place in torch.arange(count * columns).split(size):
+            rows = data[place % count]
+            k = upload(steps.T.flatten()[place], data.latents.device)
+            clean = rows.latents[:, -1]
+            own = upload(drawn[place], clean.device).to(clean.dtype)
+            yield Noised(
+                rows.prompts,
+                rows.samples,
+                rows.conditioning,
+                row=place,
+                k=k,
+                clean=clean,
+                noise=own,
+                z=self.kernel.noised(clean, own, k),
+                target=self.kernel.target(clean, own, k),
+                rewards=rows.rewards,
+                advantages=rows.advantages,
+            )
+
     # Choices ------------------------------------------------------------------------------------------------------
 
-    def choose_steps(self, data: Batch, fraction: float) -> Tensor:
+    def choose_steps(
+        self, data: Batch, fraction: float, *, last: Literal["always", "like any", "never"] = "always"
+    ) -> Tensor:
         """Long [B, S]: for every row one random step of each of `⌊K·fraction⌋` equal bins, and always the last step.
 
-        With a fraction of 1 these are all K steps. The choice is named by the sample, like its noise. It is on the CPU,
-        like every choice: what decides which work is done must not be asked from the device.
+        With a fraction of 1 these are all K steps. Where the last step is "like any" the bins, one at least, are of all
+        steps; "never" leaves it out. The choice is named by the sample, like its noise. It is on the CPU, like every
+        choice: what decides which work is done must not be asked from the device.
         """
-        others = self.kernel.steps - 1
-        bins = min(int(self.kernel.steps * fraction), others)
+        always = last == "always"
+        others = self.kernel.steps - (last != "like any")
+        bins = min(max(int(self.kernel.steps * fraction + 1e-9), not always), others)
         edges = np.linspace(0, others, bins + 1).round().astype(int)
         rows = [
-            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), others]
+            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), *[others] * always]
             for prompt, index in data.samples
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))
@@ -199,6 +252,13 @@ class Core:
         return torch.tensor(
             [int(generator(self.seed, "select", *name).integers(first, self.kernel.steps)) for name in data.samples]
         )
+
+    def choose_pair(self, data: Batch) -> Tensor:
+        """Long [B, 2]: for every row two different random steps, the earlier one first, named by the sample."""
+        if self.kernel.steps < 2:
+            raise BenchError("two different steps need sampler.steps ≥ 2.")
+        pairs = [generator(self.seed, "select", *name).choice(self.kernel.steps, 2, False) for name in data.samples]
+        return torch.tensor(np.sort(np.stack(pairs), 1))
 
     def choose_start(self, data: Batch, mean: float, deviation: float) -> Tensor:
         """Long [B]: for every row a step `int(N(mean·K, deviation·K))`, redrawn until it is one of 1 … K−1."""

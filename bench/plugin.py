@@ -5,7 +5,7 @@ by an entry point (`bench.methods`, `bench.rewards`, `bench.metrics`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,6 +53,19 @@ class Loss:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the adapters that follows them: `copy ← d·copy + (1−d)·θ`.
+
+    decay: d, a function of the updates made so far. rounds: how many lie between two of these steps; None: they follow
+    every update. until: the last round after which there is one.
+    """
+
+    decay: Callable[[int], float]
+    rounds: int | None = None
+    until: int | None = None
+
+
 class Method(ABC):
     """A finetuning method: it owns its loss and nothing else.
 
@@ -74,6 +87,14 @@ class Method(ABC):
         `data` is a `Trajectory` unless `needs.trajectory` is False, and the whole update if `needs.whole_update`.
         Several processes compute different shards, so nothing in here may wait for another process.
         """
+
+    def copies(self) -> dict[str, Copy]:
+        """Copies of the adapters to keep, by name; `core.predict(…, weights=name)` evaluates one."""
+        return {}
+
+    def collect(self, core: Core, batch: Batch, number: int) -> Trajectory:
+        """The trajectories of round `number`; the options of `core.rollout` say who samples and how."""
+        return core.rollout(batch, record=self.needs.record)
 
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """See a whole round of trajectories once, before it is cut into updates (advantages need this)."""

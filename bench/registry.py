@@ -31,7 +31,39 @@ _PUBLISHED = {  # the choices of the authors' code
 }
 _PLAIN = {"method.residual": False, "method.reverse": "pathwise"}
 _RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
+_GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
+_NFT = _GLOBAL | {
+    "method.residual": "old",
+    "method.sampler": "old",
+    "method.anchors": {"old": 1.0, "prior": 2e-5},
+    "method.weight": "clean",
+    "method.factor": 5.0,
+    "method.old_decay": 0.5,
+    "method.fraction": 0.9,
+}
+_AWM = _GLOBAL | {"method.weight": "likelihood", "method.anchors": {"prior": 1e-3, "ema": 1.0}}
+_RVM = _GLOBAL | {"method.scale": 0.1, "method.factor": 0.5, "method.anchors": {"prior": 0.1}}
+_RAM = {"method.advantage": "reward", "method.advantage_clip": None, "method.scale": 1.0}
+_TILT = {
+    "method.advantage": "tilt",
+    "method.advantage_clip": None,
+    "method.scale": 1.0,
+    "method.sampler": "old",
+    "method.anchors": {"old": 1.0},
+    "method.stages": 8,
+}
+_PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
+_FLOW_GRPO = _GLOBAL | {
+    "method.kl": 0.04,
+    "method.kl_unit": "rate",
+    "train.ema": 0.9,
+    "evaluation.weights": "ema",
+}
+_CPS = _GLOBAL | {"method.density": "square", "method.kl": 0.004, "method.kl_unit": "square"}
+_UNBIASED = {"method.deviation": {"over": "group", "correction": 1, "epsilon": 1e-8}}
+_GUARD = _GLOBAL | {"method.surrogate": "guard", "method.clip": 2e-6}
+_DPPO = _GLOBAL | {"method.surrogate": "mask", "method.advantage_clip": None}
 _DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
     "method.advantage": "reward",
     "method.advantage_clip": None,
@@ -51,13 +83,30 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "res_db": Plugin("methods.db:DB", _RESIDUAL_DB),
         "dag_kl": Plugin("methods.db:DB", {"method.clip": 1e-4}),
         "rtb": Plugin("methods.rtb:RTB"),
+        "rtb_softmax": Plugin("methods.rtb:SoftmaxRTB"),
+        "tmpo": Plugin("methods.rtb:SoftmaxRTB", {"method.prior": False}),
+        "online_dpo": Plugin("methods.online_dpo:OnlineDPO"),
+        "vgg_flow": Plugin("methods.vgg_flow:VGGFlow"),
+        "vgg_flow_pruned": Plugin("methods.vgg_flow:VGGFlow", _PRUNED),
         "ddpo": Plugin("methods.ddpo:DDPO"),
         "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
         "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
+        "flow_grpo": Plugin("methods.flow_grpo:FlowGRPO", _FLOW_GRPO),
+        "flow_grpo_cps": Plugin("methods.flow_grpo:FlowGRPO", _CPS),
+        "dance_grpo": Plugin("methods.flow_grpo:FlowGRPO", _UNBIASED | {"method.shared_start": True}),
+        "mix_grpo": Plugin("methods.flow_grpo:FlowGRPO", _UNBIASED | {"method.window": 4}),
+        "grpo_guard": Plugin("methods.flow_grpo:FlowGRPO", _GUARD),
+        "flow_dppo": Plugin("methods.flow_grpo:FlowGRPO", _DPPO),
+        "nft": Plugin("methods.velocity_matching:VelocityMatching", _NFT),
+        "awm": Plugin("methods.velocity_matching:VelocityMatching", _AWM),
+        "ram": Plugin("methods.velocity_matching:VelocityMatching", _RAM),
+        "rvm": Plugin("methods.velocity_matching:VelocityMatching", _RVM),
+        "tilt_matching": Plugin("methods.velocity_matching:VelocityMatching", _TILT),
         "draft": Plugin("methods.draft:DRaFT"),
         "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
         "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}),
         "draft_lv": Plugin("methods.draft:DRaFT", {"method.depth": 1, "method.renoise": 2}),
+        "leap_align": Plugin("methods.draft:DRaFT", {"method.leap": True}),
         "alignprop": Plugin("methods.draft:DRaFT", {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3}),
         "refl": Plugin("methods.refl:ReFL"),
         "adjoint_matching": Plugin("methods.adjoint_matching:AdjointMatching"),
@@ -88,6 +137,8 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "diversity_clip": Plugin("metrics.diversity:DiversityClip"),
         "vendi": Plugin("metrics.vendi:Vendi"),
         "path_kl": Plugin("metrics.path_kl:PathKl"),
+        "sampler_gap": Plugin("metrics.sampler_gap:SamplerGap"),
+        "output_norm": Plugin("metrics.output_norm:OutputNorm"),
         "tilt_gap": Plugin("metrics.tilt_gap:TiltGap"),
         "tilt_tv": Plugin("metrics.tilt_tv:TiltTv"),
         "tilt_sw2": Plugin("metrics.tilt_sw2:TiltSw2"),

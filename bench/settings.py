@@ -23,7 +23,7 @@ EXECUTION = (
     "model.attention",
     "model.compile",
 )
-HEAVY = ("diversity_dreamsim", "diversity_clip")  # need weights that do not ship; full-size suites ask for them
+HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap")  # only if asked for: need weights or further samples
 
 
 class Named(Config):
@@ -85,6 +85,7 @@ class TrainConfig(Config):
     sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
+    ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 
 
@@ -107,6 +108,17 @@ class OptimizerConfig(Config):
     networks: dict[str, NetworkOptimizer] = {}
 
 
+class EvaluationSampler(Config):
+    """What the evaluation's sampler has apart from the training's `sampler`; null: as there."""
+
+    steps: int | None = Field(None, ge=1)
+    rule: Literal["ddim", "sde", "cps", "euler", "dance"] | None = None
+    eta: float | None = Field(None, ge=0, le=2)
+    spacing: Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux"] | None = None
+    final_alpha: float | None = Field(None, gt=0, le=1)
+    final_noise: float | None = Field(None, ge=0, lt=1)
+
+
 class EvaluationConfig(Config):
     """Evaluation samples and what is measured on them; the seed is the evaluation's own, never the run's."""
 
@@ -115,6 +127,8 @@ class EvaluationConfig(Config):
     samples_per_prompt: int = Field(8, ge=2)
     seed: int = 0
     at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
+    weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
+    sampler: EvaluationSampler = EvaluationSampler()
     features: str = "efficientnet_lite0"
     metrics: list[str] = Field(default_factory=lambda: [n for n in registry.BUILT_IN["metrics"] if n not in HEAVY])
     rewards: list[str] = Field([], description="further rewards measured as a check")
@@ -133,6 +147,10 @@ class RunConfig(Config):
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def evaluation_sampler(self) -> SamplerConfig:
+        """The sampler of every evaluation, the prior's sets included."""
+        return SamplerConfig(**self.sampler.model_dump() | self.evaluation.sampler.model_dump(exclude_none=True))
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

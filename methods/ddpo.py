@@ -14,6 +14,7 @@ from pydantic import Field
 from bench import (
     Config,
     Core,
+    Deviation,
     Loss,
     Method,
     Needs,
@@ -34,6 +35,7 @@ class DDPOConfig(Config):
         "buffer",
         description="rewards normalised over a prompt's running buffer or its group; or β(r − the others' mean)",
     )
+    deviation: Deviation = Deviation()
     advantage_clip: float | None = Field(5.0, gt=0, description="largest absolute advantage; null: any")
     kl: float = Field(0.0, ge=0, description="weight of the divergence from the prior, under `reduction`")
     fraction: float = Field(1.0, ge=0, le=1, description="transitions used, besides the last one, over K")
@@ -66,7 +68,7 @@ class DDPO(Method):
             case "buffer":
                 advantages = self.statistics.advantages(prompts, rewards)
             case "group":
-                advantages = group_normalised(prompts, rewards)
+                advantages = group_normalised(prompts, rewards, self.config.deviation)
             case "reward":
                 advantages = core.beta * (rewards - group_baseline(prompts, rewards))
         return replace(data, advantages=advantages if limit is None else advantages.clamp(-limit, limit))

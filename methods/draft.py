@@ -2,6 +2,7 @@
 
 DRaFT-K and DRaFT-LV: Clark et al., "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", ICLR 2024.
 AlignProp: Prabhudesai et al., "Aligning Text-to-Image Diffusion Models with Reward Backpropagation", 2023.
+LeapAlign: arXiv 2604.15311.
 """
 
 from collections.abc import Iterator
@@ -21,11 +22,14 @@ class DRaFTConfig(Config):
         None, description="AlignProp: mean and deviation of the first step with gradient, as shares of all; not depth"
     )
     renoise: int = Field(0, ge=0, description="n of DRaFT-LV: new last steps, the first one not counted")
+    leap: bool = Field(False, description="LeapAlign: two leaps between random steps, in the place of all steps")
 
     @model_validator(mode="after")
     def _renoising_is_of_the_last_step(self) -> "DRaFTConfig":
         if self.renoise and (self.depth != 1 or self.start):
             raise ValueError("renoise (DRaFT-LV) repeats the last step alone: use depth: 1 and no start")
+        if self.leap and (self.renoise or self.start):
+            raise ValueError("leap chooses its own steps: use no start and no renoise")
         return self
 
 
@@ -34,6 +38,8 @@ class DRaFT(Method):
 
     - DRaFT-K: gradient through the last `depth` steps.
     - AlignProp: from a random step on, drawn for every sample.
+    - LeapAlign: `z_k → z_j → z_K` for two random steps k < j of every sample, each leap without noise. The values are
+      those of the sampled trajectory, the gradient is that of the leaps (straight-through).
     - DRaFT-LV: gradient through the last step alone, averaged over n states `z̃ ~ p_B(·|z_K)`, each with its mean.
     """
 
@@ -44,12 +50,30 @@ class DRaFT(Method):
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
         """Micro-losses, samples with the same first step of the gradient together."""
+        if self.config.leap:
+            for part in data.split(core.micro_batch):
+                rewards = core.reward(self.leap(core, part), part.prompts)
+                yield Loss(-rewards, {"reward": rewards.detach()})
+            return
         starts = self.starts(core, data)
         for start in starts.unique().tolist():
             for part in data[starts == start].split(core.micro_batch):
                 finals = self.finals(core, part, start)
                 rewards = torch.stack([core.reward(final, part.prompts) for final in finals]).mean(0)
                 yield Loss(-rewards, {"reward": rewards.detach()})
+
+    def leap(self, core: Core, part: Batch) -> Tensor:
+        """The sampled clean latents [n, *latent], with the gradient of two leaps."""
+        path, n = core.rollout(part), len(part)
+        (both,) = path.transitions(core.choose_pair(part), 2 * n)  # rows at k, then rows at j
+        k, j = both.k.split(n)
+        z, later = both.z.split(n)
+        output = core.predict(z, k, part.conditioning)
+        clean, noise = core.kernel.clean(z, output, k), core.kernel.noise(z, output, k)
+        leap = core.kernel.noised(clean, noise, j)
+        z = later + leap - leap.detach()
+        clean = core.kernel.clean(z, core.predict(z, j, part.conditioning), j)
+        return path.latents[:, -1] + clean - clean.detach()
 
     def starts(self, core: Core, data: Batch) -> Tensor:
         """Long [B]: the first step with gradient."""

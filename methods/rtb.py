@@ -1,13 +1,23 @@
 """Relative trajectory balance (Venkatraman et al., "Amortizing Intractable Inference in Diffusion Models for Vision,
-Language, and Control", NeurIPS 2024)."""
+Language, and Control", NeurIPS 2024), and its form within a group (TMPO, arXiv 2605.10983)."""
 
 from collections.abc import Iterator
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from bench import Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, gaussian_log_prob
+from bench import (
+    Config,
+    Core,
+    DiffusionModel,
+    Loss,
+    Method,
+    Needs,
+    Trajectory,
+    gaussian_log_prob,
+    log_softmax_by_prompt,
+)
 
 
 class RTBConfig(Config):
@@ -39,18 +49,68 @@ class RTB(Method):
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over whole trajectories."""
-        count = core.kernel.steps
-        for rows in data.split(max(1, core.micro_batch // count)):
-            steps = torch.arange(count).expand(len(rows), count)
-            (part,) = rows.transitions(steps, steps.numel())
-            output = core.predict(part.z, part.k, part.conditioning)
-            prior_output = core.predict(part.z, part.k, part.conditioning, prior=True)
-            std = core.kernel.std(part.k, part.z)
-            log_prob, prior_log_prob = (
-                gaussian_log_prob(part.z_next, core.kernel.mean(part.z, e, part.k), std) for e in (output, prior_output)
-            )
-            log_ratio = (log_prob - prior_log_prob).view(count, len(rows)).sum(0)
+        for rows in data.split(max(1, core.micro_batch // core.kernel.steps)):
+            log_ratio = log_density(core, rows) - log_density(core, rows, prior=True)
             last = rows.latents[:, -1]
-            log_z = core.network("log_z", torch.zeros_like(last), count, rows.conditioning).flatten(1).sum(1)
+            log_z = core.network("log_z", torch.zeros_like(last), core.kernel.steps, rows.conditioning)
+            log_z = log_z.flatten(1).sum(1)
             residual = log_z + log_ratio - core.beta * rows.rewards
             yield Loss(residual**2, {"log_z": log_z.detach(), "log_ratio": log_ratio.detach()})
+
+
+class SoftmaxRTBConfig(Config):
+    """Options of trajectory balance within a group."""
+
+    prior: bool = Field(True, description="false: p_θ alone, so that the target is exp(βr) over the group (TMPO)")
+
+
+class SoftmaxRTB(Method):
+    """`(log softmax_i Σ_k log p_θ/p_# − log softmax_i β r_i)²` over a prompt's samples i: no `log Z` is learned.
+
+    - `rtb_softmax`: the target is `p_# exp(βr)`, as of `rtb`.
+    - `tmpo`: leaves out `p_#`.
+
+    The gradient reaches a trajectory with a weight that its group determines, so the group is looked at first, and a
+    micro-batch need not hold it. The logged loss is the equation's.
+    """
+
+    Config = SoftmaxRTBConfig
+    needs = Needs(rewards=True, density=True, whole_update=True)
+    recipe = {"optimizer.lr": 1e-4}
+    config: SoftmaxRTBConfig
+
+    def tilted(self) -> bool:
+        """Against the prior."""
+        return self.config.prior
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over whole trajectories, after a pass over all for the weights of their gradients."""
+        size = max(1, core.micro_batch // core.kernel.steps)
+        ratios = []
+        for rows in data.split(size):
+            ratio = log_density(core, rows).detach()
+            ratios.append(ratio - log_density(core, rows, prior=True) if self.config.prior else ratio)
+        policy, residual, weight = self.balance(torch.cat(ratios), core.beta * data.rewards, data.prompts)
+        start = 0
+        for rows in data.split(size):
+            own = slice(start, start := start + len(rows))
+            moving = log_density(core, rows)
+            values = residual[own] ** 2 + weight[own] * (moving - moving.detach())
+            yield Loss(values, {"log_softmax": policy[own]})
+
+    def balance(self, ratios: Tensor, tilts: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """`log softmax` of the log-ratios [B], minus that of `βr` [B], and the squares' gradient in the log-ratios."""
+        policy, same = log_softmax_by_prompt(prompts, ratios)
+        residual = policy - log_softmax_by_prompt(prompts, tilts)[0]
+        return policy, residual, 2 * (residual - policy.exp() * (same @ residual))
+
+
+def log_density(core: Core, data: Trajectory, prior: bool = False) -> Tensor:
+    """`Σ_k log p(z_{k+1}|z_k)` of whole trajectories [B], under the policy or the prior; float64, being a long sum."""
+    count = core.kernel.steps
+    steps = torch.arange(count).expand(len(data), count)
+    (part,) = data.transitions(steps, steps.numel())
+    mean = core.kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning, prior=prior), part.k)
+    std = core.kernel.std(part.k, part.z)
+    log_prob = gaussian_log_prob(part.z_next.double(), mean.double(), std.double())
+    return log_prob.view(count, len(data)).sum(0)

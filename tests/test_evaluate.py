@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import Brightness, perturb
 
+from bench.commands.run import build_core, evaluation_core
 from bench.config import resolve
 from bench.errors import NonFiniteError
 from bench.evaluation.evaluator import Evaluator, draw, sample_names
@@ -93,3 +94,18 @@ def test_a_reward_that_is_not_a_number_stops_a_draw(core, config, tmp_path):
     names, splits = sample_names(split("test", ["cat", "dog"]), config.evaluation)
     with pytest.raises(NonFiniteError, match="'dog'"):
         draw(core, names, splits, seed=0, method=BestOfN(BestOfN.Config(n=2)))
+
+
+def test_a_coarse_sampler_is_far_from_an_accurate_one(tmp_path):
+    """On the ring, and the sets are unpaired: the accurate sampler against itself scores the floor."""
+    found = {}
+    for steps, eta in ((3, 1.0), (50, 0.0)):
+        settings = ["evaluation.metrics=[sampler_gap]", "evaluation.samples_per_prompt=2048"]
+        settings += [f"sampler.steps={steps}", f"sampler.eta={eta}", "evaluation.sampler.steps=4"]
+        config = resolve("prior", overrides={"model.name": "ring"}, assignments=settings)
+        prompts = split("test", ["a", "b"])
+        evaluator = Evaluator(evaluation_core(build_core(config), config), config, prompts, tmp_path)
+        (gap,) = evaluator.evaluate()[1]
+        found[steps] = gap.value, gap.prior
+    assert found[3][0] > 20 * found[3][1]
+    assert found[50][0] == found[50][1] == found[3][1] > 0

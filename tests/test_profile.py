@@ -26,6 +26,24 @@ BY_HAND = {
     "grpo": (APART, (4, 2, 2)),
     "dpok": (APART, (4, 4, 2)),
     "adjoint_matching": (APART, (4, 2 + 4, 2 + 3)),
+    "flow_grpo": (APART, (4, 4, 2)),
+    "flow_grpo_cps": (APART, (4, 4, 2)),
+    "dance_grpo": (APART, (4, 2, 2)),
+    "mix_grpo": (APART, (4, 2, 2)),
+    "grpo_guard": (APART, (4, 2, 2)),
+    "flow_dppo": (APART, (4, 2, 2)),
+    "nft": (APART, (4, 6, 2)),  # policy, its past and the prior at each noised sample
+    "awm": (APART, (4, 8, 2)),  # and an average
+    "ram": (APART, (4, 4, 2)),
+    "rvm": (APART, (4, 4, 2)),
+    "tilt_matching": (APART, (4, 4, 2)),
+    "online_dpo": (APART, (4, 8, 4)),  # policy and prior at a winner and a loser
+    # policy and prior at z_0, z_3, policy at z_1 (ahead) | parameters 2, prior's Jacobian 2
+    "vgg_flow": (APART, (4, 5, 4)),
+    "vgg_flow_pruned": (APART, (4, 4, 2)),
+    "rtb_softmax": ([[0, 1, 2, 3]] * B, (4, 8, 4)),
+    "tmpo": ([[0, 1, 2, 3]] * B, (4, 4, 4)),
+    "leap_align": ([[0]] * B, (0, 4 + 2, 2)),
     "rtb": ([[0, 1, 2, 3]] * B, (4, 8, 4)),
     "draft_1": ([[3]] * B, (0, 4, 1)),
     "draft": ([[0]] * B, (0, 4, 4)),
@@ -40,6 +58,7 @@ SHARED = {  # z_3 is both ahead and chosen
     "nabla_gfn_noflow": (4, 2 + 2, 2 + 1),
     "db": (4, 2, 2),
     "adjoint_matching": (4, 2 + 2, 2 + 1),
+    "vgg_flow": (4, 2 + 2, 2 + 2),
 }
 
 

@@ -18,7 +18,7 @@ from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import processes
 from bench.training.trainer import Trainer
 
-METHODS = ("nabla_gfn", "ddpo", "draft", "dag_kl", "lopsided")
+METHODS = ("nabla_gfn", "ddpo", "draft", "dag_kl", "awm", "lopsided")
 PROMPTS = ["cat", "dog", "red bird"]
 
 
@@ -49,7 +49,10 @@ def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) ->
         method = Lopsided(Config())
     else:
         chosen = registry.load("methods", name)
-        method = chosen(chosen.Config(**({"channels": [32, 32]} if name in ("nabla_gfn", "dag_kl") else {})))
+        preset = registry.find("methods", name).preset
+        options = {"channels": [32, 32]} if name in ("nabla_gfn", "dag_kl") else {}
+        options |= {key.removeprefix("method."): v for key, v in preset.items() if key.startswith("method.")}
+        method = chosen(chosen.Config(**options))
     # 3 prompts x 2 samples in one update of 3 shards: two processes have two and one
     settings = TrainConfig(
         updates=stop or 4, prompts_per_round=3, samples_per_prompt=2, updates_per_round=1, checkpoint_every=1

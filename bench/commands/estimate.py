@@ -28,9 +28,9 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     """Bytes by purpose while training; None where the architecture is not known or does not matter (analytic models).
 
     weights: of the model, the rewards and the feature spaces, these as large as their files. trained: adapters with
-    gradient and optimiser. round: the trajectories held. backward: what one micro-batch keeps for its backward pass
-    through one call of the denoiser and, for methods that ask for the reward's gradient, the decoder. The method's own
-    networks, the reward network's activations and scratch space come on top.
+    gradient, optimiser and copies. round: the trajectories held. backward: what one micro-batch keeps for its backward
+    pass through one call of the denoiser and, for methods that ask for the reward's gradient, the decoder. The method's
+    own networks, the reward network's activations and scratch space come on top.
     """
     catalogue.quiet_libraries()
     built = networks(config)
@@ -50,7 +50,9 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
         conditioning = {name: torch.empty(1, *part, dtype=dtype) for name, part in parts.items()}
         denoise = _saved(network, lambda: kind.denoise(network, z.to(dtype), t, conditioning))
         decode = _saved(vae, lambda: vae.decode(z.requires_grad_()).sample)
-    needs = registry.load("methods", config.method.name).needs
+    method = registry.load("methods", config.method.name)
+    needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
+    copies = len(method(options).copies().keys() | ({"ema"} if config.train.ema else set()))
     train = config.train
     rows = train.micro_batch * (1 if config.sampler.guidance == 1 else 2)
     images = (1 if config.model.checkpointing else train.micro_batch) if needs.reward_gradient else 0
@@ -59,7 +61,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     rewards = sum(need.size for need in requirements(config) if need != catalogue.need(config.model.name))
     return {
         "weights": sum(weights.values()) + rewards,
-        "trained": trained * ADAM * FLOAT,
+        "trained": trained * (ADAM + copies) * FLOAT,
         "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * kept,
         "backward": rows * denoise + images * decode,
     }

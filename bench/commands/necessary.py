@@ -85,6 +85,29 @@ def trajectory_balance(config: Any, setting: Setting) -> Rows:
     return _rows(setting, 2 * transitions, transitions)
 
 
+def softmax_balance(config: Any, setting: Setting) -> Rows:
+    """The policy at every state, and the prior, if it counts; a second pass of the policy only saves memory."""
+    transitions = sum(map(len, setting.chosen))
+    return _rows(setting, (2 if config.prior else 1) * transitions, transitions)
+
+
+def preferences(config: Any, setting: Setting) -> Rows:
+    """Policy and prior at a noised winner and loser."""
+    states = 2 * sum(map(len, setting.chosen))
+    return _rows(setting, 2 * states, states)
+
+
+def value_gradient(config: Any, setting: Setting) -> Rows:
+    """Policy and prior at every chosen state; a value's consistency asks for the policy ahead and the prior's Jacobian.
+
+    The finished sample is scored as it is.
+    """
+    states = sum(map(len, setting.chosen))
+    ahead = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
+    network = config.value_network and config.consistency
+    return _rows(setting, 2 * states + (ahead if network else 0), states * (2 if network else 1))
+
+
 def adjoint_matching(config: Any, setting: Setting) -> Rows:
     """The policy at chosen states; the prior's means down to the first of them, its Jacobian down to the one after."""
     transitions = sum(map(len, setting.chosen))
@@ -93,8 +116,13 @@ def adjoint_matching(config: Any, setting: Setting) -> Rows:
 
 
 def backpropagation(config: Any, setting: Setting) -> Rows:
-    """A rollout inside the loss, back to its first step with gradient; DRaFT-LV adds and trains new last steps."""
+    """A rollout inside the loss, back to its first step with gradient; DRaFT-LV adds and trains new last steps.
+
+    LeapAlign's rollout has no gradient, and two predictions learn.
+    """
     count, new = len(setting.chosen), config.renoise
+    if config.leap:
+        return _rows(setting, (setting.steps + 2) * count, 2 * count, rollout=0)
     back = new * count if new else sum(setting.steps - start for (start,) in setting.chosen)
     return _rows(setting, (setting.steps + new) * count, back, rollout=0)
 
@@ -104,11 +132,24 @@ def late_step(config: Any, setting: Setting) -> Rows:
     return _rows(setting, sum(step + 1 for (step,) in setting.chosen), len(setting.chosen), rollout=0)
 
 
+def velocity_matching(config: Any, setting: Setting) -> Rows:
+    """At every noised sample the policy, and each network that it is compared with; the policy alone learns."""
+    states = sum(map(len, setting.chosen))
+    others = {name for name, weight in config.anchors.items() if weight}
+    others |= {"old"} if config.residual == "old" or config.weight == "likelihood" else set()
+    return _rows(setting, states * (1 + len(others)), states)
+
+
 FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
     "methods.nabla_gfn:NablaGFN": nabla,
     "methods.db:DB": balance,
     "methods.ddpo:DDPO": policy_gradient,
+    "methods.flow_grpo:FlowGRPO": policy_gradient,
+    "methods.velocity_matching:VelocityMatching": velocity_matching,
     "methods.rtb:RTB": trajectory_balance,
+    "methods.rtb:SoftmaxRTB": softmax_balance,
+    "methods.online_dpo:OnlineDPO": preferences,
+    "methods.vgg_flow:VGGFlow": value_gradient,
     "methods.adjoint_matching:AdjointMatching": adjoint_matching,
     "methods.draft:DRaFT": backpropagation,
     "methods.refl:ReFL": late_step,
@@ -128,6 +169,8 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
 
 def _chosen(core: Core, method: Method, batch: Batch) -> list[list[int]]:
     config = method.config
+    if hasattr(method, "steps"):
+        return method.steps(core, batch).tolist()
     if hasattr(config, "fraction"):
         return core.choose_steps(batch, config.fraction).tolist()
     if hasattr(config, "depth"):

@@ -38,7 +38,9 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     needs = registry.load("methods", config.method.name).needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
     rounds = -(-train.updates // train.updates_per_round)
-    rows = config.sampler.steps * (1 if config.sampler.guidance == 1 else 2)
+    rows, rows_seen = (
+        sampler.steps * (1 if sampler.guidance == 1 else 2) for sampler in (config.sampler, config.evaluation_sampler())
+    )
     samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
     update = -(-trajectories // train.updates_per_round)
     shards = 1 if needs.whole_update else -(-update // train.micro_batch)
@@ -52,7 +54,7 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
         "evaluation samples per set": samples,
         # three prior sets (cached), and each time the finetuned model with the prior beside it
-        "denoiser rows of evaluation": samples * rows * (3 + 2 * len({*evaluation.at, train.updates})),
+        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len({*evaluation.at, train.updates})),
     }
 
 

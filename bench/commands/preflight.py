@@ -31,6 +31,13 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    options = method.Config(**config.method.model_dump(exclude={"name"}))
+    known = ["policy", *method(options).copies(), *(["ema"] if config.train.ema else [])]
+    if config.evaluation.weights not in known:
+        raise BenchError(
+            f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
+            "keeps an 'ema' of any method's adapters."
+        )
     requirements(config)  # loads every reward, metric and feature space that is named
     kind = "points" if is_analytic(config.model.name) else "images"
     for name in (config.reward.name, *config.evaluation.rewards):

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Run:
         method, trainer = build_method(config), None
         with memory.phase("loading"):
             core = build_core(config)
-            evaluator = Evaluator(core, config, prompts, own_cache(), method)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
 
@@ -205,6 +205,11 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     return core
 
 
+def evaluation_core(core: Core, config: RunConfig) -> Core:
+    """The same model, reward and copies with the evaluation's own sampler."""
+    return replace(core, kernel=make_kernel(core.model, config.evaluation_sampler()))
+
+
 def build_method(config: RunConfig) -> Method:
     """The configured method."""
     method = registry.load("methods", config.method.name)
@@ -247,7 +252,7 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             core = build_core(config)
             if registry.load("methods", config.method.name).needs.training:
                 _load_trained(core, config, folder)
-            evaluator = Evaluator(core, config, prompts, own_cache(), build_method(config))
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
     info = environment.describe() | {"random_weights": is_random(requirements(config))}
     out = folder / f"eval-{config.hash()[:8]}"
@@ -266,4 +271,11 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     core.model.load(folder / "adapter")
+    core.copies |= {
+        name: {key: value.to(core.model.device) for key, value in stored.items()}
+        for name, stored in state["copies"].items()
+    }
+    if (name := config.evaluation.weights) not in ("policy", *core.copies):
+        kept = ", ".join(["policy", *core.copies])
+        raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
     core.meter.restore(state["meter"])

@@ -17,6 +17,7 @@ from bench.errors import NonFiniteError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.samples import Evaluation, Samples
 from bench.files import write_atomic
+from bench.models.catalogue import make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet
 from bench.reward import Reward
@@ -45,19 +46,21 @@ def draw(
     purpose: str = "evaluate",
     prior: bool = False,
     method: Method | None = None,
+    weights: str | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Samples:
-    """Sample, decode and keep images; for a finetuned model with densities also its divergence from the prior.
+    """Sample, decode and keep images; for a finetuned model also its outputs' norm and, with densities, its divergence.
 
-    method: whose `sample` draws, if it has a say in it. on_batch: called with the number of rows finished.
+    method: whose `sample` draws, if it has a say in it. weights: the copy of the adapters that samples. on_batch:
+    called with the number of rows finished.
     """
     sample = functools.partial(method.sample, core) if method and not prior else core.rollout
-    records = frozenset() if prior or not core.kernel.has_density else frozenset({"model_output", "prior_output"})
+    records = frozenset() if prior else frozenset({"model_output", "prior_output"})
 
     @torch.no_grad()
     def finish(part: Batch) -> dict[str, Tensor]:
         with memory.phase("rollout"):
-            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior)
+            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior, weights=weights)
         core.check()  # a method may have chosen by rewards
         with memory.phase("decode"):
             image = core.model.decode(path.latents[:, -1])
@@ -65,7 +68,10 @@ def draw(
             raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
         found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
         if path.model_output is not None:
-            found |= _divergence(core, path)
+            norms = (output.flatten(2).norm(dim=2) for output in (path.model_output, path.prior_output))
+            found["output_norm"] = next(norms) / next(norms)
+            if core.kernel.has_density:
+                found |= _divergence(core, path)
         on_batch(len(part) * processes.count())
         return {name: value.cpu() for name, value in found.items()}
 
@@ -118,6 +124,7 @@ class Evaluator:
                 self.splits,
                 seed=self.config.evaluation.seed,
                 method=self.method,
+                weights=None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights,
                 on_batch=lambda rows: on_batch("finetuned", rows),
             )
         )
@@ -128,24 +135,40 @@ class Evaluator:
             features=self.features,
             feature_space=self.config.evaluation.features,
             modes=self.core.model.modes,
+            prior_on=self.prior_on,
         )
         metrics = [registry.load("metrics", name) for name in self.config.evaluation.metrics]
         return evaluation, [m for metric in metrics for m in metric(metric.Config())(evaluation)]
 
-    def prior_set(self, name: str, on_batch: Callable[[int], None] = lambda rows: None) -> Samples:
-        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it."""
+    def prior_on(self, sampler: str, purpose: str) -> Samples:
+        """A prior set on another sampler: the "training"'s, or the "accurate" one of 50 steps or more without noise."""
+        settings = self.config.sampler
+        if sampler == "accurate":
+            most = max(50, settings.steps)
+            settings = settings.model_copy(update={"rule": "ddim", "eta": 0.0, "steps": most})
+        core = replace(self.core, kernel=make_kernel(self.core.model, settings))
+        return self.prior_set(purpose, core=core)
+
+    def prior_set(
+        self, name: str, on_batch: Callable[[int], None] = lambda rows: None, core: Core | None = None
+    ) -> Samples:
+        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it.
+
+        core: with another kernel than the evaluation's.
+        """
+        core = core or self.core
         seed, purpose = self.config.evaluation.seed, PRIOR_SETS[name]
-        path = self.cache / f"{self._key(purpose)}.safetensors"
+        path = self.cache / f"{self._key(purpose, core)}.safetensors"
 
         def drawn() -> Tensor:
             names, splits = self.names, self.splits
-            return draw(self.core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
+            return draw(core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
 
         images = _cached(path, "images", drawn)
         return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
-    def _key(self, purpose: str) -> str:
-        kernel, model = self.core.kernel, self.core.model
+    def _key(self, purpose: str, core: Core) -> str:
+        kernel, model = core.kernel, core.model
         parts = [model.fingerprint(), kernel.key(), self.names]
         parts += [self.config.evaluation.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

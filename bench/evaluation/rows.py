@@ -24,8 +24,23 @@ def default_folder(config: RunConfig) -> Path:
 
 def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
     """Hash of what an evaluation samples; rows of different hashes are never compared."""
-    parts = [config.evaluation.model_dump(exclude={"metrics", "rewards"}), config.sampler.model_dump(), prompts.digest]
+    own = config.evaluation.model_dump(exclude={"metrics", "rewards", "weights", "sampler"})
+    parts = [own, config.evaluation_sampler().model_dump(), prompts.digest]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def label(config: RunConfig) -> str:
+    """The row's method: its name and, in brackets, what else tells it from rows of the same evaluation.
+
+    That is the copy of the adapters that was evaluated, and the training sampler where the evaluation has another.
+    A baseline without training has neither.
+    """
+    if not registry.load("methods", config.method.name).needs.training:
+        return config.method.name
+    own = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
+    if (sampler := config.sampler) != config.evaluation_sampler():
+        own.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
+    return f"{config.method.name} ({', '.join(own)})" if own else config.method.name
 
 
 def row(
@@ -39,7 +54,7 @@ def row(
     return {
         "run": run_name(config),
         "config_hash": config.hash(),
-        "method": config.method.name,
+        "method": label(config),
         "reward": config.reward.name,
         "model": config.model.name,
         "beta": config.reward.beta,

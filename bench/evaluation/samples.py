@@ -16,6 +16,7 @@ class Samples:
     rewards: reward name → float32 [N].
     step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
     log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
+    output_norm: [N, K], `‖o_θ‖ / ‖o_#‖` at the sampled states, or None (the prior's own, or no path).
     """
 
     images: Tensor
@@ -24,6 +25,7 @@ class Samples:
     rewards: dict[str, Tensor]
     step_kl: Tensor | None = None
     log_ratio: Tensor | None = None
+    output_norm: Tensor | None = None
 
     def rows(self, split: str | None = None) -> dict[str, Tensor]:
         """Prompt → long tensor of its rows, in order of appearance; one split or all."""
@@ -42,6 +44,8 @@ class Evaluation:
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
     features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
     modes: [M, d], centres of the prior's modes where the model knows them.
+    prior_on: `(sampler, purpose) → Samples`: a prior set on the "training" sampler or an "accurate" one, with the noise
+        of a purpose ("reference", "floor"); drawn when asked for.
     """
 
     finetuned: Samples
@@ -53,3 +57,4 @@ class Evaluation:
     features: Callable[..., Tensor]
     feature_space: str
     modes: Tensor | None = None
+    prior_on: Callable[[str, str], Samples] | None = None

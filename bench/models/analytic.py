@@ -2,12 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bench.models.base import Conditioning, DiffusionModel
 from bench.sampling.noise import seeded
@@ -56,6 +58,7 @@ class AnalyticModel(DiffusionModel):
         with seeded(seed, "adapter"):
             finetuned = network_class(self.latent_shape[0], dtype)
         self.network = _Denoiser(levels, self.means, std, finetuned).to(self.device)
+        self._replaced: dict[str, Tensor] = {}
 
     @classmethod
     def create(
@@ -72,7 +75,16 @@ class AnalyticModel(DiffusionModel):
         self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
         """See `DiffusionModel.predict`; [B, d] in the model's dtype. Without conditions there is no guidance."""
-        return self.network(z.to(self.dtype), t.to(z.device).expand(len(z)), prior)
+        return functional_call(self.network, self._replaced, (z.to(self.dtype), t.to(z.device).expand(len(z)), prior))
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `DiffusionModel.using`."""
+        before, self._replaced = self._replaced, {f"finetuned.{name}": value for name, value in weights.items()}
+        try:
+            yield
+        finally:
+            self._replaced = before
 
     def decode(self, z: Tensor) -> Tensor:
         """The latent itself, [B, d]."""

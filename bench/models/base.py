@@ -1,7 +1,7 @@
 """The model that methods see: a latent diffusion or flow-matching model behind five verbs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,13 @@ class DiffusionModel(ABC):
         Predictions agree with those outside it to rounding. A graph that begins in the block may end after it.
         """
         return nullcontext()
+
+    @abstractmethod
+    def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """A block in which predictions of the policy take these values in the place of the adapters', by their names.
+
+        No gradient reaches them or the adapters. A graph that begins in the block may end after it.
+        """
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:

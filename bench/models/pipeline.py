@@ -99,7 +99,8 @@ class PipelineModel(DiffusionModel):
             parameter.data = parameter.data.float()
         self._dtype, self._prior_dtype = next(network.parameters()).dtype, dtype
         self._layers = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
-        self._merged: dict[str, Tensor] = {}
+        self._replaced: dict[str, Tensor] = {}  # weights of the denoiser that stand in for its own
+        self._merged = False  # whether they contain the adapters, which are then off
         self._mergeable = bool(self._layers) and self._dtype == torch.float32 and not compile
         if vae_slicing:
             pipe.vae.enable_slicing()
@@ -176,22 +177,29 @@ class PipelineModel(DiffusionModel):
         if self.checkpointing and torch.is_grad_enabled():
             # The adapter switch is inside the checkpointed function, so the recomputation runs the same network.
             again = {"use_reentrant": False, "preserve_rng_state": False}
-            output = checkpoint(self._denoise, z, t, names, prior, self._merged, *tensors, **again)
+            output = checkpoint(self._denoise, z, t, names, prior, self._replaced, self._merged, *tensors, **again)
         else:
-            output = self._denoise(z, t, names, prior, self._merged, *tensors)
+            output = self._denoise(z, t, names, prior, self._replaced, self._merged, *tensors)
         if guided:
             null_output, text_output = output.chunk(2)
             output = null_output + self.guidance * (text_output - null_output)
         return output
 
     def _denoise(
-        self, z: Tensor, t: Tensor, names: list[str], prior: bool, merged: dict[str, Tensor], *tensors: Tensor
+        self,
+        z: Tensor,
+        t: Tensor,
+        names: list[str],
+        prior: bool,
+        replaced: dict[str, Tensor],
+        merged: bool,
+        *tensors: Tensor,
     ) -> Tensor:
         network, dtype = (self._prior, self._prior_dtype) if prior and self._prior else (self.network, self._dtype)
         parts = {name: tensor.to(dtype) for name, tensor in zip(names, tensors, strict=True)}
         call: Call = network
-        if merged and not prior:
-            call = partial(_call_merged, network, merged)
+        if replaced and not prior:
+            call = partial(_call_with, network, replaced)
         with self._adapters_off() if prior or merged else nullcontext():
             return self.denoise(call, z.to(dtype), t, parts).float()
 
@@ -201,17 +209,29 @@ class PipelineModel(DiffusionModel):
 
         In 16 bits the sum would be rounded, and the replay of what was sampled would be another network's.
         """
-        before = self._merged
-        if self._mergeable and not before:
-            with torch.no_grad():
-                self._merged = {
-                    f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
-                    for name, layer in self._layers.items()
-                }
+        if not self._mergeable or self._replaced:
+            yield
+            return
+        with torch.no_grad():
+            whole = {
+                f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
+                for name, layer in self._layers.items()
+            }
+        self._merged = True
+        try:
+            with self.using(whole):
+                yield
+        finally:
+            self._merged = False
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `DiffusionModel.using`; the rest of the denoiser is shared."""
+        before, self._replaced = self._replaced, dict(weights)
         try:
             yield
         finally:
-            self._merged = before
+            self._replaced = before
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
@@ -295,8 +315,8 @@ class _LatentUNet(nn.Module):
         return self.unet(z, t, encoder_hidden_states=conditioning.parts["text"].float(), return_dict=False)[0]
 
 
-def _call_merged(network: nn.Module, merged: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-    return functional_call(network, merged, args, kwargs)
+def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    return functional_call(network, weights, args, kwargs)
 
 
 def _hash(pipe: DiffusionPipeline, parts: Sequence[str], *settings: object) -> str:

@@ -44,6 +44,7 @@ class Kernel:
         "dance": an Euler step with constant `g = η`, DanceGRPO's (arXiv 2505.07818). The last two are for flows alone.
     output: what the network predicts: "epsilon", "v_prediction" (`αε − sx`), or "flow" (`ε − x`).
     sigmas: float [K+1], s; None means `√(1−α²)`, a diffusion's.
+    noisy: the steps [first, end) that have noise; None means all.
     """
 
     timesteps: Tensor
@@ -52,7 +53,9 @@ class Kernel:
     rule: Rule = "ddim"
     output: Output = "epsilon"
     sigmas: Tensor | None = None
-    _tables: dict[str, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)  # on host and device
+    noisy: tuple[int, int] | None = None
+    _tables: dict[str, Tensor] = field(init=False, repr=False, compare=False)  # on the host
+    _on_device: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)  # as asked for
 
     def __post_init__(self) -> None:
         if self.alphas.shape != (len(self.timesteps) + 1,):
@@ -68,11 +71,17 @@ class Kernel:
             added = power[:-1] - now / after * power[1:]
         signal, noise = self.alphas**0.5, power**0.5
         std, direction = self._noise(signal, noise, power, added)
+        if self.noisy is not None:
+            inside = torch.zeros(self.steps, dtype=torch.bool)
+            inside[slice(*self.noisy)] = True
+            std, direction = torch.where(inside, std, 0), torch.where(inside, direction, noise[1:])
         tables = {
             "level": self.alphas,
             "signal": signal[:-1],
             "noise": noise[:-1],
             "signal_after": signal[1:],
+            "noise_level": noise,
+            "drop": noise[:-1] - noise[1:],
             "direction": direction,
             "std": std,
             "forgotten": (now / after) ** 0.5,
@@ -83,8 +92,7 @@ class Kernel:
             # of the noise ε̂ that is added to z + (s'−s) o: an Euler step's is -g²/(2s) (s−s')
             pull = -(std**2) / (2 * noise[:-1]) if self.rule in ("euler", "dance") else direction - noise[1:]
             tables |= {"keep": 1 + pull, "drift": step + signal[:-1] * pull}
-        on_device = {name: (table, table.to(self.timesteps.device)) for name, table in tables.items()}
-        object.__setattr__(self, "_tables", on_device)
+        object.__setattr__(self, "_tables", tables)
 
     def _noise(self, signal: Tensor, noise: Tensor, power: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         """σ and √(s'²−σ²) [K] by the rule; of α, s, s² and the noising's variance s² − (α/α')² s'²."""
@@ -95,9 +103,8 @@ class Kernel:
                 std = self.eta * (power[1:] / power[:-1] * added) ** 0.5
                 if self.sigmas is None:  # as diffusers rounds it
                     return std, (power[1:] - std**2).clamp(min=0) ** 0.5
-                return std, after * (
-                    1 - self.eta**2 + (self.eta * ratio) ** 2
-                ) ** 0.5  # √(s'²−σ²) would cancel near s = 1
+                # √(s'²−σ²) itself would cancel near s = 1
+                return std, after * (1 - self.eta**2 + (self.eta * ratio) ** 2) ** 0.5
             case "sde":
                 return after * (1 - ratio ** (self.eta**2)) ** 0.5, after * ratio ** (self.eta**2 / 2)
             case "cps":
@@ -120,12 +127,15 @@ class Kernel:
     def key(self) -> tuple:
         """Everything that its chains depend on, for fingerprints."""
         levels = [None if table is None else table.tolist() for table in (self.timesteps, self.alphas, self.sigmas)]
-        return (*levels, self.eta, self.rule, self.output)
+        return (*levels, self.eta, self.rule, self.output, self.noisy)
 
     def _at(self, name: str, k: Step, like: Tensor) -> Tensor:
         """A table's entry at step k: a number of the host, or entries by row that broadcast over latents `like`."""
-        host, device = self._tables[name]
-        return device[k].view(-1, *(1,) * (like.ndim - 1)) if isinstance(k, Tensor) and k.ndim else host[k]
+        if not (isinstance(k, Tensor) and k.ndim):
+            return self._tables[name][k]
+        if name not in self._on_device:
+            self._on_device[name] = self._tables[name].to(self.timesteps.device)
+        return self._on_device[name][k].view(-1, *(1,) * (like.ndim - 1))
 
     def level(self, k: Step, like: Tensor) -> Tensor:
         """The signal's power `α_k²`, also of the finished sample (k = K), shaped to broadcast over `like`."""
@@ -155,6 +165,28 @@ class Kernel:
             case "flow":
                 return z + self._at("signal", k, z) * output
 
+    def noised(self, clean: Tensor, noise: Tensor, k: Step) -> Tensor:
+        """`α_k x + s_k ε`, shaped like `clean`."""
+        return self._at("signal", k, clean) * clean + self._at("noise", k, clean) * noise
+
+    def target(self, clean: Tensor, noise: Tensor, k: Step) -> Tensor:
+        """What the network should say of `noised(clean, noise, k)`: `ε`, `α_k ε − s_k x`, or `ε − x`; like `clean`."""
+        match self.output:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return self._at("signal", k, clean) * noise - self._at("noise", k, clean) * clean
+            case "flow":
+                return noise - clean
+
+    def noise_level(self, k: Step, like: Tensor) -> Tensor:
+        """`s_k`, also of the finished sample (k = K), shaped to broadcast over `like`."""
+        return self._at("noise_level", k, like)
+
+    def drop(self, k: Step, like: Tensor) -> Tensor:
+        """`s_k − s_{k+1}`, what a step takes from the noise level, shaped to broadcast over `like`."""
+        return self._at("drop", k, like)
+
     def mean(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
         """`μ = α' x̂ + √(s'² − σ²) ε̂` (an Euler step for the rules of that name), shaped like `z`."""
         if self.output == "flow":
@@ -172,7 +204,7 @@ class Kernel:
     @property
     def has_density(self) -> bool:
         """Whether every transition has a positive variance."""
-        return bool((self._tables["std"][0] > 0).all())
+        return bool((self._tables["std"] > 0).all())
 
     def require_density(self, user: str) -> None:
         """Raise BenchError unless `has_density`."""

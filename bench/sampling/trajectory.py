@@ -67,6 +67,7 @@ class Trajectory(Batch):
     log_prob: [B, K], log-density of each transition (sum over elements), or None.
     rewards: [B], or None where the method does not ask for them beforehand.
     advantages: [B], set by a method's `prepare`, or None.
+    noisy: long [B, S], the steps that had noise, where not all of them had, or None.
     """
 
     latents: Tensor
@@ -75,6 +76,7 @@ class Trajectory(Batch):
     log_prob: Tensor | None = None
     rewards: Tensor | None = None
     advantages: Tensor | None = None
+    noisy: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, k = len(self.prompts), self.latents.shape[1] - 1
@@ -147,6 +149,25 @@ class Transitions(Batch):
     advantages: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Noised(Batch):
+    """n finished samples with new noise, each at its own step; see `Core.diffused`.
+
+    row: long [n] on the CPU, the place in rows × columns; k: long [n], where the latents are.
+    clean, noise: x and ε, [n, *latent]; z: `α_k x + s_k ε`; target: what a network should say of it.
+    rewards, advantages: of the samples, [n], or None.
+    """
+
+    row: Tensor
+    k: Tensor
+    clean: Tensor
+    noise: Tensor
+    z: Tensor
+    target: Tensor
+    rewards: Tensor | None = None
+    advantages: Tensor | None = None
+
+
 def join(parts: Sequence[Trajectory]) -> Trajectory:
     """One trajectory batch from several of equal length."""
 
@@ -171,6 +192,7 @@ def rollout(
     prior: bool = False,
     grad_from: int | None = None,
     stop_at: int | None = None,
+    start: Noise | None = None,
 ) -> Trajectory:
     """Sample `z_0 … z_K` for every row of `batch` with named noise.
 
@@ -178,11 +200,12 @@ def rollout(
     prior: sample from the frozen prior.
     grad_from: keep the autograd graph from this step on (None: no graph at all).
     stop_at: sample only `z_0 … z_{stop_at}`.
+    start: names z_0 apart from the other noise.
     """
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
     kept: dict[str, list[Tensor]] = {name: [] for name in record}
-    z = upload(noise(0, model.latent_shape), model.device)
+    z = upload((start or noise)(0, model.latent_shape), model.device)
     latents = [z]
     for k in range(kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
@@ -203,5 +226,6 @@ def rollout(
         samples=batch.samples,
         conditioning=batch.conditioning,
         latents=torch.stack(latents, 1),
+        noisy=None if kernel.noisy is None else torch.arange(*kernel.noisy).expand(len(batch), -1),
         **records,
     )

@@ -1,9 +1,21 @@
 """Advantages of policy-gradient methods."""
 
 from collections import deque
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+
+from bench.options import Config
+
+
+class Deviation(Config):
+    """What a centred reward is divided by; published codes differ in all three."""
+
+    over: Literal["group", "round"] = Field("group", description="the prompt's samples, or all of the round")
+    correction: Literal[0, 1] = Field(0, description="0: of the population, 1: unbiased")
+    epsilon: float = Field(1e-6, ge=0, description="added to it")
 
 
 class PromptStatistics:
@@ -43,12 +55,41 @@ def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
     return (own @ rewards - rewards) / (own.sum(1) - 1).clamp(min=1)
 
 
-def group_normalised(prompts: list[str], rewards: Tensor) -> Tensor:
-    """Rewards [B] minus their prompt's mean, over its deviation (Shao et al., 2024, GRPO); 0 for a single sample."""
+def group_normalised(prompts: list[str], rewards: Tensor, deviation: Deviation | None = None) -> Tensor:
+    """Rewards [B] minus their prompt's mean, over a deviation (Shao et al., 2024, GRPO); 0 for a single sample.
+
+    deviation: the prompt's own, of the population and with 1e-6 added, unless given.
+    """
+    deviation = deviation or Deviation()
     own = _same_prompt(prompts, rewards)
-    own = own / own.sum(1, keepdim=True)
-    centred = rewards - own @ rewards
-    return centred / ((own @ centred**2).sqrt() + 1e-6)
+    count = own.sum(1)
+    centred = rewards - own @ rewards / count
+    if deviation.over == "round":
+        std = rewards.std(correction=deviation.correction) if len(rewards) > 1 else torch.zeros_like(rewards)
+    else:
+        std = (own @ centred**2 / (count - deviation.correction).clamp(min=1)).sqrt()
+    return centred / (std + deviation.epsilon)
+
+
+def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
+    """`e^v / (the mean of e^v over the prompt's other samples)` [B] for values v [B]; 1 for a prompt's only sample."""
+    own = _same_prompt(prompts, values)
+    others = (own - torch.eye(len(own), dtype=own.dtype, device=own.device)).log()
+    mean = torch.logsumexp(values + others, 1) - others.exp().sum(1).log()
+    return torch.exp(values - mean).where(own.sum(1) > 1, 1)
+
+
+def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> tuple[Tensor, Tensor]:
+    """`log softmax` of values [B] within each prompt's rows [B], and which rows share a prompt, 0 or 1 [B, B]."""
+    own = _same_prompt(prompts, values)
+    return values - torch.logsumexp(values + own.log(), 1), own
+
+
+def best_and_worst(prompts: list[str], rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """For every row the row of its prompt's largest reward and that of its smallest, long [B]; of equals the first."""
+    others = _same_prompt(prompts, rewards) == 0
+    best, worst = (rewards.expand(len(rewards), -1).masked_fill(others, sign * float("inf")) for sign in (-1, 1))
+    return best.argmax(1), worst.argmin(1)
 
 
 def leave_one_out(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError, did_you_mean
-from bench.plugin import Loss, Method
+from bench.plugin import Copy, Loss, Method
 from bench.sampling.noise import generator, seeded
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import OptimizerConfig, TrainConfig
@@ -54,6 +54,10 @@ class Trainer:
         self.parameters = {"policy": list(core.model.adapters().values())}
         self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
         self.optimizers = {name: self._optimizer(name, optimizer) for name in self.parameters}
+        ema = {} if train.ema is None else {"ema": Copy(lambda n: min((1 + n) / (10 + n), train.ema))}
+        self.copies = ema | method.copies()
+        start = {name: parameter.detach() for name, parameter in core.model.adapters().items()}
+        core.copies |= {name: {key: value.clone() for key, value in start.items()} for name in self.copies}
         self.round, self.update = 0, 0
         self.queue: list[Batch] = []
 
@@ -78,6 +82,7 @@ class Trainer:
                 self._schedule()
                 on_update(record)
             self.round += 1
+            self._follow(self.round)
             if self.round % self.config.checkpoint_every == 0 or self.update >= self.config.updates:
                 with self.core.meter.phase("checkpoint"):
                     state = self.state_dict()
@@ -94,6 +99,19 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
+    def _follow(self, finished: int | None) -> None:
+        """Move the copies whose time it is: after an update, or after a round, with the number of those finished."""
+        adapters = self.core.model.adapters()
+        for name, schedule in self.copies.items():
+            if finished is None or schedule.rounds is None:
+                due = finished is None and schedule.rounds is None
+            else:
+                due = finished % schedule.rounds == 0 and (schedule.until is None or finished <= schedule.until)
+            if due:
+                share = 1 - schedule.decay(self.update)
+                for key, value in self.core.copies[name].items():
+                    value.lerp_(adapters[key].detach(), share)
+
     def _sample(self, number: int) -> Batch:
         """The data of round `number`, sampled with the present weights."""
         batch = self.core.batch(self.names(number))
@@ -102,8 +120,9 @@ class Trainer:
             return batch
 
         def sample(part: Batch) -> dict[str, Tensor]:
-            path = self.core.rollout(part, record=needs.record)
-            return {"latents": path.latents} | {name: getattr(path, name) for name in needs.record}
+            path = self.method.collect(self.core, part, number)
+            kept = {name: getattr(path, name) for name in ("latents", "noisy", *needs.record)}
+            return {name: value for name, value in kept.items() if value is not None}
 
         def score(part: Trajectory) -> dict[str, Tensor]:
             return {"rewards": self.core.reward(part.latents[:, -1], part.prompts)}
@@ -146,6 +165,7 @@ class Trainer:
                     sums, scalars = tally.read(scalars)
                 self._step(scalars)
         self.update += 1
+        self._follow(None)
         record: Record = {}
         everyone = processes.gather(sums)
         for name in dict.fromkeys(name for own in everyone for name in own):
@@ -208,6 +228,7 @@ class Trainer:
             "update": self.update,
             "parameters": {name: [p.detach() for p in group] for name, group in self.parameters.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "copies": self.core.copies,
             "method": self.method.state_dict(),
             "queue": [{f.name: getattr(batch, f.name) for f in fields(batch)} for batch in self.queue],
             "meter": self.core.meter.total(),
@@ -229,6 +250,8 @@ class Trainer:
             for parameter, stored in zip(group, state["parameters"][name], strict=True):
                 parameter.data.copy_(stored)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
+        for name, stored in state["copies"].items():
+            self.core.copies[name] = {key: value.to(self.core.model.device) for key, value in stored.items()}
         self.method.load_state_dict(state["method"])
         if processes.is_main():  # the stored counts are those of all processes
             self.core.meter.restore(state["meter"])

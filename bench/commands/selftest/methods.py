@@ -24,7 +24,7 @@ from bench.plugin import Loss, Method
 from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import generator
-from bench.sampling.trajectory import Batch, Trajectory
+from bench.sampling.trajectory import Batch
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
@@ -66,6 +66,8 @@ def _core(method: Method, reward: Reward | None = None, steps: int = 4, device: 
     kernel = ddim_kernel(model.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
     core = Core(model, kernel, reward or _Curved(method.needs.reward_gradient), BETA, micro_batch=64, sample_batch=64)
     core.networks = method.networks(model)
+    start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
+    core.copies = dict.fromkeys(method.copies(), start)
     return core
 
 
@@ -87,7 +89,7 @@ def _data(core: Core, method: Method, rows: int = 6) -> Batch:
     if not method.needs.trajectory:
         return batch
     with torch.no_grad():
-        data = core.rollout(batch, record=method.needs.record)
+        data = method.collect(core, batch, 0)
         if method.needs.rewards:
             data = replace(data, rewards=core.reward(data.latents[:, -1], data.prompts))
     return method.prepare(core, data)
@@ -265,22 +267,12 @@ def the_target_is_reached(name: str) -> None:
     core = _core(method, _Line(Config()), steps=4)
     core.micro_batch = 1024
     prior_mean, prior_variance, leak = _moments(core)
-    updates, rates = 600, [{"params": core.model.adapters().values(), "lr": 5e-3}]
-    rates += [{"params": net.parameters(), "lr": 0.1} for net in core.networks.values()]
-    optimizer = torch.optim.Adam([{**group, "params": list(group["params"])} for group in rates])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, 2 * (1 - update / updates)))
-    for update in range(updates):
-        batch = core.batch((f"prompt {i}", 0) for i in range(32 * update, 32 * update + 32))
-        with torch.no_grad():
-            data = core.rollout(batch, record=method.needs.record) if method.needs.trajectory else batch
-        if method.needs.rewards:
-            data = replace(data, rewards=core.reward(data.latents[:, -1], data.prompts).detach())
-        data = method.prepare(core, data) if isinstance(data, Trajectory) else data
-        optimizer.zero_grad()
-        for loss in method.losses(core, data):
-            (loss.values.sum() / 32).backward()
-        optimizer.step()
-        schedule.step()
+    once = {"updates_per_round": 1, "checkpoint_every": 600}
+    train = TrainConfig(updates=600, prompts_per_round=1, samples_per_prompt=32, **once)
+    rates = {name: {"lr": 0.1} for name in core.networks}
+    optimizer = OptimizerConfig(lr=5e-3, clip=None, weight_decay=0.0, decay=0.5, networks=rates)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(core, method, ["a"], train, optimizer, Path(folder)).run(lambda record: None)
     mean, variance, _ = _moments(core)
     share = (mean - prior_mean) / (BETA * torch.tensor(DIRECTION) * (prior_variance - leak))
     text = ", ".join(f"{float(value):.2f}" for value in share)

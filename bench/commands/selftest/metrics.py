@@ -25,6 +25,7 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
         rewards = {name: x.flatten(1).mean(1) * scale for name, scale in (("trained", 1.0), ("other", 2.0))}
         kl = torch.from_numpy(rng.standard_normal((len(names), 5), np.float32)).square() * (number != 1)
         records = {"step_kl": kl, "log_ratio": -kl.sum(1)} if density else {}
+        records["output_norm"] = 1 + kl
         return Samples(images, names, splits, rewards, **records)
 
     sets = {key: samples(i) for i, key in enumerate(("finetuned", "prior", "reference", "floor"))}
@@ -33,6 +34,7 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
     modes = torch.tensor([[2.0, 0], [-2, 0], [0, 2]]) if points else None
     return Evaluation(
         **sets, reward="trained", beta=0.5, feature_space="flat", modes=modes,
+        prior_on=lambda sampler, purpose: sets[purpose],
         features=lambda own, space=None: own.images.flatten(1)[:, :8].float() / 64,
     )  # fmt: skip
 
