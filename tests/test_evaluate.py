@@ -45,7 +45,7 @@ def test_a_limit_cuts_the_training_part_alone(tmp_path):
 def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
     evaluator = Evaluator(core, config, PROMPTS, tmp_path)
     first = {name: evaluator.prior_set(name) for name in ("prior", "reference", "floor")}
-    finetuned = draw(core, evaluator.names, evaluator.splits, seed=config.evaluation.seed)
+    finetuned = draw(core, evaluator.names, evaluator.splits, seed=evaluator.seed)
     assert torch.equal(finetuned.images, first["prior"].images)  # an untouched adapter: same noise, same images
     assert float(finetuned.step_kl.abs().max()) == 0
     images = [samples.images for samples in first.values()]
