@@ -13,7 +13,8 @@ from results.rows import RANDOM, read_rows
 
 ASIDE = re.compile(r"\.old\d+$")  # a folder that --force moved aside
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
-SAME = ["settings", "seed", "evaluation", "metric", "budget"]  # what is counted once
+RUN = ["method", "settings", "seed"]
+SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.")  # settings that tables may differ in
 
 
@@ -75,14 +76,14 @@ def _last_words(folder: Path) -> str:
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
-    run, told = ["settings", "seed"], []
+    told = []
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
-    broken = pd.MultiIndex.from_frame(failed[[*run, "place"]])
-    inside = pd.MultiIndex.from_frame(frame[run].assign(place=place)).isin(broken)
+    broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
+    inside = pd.MultiIndex.from_frame(frame[RUN].assign(place=place)).isin(broken)
     frame = frame[~inside | (frame["status"] == "failed")]  # what a run measured before it failed
-    finished = pd.MultiIndex.from_frame(frame.loc[frame["status"] != "failed", run])
-    again = pd.MultiIndex.from_frame(frame[run]).isin(finished) & (frame["status"] == "failed")
+    finished = pd.MultiIndex.from_frame(frame.loc[frame["status"] != "failed", RUN])
+    again = pd.MultiIndex.from_frame(frame[RUN]).isin(finished) & (frame["status"] == "failed")
     told += [f"{path} holds a failed run that is finished elsewhere." for path in frame.loc[again, "source"]]
     # the newest version of a metric first, and a run's own rows before those of its `bench eval`
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
@@ -124,13 +125,15 @@ def _part(chosen: dict[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    names = {}
-    for method, own in rows.groupby("method"):
-        several = [chosen[text] for text in own["settings"].unique()]
-        for text in own["settings"].unique():
-            different = _differences(chosen[text], several)
-            names[text] = f"{method} ({different})" if different else method
-    return rows.assign(row=rows["settings"].map(names))
+    texts = rows.groupby("method")["settings"].unique().to_dict()
+
+    def name(method: str, text: str) -> str:
+        different = _differences(chosen[text], [chosen[other] for other in texts[method]])
+        return f"{method} ({different})" if different else method
+
+    pairs = list(zip(rows["method"], rows["settings"], strict=True))
+    names = {pair: name(*pair) for pair in dict.fromkeys(pairs)}
+    return rows.assign(row=[names[pair] for pair in pairs])
 
 
 def _differences(own: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
