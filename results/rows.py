@@ -107,7 +107,10 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         frame = pq.ParquetFile(path).read().to_pandas()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as rows ({str(error).splitlines()[0]}): run it again") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
+        ) from None
     found = set(frame["schema"]) if "schema" in frame else {"unknown"}
     if found - {SCHEMA} or set(frame) != set(COLUMNS):
         versions = ", ".join(sorted(map(str, found)))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from bench import config
+from bench.commands.run import is_finished
+from bench.errors import BenchError
+from bench.training.log import UpdateLog, read_log
 from results.plots import plot_curves, plot_samples
 from results.report import plot_methods, report, write_report
 from results.rows import COLUMNS, RANDOM, read_rows, write_rows
@@ -133,7 +138,7 @@ def test_rows_of_another_schema_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no rows", b"PAR1" + b"x" * 99 + b"PAR1"])
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read as rows \(.+\): run it again"):
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read \(.+\): remove it"):
         read_rows(tmp_path)
 
 
@@ -380,6 +385,37 @@ def test_unfinished_failed_and_unreadable_runs_are_left_out_with_a_reason(tmp_pa
     assert all(f"- {sentence}" in page for sentence in left_out)
     run_folder(tmp_path / "later", row(seed=5))  # the same run, begun anew elsewhere
     assert "failed" not in set(collect([tmp_path])[0]["status"])
+
+
+def test_the_command_reports_what_it_can(tmp_path: Path, bench: Callable[..., tuple[int, str]]) -> None:
+    run_folder(tmp_path / "good", row())
+    (run_folder(tmp_path / "bad", row(seed=1)) / "rows.parquet").write_bytes(b"PAR1")
+    status, text = bench("report", tmp_path)
+    assert status == 0, text
+    assert "| draft | 35.25 (+5.25 ± 0.12) |" in text
+    assert "bad/rows.parquet cannot be read" in text
+    status, text = bench("report", tmp_path / "bad")
+    assert status == 2
+    assert "there are no rows to compare." in text
+    status, text = bench("report", tmp_path, "--out", tmp_path / "page", "--metrics", "reward/train")
+    assert status == 0, text
+    assert "bad/rows.parquet cannot be read" in (tmp_path / "page" / "report.md").read_text()
+
+
+def test_broken_files_of_a_run_are_named_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("", "a: [", "method: 3", "\x00"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(BenchError, match=r"config\.yaml is not the configuration of a run"):
+            config.read(tmp_path / "config.yaml")
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    with pytest.raises(BenchError, match=r"rows\.parquet cannot be read"):
+        is_finished(tmp_path)
+    (tmp_path / "log.jsonl").write_text('{"update": 1, "loss": 2.5}\n{"upda\n[3]\n{"update": 3}\n{"update": 4, "lo')
+    assert list(read_log(tmp_path)["update"]) == [1, 3]
+    assert f"line 2 of {tmp_path / 'log.jsonl'} is broken" in caplog.text
+    with UpdateLog(tmp_path, 1) as log:
+        log.write({"update": 2, "loss": 1.5})
+    assert [json.loads(line)["update"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_nothing_to_compare_is_an_error_that_says_why(tmp_path: Path) -> None:
