@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from results.plots import FINETUNED, PRIOR
 from results.points import plot_points
-from results.selection import at_cost, floors, priors, settings, summary
+from results.selection import at_cost, floors, has_seeds, priors, settings, summary
 from results.table import ARROWS, comparison_markdown, meaning, ranked
 
 DETAILS = ("/early", "/late", "/importance", "/floor")  # parts and second opinions of a metric
@@ -141,7 +141,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
         inches = figure.get_figwidth()
         text = textwrap.fill(f"{title}   (-- prior, ·· sampling floor)", round(13 * inches))
         figure.suptitle(text, fontsize=11, parse_math=False)
-        figure.supxlabel(textwrap.fill(meaning(rows), round(17 * inches)), fontsize=8)
+        figure.supxlabel(textwrap.fill(f"bars: {meaning(rows)}", round(17 * inches)), fontsize=8)
         figure.savefig(path, dpi=130)
 
 
@@ -173,6 +173,8 @@ def plot_budgets(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
                 ax.set(xscale="log", xlabel=cost.replace("_", " "))
                 _scale(ax, own["value"], "y")
             grid[0, column].set_title(f"{metric} {ARROWS[own.iloc[0]['direction']]}", fontsize=10)
+        if has_seeds(rows):
+            figure.supxlabel(f"bands: {meaning(rows)}", fontsize=8)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, handlelength=3)
         figure.suptitle(title, fontsize=11, parse_math=False)
