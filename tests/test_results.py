@@ -24,6 +24,8 @@ from rich.console import Console
 from bench import config
 from bench.commands.run import is_finished
 from bench.errors import BenchError
+from bench.evaluation.rows import comparable_settings, evaluation_id
+from bench.prompts import load_prompts
 from bench.training.log import UpdateLog, read_log
 from results.coverage import DRAWS, intervals
 from results.plots import plot_curves, plot_samples
@@ -550,3 +552,18 @@ def test_simulated_coverage_of_normal_values_is_student_s() -> None:
     one, wide = intervals((lambda rng, n: rng.standard_normal((DRAWS, n)), 0.0), 3, np.random.default_rng(0))
     assert one == pytest.approx(2 * scipy.stats.t.cdf(1, 2) - 1, abs=0.03)
     assert wide == pytest.approx(0.95, abs=0.015)
+
+
+def test_settings_of_a_row_leave_out_what_makes_no_other_run() -> None:
+    def described(*assignments: str) -> tuple[str, dict[str, Any]]:
+        own = config.resolve("rtb", suite="ring", assignments=list(assignments))
+        return evaluation_id(own, load_prompts(own.prompts.name)), comparable_settings(own)
+
+    same = ("seed=3", "evaluation.at=[5, 7]", "evaluation.metrics=[path_kl]", "evaluation.rewards=[linear]")
+    assert described(*same, "train.micro_batch=7", "train.threads=1") == described()
+    (plain, settings_), (other, changed) = described(), described("evaluation.samples_per_prompt=64")
+    assert plain != other
+    assert {key for key in settings_ if settings_[key] != changed[key]} == {"evaluation.samples_per_prompt"}
+    assert described("optimizer.lr=1", "train.updates=40")[0] == plain
+    assert described("optimizer.lr=1")[1]["optimizer.lr"] == 1
+    assert settings_["method.name"] == "rtb"

@@ -185,7 +185,7 @@ class Evaluator:
 def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
     """What a metric finds; one that raises costs its own rows alone and leaves the reason in their place."""
     try:
-        with memory.phase(name):
+        with memory.phase():
             metric = registry.load("metrics", name)
             return metric(metric.Config())(evaluation)
     except OutOfMemoryError:
