@@ -70,7 +70,7 @@ def _figures(
     rows: pd.DataFrame, chosen: pd.DataFrame, metrics: Sequence[str] | None, out: Path, number: int, heading: str
 ) -> list[str]:
     """Names of the figures of one setting, drawn to `out`; chosen: the rows of the table."""
-    values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
+    values = chosen[chosen["value"].notna() & (chosen["status"] != "failed") & (chosen["method"] != "prior")]
     panels = [name for name in (metrics or headline(values)) if name in set(values["metric"])]
     if not panels:
         return []
@@ -90,10 +90,9 @@ def points_of(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
     """Samples by name, density and extent, of every row's first seed that left its points; None if none did."""
     panels, target = {}, None
+    rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
     for name in ranked(rows, summary(rows), metrics):
-        own = rows[(rows["row"] == name) & (rows["method"] != "prior")].sort_values("seed")
-        own = own[own["source"].map(lambda path: Path(path).name == "rows.parquet")]  # points are those of the end
-        for source, run in own.groupby("source", sort=False):
+        for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):
             path = Path(source).with_name("points.npz")
             if not path.is_file():
                 continue
@@ -110,10 +109,9 @@ def points_of(
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
     """One panel a metric, rows of the table below one another: every seed a dot, what the table prints a bar.
 
-    rows: those of the table. The dashed line is the prior, the dotted one the sampling floor. Sorted as the table by
-    the first metric.
+    rows: those of the table that have a value, but for the prior's. The dashed line is the prior, the dotted one the
+    sampling floor. Sorted as the table, by the first metric.
     """
-    rows = rows[rows["method"] != "prior"]
     found, before, least = summary(rows), priors(rows), floors(rows)
     order = ranked(rows, found, metrics)
     place = {name: i for i, name in enumerate(reversed(order))}

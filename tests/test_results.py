@@ -518,6 +518,13 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
         assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20
 
 
+def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> None:
+    failed = {"metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
+    for number, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
+        run_folder(tmp_path / str(number), one)
+        assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(number)])).read_text()
+
+
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the published ring rows the last budget counts, in the bars as in the cells; checkpoints are no seeds."""
     drawn = {}
