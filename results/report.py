@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ def _figures(
     rows: pd.DataFrame, chosen: pd.DataFrame, metrics: Sequence[str] | None, out: Path, number: int, heading: str
 ) -> list[str]:
     """Names of the figures of one setting, drawn to `out`; chosen: the rows of the table."""
-    values = chosen[chosen["value"].notna() & (chosen["status"] != "failed") & (chosen["method"] != "prior")]
-    panels = [name for name in (metrics or headline(values)) if name in set(values["metric"])]
+    values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
+    drawable = values[values["method"] != "prior"]
+    panels = [name for name in (metrics or headline(drawable)) if name in set(drawable["metric"])]
     if not panels:
         return []
     plot_methods(values, panels, out / f"methods-{number}.png", heading)
@@ -93,10 +95,10 @@ def points_of(
     rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
     for name in ranked(rows, summary(rows), metrics):
         for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):
-            path = Path(source).with_name("points.npz")
-            if not path.is_file():
+            try:
+                data = dict(np.load(Path(source).with_name("points.npz")))
+            except (OSError, ValueError, zipfile.BadZipFile):  # not there, or not whole
                 continue
-            data = np.load(path)
             target = target or (data["density"], data["extent"])
             panels = panels or {"target": data["target"], "prior": data["prior"]}
             seed = f"{name}\nseed {run['seed'].iloc[0]}"
@@ -109,7 +111,7 @@ def points_of(
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
     """One panel a metric, rows of the table below one another: every seed a dot, what the table prints a bar.
 
-    rows: those of the table that have a value, but for the prior's. The dashed line is the prior, the dotted one the
+    rows: those of the table that have a value. The dashed line is the prior, the dotted one the
     sampling floor. Sorted as the table, by the first metric.
     """
     found, before, least = summary(rows), priors(rows), floors(rows)
@@ -120,7 +122,8 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8):
         figure = Figure(figsize=(0.6 + width + 2.6 * len(metrics), 1.5 + 0.26 * len(order)), layout="constrained")
         for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
-            own, cells = rows[rows["metric"] == metric], found.xs(metric, level="metric")
+            own = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
+            cells = found.xs(metric, level="metric").loc[own["row"].unique()]
             ax.scatter(own["value"], own["row"].map(place), s=9, alpha=0.35, color=FINETUNED, linewidths=0)
             error = cells["value_error"].fillna(cells["difference_error"]).fillna(0)
             height = [place[name] for name in cells.index]

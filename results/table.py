@@ -127,8 +127,6 @@ def comparison_markdown(rows: pd.DataFrame, metrics: Sequence[str] | None = None
     broken = failed.groupby("row")["seed"].nunique()
     for name in ranked(rows, found, names):
         own = rows[rows["row"] == name].drop_duplicates("seed")
-        if (own["method"] == "prior").all():
-            continue
         seeds = f"{len(own)}, {broken[name]} failed" if name in broken.index else str(len(own))
         cells = (_comparison_cell(found, name, metric, len(own)) for metric in names)
         lines.append((name, *cells, *_costs(own), seeds))
@@ -149,13 +147,14 @@ def meaning(rows: pd.DataFrame) -> str:
 
 
 def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """The table's rows, the best by the first metric first; those without a value of it follow."""
+    """The table's rows but for the prior's, the best by the first metric first, those without a value of it last."""
     directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
-    names = found.index.get_level_values("row").unique()
+    names = found.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
     key = next((name for name in metrics if name in directions.index), None)
     if key is None:
         return sorted(names)
-    values = found["value"].xs(key, level="metric").sort_values(ascending=directions[key] == "lower", kind="stable")
+    values = found["value"].xs(key, level="metric")
+    values = values[values.index.isin(names)].sort_values(ascending=directions[key] == "lower", kind="stable")
     return [*values.index, *sorted(names.difference(values.index))]
 
 

@@ -503,6 +503,8 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
         run / "points.npz", **{name: rng.normal(size=(50, 2)) for name in ("target", "prior", "finetuned")},
         density=np.ones((20, 20)), extent=np.array([-3.0, 3, -3, 3]),
     )  # fmt: skip
+    (tmp_path / "runs" / "dear0").mkdir()
+    (tmp_path / "runs" / "dear0" / "points.npz").write_bytes(b"PK half of it")
     frame = budgets()
     frame["source"] = [str(tmp_path / "runs" / name / "rows.parquet") for name in frame["run"]]
     page = write_report(tmp_path / "out", frame, ["a run is unfinished."], None, "updates", 20)
@@ -520,9 +522,9 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
 
 def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> None:
     failed = {"metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
-    for number, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
-        run_folder(tmp_path / str(number), one)
-        assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(number)])).read_text()
+    for i, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
+        run_folder(tmp_path / str(i), one)
+        assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(i)])).read_text()
 
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
