@@ -192,23 +192,19 @@ def report(
     bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
     bench report runs/ring --at-reward-calls 50000 --out report
     """
-    import pandas
-
-    from results.report import section, settings, write_report
-    from results.rows import read_rows
+    from results import report as results
+    from results.selection import collect
 
     if at_updates and at_reward_calls:
         raise BenchError("--at-updates and --at-reward-calls are two comparisons: give one of them.")
     cost = "updates" if at_updates else "reward_calls" if at_reward_calls else None
     limit, chosen = at_updates or at_reward_calls or 0, metrics.split(",") if metrics else None
-    folders = paths or [Path("runs")]
     try:
-        frame = pandas.concat([read_rows(path) for path in folders], ignore_index=True)
+        compared = *collect(paths or [Path("runs")]), chosen, cost, limit
         if out:
-            console.print(f"Written: {write_report(frame, folders, out, chosen, cost, limit)}")
-            return
-        for heading, rows in settings(frame):
-            typer.echo(f"### {heading}\n\n{section(rows, chosen, cost, limit)}")
+            console.print(f"Written: {results.write_report(out, *compared)}")
+        else:
+            typer.echo(results.report(*compared))
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
 

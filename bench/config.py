@@ -86,12 +86,14 @@ def build(tree: dict[str, Any], method_class: type, reward_class: type) -> RunCo
 
 
 def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
-    """A run's stored configuration, changed by `key=value` assignments."""
-    tree = yaml.safe_load(path.read_text(encoding="utf8"))
+    """A run's stored configuration, changed by `key=value` assignments. Raises BenchError if it is broken."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+        method, reward = tree["method"]["name"], tree["reward"]["name"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise BenchError(f"{path} is not the configuration of a run: it is broken, or another program's.") from None
     _merge(tree, dict(_parse(text) for text in assignments or []))
-    return build(
-        tree, registry.load("methods", tree["method"]["name"]), registry.load("rewards", tree["reward"]["name"])
-    )
+    return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 
 
 def _parse(text: str) -> tuple[str, Any]:

@@ -131,6 +131,7 @@ class Measurement:
     name: the metric's full name, feature space and prompt split included ("fid_prior/efficientnet_lite0").
     value, prior: of the finetuned model and of the prior.
     difference, standard_error: finetuned minus prior, paired where the metric pairs, and its standard error.
+    degrees: degrees of freedom of that error (prompts or samples that it rests on, less one); None: not known.
     n: images (or prompts) that the value rests on.
     direction: "higher", "lower" or "none" where neither is better in itself.
     note: why a value is missing (`value` is then None) or what to keep in mind.
@@ -141,6 +142,7 @@ class Measurement:
     prior: float | None = None
     difference: float | None = None
     standard_error: float | None = None
+    degrees: float | None = None
     n: int = 0
     direction: str = "higher"
     unit: str = ""

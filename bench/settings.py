@@ -120,12 +120,16 @@ class EvaluationSampler(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluation samples and what is measured on them; the seed is the evaluation's own, never the run's."""
+    """Evaluation samples and what is measured on them."""
 
     train_prompts: int = Field(24, ge=1)
     heldout_prompts: int = Field(24, ge=0)
     samples_per_prompt: int = Field(8, ge=2)
-    seed: int = 0
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of the samples' noise; null: the run's, so that a spread over seeds holds it too",
+    )
     at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
     sampler: EvaluationSampler = EvaluationSampler()

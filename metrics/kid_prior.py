@@ -1,20 +1,21 @@
 """Kernel distance to the prior's own samples."""
 
-from bench import Evaluation, Measurement, Metric
-from bench.evaluation.statistics import kernel_distance
+from bench import Evaluation, Measurement, Metric, Samples
+from bench.evaluation.statistics import distance_to_prior, kernel_distance
 
 
 class KidPrior(Metric):
     """Unbiased kernel distance (Bińkowski et al., 2018) of the finetuned samples to a prior set on independent noise.
 
-    The `prior` of the measurement is the floor, as for `fid_prior`; here it scatters around zero.
+    The floor is made as for `fid_prior`; here it scatters around zero.
     """
 
     direction = "lower"
+    version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
-        reference = evaluation.features(evaluation.reference)
-        value = kernel_distance(evaluation.features(evaluation.finetuned), reference)
-        floor = kernel_distance(evaluation.features(evaluation.floor), reference)
+        def distance(*sets: Samples) -> float:
+            return kernel_distance(*map(evaluation.features, sets))
+
         name = f"kid_prior/{evaluation.feature_space}"
-        return [Measurement(name, value, floor, value - floor, n=len(reference), direction=self.direction)]
+        return distance_to_prior(name, evaluation, distance, direction=self.direction)

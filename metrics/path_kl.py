@@ -3,7 +3,7 @@
 import torch
 
 from bench import Evaluation, Measurement, Metric
-from bench.evaluation.statistics import paired, per_prompt
+from bench.evaluation.statistics import paired_samples
 
 LATE = 2  # the last steps, whose small variances dominate the sum
 
@@ -24,6 +24,6 @@ class PathKl(Metric):
         if samples.step_kl is None:
             note = "no transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
             return [Measurement(name, None, note=note, **rest) for name in parts]
+        totals = {name: samples.step_kl[:, steps].double().sum(1) for name, steps in parts.items()}
         groups = samples.rows()
-        totals = {name: per_prompt(samples.step_kl[:, steps].double().sum(1), groups) for name, steps in parts.items()}
-        return [paired(name, total, torch.zeros_like(total), **rest) for name, total in totals.items()]
+        return [paired_samples(name, total, torch.zeros_like(total), groups, **rest) for name, total in totals.items()]

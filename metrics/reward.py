@@ -37,6 +37,7 @@ class RewardGain(Metric):
                 )
                 if split == "train":
                     gain = finetuned.rewards[name] - prior.rewards[name]
-                    measurement = replace(measurement, standard_error=error_at_fixed_prompts(gain, groups))
+                    error, degrees = error_at_fixed_prompts(gain, groups)
+                    measurement = replace(measurement, standard_error=error, degrees=degrees)
                 found.append(measurement)
         return found

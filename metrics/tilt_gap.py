@@ -1,5 +1,7 @@
 """Divergence of the finetuned process from the target process, prior × exp(β r)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -7,9 +9,8 @@ from bench import Evaluation, Measurement, Metric, Samples
 from bench.evaluation.statistics import (
     effective_sample_size,
     log_mean_exp,
-    mean_and_error,
     over_prompts,
-    per_prompt,
+    paired_samples,
     pooled_rows,
 )
 
@@ -38,32 +39,25 @@ class TiltGap(Metric):
             return evaluation.beta * samples.rewards[evaluation.reward].double()
 
         groups = finetuned.rows()
-        bound = per_prompt(tilt(finetuned) - finetuned.step_kl.double().sum(1), groups)
-        prior_bound = per_prompt(tilt(evaluation.prior), groups)
+        above = finetuned.step_kl.double().sum(1) - tilt(finetuned), -tilt(evaluation.prior)
+        gap = paired_samples(names[0], *above, groups, direction=self.direction, unit=self.unit)  # but for log Z
         priors = (evaluation.prior, evaluation.reference, evaluation.floor)
         pooled = torch.cat([tilt(samples) for samples in priors])
         sources = (pooled, pooled_rows(*priors)), (tilt(finetuned) + finetuned.log_ratio.double(), groups)
         return [
-            self._measure(name, log_weights, rows, bound, prior_bound)
+            self._measure(replace(gap, name=name), log_weights, rows)
             for name, (log_weights, rows) in zip(names, sources, strict=True)
         ]
 
-    def _measure(
-        self, name: str, log_weights: Tensor, groups: dict[str, Tensor], bound: Tensor, prior_bound: Tensor
-    ) -> Measurement:
-        log_z = over_prompts(log_mean_exp, log_weights, groups)
+    def _measure(self, gap: Measurement, log_weights: Tensor, groups: dict[str, Tensor]) -> Measurement:
+        log_z = float(over_prompts(log_mean_exp, log_weights, groups).mean())
         smallest = float(over_prompts(effective_sample_size, log_weights, groups).min())
         enough = smallest >= ENOUGH
         note = f"smallest effective sample size of a prompt {smallest:.1f}"
-        difference, error = mean_and_error(prior_bound - bound)
-        return Measurement(
-            name,
-            float((log_z - bound).mean()) if enough else None,
-            float((log_z - prior_bound).mean()) if enough else None,
-            difference,
-            error,
+        return replace(
+            gap,
+            value=log_z + gap.value if enough else None,
+            prior=log_z + gap.prior if enough else None,
             n=len(log_weights),
-            direction=self.direction,
-            unit=self.unit,
             note=note if enough else f"refused: {note}, below {ENOUGH}; the difference to the prior does not need it",
         )

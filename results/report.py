@@ -1,8 +1,11 @@
-"""Comparing finished runs: which rows to compare, the Markdown page, and its figures."""
+"""Comparing finished runs: the Markdown page and its figures."""
 
 import math
-from collections.abc import Iterable, Sequence
+import textwrap
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,30 +15,10 @@ from matplotlib.figure import Figure
 
 from results.plots import FINETUNED, PRIOR
 from results.points import plot_points
-from results.rows import comparable
-from results.table import ARROWS, SETTING, comparison_markdown, floors
+from results.selection import at_cost, floors, has_seeds, priors, settings, summary
+from results.table import ARROWS, comparison_markdown, meaning, ranked
 
 DETAILS = ("/early", "/late", "/importance", "/floor")  # parts and second opinions of a metric
-
-
-def at_cost(frame: pd.DataFrame, cost: str, limit: int) -> tuple[pd.DataFrame, list[str]]:
-    """Of every run, the last evaluation whose `cost` (a column, "updates" or "reward_calls") is at most `limit`.
-
-    Also returns the methods that ended at less than half of the limit, or had no evaluation within it: they were not
-    given what the others had. Methods without training cost nothing and always take part.
-    """
-    within = frame[frame[cost] <= limit]
-    last = within[within["budget"] == within.groupby("run")["budget"].transform("max")]
-    spent = frame.groupby("method")[cost].max()
-    short = [name for name, most in spent.items() if 0 < most < limit / 2]
-    return last, sorted({*short, *set(frame["method"]) - set(last["method"])})
-
-
-def settings(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """(heading, rows) of every setting; rows of different settings are never compared."""
-    for _, rows in comparable(frame).groupby(list(SETTING), sort=False):
-        first = rows.iloc[0]
-        yield f"{first['reward']} (β = {first['beta']:g}) on {first['model']}, prompts {first['prompts']}", rows
 
 
 def headline(frame: pd.DataFrame) -> list[str]:
@@ -44,93 +27,132 @@ def headline(frame: pd.DataFrame) -> list[str]:
     return [name for name in names if not name.endswith(DETAILS)]
 
 
-def section(rows: pd.DataFrame, metrics: Sequence[str] | None, cost: str | None, limit: int) -> str:
-    """The table of one setting, and below it what is not comparable. Raises ValueError as `comparison_markdown`."""
-    if cost is None:
-        return comparison_markdown(rows, metrics)
-    chosen, short = at_cost(rows, cost, limit)
-    text = f"At most {limit:,} {cost.replace('_', ' ')} a run.\n\n" + comparison_markdown(chosen, metrics)
-    return text + (f"\nNot given as much, or not evaluated within it: {', '.join(short)}.\n" if short else "")
+def report(
+    frame: pd.DataFrame,
+    left_out: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    cost: str | None = None,
+    limit: int = 0,
+    figures: Path | None = None,
+) -> str:
+    """Markdown: a section for every setting with its table, and what was left out; figures go to a folder if given.
 
-
-def write_report(
-    frame: pd.DataFrame, folders: Sequence[Path], out: Path, metrics: Sequence[str] | None, cost: str | None, limit: int
-) -> Path:
-    """Write `report.md` and its figures to `out`; folders: where runs may have left `points.npz`."""
-    out.mkdir(parents=True, exist_ok=True)
+    frame, left_out: of `results.selection.collect`. cost, limit: see `results.selection.at_cost`.
+    Raises ValueError where no row has a value of any of `metrics`.
+    """
+    if metrics and frame.loc[frame["metric"].isin(metrics), "value"].isna().all():
+        known = sorted(frame.loc[frame["value"].notna(), "metric"].unique())
+        raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(known)}")
     parts = []
     for number, (heading, rows) in enumerate(settings(frame)):
-        parts += [f"## {heading}\n", section(rows, metrics, cost, limit)]
-        panels = [name for name in (metrics or headline(rows)) if name in set(rows["metric"])]
-        chosen = rows if cost is None else at_cost(rows, cost, limit)[0]
-        plot_methods(chosen, panels, out / f"methods-{number}.png", heading)
-        figures = ["methods"]
-        if rows.groupby("run")["budget"].nunique().max() > 1:
-            plot_budgets(rows, panels, out / f"budgets-{number}.png", heading)
-            figures.append("budgets")
-        if found := points_of(rows, folders):
-            plot_points(*found, out / f"points-{number}.png", heading)
-            figures.append("points")
-        parts += [f"![{heading}]({name}-{number}.png)\n" for name in figures]
+        chosen, notes = at_cost(rows, cost, limit)
+        parts.append(f"### {heading}\n")
+        if cost:
+            parts.append(f"At most {limit:,} {cost.replace('_', ' ')} a run.\n")
+        parts.append(comparison_markdown(chosen, metrics))
+        parts += [f"{note}\n" for note in notes]
+        if figures:
+            drawn = _figures(rows, chosen, metrics, figures, number, heading)
+            parts += [f"![{heading}]({name})\n" for name in drawn]
+    if left_out:
+        parts.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out) + "\n")
+    return "\n".join(parts)
+
+
+def write_report(out: Path, *arguments: Any, **options: Any) -> Path:
+    """Write `report.md` and its figures to `out`; arguments: of `report`."""
+    out.mkdir(parents=True, exist_ok=True)
     page = out / "report.md"
-    page.write_text("\n".join(parts), encoding="utf8")
+    page.write_text(report(*arguments, **options, figures=out), encoding="utf8")
     return page
 
 
+def _figures(
+    rows: pd.DataFrame, chosen: pd.DataFrame, metrics: Sequence[str] | None, out: Path, number: int, heading: str
+) -> list[str]:
+    """Names of the figures of one setting, drawn to `out`; chosen: the rows of the table."""
+    values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
+    drawable = values[values["method"] != "prior"]
+    panels = [name for name in (metrics or headline(drawable)) if name in set(drawable["metric"])]
+    if not panels:
+        return []
+    plot_methods(values, panels, out / f"methods-{number}.png", heading)
+    drawn = [f"methods-{number}.png"]
+    if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
+        plot_budgets(rows[rows["status"] != "failed"], panels, out / f"budgets-{number}.png", heading)
+        drawn.append(f"budgets-{number}.png")
+    if found := points_of(values, panels):
+        plot_points(*found, out / f"points-{number}.png", heading)
+        drawn.append(f"points-{number}.png")
+    return drawn
+
+
 def points_of(
-    rows: pd.DataFrame, folders: Sequence[Path]
+    rows: pd.DataFrame, metrics: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
-    """Samples by name, density and extent, from the methods' first seeds; None if no run left its points."""
-    files = {path.parent.name: path for folder in folders for path in folder.rglob("points.npz")}
-    last = rows[rows["budget"] == rows.groupby("run")["budget"].transform("max")]
-    last = last[last["run"].isin(files) & (last["method"] != "prior")].sort_values("seed")
-    if last.empty:
-        return None
-    runs = last.drop_duplicates("method").set_index("method")["run"]
-    tv = last[last["metric"] == "tilt_tv"].groupby("method")["value"].mean()
-    panels = {}
-    for method in _order(last[last["value"].notna()], headline(last)):
-        data = np.load(files[runs[method]])
-        panels = panels or {"target": data["target"], "prior": data["prior"]}
-        panels[f"{method}, TV {tv[method]:.3f}" if method in tv else method] = data["finetuned"]
-    return panels, data["density"], data["extent"]
+    """Samples by name, density and extent, of every row's first seed that left its points; None if none did."""
+    panels, target = {}, None
+    rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
+    for name in ranked(rows, summary(rows), metrics):
+        for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):
+            try:
+                data = dict(np.load(Path(source).with_name("points.npz")))
+            except (OSError, ValueError, zipfile.BadZipFile):  # not there, or not whole
+                continue
+            target = target or (data["density"], data["extent"])
+            panels = panels or {"target": data["target"], "prior": data["prior"]}
+            seed = f"{name}\nseed {run['seed'].iloc[0]}"
+            tv = run.loc[run["metric"] == "tilt_tv", "value"]
+            panels[seed if tv.empty else f"{seed}, TV {tv.iloc[0]:.3f}"] = data["finetuned"]
+            break
+    return (panels, *target) if target else None
 
 
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """One panel a metric, methods below one another: every seed a dot, mean ± standard error over seeds a bar.
+    """One panel a metric, rows of the table below one another: every seed a dot, what the table prints a bar.
 
-    The dashed line is the prior, the dotted one the sampling floor. Methods are sorted by the last metric.
+    rows: those of the table that have a value. The dashed line is the prior, the dotted one the
+    sampling floor. Sorted as the table, by the first metric.
     """
-    rows = rows[rows["value"].notna() & (rows["method"] != "prior")]
-    order = _order(rows, metrics)
-    place = {method: i for i, method in enumerate(reversed(order))}
+    found, before, least = summary(rows), priors(rows), floors(rows)
+    order = ranked(rows, found, metrics)
+    place = {name: i for i, name in enumerate(reversed(order))}
+    units = rows.drop_duplicates("metric").set_index("metric")[["unit", "direction"]]
+    width = 0.07 * max(map(len, order))
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8):
-        figure = Figure(figsize=(2.0 + 2.6 * len(metrics), 1.3 + 0.26 * len(order)), layout="constrained")
+        figure = Figure(figsize=(0.6 + width + 2.6 * len(metrics), 1.5 + 0.26 * len(order)), layout="constrained")
         for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
-            own = rows[rows["metric"] == metric]
-            ax.scatter(own["value"], own["method"].map(place), s=9, alpha=0.35, color=FINETUNED, linewidths=0)
-            groups = own.groupby("method")["value"]
-            mean, error = groups.mean(), groups.sem().fillna(0)
-            height = [place[method] for method in mean.index]
-            ax.errorbar(mean, height, xerr=error, fmt="|", color="#111827", markersize=9, capsize=2, linewidth=1.2)
-            lines = [(own["prior"].mean(), "--"), (floors(rows).get(metric), ":")]
+            own = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
+            cells = found.xs(metric, level="metric").loc[own["row"].unique()]
+            ax.scatter(own["value"], own["row"].map(place), s=9, alpha=0.35, color=FINETUNED, linewidths=0)
+            error = cells["value_error"].fillna(cells["difference_error"]).fillna(0)
+            height = [place[name] for name in cells.index]
+            ax.errorbar(
+                cells["value"], height, xerr=error, fmt="|", color="#111827", markersize=9, capsize=2, linewidth=1.2
+            )
             _scale(ax, own["value"])
-            for value, style in lines:
+            for lines, style in ((before, "--"), (least, ":")):
+                value = lines["value"].get(metric)
                 if value is not None and np.isfinite(value) and (ax.get_xscale() == "linear" or value > 0):
                     ax.axvline(value, color=PRIOR, linestyle=style, linewidth=1.2)
-            first = own.iloc[0]
-            unit = f" [{first['unit']}]" if first["unit"] else ""
-            ax.set_title(f"{metric}{unit} {ARROWS[first['direction']]}", fontsize=10)
+            unit, direction = units.loc[metric]
+            ax.set_title(f"{metric}{f' [{unit}]' if unit else ''} {ARROWS[direction]}", fontsize=10)
             ax.set_yticks(range(len(place)), list(place))
             ax.set_ylim(-0.7, len(place) - 0.3)
-        figure.suptitle(f"{title}   (-- prior, ·· sampling floor)", fontsize=11, parse_math=False)
+        inches = figure.get_figwidth()
+        text = textwrap.fill(f"{title}   (-- prior, ·· sampling floor)", round(13 * inches))
+        figure.suptitle(text, fontsize=11, parse_math=False)
+        figure.supxlabel(textwrap.fill(f"bars: {meaning(rows)}", round(17 * inches)), fontsize=8)
         figure.savefig(path, dpi=130)
 
 
 def plot_budgets(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """Every metric against updates and against reward calls (log), a line per method: mean ± s.e. over seeds."""
+    """Every metric against updates and against reward calls (log), a line per row of the table: mean ± s.e. over seeds.
+
+    Budgets at which not all seeds of a row were evaluated are left out: the mean would change with the seeds.
+    """
     rows = rows[rows["value"].notna() & (rows["updates"] > 0)]
-    order = _order(rows, metrics)
+    order = ranked(rows, summary(at_cost(rows)[0]), metrics)
     palette = sns.color_palette("tab10")
     looks = {name: (palette[i % 10], ("-", "--", ":", "-.")[i // 10 % 4]) for i, name in enumerate(order)}
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8):
@@ -139,30 +161,25 @@ def plot_budgets(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
         for column, metric in enumerate(metrics):
             own = rows[rows["metric"] == metric]
             for ax, cost in zip(grid[:, column], ("updates", "reward_calls"), strict=True):
-                for method in order:
-                    table = own[own["method"] == method].groupby("budget").agg({cost: "mean", "value": ["mean", "sem"]})
-                    x, mean, error = (table.iloc[:, i].to_numpy() for i in range(3))
+                for name in order:
+                    line = own[own["row"] == name]
+                    groups = line.groupby("budget").agg({"seed": "nunique", cost: "mean", "value": ["mean", "sem"]})
+                    table = groups[groups.iloc[:, 0] == line["seed"].nunique()]
+                    x, mean, error = (table.iloc[:, i].to_numpy() for i in (1, 2, 3))
                     error = np.nan_to_num(error)
-                    color, style = looks[method]
-                    ax.plot(x, mean, color=color, linestyle=style, linewidth=1.5, label=method)
+                    color, style = looks[name]
+                    ax.plot(x, mean, color=color, linestyle=style, linewidth=1.5, label=name)
                     ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
-                ax.axhline(own["prior"].mean(), color=PRIOR, linestyle="--", linewidth=1)
+                ax.axhline(priors(own)["value"].get(metric), color=PRIOR, linestyle="--", linewidth=1)
                 ax.set(xscale="log", xlabel=cost.replace("_", " "))
                 _scale(ax, own["value"], "y")
             grid[0, column].set_title(f"{metric} {ARROWS[own.iloc[0]['direction']]}", fontsize=10)
+        if has_seeds(rows):
+            figure.supxlabel(f"bands: {meaning(rows)}", fontsize=8)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, handlelength=3)
         figure.suptitle(title, fontsize=11, parse_math=False)
         figure.savefig(path, dpi=130)
-
-
-def _order(rows: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """Methods, the best by the first metric with "lower is better" first, else by the first metric."""
-    directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
-    key = next((name for name in metrics if directions.get(name) == "lower"), metrics[0])
-    means = rows[rows["metric"] == key].groupby("method")["value"].mean()
-    ranked = means.sort_values(ascending=directions[key] == "lower").index
-    return [*ranked, *sorted(set(rows["method"]) - set(ranked))]
 
 
 def _scale(ax: matplotlib.axes.Axes, values: pd.Series, axis: str = "x") -> None:

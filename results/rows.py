@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 1
+SCHEMA = 2
 
 # column → (type, may be missing)
 COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
@@ -20,6 +20,7 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     # which run
     "run": (pa.string(), False),
     "config_hash": (pa.string(), False),
+    "settings": (pa.string(), False),  # JSON, dotted key → value: what makes a row of a table (without the seed)
     "method": (pa.string(), False),
     "reward": (pa.string(), False),
     "model": (pa.string(), False),
@@ -35,7 +36,8 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "value": (pa.float64(), True),
     "prior": (pa.float64(), True),
     "difference": (pa.float64(), True),
-    "standard_error": (pa.float64(), True),
+    "standard_error": (pa.float64(), True),  # of the difference; of the value where there is no difference
+    "degrees": (pa.float64(), True),  # of freedom, of the standard error
     "n": (pa.int64(), False),
     "direction": (pa.string(), False),  # "higher", "lower" or "none"
     "unit": (pa.string(), False),
@@ -91,7 +93,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
     """All rows of a file, of several, or of every Parquet file below a folder, in the order of their paths.
 
-    Raises FileNotFoundError when there is none, ValueError for a file of another schema.
+    Raises FileNotFoundError when there is none, ValueError for a file of another schema or a broken one.
     """
     if isinstance(source, Path):
         source = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
@@ -101,16 +103,14 @@ def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
     return pd.concat([_read(path) for path in paths], ignore_index=True)
 
 
-def comparable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that may be compared: all but those made with random weights. Raises ValueError if these are all."""
-    kept = frame[frame["status"] != RANDOM]
-    if kept.empty and not frame.empty:
-        raise ValueError("all of these rows were made with random weights: they are no results and are not compared")
-    return kept
-
-
 def _read(path: Path) -> pd.DataFrame:
-    frame = pq.ParquetFile(path).read().to_pandas()
+    try:
+        frame = pq.ParquetFile(path).read().to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
+        ) from None
     found = set(frame["schema"]) if "schema" in frame else {"unknown"}
     if found - {SCHEMA} or set(frame) != set(COLUMNS):
         versions = ", ".join(sorted(map(str, found)))

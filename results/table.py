@@ -1,36 +1,45 @@
 """Tables: one run against its prior, and several runs against one another."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import scipy.stats
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from results.rows import comparable
+from results.selection import floors, has_seeds, priors, summary
 
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
-# The prior column of these is the prior against itself on other noise.
-FLOORED = ("fid_prior", "fid_prior_per_prompt", "kid_prior")
-HEADINGS = ("metric", "prior", "finetuned", "difference ± s.e.", "n", "note")
-SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
+HEADINGS = ("metric", "prior", "finetuned", "difference ± s.e.", "n")
+CONFIDENCE = 0.95  # a difference is coloured where its interval, by Student's t, leaves out zero
+OVER_SEEDS = "± is the standard error over seeds, each with evaluation noise of its own"
+OVER_TRAINING = "± is the standard error over seeds, of training alone: all share one draw of evaluation noise"
+WITHIN = (
+    "± is the standard error within the one evaluation: of the difference to the prior over the noise on training "
+    "prompts, else over prompts, and over samples where there is one prompt; of a floor, the deviation of its draws"
+)
 
 
 def number(value: float | None, sign: bool = False) -> str:
     """Four significant digits, without an exponent where one can be avoided; a dash for a missing value."""
     if value is None or pd.isna(value):
         return "–"
+    value = value + 0.0  # no negative zero
     digits = f"{value:+.4g}" if sign else f"{value:.4g}"
     return digits if "e" not in digits or abs(value) < 1 else f"{value:+,.0f}" if sign else f"{value:,.0f}"
 
 
 def with_error(value: float | None, error: float | None, sign: bool = False) -> str:
     """`value ± error`, the error with two significant digits and the value to the same decimal place."""
-    if any(x is None or pd.isna(x) for x in (value, error)) or error <= 1e-12 * abs(value):
+    if any(x is None or pd.isna(x) for x in (value, error)):
         return number(value, sign)
+    if error <= 1e-12 * abs(value):
+        return f"{number(value, sign)} ± 0"
     decimals = max(0, 1 - int(f"{error:e}".split("e")[1]))
     return f"{value:{'+' if sign else ''},.{decimals}f} ± {error:,.{decimals}f}"
 
@@ -39,11 +48,10 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The row's text under each of HEADINGS."""
     return (
         _heading(row),
-        _prior_cell(row["metric"], row["prior"]),
-        number(row["value"]),
+        number(row["prior"]),
+        number(row["value"]) if row["prior"] is not None and pd.notna(row["prior"]) else _alone(row),
         with_error(row["difference"], row["standard_error"], sign=True),
         str(row["n"]),
-        row["note"],
     )
 
 
@@ -52,8 +60,20 @@ def _heading(row: Mapping[str, Any]) -> str:
     return f"{row['metric']}{unit} {ARROWS[row['direction']]}".rstrip()
 
 
-def _prior_cell(metric: str, value: float | None) -> str:
-    return number(value) + (" (floor)" if metric.split("/")[0] in FLOORED else "")
+def _alone(row: Mapping[str, Any]) -> str:
+    """A value that is compared with nothing, a floor for one, carries its error itself."""
+    return with_error(row["value"], row["standard_error"])
+
+
+def is_clear(row: Mapping[str, Any]) -> bool:
+    """Whether the difference's interval by Student's t, for as many prompts or samples as there were, leaves out zero.
+
+    Two standard errors would do so by chance in one of nine cases with four prompts.
+    """
+    difference, error, degrees = (row[name] for name in ("difference", "standard_error", "degrees"))
+    if any(x is None or pd.isna(x) for x in (difference, error, degrees)) or degrees <= 0:
+        return False
+    return abs(difference) > scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * error
 
 
 def _records(rows: Rows) -> list[Mapping[str, Any]]:
@@ -62,102 +82,101 @@ def _records(rows: Rows) -> list[Mapping[str, Any]]:
 
 def run_table(rows: Rows) -> Table:
     """The end of a run, for the terminal: a line per metric, notes below. The arrow says which direction is better."""
-    table = Table(*HEADINGS[:-1], box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(*HEADINGS, box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
-    notes, floored = [], False
+    notes = []
     for row in _records(rows):
-        gained = {"higher": 1, "lower": -1, "none": 0}[row["direction"]] * (row["difference"] or 0)
-        clear = row["standard_error"] and abs(gained) > 2 * row["standard_error"]
-        heading, prior, *rest, note = _cells(row)
+        sign = {"higher": 1, "lower": -1, "none": 0}[row["direction"]]
+        heading, *rest = _cells(row)
         if len(heading) > 28:  # what 80 columns leave
             heading = heading.replace("/", "/\n  ", 1)
-        floored |= prior.endswith(" (floor)")
-        *cells, note = map(Text, (heading, prior.replace(" (floor)", "*"), *rest, note))
-        if clear:
-            cells[3].stylize("green" if gained > 0 else "red")
+        cells = [Text(cell) for cell in (heading, *rest)]
+        if sign and is_clear(row):
+            cells[3].stylize("green" if sign * row["difference"] > 0 else "red")
         table.add_row(*cells)
-        if note:
-            notes.append(f"{row['metric']}: {note}")
-    if floored:
-        notes.insert(0, "* the floor: the prior against itself on other noise")
+        if row["note"]:
+            notes.append(f"{row['metric']}: {row['note']}")
     table.caption = Text("\n".join(notes))
     return table
 
 
-def markdown_table(rows: Rows) -> str:
-    """The same table in Markdown."""
-    return _markdown(HEADINGS, [_cells(row) for row in _records(rows)])
+def comparison_markdown(rows: pd.DataFrame, metrics: Sequence[str] | None = None) -> str:
+    """Configurations as rows, metrics as columns, and below what ± means and which runs failed.
 
-
-def floors(frame: pd.DataFrame) -> dict[str, float]:
-    """Metric → its sampling floor, where rows named `<metric>/floor` hold one."""
-    own = frame[frame["metric"].str.endswith("/floor") & frame["value"].notna()]
-    return own.groupby(own["metric"].str.removesuffix("/floor"))["value"].mean().to_dict()
-
-
-def comparison_markdown(frame: pd.DataFrame, metrics: Sequence[str] | None = None) -> str:
-    """Methods as rows, metrics as columns, from rows of several runs in one setting.
-
-    A cell holds the value and, in brackets, the paired difference to the prior ± its standard error; over several
-    seeds it is the mean ± the standard error over seeds. The first row is the prior (for distances to the
-    prior, the floor); where metrics have a sampling floor (`<metric>/floor`), the second row is that. A run counts at
-    its largest budget. Metrics default to all that any run has a value of; the first sorts the methods, best on top.
-    Raises ValueError if the rows mix settings or versions of a metric, or hold none of the metrics.
+    rows: of one setting, as `results.selection.at_cost` chose them. A cell holds the value and, in brackets, the paired
+    difference to the prior. The first row is the prior; where metrics have a sampling floor (`<metric>/floor`), the
+    second row is that. Metrics default to all that any run has a value of; the first sorts the rows, best on top.
     """
-    frame = comparable(frame)
-    for name in SETTING:
-        if frame[name].nunique() > 1:
-            raise ValueError(f"a comparison needs one {name}, the rows hold {sorted(frame[name].unique())}")
-    frame = frame[frame["budget"] == frame.groupby("run")["budget"].transform("max")]
-    failed = sorted(set(frame.loc[frame["status"] == "failed", "method"]))
-    frame = frame[frame["value"].notna() & (frame["status"] != "failed")]
-    least = floors(frame)
-    if metrics is None:
-        metrics = [name for name in dict.fromkeys(frame["metric"]) if not name.endswith("/floor")]
-    frame = frame[frame["metric"].isin(metrics)]
-    if frame.empty:
-        raise ValueError(f"no row has a value of {', '.join(metrics) or 'any metric'}")
-    mixed = frame.groupby("metric")[["metric_version", "n"]].nunique().max(axis=1)
-    if (mixed > 1).any():
-        names = ", ".join(mixed.index[mixed > 1])
-        raise ValueError(f"rows of different versions or sample counts of {names}: name the metrics to compare")
-    titles = {row["metric"]: _heading(row) for row in frame.to_dict("records")}
-    headings = ("method", *(titles.get(name, name) for name in metrics), "updates", "reward calls", "time", "seeds")
-    priors = frame.groupby("metric")["prior"].mean()
-    lines = [("prior", *(_prior_cell(name, priors.get(name)) for name in metrics), "", "", "", "")]
-    if any(name in least for name in metrics):
-        lines.append(("sampling floor", *(number(least[n]) if n in least else "" for n in metrics), "", "", "", ""))
-    leading = frame[frame["metric"] == next(name for name in metrics if name in titles)]
-    means = leading.groupby("method")["value"].mean().sort_values(ascending=leading["direction"].iloc[0] == "lower")
-    for method in [*means.index, *sorted(set(frame["method"]) - set(means.index))]:
-        if method == "prior":
-            continue
-        own = frame[frame["method"] == method]
-        runs = own.drop_duplicates("run")
-        cells = [_comparison_cell(own[own["metric"] == name]) for name in metrics]
-        updates = " / ".join(f"{count:,}" for count in sorted(set(runs["updates"])))
-        calls = number(runs["reward_calls"].mean())
-        time = _minutes(runs["wall_seconds"].mean())
-        lines.append((method, *cells, updates, calls, time, str(runs["seed"].nunique())))
-    lines += [(method, *("failed" for _ in metrics), "", "", "", "") for method in failed]
-    return _markdown(headings, lines)
+    failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
+    measured = rows.loc[rows["value"].notna(), "metric"].unique()
+    names = [name for name in measured if not name.endswith("/floor")] if metrics is None else metrics
+    found, least, before = summary(rows), floors(rows), priors(rows)
+    titles = {row["metric"]: _heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
+    costs = ("updates", "reward calls", "network rows, forward + backward", "training time", "seeds")
+    headings = ("method", *(titles.get(name, name) for name in names), *costs)
+    empty = ("",) * len(costs)
+    lines: list[tuple[str, ...]] = []
+    if not rows.empty:
+        lines.append(("prior", *(_plain(before, name) for name in names), *empty))
+    if any(name in least.index for name in names):
+        cells = (_plain(least, name) if name in least.index else "" for name in names)
+        lines.append(("sampling floor", *cells, *empty))
+    broken = failed.groupby("row")["seed"].nunique()
+    for name in ranked(rows, found, names):
+        own = rows[rows["row"] == name].drop_duplicates("seed")
+        seeds = f"{len(own)}, {broken[name]} failed" if name in broken.index else str(len(own))
+        cells = (_comparison_cell(found, name, metric, len(own)) for metric in names)
+        lines.append((name, *cells, *_costs(own), seeds))
+    for name in broken.index.difference(rows["row"]):
+        lines.append((name, *("failed" for _ in names), *empty[1:], f"0, {broken[name]} failed"))
+    notes = [f"{row['row']}, seed {row['seed']}, failed: {row['note']}" for row in failed.to_dict("records")]
+    if not rows.empty:
+        notes.insert(0, f"{meaning(rows)}.")
+    return _markdown(headings, lines) + "".join(f"\n{note}\n" for note in notes)
 
 
-def _comparison_cell(own: pd.DataFrame) -> str:
-    if own.empty:
+def meaning(rows: pd.DataFrame) -> str:
+    """What ± and the bars of a figure are, for rows of one table."""
+    if not has_seeds(rows):
+        return WITHIN
+    seeds = {json.loads(text).get("evaluation.seed") for text in rows["settings"].unique()}
+    return OVER_SEEDS if seeds == {None} else OVER_TRAINING
+
+
+def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """The table's rows but for the prior's, the best by the first metric first, those without a value of it last."""
+    directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
+    names = found.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
+    key = next((name for name in metrics if name in directions.index), None)
+    if key is None:
+        return sorted(names)
+    values = found["value"].xs(key, level="metric")
+    values = values[values.index.isin(names)].sort_values(ascending=directions[key] == "lower", kind="stable")
+    return [*values.index, *sorted(names.difference(values.index))]
+
+
+def _plain(found: pd.DataFrame, name: str) -> str:
+    return with_error(found["value"].get(name), found["value_error"].get(name))
+
+
+def _comparison_cell(found: pd.DataFrame, name: str, metric: str, seeds: int) -> str:
+    if (name, metric) not in found.index:
         return "–"
-    value, difference = own["value"].mean(), own["difference"].mean()
-    if len(own) > 1 and own["prior"].nunique() == 1:  # the prior's row says the rest
-        return with_error(value, own["value"].sem())
-    error = own["difference"].sem() if len(own) > 1 else own["standard_error"].iloc[0]
-    if difference == value:  # the prior's is zero by definition
-        return with_error(value, error)
-    if pd.isna(difference) or pd.isna(error):
-        return number(value)
-    return f"{number(value)} ({with_error(difference, error, sign=True)})"
+    cell = found.loc[name, metric]
+    text = with_error(cell["value"], cell["value_error"])
+    if cell["paired"]:
+        text += f" ({with_error(cell['difference'], cell['difference_error'], sign=True)})"
+    return text if cell["seeds"] == seeds else f"{text} [{cell['seeds']} of {seeds} seeds]"
+
+
+def _costs(runs: pd.DataFrame) -> tuple[str, ...]:
+    updates = " / ".join(f"{count:,}" for count in sorted(set(runs["updates"])))
+    names = ("reward_calls", "network_forwards", "network_backwards")
+    calls, forwards, backwards = (f"{runs[name].mean():,.0f}" for name in names)
+    return updates, calls, f"{forwards} + {backwards}", _minutes(runs["train_seconds"].mean())
 
 
 def _minutes(seconds: float) -> str:

@@ -11,6 +11,7 @@ from bench.evaluation.evaluator import Evaluator, draw, sample_names
 from bench.options import Config
 from bench.prompts import load_prompts, split
 from methods.best_of_n import BestOfN
+from metrics.vendi import Vendi
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 
@@ -46,7 +47,7 @@ def test_a_limit_cuts_the_training_part_alone(tmp_path):
 def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
     evaluator = Evaluator(core, config, PROMPTS, tmp_path)
     first = {name: evaluator.prior_set(name) for name in ("prior", "reference", "floor")}
-    finetuned = draw(core, evaluator.names, evaluator.splits, seed=config.evaluation.seed)
+    finetuned = draw(core, evaluator.names, evaluator.splits, seed=evaluator.seed)
     assert torch.equal(finetuned.images, first["prior"].images)  # an untouched adapter: same noise, same images
     assert float(finetuned.step_kl.abs().max()) == 0
     images = [samples.images for samples in first.values()]
@@ -61,6 +62,35 @@ def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
     other = Evaluator(core, changed, PROMPTS, tmp_path).prior_set("prior", on_batch=drawn.append)
     assert drawn
     assert not torch.equal(other.images, first["prior"].images)
+
+
+def test_noise_is_that_of_the_seed_unless_fixed(core, config, tmp_path):
+    """A spread over seeds then holds the evaluation's noise; whatever the method, a seed has one."""
+
+    def evaluator(seed, fixed=None):
+        changed = config.evaluation.model_copy(update={"seed": fixed})
+        return Evaluator(core, config.model_copy(update={"seed": seed, "evaluation": changed}), PROMPTS, tmp_path)
+
+    images = [evaluator(*seeds).prior_set("prior").images for seeds in ((0,), (0,), (1,), (1, 0))]
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+    assert torch.equal(images[0], images[3])
+
+
+def test_a_metric_that_raises_fails_alone(core, config, tmp_path, monkeypatch, caplog):
+    def broken(self, evaluation):
+        raise ValueError("no eigenvalues")
+
+    monkeypatch.setattr(Vendi, "__call__", broken)
+    metrics = config.evaluation.model_copy(update={"metrics": ["vendi", "path_kl"]})
+    evaluator = Evaluator(core, config.model_copy(update={"evaluation": metrics}), PROMPTS, tmp_path)
+    evaluation, found = evaluator.evaluate()
+    assert [one.name for one in found] == ["vendi", "path_kl", "path_kl/early", "path_kl/late"]
+    assert found[0].value is None
+    assert found[0].note == "failed: ValueError: no eigenvalues"
+    assert found[1].value == 0
+    assert "metric vendi failed: ValueError: no eigenvalues" in caplog.text
+    assert len(evaluation.finetuned.images)  # for the pictures
 
 
 def test_path_divergence_is_the_expected_log_ratio(core, config):

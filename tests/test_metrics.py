@@ -25,6 +25,7 @@ from metrics.kid_prior import KidPrior
 from metrics.path_kl import PathKl
 from metrics.reward import RewardGain
 from metrics.tilt_gap import TiltGap
+from metrics.tilt_tv import TiltTv
 from metrics.vendi import Vendi
 
 
@@ -143,6 +144,7 @@ def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
     assert (train.value, train.prior, train.n, train.direction) == (4, 0, 4, "higher")
     # gains 1, 3 and 5, 7: each prompt's mean has variance 2/2, their mean (1 + 1)/4
     assert (train.difference, train.standard_error) == pytest.approx((4, 0.5**0.5))
+    assert train.degrees == pytest.approx(2)  # two prompts of equal spread, one degree each
     # one held-out prompt says nothing about others
     assert (found["reward/heldout"].difference, found["reward/heldout"].standard_error) == (9, None)
     assert (found["reward/other/train"].difference, found["reward/other/train"].direction) == (-1, "none")
@@ -154,12 +156,18 @@ def test_distances_to_the_prior_carry_the_floor() -> None:
     features = tuple(normal(i, 12, 16) + (i == 0) for i in range(4))
     given = evaluation(*sets, features=features)
     for metric, distance in ((FidPrior, frechet_distance), (KidPrior, kernel_distance)):
-        (found,) = metric(metric.Config())(given)
+        found, least = metric(metric.Config())(given)
         assert found.name.endswith("_prior/space")
         assert found.value == pytest.approx(distance(features[0], features[2]), rel=1e-5)
-        assert found.prior == pytest.approx(distance(features[3], features[2]), rel=1e-4)
+        assert found.prior == pytest.approx(distance(features[1], features[2]), rel=1e-4)
         assert found.difference == pytest.approx(found.value - found.prior)
         assert found.value > found.prior
+        assert least.name == f"{found.name}/floor"
+        draws = [distance(features[i], features[j]) for i, j in ((1, 2), (1, 3), (2, 3))]
+        assert least.value == pytest.approx(np.mean(draws), rel=1e-4)
+        assert least.standard_error == pytest.approx(np.std(draws, ddof=1), rel=1e-3)
+    untouched = evaluation(sets[1], *sets[1:], features=(features[1], *features[1:]))
+    assert measure(FidPrior, untouched)["fid_prior/space"].difference == 0  # paired
     assert "12 images in 16 dimensions" in measure(FidPrior, given)["fid_prior/space"].note
 
 
@@ -169,14 +177,14 @@ def test_the_distance_per_prompt_is_the_mean_of_the_prompts_distances() -> None:
     found = measure(FidPriorPerPrompt, evaluation(*sets, features=features))["fid_prior_per_prompt/space"]
     groups = sets[0].rows()
     assert len(groups) > 1
-    own, floor = (
-        np.array([frechet_distance(features[i][rows], features[2][rows]) for rows in groups.values()]) for i in (0, 3)
+    own, prior = (
+        np.array([frechet_distance(features[i][rows], features[2][rows]) for rows in groups.values()]) for i in (0, 1)
     )
     assert found.value == pytest.approx(own.mean())
-    assert found.prior == pytest.approx(floor.mean())
-    assert found.difference == pytest.approx((own - floor).mean())
-    error = (own - floor).std(ddof=1) / len(groups) ** 0.5
-    assert f"± {error:.2g} over prompts" in found.note
+    assert found.prior == pytest.approx(prior.mean())
+    assert found.difference == pytest.approx((own - prior).mean())
+    error = (own - prior).std(ddof=1) / len(groups) ** 0.5
+    assert (found.standard_error, found.degrees) == pytest.approx((error, 1))
     assert f"{min(map(len, groups.values()))} images a prompt in 16 dimensions" in found.note
 
 
@@ -226,6 +234,53 @@ def test_path_kl_of_known_numbers() -> None:
     assert {name: part.value for name, part in found.items()} == {"path_kl": 6, "path_kl/early": 2, "path_kl/late": 4}
     whole = found["path_kl"]
     assert (whole.prior, whole.difference, whole.standard_error, whole.n) == pytest.approx((0, 6, 5, 4))
+
+
+def test_one_prompt_has_an_error_over_its_samples() -> None:
+    kl, rewards = normal(0, 50, 4).square(), normal(1, 50)
+    own, prior = samples(rewards, step_kl=kl, log_ratio=-kl.sum(1)), samples(rewards - 1)
+    found = measure(PathKl, evaluation(own, prior))["path_kl"]
+    assert (found.value, found.degrees) == pytest.approx((float(kl.sum(1).mean()), 49))
+    assert found.standard_error == pytest.approx(float(kl.sum(1).std()) / 50**0.5)
+    gap = measure(TiltGap, evaluation(own, prior))["tilt_gap"]  # the reward rose by one for every sample
+    assert (gap.difference, gap.degrees) == pytest.approx((found.value - 1, 49))
+    assert gap.standard_error == pytest.approx(found.standard_error)
+
+
+def ring(seed: int, finetuned: np.ndarray, size: int) -> Evaluation:
+    """Eight modes whose reward falls with their number; of the finetuned samples `finetuned` are the shares."""
+    modes, rng = torch.eye(8), np.random.default_rng(seed)
+    uniform = rng.random(size)
+
+    def draw(shares: np.ndarray, numbers: np.ndarray) -> Samples:
+        chosen = torch.from_numpy(np.searchsorted(shares.cumsum()[:-1], numbers))
+        return Samples(modes[chosen], [""] * size, ["train"] * size, {"main": -chosen / 4})
+
+    prior = np.full(8, 1 / 8)
+    sets = [draw(shares, numbers) for shares, numbers in ((finetuned, uniform), (prior, uniform))]
+    sets += [draw(prior, rng.random(size)) for _ in range(2)]
+    return Evaluation(*sets, "main", 1.0, lambda own, space=None: own.images, "points", modes)
+
+
+TARGET = np.exp(-np.arange(8) / 4) / np.exp(-np.arange(8) / 4).sum()  # shares of the modes under p_# exp(βr)
+
+
+@pytest.mark.parametrize("shares", [TARGET, np.eye(8)[7]])
+def test_errors_of_distances_to_the_target_are_their_deviation_over_evaluations(shares: np.ndarray) -> None:
+    """One model, many draws of the evaluation's noise: they scatter as far as a single evaluation says."""
+    draws = [measure(TiltTv, ring(seed, shares, 512)) for seed in range(40)]
+    differences, errors = np.array([(d["tilt_tv"].difference, d["tilt_tv"].standard_error) for d in draws]).T
+    assert np.sqrt((errors**2).mean()) == pytest.approx(differences.std(ddof=1), rel=0.3)
+    assert {d["tilt_tv"].degrees for d in draws} == {15}
+
+
+def test_the_sampling_floor_is_a_mean_over_draws_of_what_a_perfect_model_scores() -> None:
+    draws = [measure(TiltTv, ring(seed, TARGET, 512)) for seed in range(60)]
+    perfect = np.array([d["tilt_tv"].value for d in draws])
+    floors, deviations = np.array([(d["tilt_tv/floor"].value, d["tilt_tv/floor"].standard_error) for d in draws]).T
+    assert 0.98 * perfect.mean() < floors.mean() < 1.3 * perfect.mean()  # a little above: its samples are weighted
+    assert floors.std() < 0.8 * perfect.std()  # a mean scatters less than one draw
+    assert deviations.mean() == pytest.approx(perfect.std(), rel=0.4)
 
 
 def gaussian(seed: int, shift: float, n: int) -> Samples:

@@ -1,9 +1,12 @@
 """Rows survive storage or are refused, tables say what the rows say, pictures show the samples."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,18 +17,37 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from bench import config
+from bench.commands.run import is_finished
+from bench.errors import BenchError
+from bench.evaluation.rows import comparable_settings, evaluation_id
+from bench.prompts import load_prompts
+from bench.training.log import UpdateLog, read_log
+from results.coverage import DRAWS, intervals
 from results.plots import plot_curves, plot_samples
-from results.report import at_cost, write_report
-from results.rows import COLUMNS, read_rows, write_rows
-from results.table import comparison_markdown, markdown_table, number, run_table, with_error
+from results.report import plot_methods, report, write_report
+from results.rows import COLUMNS, RANDOM, read_rows, write_rows
+from results.selection import at_cost, collect, settings
+from results.table import comparison_markdown, is_clear, number, run_table, with_error
+
+PUBLISHED = Path(__file__).parent.parent / "results" / "published"
+
+
+def chosen(**changes: Any) -> str:
+    """Settings of a row; a double underscore stands for the dot."""
+    own = {"optimizer.lr": 0.002, "train.updates": 60, "evaluation.seed": None, "evaluation.samples_per_prompt": 8}
+    return json.dumps(own | {key.replace("__", "."): value for key, value in changes.items()}, sort_keys=True)
 
 
 def row(**changes: Any) -> dict[str, Any]:
     return {
         "run": "r1",
         "config_hash": "abc",
+        "settings": chosen(),
         "method": "draft",
         "reward": "emoji_clip",
         "model": "emoji",
@@ -41,6 +63,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "prior": 30.0,
         "difference": 5.25,
         "standard_error": 0.125,
+        "degrees": 3.0,
         "n": 64,
         "direction": "higher",
         "unit": "",
@@ -62,8 +85,13 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def fid(**changes: Any) -> dict[str, Any]:
-    floor = {"metric": "fid_prior/space", "value": 90.0, "prior": 70.0, "difference": 20.0, "standard_error": None}
-    return row(**({"direction": "lower"} | floor | changes))
+    own = {"metric": "fid_prior/space", "value": 90.0, "prior": 70.0, "difference": 20.0, "standard_error": None}
+    return row(**({"direction": "lower"} | own | changes))
+
+
+def floor(**changes: Any) -> dict[str, Any]:
+    own = {"metric": "fid_prior/space/floor", "value": 65.0, "prior": None, "difference": None, "standard_error": 2.0}
+    return row(**({"direction": "none"} | own | changes))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -111,6 +139,13 @@ def test_rows_of_another_schema_are_refused(tmp_path: Path) -> None:
             read_rows(path)
 
 
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no rows", b"PAR1" + b"x" * 99 + b"PAR1"])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read \(.+\): remove it"):
+        read_rows(tmp_path)
+
+
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_rows(tmp_path)
@@ -138,87 +173,263 @@ def test_results_import_neither_torch_nor_bench() -> None:
 
 
 def test_numbers_are_legible() -> None:
-    assert [number(x) for x in (None, float("nan"), 0.0, 1234567.0, 0.012345)] == [
-        "–",
-        "–",
-        "0",
-        "1,234,567",
-        "0.01235",
-    ]
+    shown = [number(x) for x in (None, float("nan"), 0.0, -0.0, 1234567.0, 0.012345)]
+    assert shown == ["–", "–", "0", "0", "1,234,567", "0.01235"]
     assert with_error(5.25, 0.125, sign=True) == "+5.25 ± 0.12"
     assert with_error(-1234.4, 56.0) == "-1,234 ± 56"
     assert with_error(0.000123, 0.00001) == "0.000123 ± 0.000010"
     assert with_error(2.0, None, sign=True) == "+2"
+    assert with_error(0.3164, 0.0) == "0.3164 ± 0"
+    assert with_error(0.0, 0.0) == "0 ± 0"
 
 
 def test_run_table_shows_value_error_floor_and_refusal() -> None:
     refused = row(metric="tilt_gap", value=None, prior=None, direction="lower", unit="nats", note="refused: few")
     console = Console(width=80, record=True, file=StringIO())
-    console.print(run_table([row(), fid(), refused]))
+    console.print(run_table([row(), fid(), floor(), refused]))
     lines = console.export_text().splitlines()
-    names = ("reward/train ↑", "fid_prior/space ↓", "tilt_gap [nats] ↓")
+    names = ("reward/train ↑", "fid_prior/space ↓", "fid_prior/space/floor", "tilt_gap [nats] ↓")
     text = {name: next(line for line in lines if name in line) for name in names}
     assert "+5.25 ± 0.12" in text["reward/train ↑"]
-    assert "70*" in text["fid_prior/space ↓"]
-    assert "* the floor" in "\n".join(lines)
-    assert "floor" not in text["reward/train ↑"]
+    assert text["fid_prior/space ↓"].split()[2:5] == ["70", "90", "+20"]
+    assert "65.0 ± 2.0" in text["fid_prior/space/floor"]
     assert "– " in text["tilt_gap [nats] ↓"]
     assert "tilt_gap: refused: few" in [line.strip() for line in lines]
 
 
-def test_markdown_table_survives_storage_and_pipes(tmp_path: Path) -> None:
-    rows = [row(), fid(note="a|b")]
-    write_rows(tmp_path / "rows.parquet", rows)
-    text = markdown_table(rows)
-    assert text == markdown_table(read_rows(tmp_path))
-    assert text.splitlines()[2] == "| reward/train ↑ | 30 | 35.25 | +5.25 ± 0.12 | 64 |  |"
-    assert r"a\|b" in text
+def test_a_null_effect_is_coloured_in_one_of_twenty() -> None:
+    """Differences of mean zero on four prompts: with Student's t for them 5 % are coloured, at two errors 14 %."""
+    draws = np.random.default_rng(0).normal(size=(4000, 4))
+    means, errors = draws.mean(1), draws.std(1, ddof=1) / 2
+    pairs = list(zip(means, errors, strict=True))
+    share = np.mean([is_clear(row(difference=mean, standard_error=error, degrees=3.0)) for mean, error in pairs])
+    assert share == pytest.approx(0.05, abs=0.012)
+    assert (abs(means) > 2 * errors).mean() > 0.12
+    assert is_clear(row(difference=9.0, standard_error=1.0, degrees=3.0))
+    assert not is_clear(row(difference=9.0, standard_error=1.0, degrees=None))  # nobody knows on how many it rests
 
 
 def comparison(*rows: dict[str, Any]) -> list[str]:
-    return comparison_markdown(pd.DataFrame(rows)).splitlines()
+    """The lines of the only table."""
+    ((_, found),) = settings(pd.DataFrame(rows))
+    return comparison_markdown(at_cost(found)[0]).splitlines()
+
+
+HEADINGS = "updates | reward calls | network rows, forward + backward | training time | seeds |"
 
 
 def test_comparison_of_methods() -> None:
-    ddpo = {"run": "r2", "method": "ddpo", "wall_seconds": 30.0, "updates": 200, "budget": 200}
+    ddpo = {"run": "r2", "method": "ddpo", "wall_seconds": 300.0, "train_seconds": 30.0, "updates": 200, "budget": 200}
     ddpo |= {"value": 32.0, "difference": 2.0}
     kl = {"metric": "path_kl", "unit": "nats", "direction": "lower", "value": 5.25, "prior": 0.0}
-    failed = {"run": "r3", "method": "broken", "value": None, "status": "failed"}
-    lines = comparison(row(), fid(), row(**kl), row(**ddpo), row(**failed))
-    headings = (
-        "| method | reward/train ↑ | fid_prior/space ↓ | path_kl [nats] ↓ | updates | reward calls | time | seeds |"
+    failed = {"run": "r3", "method": "broken", "metric": "run", "value": None, "status": "failed", "note": "a | b"}
+    lines = comparison(row(), fid(), floor(), row(**kl), row(**ddpo), row(**failed))
+    assert lines[0] == f"| method | reward/train ↑ | fid_prior/space ↓ | path_kl [nats] ↓ | {HEADINGS}"
+    assert lines[2] == "| prior | 30 | 70 | 0 |  |  |  |  |  |"
+    assert lines[3] == "| sampling floor |  | 65.0 ± 2.0 |  |  |  |  |  |  |"
+    costs = "960 | 10,000 + 2,000 |"
+    assert lines[4] == f"| draft | 35.25 (+5.25 ± 0.12) | 90 | 5.25 ± 0.12 | 60 | {costs} 120 s | 1 |".replace(
+        "120 s", "2.0 min"
     )
-    assert lines[0] == headings
-    assert lines[2] == "| prior | 30 | 70 (floor) | 0 |  |  |  |  |"
-    assert lines[3] == "| draft | 35.25 (+5.25 ± 0.12) | 90 | 5.25 ± 0.12 | 60 | 960 | 2.5 min | 1 |"
-    assert lines[4] == "| ddpo | 32 (+2.00 ± 0.12) | – | – | 200 | 960 | 30 s | 1 |"
-    assert lines[5] == "| broken | failed | failed | failed |  |  |  |  |"
+    assert lines[5] == f"| ddpo | 32 (+2.00 ± 0.12) | – | – | 200 | {costs} 30 s | 1 |"
+    assert lines[6] == "| broken | failed | failed | failed |  |  |  |  | 0, 1 failed |"
+    assert "± is the standard error within the one evaluation" in lines[8]
+    assert lines[10] == "broken, seed 0, failed: a | b"
 
 
-def test_comparison_over_seeds_takes_the_error_over_seeds() -> None:
-    second = {"run": "r2", "seed": 1, "value": 37.25, "difference": 7.25}
-    earlier = {**second, "budget": 30, "value": 0.0}
-    lines = comparison(row(), row(**second), row(**earlier))
-    assert lines[3] == "| draft | 36.2 ± 1.0 | 60 | 960 | 2.5 min | 2 |"
+def test_cells_survive_pipes() -> None:
+    assert comparison(row(metric="a|b"))[0].startswith(r"| method | a\|b ↑ |")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"reward": "colorfulness"}, "one reward"),
-        ({"model": "other"}, "one model"),
-        ({"metric_version": 2}, "versions or sample counts of reward/train"),
-        ({"n": 8}, "versions or sample counts of reward/train"),
-    ],
-)
-def test_comparison_refuses_to_mix(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        comparison(row(), row(run="r2", **change))
+def seeds(*values: float, prior: tuple[float, ...] = (), **changes: Any) -> list[dict[str, Any]]:
+    before = prior or (30.0,) * len(values)
+    pairs = enumerate(zip(values, before, strict=True))
+    return [row(seed=i, value=v, prior=p, difference=v - p, **changes) for i, (v, p) in pairs]
 
 
-def test_comparison_without_values_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no row has a value of vendi"):
-        comparison_markdown(pd.DataFrame([row()]), ["vendi"])
+def test_comparison_over_seeds_takes_the_error_over_seeds_and_nothing_else() -> None:
+    earlier = row(seed=1, value=0.0, budget=30)
+    alone = row(method="ddpo", value=33.0)
+    lines = comparison(*seeds(35.25, 37.25), earlier, alone)
+    assert lines[3] == "| draft | 36.2 ± 1.0 | 60 | 960 | 10,000 + 2,000 | 2.0 min | 2 |"
+    assert lines[4].startswith("| ddpo | 33 | 60 |")  # the one evaluation's error is something else
+    assert "± is the standard error over seeds, each with evaluation noise of its own." in lines
+    fixed = comparison(*seeds(35.25, 37.25, settings=chosen(evaluation__seed=0)))
+    assert "of training alone: all share one draw of evaluation noise." in fixed[-1]
+
+
+def test_paired_differences_over_seeds_leave_out_the_evaluation_noise() -> None:
+    lines = comparison(*seeds(35.0, 37.0, 39.0, prior=(30.0, 32.0, 34.0)))
+    assert lines[2].startswith("| prior | 32.0 ± 1.2 |")
+    assert lines[3].startswith("| draft | 37.0 ± 1.2 (+5 ± 0) |")
+
+
+def test_seeds_without_a_value_are_told() -> None:
+    gap = {"metric": "tilt_gap", "direction": "lower"}
+    refused = row(seed=2, value=None, prior=None, status="refused", **gap)
+    lines = comparison(*seeds(35.25, 37.25, 36.25), *seeds(0.5, 0.7, **gap), refused)
+    assert "| 0.60 ± 0.10 [2 of 3 seeds] |" in lines[3]
+
+
+def test_rows_name_the_settings_in_which_they_differ() -> None:
+    """A sweep over a rate, and runs of other lengths, are rows of their own; what methods differ in is no matter."""
+    short = {"settings": chosen(train__updates=40), "budget": 40, "updates": 40}
+    rows = [*seeds(35.25, 37.25), row(value=33.0, **short), row(value=32.0, settings=chosen(optimizer__lr=0.1))]
+    other = row(method="ddpo", value=31.0, settings=chosen(optimizer__lr=7, method__clip=1))
+    lines = comparison(*rows, other)
+    assert [line.split(" | ")[0] for line in lines[3:7]] == [
+        "| draft (optimizer.lr = 0.002, train.updates = 60)",
+        "| draft (optimizer.lr = 0.002, train.updates = 40)",
+        "| draft (optimizer.lr = 0.1, train.updates = 60)",
+        "| ddpo",
+    ]
+    assert lines[3].endswith("| 2 |")
+    assert lines[4].endswith("| 1 |")
+
+
+def test_settings_have_tables_of_their_own_with_headings_of_their_own() -> None:
+    more = {"evaluation": "e2", "settings": chosen(evaluation__samples_per_prompt=64)}
+    tables = dict(settings(pd.DataFrame([row(), row(**more), row(beta=2.0), row(reward="colorfulness")])))
+    start = "emoji_clip (β = 1) on emoji, prompts emoji"
+    assert list(tables) == [
+        f"{start}; evaluation.samples_per_prompt = 8",
+        f"{start}; evaluation.samples_per_prompt = 64",
+        "emoji_clip (β = 2) on emoji, prompts emoji",
+        "colorfulness (β = 1) on emoji, prompts emoji",
+    ]
+    files = dict(settings(pd.DataFrame([row(), row(evaluation="e2")])))  # prompt files of one name
+    assert list(files) == [f"{start}; evaluation e1", f"{start}; evaluation e2"]
+
+
+def test_versions_of_a_metric_are_not_mixed() -> None:
+    rows = pd.DataFrame([row(), row(seed=1, metric_version=2), fid(), fid(seed=1)])
+    ((_, found),) = settings(rows)
+    chosen_rows, notes = at_cost(found)
+    assert set(chosen_rows["metric"]) == {"fid_prior/space"}
+    assert notes == ["Left out, for the runs hold different versions of it: reward/train."]
+
+
+def test_a_setting_whose_runs_all_failed_leaves_the_others() -> None:
+    failed = {"beta": 2.0, "metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
+    text = report(pd.DataFrame([row(**failed), row()]), [])
+    assert "draft, seed 0, failed: nan" in text
+    assert "| draft | 35.25 (+5.25 ± 0.12) |" in text
+
+
+def test_a_metric_that_nobody_has_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no row has a value of vendi; there are reward/train"):
+        report(pd.DataFrame([row()]), [], ["vendi"])
+
+
+# --- which runs count -----------------------------------------------------------------------------------------------
+
+
+def run_folder(folder: Path, *rows: dict[str, Any], finished: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    write_rows(folder / "rows-at-0000030.parquet", [one | {"budget": 30, "value": 1.0} for one in rows])
+    if finished:
+        write_rows(folder / "rows.parquet", rows)
+    return folder
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    """Copies, folders moved aside, paths given twice and a run's own further evaluations change no number."""
+    one = run_folder(tmp_path / "runs" / "one", row(), fid())
+    run_folder(tmp_path / "runs" / "two", row(seed=1, value=37.25), fid(seed=1))
+    before, left_out = collect([tmp_path / "runs"])
+    assert not left_out
+    again = row(value=99.0), row(metric="vendi", value=3.0)
+    (one / "eval-1").mkdir()
+    write_rows(one / "eval-1" / "rows.parquet", [row(run="r9", config_hash="other"), again[1]])
+    shutil.copytree(one, tmp_path / "runs" / "copy of one")
+    run_folder(tmp_path / "runs" / "one.old1", row(value=0.0), row(settings=chosen(optimizer__lr=1.0)))
+    after, left_out = collect([tmp_path / "runs", one, one / "rows.parquet"])
+    assert not left_out
+    assert set(after["metric"]) == {"reward/train", "fid_prior/space", "vendi"}
+    after = after[after["metric"] != "vendi"]
+    columns = ["settings", "seed", "metric", "budget", "value"]
+    keys = columns[:4]
+    pd.testing.assert_frame_equal(
+        *(frame[columns].sort_values(keys).reset_index(drop=True) for frame in (before, after))
+    )
+    write_rows(one / "eval-1" / "rows.parquet", [again[0]])
+    frame, (told,) = collect([one])
+    assert 99.0 not in set(frame["value"])
+    assert "with other values; the latter count" in told
+
+
+def test_unfinished_failed_and_unreadable_runs_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    run_folder(tmp_path / "good", row())
+    begun = run_folder(tmp_path / "begun", row(seed=1), finished=False)
+    stopped = run_folder(tmp_path / "stopped", row(seed=2), finished=False)
+    (stopped / "error.log").write_text("Traceback:\n  somewhere\nValueError: too hot\n")
+    run_folder(tmp_path / "empty", row(seed=3))
+    (tmp_path / "empty" / "rows.parquet").write_bytes(b"")
+    run_folder(tmp_path / "schema", row(seed=4))
+    pq.read_table(tmp_path / "good" / "rows.parquet").to_pandas().assign(schema=1).to_parquet(
+        tmp_path / "schema" / "rows.parquet"
+    )
+    failed = row(seed=5, metric="run", value=None, status="failed", direction="none", note="update 3: not finite")
+    run_folder(tmp_path / "failed", row(seed=5))
+    write_rows(tmp_path / "failed" / "rows.parquet", [failed])
+    run_folder(tmp_path / "random", row(seed=6, status=RANDOM))
+    frame, left_out = collect([tmp_path])
+    assert set(frame["seed"]) == {0, 5}
+    assert set(frame.loc[frame["seed"] == 5, "status"]) == {"failed"}  # what it measured before does not enter
+    text = "\n".join(left_out)
+    assert f"{begun} is unfinished: it has no rows.parquet yet." in text
+    assert f"{stopped} is unfinished: ValueError: too hot." in text
+    assert "empty/rows.parquet cannot be read" in text
+    assert "schema/rows.parquet holds rows of schema 1" in text
+    assert "made with random weights" in text
+    page = report(frame, left_out)
+    assert "| 1, 1 failed |" in page
+    assert "draft, seed 5, failed: update 3: not finite" in page
+    assert all(f"- {sentence}" in page for sentence in left_out)
+    run_folder(tmp_path / "later", row(seed=5))  # the same run, begun anew elsewhere
+    assert "failed" not in set(collect([tmp_path])[0]["status"])
+
+
+def test_the_command_reports_what_it_can(tmp_path: Path, bench: Callable[..., tuple[int, str]]) -> None:
+    run_folder(tmp_path / "good", row())
+    (run_folder(tmp_path / "bad", row(seed=1)) / "rows.parquet").write_bytes(b"PAR1")
+    status, text = bench("report", tmp_path)
+    assert status == 0, text
+    assert "| draft | 35.25 (+5.25 ± 0.12) |" in text
+    assert "bad/rows.parquet cannot be read" in text
+    status, text = bench("report", tmp_path / "bad")
+    assert status == 2
+    assert "there are no rows to compare." in text
+    status, text = bench("report", tmp_path, "--out", tmp_path / "page", "--metrics", "reward/train")
+    assert status == 0, text
+    assert "bad/rows.parquet cannot be read" in (tmp_path / "page" / "report.md").read_text()
+
+
+def test_broken_files_of_a_run_are_named_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("", "a: [", "method: 3", "\x00"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(BenchError, match=r"config\.yaml is not the configuration of a run"):
+            config.read(tmp_path / "config.yaml")
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    with pytest.raises(BenchError, match=r"rows\.parquet cannot be read"):
+        is_finished(tmp_path)
+    (tmp_path / "log.jsonl").write_text('{"update": 1, "loss": 2.5}\n{"upda\n[3]\n{"update": 3}\n{"update": 4, "lo')
+    assert list(read_log(tmp_path)["update"]) == [1, 3]
+    assert f"line 2 of {tmp_path / 'log.jsonl'} is broken" in caplog.text
+    with UpdateLog(tmp_path, 1) as log:
+        log.write({"update": 2, "loss": 1.5})
+    assert [json.loads(line)["update"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_nothing_to_compare_is_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no result rows found"):
+        collect([tmp_path])
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        collect([tmp_path / "nowhere"])
+    run_folder(tmp_path / "begun", row(), finished=False)
+    with pytest.raises(ValueError, match=r"no rows to compare\. .*begun is unfinished"):
+        collect([tmp_path])
 
 
 # --- plots ----------------------------------------------------------------------------------------------------------
@@ -251,7 +462,7 @@ def test_curves_are_drawn(tmp_path: Path, updates: int) -> None:
     assert (two.std(2) > 0.1).mean() > 1e-4  # something coloured was drawn
 
 
-# Comparing at equal cost, and the report ------------------------------------------------------------------------------
+# --- comparing at equal cost, and the report ------------------------------------------------------------------------
 
 
 def budgets() -> pd.DataFrame:
@@ -269,24 +480,19 @@ def budgets() -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("cost", "limit", "expected", "short"),
     [
-        ("updates", 20, {"cheap": 20, "dear": 20, "best_of_n": 0}, []),
-        ("updates", 39, {"cheap": 20, "dear": 20, "best_of_n": 0}, []),
-        ("reward_calls", 400, {"cheap": 40, "dear": 20, "best_of_n": 0}, []),
-        ("reward_calls", 150, {"cheap": 10, "best_of_n": 0}, ["dear"]),  # its first evaluation had cost 200
-        ("reward_calls", 900, {"cheap": 40, "dear": 40, "best_of_n": 0}, ["cheap"]),  # it ended at 400
+        (None, 0, {"cheap": 40, "dear": 40, "best_of_n": 0}, ""),
+        ("updates", 20, {"cheap": 20, "dear": 20, "best_of_n": 0}, ""),
+        ("updates", 39, {"cheap": 20, "dear": 20, "best_of_n": 0}, ""),
+        ("reward_calls", 400, {"cheap": 40, "dear": 20, "best_of_n": 0}, ""),
+        ("reward_calls", 150, {"cheap": 10, "best_of_n": 0}, "dear"),  # its first evaluation had cost 200
+        ("reward_calls", 900, {"cheap": 40, "dear": 40, "best_of_n": 0}, "cheap"),  # it ended at 400
     ],
 )
-def test_comparison_at_equal_cost(cost: str, limit: int, expected: dict[str, int], short: list[str]) -> None:
-    chosen, told = at_cost(budgets(), cost, limit)
-    assert dict(zip(chosen["method"], chosen["budget"], strict=True)) == expected
-    assert told == short
-
-
-def test_the_floor_is_a_row_of_its_own() -> None:
-    least = row(metric="reward/train/floor", value=0.5, prior=None, difference=None, direction="none")
-    lines = comparison(row(), least)
-    assert lines[0].startswith("| method | reward/train ↑ | updates |")
-    assert lines[3] == "| sampling floor | 0.5 |  |  |  |  |"
+def test_comparison_at_equal_cost(cost: str | None, limit: int, expected: dict[str, int], short: str) -> None:
+    ((_, rows),) = settings(budgets())
+    selected, told = at_cost(rows, cost, limit)
+    assert dict(zip(selected["method"], selected["budget"], strict=True)) == expected
+    assert told == ([f"Not given as much, or not evaluated within it: {short}."] if short else [])
 
 
 def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
@@ -297,13 +503,76 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
         run / "points.npz", **{name: rng.normal(size=(50, 2)) for name in ("target", "prior", "finetuned")},
         density=np.ones((20, 20)), extent=np.array([-3.0, 3, -3, 3]),
     )  # fmt: skip
-    page = write_report(budgets(), [tmp_path / "runs"], tmp_path / "out", None, "updates", 20)
+    (tmp_path / "runs" / "dear0").mkdir()
+    (tmp_path / "runs" / "dear0" / "points.npz").write_bytes(b"PK half of it")
+    frame = budgets()
+    frame["source"] = [str(tmp_path / "runs" / name / "rows.parquet") for name in frame["run"]]
+    page = write_report(tmp_path / "out", frame, ["a run is unfinished."], None, "updates", 20)
     text = page.read_text()
     assert "At most 20 updates a run." in text
     assert "| cheap | 2.50 ± 0.50 " in text
+    assert "- a run is unfinished." in text
     figures = re.findall(r"\]\((.*?)\)", text)
     assert figures == ["methods-0.png", "budgets-0.png", "points-0.png"]
     for name in figures:
         image = plt.imread(tmp_path / "out" / name)
         assert min(image.shape[:2]) > 150
         assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20
+
+
+def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> None:
+    failed = {"metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
+    for i, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
+        run_folder(tmp_path / str(i), one)
+        assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(i)])).read_text()
+
+
+def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the published ring rows the last budget counts, in the bars as in the cells; checkpoints are no seeds."""
+    drawn = {}
+
+    def keep(figure: Figure, path: Path, **options: Any) -> None:
+        for ax in figure.axes:
+            labels = [text.get_text() for text in ax.get_yticklabels()]
+            (bars,) = ax.containers
+            drawn[ax.get_title()] = dict(
+                zip(labels, sorted(bars[0].get_xydata().tolist(), key=lambda p: p[1]), strict=True)
+            )
+            assert len(ax.collections[0].get_offsets()) == 10 * len(labels)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    frame, _ = collect([PUBLISHED / "ring"])
+    ((heading, rows),) = settings(frame)
+    selected, _ = at_cost(rows)
+    plot_methods(selected, ["tilt_tv"], tmp_path / "x.png", heading)
+    value, _ = drawn["tilt_tv ↓"]["draft_full"]
+    assert value == pytest.approx(0.669468, abs=1e-6)
+    assert "| draft_full | 0.669468 ± " in comparison_markdown(selected, ["tilt_tv"])
+
+
+def test_published_rows_are_read_whole() -> None:
+    frame, left_out = collect([PUBLISHED])
+    assert not left_out
+    assert {heading.split(" ")[0] for heading, _ in settings(frame)} == {"quadratic", "emoji_clip", "emoji_style"}
+
+
+def test_simulated_coverage_of_normal_values_is_student_s() -> None:
+    """± 1 standard error over three seeds holds in 58 % of cases, the interval by Student's t in 95 %."""
+    one, wide = intervals((lambda rng, n: rng.standard_normal((DRAWS, n)), 0.0), 3, np.random.default_rng(0))
+    assert one == pytest.approx(2 * scipy.stats.t.cdf(1, 2) - 1, abs=0.03)
+    assert wide == pytest.approx(0.95, abs=0.015)
+
+
+def test_settings_of_a_row_leave_out_what_makes_no_other_run() -> None:
+    def described(*assignments: str) -> tuple[str, dict[str, Any]]:
+        own = config.resolve("rtb", suite="ring", assignments=list(assignments))
+        return evaluation_id(own, load_prompts(own.prompts.name)), comparable_settings(own)
+
+    same = ("seed=3", "evaluation.at=[5, 7]", "evaluation.metrics=[path_kl]", "evaluation.rewards=[linear]")
+    assert described(*same, "train.micro_batch=7", "train.threads=1") == described()
+    (plain, settings_), (other, changed) = described(), described("evaluation.samples_per_prompt=64")
+    assert plain != other
+    assert {key for key in settings_ if settings_[key] != changed[key]} == {"evaluation.samples_per_prompt"}
+    assert described("optimizer.lr=1", "train.updates=40")[0] == plain
+    assert described("optimizer.lr=1")[1]["optimizer.lr"] == 1
+    assert settings_["method.name"] == "rtb"

@@ -38,9 +38,12 @@ from results.table import run_table
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in the folder has its final rows."""
+    """Whether the run in the folder has its final rows. Raises BenchError if they cannot be read."""
     path = folder / "rows.parquet"
-    return path.is_file() and "failed" not in set(read_rows(path)["status"])
+    try:
+        return path.is_file() and "failed" not in set(read_rows(path)["status"])
+    except ValueError as error:
+        raise BenchError(f"{error}.") from None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from bench import registry
 from bench.core import Core
-from bench.errors import NonFiniteError
+from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.samples import Evaluation, Samples
 from bench.files import write_atomic
@@ -26,6 +27,7 @@ from bench.settings import EvaluationConfig, RunConfig
 from bench.training import memory, processes
 from bench.weights.hub import revisions
 
+log = logging.getLogger(__name__)
 PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
 
 
@@ -101,6 +103,7 @@ class Evaluator:
 
     def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
         self.core, self.config, self.cache, self.method = core, config, cache, method
+        self.seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
         self.names, self.splits = sample_names(prompts, config.evaluation)
         own = {config.reward.name: core.reward_model} | getattr(core.reward_model, "parts", {})  # terms of a sum
         checks = [name for name in config.evaluation.rewards if name not in own]
@@ -122,7 +125,7 @@ class Evaluator:
                 self.core,
                 self.names,
                 self.splits,
-                seed=self.config.evaluation.seed,
+                seed=self.seed,
                 method=self.method,
                 weights=None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights,
                 on_batch=lambda rows: on_batch("finetuned", rows),
@@ -137,8 +140,7 @@ class Evaluator:
             modes=self.core.model.modes,
             prior_on=self.prior_on,
         )
-        metrics = [registry.load("metrics", name) for name in self.config.evaluation.metrics]
-        return evaluation, [m for metric in metrics for m in metric(metric.Config())(evaluation)]
+        return evaluation, [m for name in self.config.evaluation.metrics for m in _measure(name, evaluation)]
 
     def prior_on(self, sampler: str, purpose: str) -> Samples:
         """A prior set on another sampler: the "training"'s, or the "accurate" one of 50 steps or more without noise."""
@@ -157,12 +159,12 @@ class Evaluator:
         core: with another kernel than the evaluation's.
         """
         core = core or self.core
-        seed, purpose = self.config.evaluation.seed, PRIOR_SETS[name]
+        purpose = PRIOR_SETS[name]
         path = self.cache / f"{self._key(purpose, core)}.safetensors"
 
         def drawn() -> Tensor:
             names, splits = self.names, self.splits
-            return draw(core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
+            return draw(core, names, splits, seed=self.seed, purpose=purpose, prior=True, on_batch=on_batch).images
 
         images = _cached(path, "images", drawn)
         return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
@@ -170,7 +172,7 @@ class Evaluator:
     def _key(self, purpose: str, core: Core) -> str:
         kernel, model = core.kernel, core.model
         parts = [model.fingerprint(), kernel.key(), self.names]
-        parts += [self.config.evaluation.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
+        parts += [self.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def _score(self, samples: Samples) -> Samples:
@@ -201,6 +203,20 @@ class Evaluator:
 
         parts = samples.images.split(self.core.micro_batch)
         return _cached(path, "features", lambda: processes.map_parts(parts, extract)["features"].cpu())
+
+
+def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
+    """What a metric finds; one that raises costs its own rows alone and leaves the reason in their place."""
+    try:
+        with memory.phase():
+            metric = registry.load("metrics", name)
+            return metric(metric.Config())(evaluation)
+    except OutOfMemoryError:
+        raise  # the run says what to lower, and goes on from there
+    except Exception as error:
+        reason = f"failed: {type(error).__name__}: {error}"
+        log.warning("metric %s %s; the others go on", name, reason)
+        return [Measurement(name, None, direction="none", note=reason)]
 
 
 def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from bench.core import Core
 from bench.evaluation.samples import Evaluation
-from bench.evaluation.statistics import target_points
+from bench.evaluation.statistics import target_draws, target_points
 from bench.files import write_atomic
 from bench.models.analytic import AnalyticModel
 from results.plots import plot_samples
@@ -26,7 +26,7 @@ def draw_samples(evaluation: Evaluation, core: Core, folder: Path, title: str) -
 
 def _points(evaluation: Evaluation, core: Core, folder: Path, title: str, size: int = 160) -> None:
     """Samples in two dimensions over the exact target's density; the limits depend on prior and target alone."""
-    points, _, draws = target_points(evaluation)
+    (points, _), (draws, _, _) = target_points(evaluation), next(target_draws(evaluation, 1))
     reach = 1.2 * float(points.abs().max())
     axis = torch.linspace(-reach, reach, size)
     grid = torch.stack([axis.repeat(size), axis.repeat_interleave(size)], 1).to(core.model.device)

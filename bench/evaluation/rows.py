@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import registry
 from bench.plugin import Measurement
 from bench.prompts import PromptSet
-from bench.settings import RunConfig
+from bench.settings import EXECUTION, RunConfig
 
 
 def run_name(config: RunConfig) -> str:
@@ -22,9 +23,26 @@ def default_folder(config: RunConfig) -> Path:
     return Path("runs") / config.suite / reward / run_name(config)
 
 
+def comparable_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that make a table's row, by dotted key: of runs that agree in them only the seed may differ.
+
+    Apart from the seed it leaves out the suite's name, how work is cut, and what else was measured and when.
+    """
+    apart = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *EXECUTION}
+
+    def leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return {key: value for key, value in leaves(config.model_dump(mode="json"), "") if key not in apart}
+
+
 def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
     """Hash of what an evaluation samples; rows of different hashes are never compared."""
-    own = config.evaluation.model_dump(exclude={"metrics", "rewards", "weights", "sampler"})
+    own = config.evaluation.model_dump(exclude={"metrics", "rewards", "at", "weights", "sampler"})
     parts = [own, config.evaluation_sampler().model_dump(), prompts.digest]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -54,6 +72,7 @@ def row(
     return {
         "run": run_name(config),
         "config_hash": config.hash(),
+        "settings": json.dumps(comparable_settings(config), sort_keys=True),
         "method": label(config),
         "reward": config.reward.name,
         "model": config.model.name,
@@ -69,6 +88,7 @@ def row(
         "prior": found.prior,
         "difference": found.difference,
         "standard_error": found.standard_error,
+        "degrees": found.degrees,
         "n": found.n,
         "direction": found.direction,
         "unit": found.unit,

@@ -5,7 +5,9 @@ count equally: statistics are taken within a prompt, then over prompts, so that 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from torch import Tensor
 from bench.evaluation.samples import Evaluation, Samples
 from bench.plugin import Measurement
 from bench.sampling.noise import generator
+
+PARTS = 16  # of the samples, for errors of statistics that are no means
+FLOORS = 3  # draws of a sampling floor in one evaluation; several seeds make more
 
 
 def per_prompt(values: Tensor, groups: dict[str, Tensor]) -> Tensor:
@@ -45,19 +50,50 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
     return float(values.mean()), error
 
 
-def error_at_fixed_prompts(values: Tensor, groups: dict[str, Tensor]) -> float:
+def error_at_fixed_prompts(values: Tensor, groups: dict[str, Tensor]) -> tuple[float, float]:
     """Standard error of the mean over prompts of `values` [N] when prompts are given and only the noise is a sample.
 
-    The stratified estimate `√(Σ_g s_g²/n_g) / G`; it says nothing about other prompts.
+    The stratified estimate `√(Σ_g s_g²/n_g) / G`, and its degrees of freedom (Satterthwaite, 1946); it says nothing
+    about other prompts. Every prompt needs two samples.
     """
     variances = over_prompts(lambda rows: rows.var() / len(rows), values.double(), groups)
-    return float(variances.sum().sqrt() / len(groups))
+    fewer = torch.tensor([len(rows) - 1 for rows in groups.values()], dtype=torch.float64)
+    total, spread = variances.sum(), (variances.square() / fewer).sum()
+    degrees = total.square() / spread if spread else fewer.sum()
+    return float(total.sqrt() / len(groups)), float(degrees)
 
 
 def paired(name: str, finetuned: Tensor, prior: Tensor, **rest: object) -> Measurement:
     """A measurement from per-prompt values [G] of both models; `rest` fills its other fields."""
     difference, error = mean_and_error(finetuned - prior)
-    return Measurement(name, float(finetuned.mean()), float(prior.mean()), difference, error, **rest)
+    degrees = None if error is None else len(finetuned) - 1
+    return Measurement(name, float(finetuned.mean()), float(prior.mean()), difference, error, degrees, **rest)
+
+
+def paired_samples(
+    name: str, finetuned: Tensor, prior: Tensor, groups: dict[str, Tensor], **rest: object
+) -> Measurement:
+    """A measurement from the samples' values [N] of both models, averaged within prompts.
+
+    Its error is over prompts; where there is one prompt, over that prompt's samples.
+    """
+    found = paired(name, per_prompt(finetuned, groups), per_prompt(prior, groups), **rest)
+    if len(groups) > 1:
+        return found
+    _, error = mean_and_error((finetuned - prior).double())
+    return replace(found, standard_error=error, degrees=None if error is None else len(finetuned) - 1)
+
+
+def error_over_parts(statistic: Callable[[slice], float], size: int) -> tuple[float | None, float | None]:
+    """Standard error, and its degrees of freedom, of a statistic of `size` samples that is no mean.
+
+    statistic: of the samples that a slice picks. Its deviation over `PARTS` disjoint parts, over √PARTS: right for
+    what scatters as 1/√n, near zero too, where resampling is not. None, None for fewer than two samples a part.
+    """
+    if size < 2 * PARTS:
+        return None, None
+    values = torch.tensor([statistic(slice(i, None, PARTS)) for i in range(PARTS)], dtype=torch.float64)
+    return float(values.std() / math.sqrt(PARTS)), PARTS - 1
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
@@ -78,22 +114,86 @@ def tilted_weights(log_weights: Tensor, groups: dict[str, Tensor]) -> Tensor:
     return weights
 
 
-def target_points(evaluation: Evaluation) -> tuple[Tensor, Tensor, Tensor]:
-    """The target `p_# exp(βr)` of a model of points: weighted points [N, d], [N], and as many draws as were evaluated.
+def target_points(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """The target `p_# exp(βr)` of a model of points as weighted points [2N, d], [2N] that sum to one.
 
-    The weighted points are the two prior sets with noise of their own; the draws are resampled from the third, the
-    finetuned samples' partner, which is independent of them.
+    They are the two prior sets with noise of their own, independent of the finetuned samples.
     """
     sets = (evaluation.reference, evaluation.floor)
+    tilt = evaluation.beta * torch.cat([samples.rewards[evaluation.reward] for samples in sets])
+    return torch.cat([samples.images for samples in sets]), tilted_weights(tilt, pooled_rows(*sets))
 
-    def weights(*sets: Samples) -> Tensor:
-        tilt = evaluation.beta * torch.cat([samples.rewards[evaluation.reward] for samples in sets])
-        return tilted_weights(tilt, pooled_rows(*sets))
 
-    own = weights(evaluation.prior)
-    chosen = generator(0, "select", "target").choice(len(own), len(own), p=(own / own.sum()).numpy())
-    draws = evaluation.prior.images[torch.from_numpy(chosen)]
-    return torch.cat([samples.images for samples in sets]), weights(*sets), draws
+def target_draws(evaluation: Evaluation, count: int = FLOORS) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What a perfect model would show, `count` times: draws of the target [N, d], weighted points [2N, d], [2N].
+
+    Each time the 3N samples of the prior are cut at random into a part from which N draws are resampled
+    (systematically, Kitagawa, 1996) and a part that is the weighted target, as two independent sets would be. N
+    weighted samples know the target less well than N draws of it, so a distance between the two is a little too large.
+    """
+    sets = (evaluation.prior, evaluation.reference, evaluation.floor)
+    points = torch.cat([samples.images for samples in sets])
+    tilt = evaluation.beta * torch.cat([samples.rewards[evaluation.reward] for samples in sets]).double()
+    size = len(evaluation.prior.images)
+    for number in range(count):
+        rng = generator(0, "select", "target", step=number)
+        order = torch.from_numpy(rng.permutation(len(points)))
+        own, rest = order[:size], order[size:]
+        places = (rng.random() + torch.arange(size, dtype=torch.float64)) / size
+        chosen = torch.searchsorted(torch.softmax(tilt[own], 0).cumsum(0), places).clamp(max=size - 1)
+        yield points[own[chosen]], points[rest], torch.softmax(tilt[rest], 0)
+
+
+def distance_to_target(
+    name: str, evaluation: Evaluation, distance: Callable[[Tensor, Tensor, Tensor], float], **rest: object
+) -> list[Measurement]:
+    """A distance to the target of a model of points, with an error over samples, and its floor.
+
+    distance: of points [n, d] to points [m, d] with weights [m], which need not sum to one.
+    """
+    points, weights = target_points(evaluation)
+    finetuned, prior = evaluation.finetuned.images, evaluation.prior.images
+
+    def gain(part: slice) -> float:
+        target = points[part], weights[part]
+        return distance(finetuned[part], *target) - distance(prior[part], *target)
+
+    n = len(finetuned)
+    error, degrees = error_over_parts(gain, n)
+    value, before = (distance(own, points, weights) for own in (finetuned, prior))
+    return [
+        Measurement(name, value, before, value - before, error, degrees, n=n, **rest),
+        floor(name, (distance(*draw) for draw in target_draws(evaluation)), n=n),
+    ]
+
+
+def floor(name: str, draws: Iterable[float], **rest: object) -> Measurement:
+    """`<name>/floor`: the mean over draws of what a perfect model would score, and as its error their deviation."""
+    values = torch.tensor(list(draws), dtype=torch.float64)
+    error, degrees = float(values.std()), len(values) - 1
+    note = f"mean and deviation of {len(values)} draws"
+    found = {"standard_error": error, "degrees": degrees, "direction": "none", "note": note}
+    return Measurement(f"{name}/floor", float(values.mean()), **found, **rest)
+
+
+def prior_pairs(evaluation: Evaluation) -> list[tuple[Samples, Samples]]:
+    """The pairs of prior sets, each on noise of its own: distances within them are draws of a floor."""
+    return list(combinations((evaluation.prior, evaluation.reference, evaluation.floor), 2))
+
+
+def distance_to_prior(
+    name: str, evaluation: Evaluation, distance: Callable[[Samples, Samples], float], **rest: object
+) -> list[Measurement]:
+    """A distance of the finetuned samples, and of the prior's on the same noise, to the prior's reference set; a floor.
+
+    The reference has noise of its own: on shared noise a hardly changed model would score zero at any n.
+    """
+    value, prior = (distance(own, evaluation.reference) for own in (evaluation.finetuned, evaluation.prior))
+    n = len(evaluation.reference.images)
+    return [
+        Measurement(name, value, prior, value - prior, n=n, **rest),
+        floor(name, (distance(*pair) for pair in prior_pairs(evaluation)), n=n),
+    ]
 
 
 def moments(features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What a run says while it trains: a line per update, TensorBoard events, a progress bar."""
 
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.files import write_atomic
 from bench.training.trainer import Record
 
+log = logging.getLogger(__name__)
+
 
 class UpdateLog:
     """The per-update log: `log.jsonl` and TensorBoard events; a resumed run drops what it will do again."""
@@ -18,7 +21,7 @@ class UpdateLog:
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / "log.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["update"] <= done]
+        kept = [json.dumps(record) + "\n" for record in _records(path) if record["update"] <= done]
         write_atomic(path, "".join(kept).encode())
         self._file = path.open("a", encoding="utf8")
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
@@ -38,15 +41,22 @@ class UpdateLog:
         self._writer.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a JSONL file; a last line that a crash cut short is left out."""
-    text = path.read_text(encoding="utf8") if path.is_file() else ""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _records(path: Path) -> list[Record]:
+    """The updates in a log; a line that is broken, the last one of a crash for one, is left out with a warning."""
+    records = []
+    lines = path.read_text(encoding="utf8", errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            records.append({**record, "update": int(record["update"])})
+        except (ValueError, KeyError, TypeError):
+            log.warning("line %d of %s is broken and is left out", number, path)
+    return records
 
 
 def read_log(folder: Path) -> pd.DataFrame:
     """The update log of a run, a row per update."""
-    return pd.DataFrame([json.loads(line) for line in _lines(folder / "log.jsonl")])
+    return pd.DataFrame(_records(folder / "log.jsonl"))
 
 
 def training_progress(console: Console) -> Progress:
