@@ -200,6 +200,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
         seed=config.seed,
         micro_batch=config.train.micro_batch,
         sample_batch=config.train.sample_batch,
+        reward_name=config.reward.name,
     )
     core.meter.watch(model.network)
     return core

@@ -12,14 +12,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bench import registry
-from bench.core import Core
+from bench.core import PRIOR_NOT_FINITE, Core
 from bench.errors import NonFiniteError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.samples import Evaluation, Samples
 from bench.files import write_atomic
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet
-from bench.reward import Reward
+from bench.reward import Reward, score
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training import memory, processes
@@ -62,7 +62,8 @@ def draw(
         with memory.phase("decode"):
             image = core.model.decode(path.latents[:, -1])
         if not bool(torch.isfinite(image).all()):
-            raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
+            remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
+            raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
         found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
         if path.model_output is not None:
             found |= _divergence(core, path)
@@ -112,6 +113,7 @@ class Evaluator:
         """Draw what is not cached, then run every configured metric; on_batch gets (set, rows finished)."""
         sets = {name: self.prior_set(name, lambda rows, name=name: on_batch(name, rows)) for name in PRIOR_SETS}
         sets["finetuned"] = self._score(
+            "finetuned",
             draw(
                 self.core,
                 self.names,
@@ -119,7 +121,7 @@ class Evaluator:
                 seed=self.config.evaluation.seed,
                 method=self.method,
                 on_batch=lambda rows: on_batch("finetuned", rows),
-            )
+            ),
         )
         evaluation = Evaluation(
             **sets,
@@ -142,7 +144,7 @@ class Evaluator:
             return draw(self.core, names, splits, seed=seed, purpose=purpose, prior=True, on_batch=on_batch).images
 
         images = _cached(path, "images", drawn)
-        return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
+        return self._score(name, Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
     def _key(self, purpose: str) -> str:
         kernel, model = self.core.kernel, self.core.model
@@ -150,18 +152,26 @@ class Evaluator:
         parts += [self.config.evaluation.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
-    def _score(self, samples: Samples) -> Samples:
-        """All rewards of the 8-bit images, so that every set is scored on what is shown."""
+    def _score(self, name: str, samples: Samples) -> Samples:
+        """All rewards of the 8-bit images, so that every set is scored on what is shown; name: of the set."""
 
         @torch.no_grad()
-        def score(rows: Tensor) -> dict[str, Tensor]:
+        def scores_of(rows: Tensor) -> dict[str, Tensor]:
             prompts = [samples.prompts[i] for i in rows.tolist()]
             with memory.phase("reward"):
                 images = as_seen(samples.images[rows].to(self.core.model.device))
-                return {name: reward(images, prompts).cpu() for name, reward in self.rewards.items()}
+                found = {n: score(reward, n, images, prompts).cpu() for n, reward in self.rewards.items()}
+            for own, values in found.items():
+                if not bool(torch.isfinite(values).all()):
+                    whose = "the prior's own" if name in PRIOR_SETS else "the finetuned model's"
+                    raise NonFiniteError(
+                        f"the reward {own!r} is not finite on {whose} samples: repair it, or leave it out of "
+                        "evaluation.rewards (bench eval does that for a trained run)."
+                    )
+            return found
 
         parts = torch.arange(len(samples.images)).split(self.core.micro_batch)
-        scores = processes.map_parts(parts, score)
+        scores = processes.map_parts(parts, scores_of)
         return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
 
     def features(self, samples: Samples, space: str | None = None) -> Tensor:

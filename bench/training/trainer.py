@@ -112,7 +112,7 @@ class Trainer:
             found = processes.map_parts(list(batch.split(self.core.sample_batch)), sample)
             data = Trajectory(batch.prompts, batch.samples, batch.conditioning, **found)
         if needs.rewards:
-            with torch.no_grad(), self.core.meter.phase("reward"), self._stopping():
+            with torch.no_grad(), self.core.meter.phase("reward"), self._stopping(data.prompts):
                 data = replace(data, **processes.map_parts(list(data.split(self.core.micro_batch)), score))
                 with processes.together():
                     self.core.check()
@@ -133,7 +133,7 @@ class Trainer:
         meter = self.core.meter
         shards = [data] if self.method.needs.whole_update else list(data.split(self.core.micro_batch))
         tally = _Tally()
-        with self._stopping():
+        with self._stopping(data.prompts):
             with processes.together():
                 for shard in processes.shared(shards):
                     self._backward(shard, len(data), tally)
@@ -188,15 +188,15 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Add to a NonFiniteError where training stands and what is safe."""
+    def _stopping(self, prompts: list[str]) -> Iterator[None]:
+        """Add to a NonFiniteError where training stands, what is safe, and where to look; prompts: those in flight."""
         try:
             yield
         except NonFiniteError as error:
             last = checkpoint.newest(self.checkpoints)
             raise NonFiniteError(
                 f"update {self.update + 1} stopped: {error}. Last good checkpoint: {last or 'none'}; nothing was "
-                "overwritten. Lower optimizer.lr or reward.beta, or use model.dtype=float32."
+                f"overwritten. {self.core.cause(prompts)}"
             ) from error
 
     # State --------------------------------------------------------------------------------------------------------
