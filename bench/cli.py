@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.environment import check_packages
-from bench.errors import BenchError
+from bench.errors import BenchError, did_you_mean
 
 console = Console()
 application = typer.Typer(
@@ -204,6 +204,10 @@ def report(
     folders = paths or [Path("runs")]
     try:
         frame = pandas.concat([read_rows(path) for path in folders], ignore_index=True)
+        known = set(frame["metric"])
+        for name in chosen or []:
+            if name not in known:
+                raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, known)}")
         if out:
             console.print(f"Written: {write_report(frame, folders, out, chosen, cost, limit)}")
             return
@@ -333,7 +337,6 @@ def test_plugin(
     show_warnings()
     from bench import registry
     from bench.commands.selftest import CHECKS, selftest
-    from bench.errors import did_you_mean
     from bench.weights.hub import obtain
 
     kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from bench import registry
 from bench.options import Config
@@ -24,6 +24,10 @@ EXECUTION = (
     "model.compile",
 )
 HEAVY = ("diversity_dreamsim", "diversity_clip")  # need weights that do not ship; full-size suites ask for them
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
 
 
 class Named(Config):
@@ -75,13 +79,21 @@ class TrainConfig(Config):
     updates: int = Field(100, ge=1)
     prompts_per_round: int = Field(16, ge=1)
     samples_per_prompt: int = Field(4, ge=1)
-    updates_per_round: int = Field(2, ge=1)
+    updates_per_round: int = Field(2, ge=1, description="each on its own part of the round's trajectories")
     data_lag: int = Field(0, ge=0, le=1, description="1: train on data sampled a round earlier")
     micro_batch: int = Field(64, ge=1, description="rows per micro-loss")
     sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
+
+    @model_validator(mode="after")
+    def _every_update_has_a_trajectory(self) -> "TrainConfig":
+        if self.updates_per_round > (count := self.prompts_per_round * self.samples_per_prompt):
+            raise ValueError(
+                f"a round of {count} trajectories cannot feed updates_per_round = {self.updates_per_round}"
+            )
+        return self
 
 
 class NetworkOptimizer(Config):
@@ -95,7 +107,7 @@ class OptimizerConfig(Config):
     """AdamW, one per network, gradients clipped per network."""
 
     lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm per network; null: no clipping")
@@ -109,8 +121,10 @@ class EvaluationConfig(Config):
     train_prompts: int = Field(24, ge=1)
     heldout_prompts: int = Field(24, ge=0)
     samples_per_prompt: int = Field(8, ge=2)
-    seed: int = 0
-    at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
+    seed: Seed = 0
+    at: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="updates after which to evaluate too; always after the last"
+    )
     features: str = "efficientnet_lite0"
     metrics: list[str] = Field(default_factory=lambda: [n for n in registry.BUILT_IN["metrics"] if n not in HEAVY])
     rewards: list[str] = Field([], description="further rewards measured as a check")
@@ -120,7 +134,7 @@ class RunConfig(Config):
     """Everything that determines a run's numbers, and how they are computed."""
 
     suite: str
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     method: SerializeAsAny[Config]
     reward: SerializeAsAny[Config]
     model: ModelConfig = ModelConfig()
@@ -129,6 +143,12 @@ class RunConfig(Config):
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _evaluations_lie_within_the_run(self) -> "RunConfig":
+        if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
+            raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
+        return self
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

@@ -26,6 +26,8 @@ class DRaFTConfig(Config):
     def _renoising_is_of_the_last_step(self) -> "DRaFTConfig":
         if self.renoise and (self.depth != 1 or self.start):
             raise ValueError("renoise (DRaFT-LV) repeats the last step alone: use depth: 1 and no start")
+        if self.start and not all(0 <= share <= 1 for share in self.start):
+            raise ValueError("start is a mean and a deviation, both shares of all steps, from 0 to 1")
         return self
 
 
@@ -41,6 +43,14 @@ class DRaFT(Method):
     needs = Needs(trajectory=False, reward_gradient=True)
     recipe = {"optimizer.lr": 4e-4, "optimizer.weight_decay": 1e-4}
     config: DRaFTConfig
+
+    def unfit(self, steps: int, group: int) -> str | None:
+        """AlignProp draws its first step until it is one of 1 … K−1, so one of them must be likely enough."""
+        if self.config.start:
+            mean, deviation = (share * steps for share in self.config.start)
+            if steps < 2 or mean + 3 * deviation < 1 or mean - 3 * deviation >= steps:
+                return f"method.start = {self.config.start} draws no step from 1 to {steps - 1}"
+        return None
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
         """Micro-losses, samples with the same first step of the gradient together."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import Brightness
+from test_methods import trainer_of
 from torch import Tensor
 
 from bench.config import resolve
@@ -12,7 +13,6 @@ from bench.evaluation.evaluator import Evaluator
 from bench.options import Config
 from bench.prompts import split
 from methods.ddpo import DDPO
-from test_methods import trainer_of
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 

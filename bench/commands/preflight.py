@@ -1,12 +1,16 @@
 """What can be checked before a model loads, and fetched. Imports little, so that a mistake is told at once."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+
+import torch
 
 from bench import registry
 from bench.errors import BenchError
-from bench.models.catalogue import ANALYTIC
+from bench.models.catalogue import ANALYTIC, load_model
 from bench.prompts import HUB, PromptSet, load_prompts
+from bench.reward import score
 from bench.settings import RunConfig
 from bench.weights.hub import obtain
 from bench.weights.requirements import requirements
@@ -31,6 +35,11 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    options = config.method.model_dump(exclude={"name"})
+    if why := method(method.Config(**options)).unfit(config.sampler.steps, config.train.samples_per_prompt):
+        raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
+    if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
+        raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
     requirements(config)  # loads every reward, metric and feature space that is named
     kind = "points" if config.model.name in ANALYTIC else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
@@ -45,6 +54,10 @@ def check(config: RunConfig) -> None:
             f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
             f"model {config.model.name!r} brings its own."
         )
+    if kind == "points":  # a model of no cost: let the reward look at a point
+        reward_options = config.reward.model_dump(exclude={"name", "beta"})
+        point = torch.zeros(1, *load_model(config.model, config.sampler).latent_shape)
+        score(reward(reward.Config(**reward_options)), config.reward.name, point, [""])
     if config.prompts.name not in HUB:
         load_prompts(config.prompts.name)
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.commands.preflight import preflight
 from bench.commands.run import is_finished
-from bench.config import resolve
+from bench.config import Loader, resolve
 from bench.errors import BenchError
 from bench.evaluation.rows import run_name
 from bench.options import Config, explain
@@ -64,13 +64,13 @@ class Job:
 def read_sweep(path: Path) -> Sweep:
     """A specification file. Raises BenchError listing every mistake."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+        tree = yaml.load(path.read_text(encoding="utf8"), Loader)
         spec = Sweep(**tree)
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise BenchError(f"cannot read the sweep {path}: {error}") from None
     except ValidationError as error:
         known = list(Sweep.model_fields)
         raise BenchError("\n".join(f"{path}: {explain(mistake, known)}" for mistake in error.errors())) from None
+    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
+        raise BenchError(f"cannot read the sweep {path}: {error}") from None
     if idle := set(spec.grid) & set(EXECUTION):
         raise BenchError(f"{path}: {', '.join(sorted(idle))} in grid: makes no other run; put one value under set.")
     if strangers := set(spec.settings) - set(spec.methods):
@@ -92,7 +92,11 @@ def plan_sweep(spec: Sweep) -> list[Job]:
             continue
         name = run_name(config)
         options = [f"--{key}={value}" for key, value in named.items() if value is not None]
-        sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        sets = [
+            word
+            for key, value in chosen.items()
+            for word in ("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
+        ]
         arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={spec.out / name}"]
         jobs[name] = Job(arguments, spec.out / name, spec.out / "logs" / f"{name}.log")  # equal runs are run once
     if faults:
@@ -102,7 +106,7 @@ def plan_sweep(spec: Sweep) -> list[Job]:
 
 def _configuration(method: str, seed: int, chosen: dict[str, Any], suite: Any, reward: Any, model: Any) -> RunConfig:
     overrides = {"seed": seed} | ({} if model is None else {"model.name": model})
-    assignments = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
+    assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items()]
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     preflight(config)
     return config
