@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,19 +98,20 @@ def run(
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
-    with processes.main_first():
-        preflight(config)
-        from bench.commands.run import Run
+    with ExitStack() as held:
+        with processes.main_first():
+            preflight(config)
+            from bench.commands.run import Run
 
-        job = Run(config, folder, console)
-        finished = job.open(force and processes.is_main())
-    if finished:
-        console.print("This run is finished; nothing was computed.")
-    else:
-        with traceback_log(folder):
-            job.execute()
-    if processes.is_main():
-        job.report()
+            job = Run(config, folder, console)
+            finished = job.open(force and processes.is_main(), held)
+        if finished:
+            console.print("This run is finished; nothing was computed.")
+        else:
+            with traceback_log(folder):
+                job.execute()
+        if processes.is_main():
+            job.report()
 
 
 @application.command()

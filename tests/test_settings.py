@@ -89,7 +89,7 @@ def test_a_plugin_that_ends_the_program_on_import_ends_itself(tmp_path, monkeypa
     monkeypatch.setitem(registry.BUILT_IN["methods"], "leaving", registry.Plugin("leaving:X"))
     registry.plugins.cache_clear()
     try:
-        with pytest.raises(BenchError, match="'leaving'.*SystemExit"):
+        with pytest.raises(BenchError, match=r"'leaving'.*SystemExit"):
             registry.load("methods", "leaving")
     finally:
         registry.plugins.cache_clear()

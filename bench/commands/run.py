@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
-from bench.files import write_atomic
+from bench.files import LOCK, leftovers, owned, write_atomic
+from bench.identity import contents
 from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
@@ -36,11 +38,38 @@ from results.plots import plot_curves
 from results.rows import read_rows, write_rows
 from results.table import run_table
 
+CONTENTS = "contents.json"
+
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in the folder has its final rows."""
     path = folder / "rows.parquet"
-    return path.is_file() and "failed" not in set(read_rows(path)["status"])
+    try:
+        return path.is_file() and "failed" not in set(read_rows(path)["status"])
+    except (ValueError, OSError):  # damaged, or of another version
+        return False
+
+
+def require_contents(folder: Path, config: RunConfig) -> None:
+    """Raise BenchError if a name in the configuration no longer stands for what the run in the folder began with."""
+    if changed := changed_contents(folder, config):
+        values = ", ".join(f"{key} = {attrgetter(key)(config)}" for key in changed)
+        raise BenchError(
+            f"the run in {folder} was begun with other contents of {values}: put them back, choose another --out, or "
+            "give --force to begin anew."
+        )
+
+
+def changed_contents(folder: Path, config: RunConfig) -> list[str]:
+    """Settings whose names stand for other contents than when the run in the folder began; none where it says none."""
+    try:
+        known = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
+        now = contents(config, load_prompts(config.prompts.name, config.prompts.limit))
+        return [key for key, digest in now.items() if known.get(key, digest) != digest]
+    except FileNotFoundError:  # begun by an earlier version
+        return []
+    except (ValueError, AttributeError) as error:
+        raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
 
 
 @dataclass
@@ -51,12 +80,19 @@ class Run:
     folder: Path
     console: Console
 
-    def open(self, force: bool) -> bool:
-        """Claim the folder; True if the run is already finished there.
+    def open(self, force: bool, held: contextlib.ExitStack) -> bool:
+        """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
 
         An interrupted run goes on with this configuration's settings of `EXECUTION`. A folder with another
-        configuration's run is refused; with `force` it is moved aside, not deleted.
+        configuration's run, or one begun with other contents behind the same names, is refused; with `force` it is
+        moved aside, not deleted. Raises BenchError also if another process owns the folder.
         """
+        main = processes.is_main()  # of several processes, it owns the folder
+        written = {path for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if written - {self.folder / LOCK, *leftovers(self.folder)} and not (self.folder / "config.yaml").is_file():
+            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        if main:
+            held.enter_context(owned(self.folder))
         stored = self.folder / "config.yaml"
         if stored.is_file():
             try:
@@ -64,6 +100,7 @@ class Run:
             except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
                 earlier = None
             if earlier and earlier.hash() == self.config.hash() and not force:
+                require_contents(self.folder, self.config)
                 if is_finished(self.folder):
                     return True
                 self._go_on(earlier)
@@ -76,10 +113,10 @@ class Run:
             names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in itertools.count(1))
             aside = next(path for path in names if not path.exists())
             self.folder.rename(aside)
+            held.enter_context(owned(self.folder))
             self.console.print(f"Moved the earlier run to {aside}.")
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
-        self._store()
+        if main:
+            self._store()
         return False
 
     def _go_on(self, earlier: RunConfig) -> None:
@@ -93,6 +130,8 @@ class Run:
             self._store()
 
     def _store(self) -> None:
+        prompts = load_prompts(self.config.prompts.name, self.config.prompts.limit)
+        write_atomic(self.folder / CONTENTS, json.dumps(contents(self.config, prompts), indent=2).encode())
         write_atomic(self.folder / "config.yaml", self.config.to_yaml().encode())
 
     def execute(self) -> None:
@@ -242,6 +281,7 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             f"{', '.join(EXECUTION)}."
         )
     config = configs.read(stored, assignments)
+    require_contents(folder, config)
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     with explained(config, folder):
         with memory.phase("loading"):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.commands.preflight import preflight
-from bench.commands.run import is_finished
+from bench.commands.run import changed_contents, is_finished
 from bench.config import Loader, resolve
 from bench.errors import BenchError
 from bench.evaluation.rows import run_name
@@ -49,11 +49,14 @@ class Job:
     arguments: list[str]
     folder: Path
     log: Path
+    config: RunConfig
 
     @property
     def state(self) -> str:
         """ "finished", "begun" or "new"."""
-        return "finished" if is_finished(self.folder) else "begun" if self.folder.is_dir() else "new"
+        if is_finished(self.folder) and not changed_contents(self.folder, self.config):
+            return "finished"
+        return "begun" if self.folder.is_dir() else "new"
 
     @property
     def command(self) -> str:
@@ -98,7 +101,9 @@ def plan_sweep(spec: Sweep) -> list[Job]:
             for word in ("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
         ]
         arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={spec.out / name}"]
-        jobs[name] = Job(arguments, spec.out / name, spec.out / "logs" / f"{name}.log")  # equal runs are run once
+        jobs[name] = Job(
+            arguments, spec.out / name, spec.out / "logs" / f"{name}.log", config
+        )  # equal runs are run once
     if faults:
         raise BenchError("\n".join(dict.fromkeys(faults)))
     return list(jobs.values())

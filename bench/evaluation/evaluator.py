@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from bench.settings import EvaluationConfig, RunConfig
 from bench.training import memory, processes
 from bench.weights.hub import revisions
 
+CHECKSUM = 16  # bytes, in front of a cached tensor
+log = logging.getLogger(__name__)
 PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
 
 
@@ -137,7 +140,7 @@ class Evaluator:
     def prior_set(self, name: str, on_batch: Callable[[int], None] = lambda rows: None) -> Samples:
         """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it."""
         seed, purpose = self.config.evaluation.seed, PRIOR_SETS[name]
-        path = self.cache / f"{self._key(purpose)}.safetensors"
+        path = self.cache / f"{self._key(purpose)}.checked"
 
         def drawn() -> Tensor:
             names, splits = self.names, self.splits
@@ -178,7 +181,7 @@ class Evaluator:
         """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
         space = space or self.config.evaluation.features
         digest = hashlib.blake2b(samples.images.numpy().tobytes(), digest_size=16).hexdigest()
-        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.safetensors"
+        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.checked"
 
         def extract(images: Tensor) -> dict[str, Tensor]:
             if space not in self.spaces:
@@ -192,13 +195,37 @@ class Evaluator:
 
 def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
     """The tensor stored in `path`, or computed, by all processes together, and stored there."""
-    if processes.everywhere(path.is_file()):
-        return load(path.read_bytes())[name]
+    stored = _stored(path)
+    if processes.everywhere(stored is not None):
+        return load(stored)[name]
     found = compute().contiguous()
     if processes.state().is_local_main_process:
-        write_atomic(path, save({name: found}))
+        data = save({name: found})
+        try:
+            write_atomic(path, _checksum(data) + data)
+        except OSError as error:  # a cache saves time; without one nothing is lost
+            log.warning("cannot keep %s for the next run: %s", path, error)
     processes.state().wait_for_everyone()
     return found
+
+
+def _stored(path: Path) -> bytes | None:
+    """What `path` holds behind its checksum; None if nothing or if it is damaged, which is warned of."""
+    try:
+        whole = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("cannot read %s, computing it anew: %s", path, error)
+        return None
+    if whole[:CHECKSUM] == _checksum(whole[CHECKSUM:]):
+        return whole[CHECKSUM:]
+    log.warning("%s is damaged (its contents do not match its checksum); computing it anew", path)
+    return None
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM).digest()
 
 
 def as_seen(images: Tensor) -> Tensor:
