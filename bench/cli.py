@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench.environment import check_packages
 from bench.errors import BenchError, did_you_mean
+from bench.training.stopping import Interrupted, signals_stop
 
 console = Console()
 application = typer.Typer(
@@ -425,7 +426,8 @@ def app() -> None:
     """Entry point: errors meant for people are printed as they are and exit with status 2."""
     try:
         check_packages()
-        application()
+        with signals_stop():
+            application()
     except BenchError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # of several processes one speaks and a launcher ends the others; unless this failed alone
@@ -434,6 +436,8 @@ def app() -> None:
     except OSError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. The same command resumes from the last checkpoint.")
-        sys.exit(130)
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":
+            resumes = " The same command resumes from the last checkpoint." * (sys.argv[1:2] in (["run"], ["sweep"]))
+            Console(stderr=True).print(f"Interrupted.{resumes}", highlight=False)
+        sys.exit(error.status)

@@ -41,6 +41,11 @@ from results.table import run_table
 CONTENTS = "contents.json"
 
 
+def rows_at(update: int) -> str:
+    """Name of the rows of an evaluation between updates."""
+    return f"rows-at-{update:07d}.parquet"
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run in the folder has its final rows."""
     path = folder / "rows.parquet"
@@ -165,7 +170,7 @@ class Run:
                 _, measurements = evaluator.evaluate()
             found = rows(measurements)
             if main:
-                write_rows(self.folder / f"rows-at-{update:07d}.parquet", found)
+                write_rows(self.folder / rows_at(update), found)
 
         try:
             if trainer:
@@ -199,12 +204,16 @@ class Run:
             def on_update(record: Record) -> None:
                 if updates:
                     updates.write(record)
-                update = record["update"]
-                progress.update(task, completed=update, reward=record.get("reward", float("nan")))
+                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+
+            def after_update(update: int) -> None:
                 if update in between:
                     evaluate_between(update)
 
-            trainer.run(on_update)
+            # a run that ended in an evaluation goes on from the checkpoint before it
+            if trainer.update in between and not (self.folder / rows_at(trainer.update)).is_file():
+                evaluate_between(trainer.update)
+            trainer.run(on_update, after_update, between)
 
     def _pictures(self, evaluation: Evaluation, core: Core) -> None:
         title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"

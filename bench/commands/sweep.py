@@ -24,6 +24,7 @@ from bench.errors import BenchError
 from bench.evaluation.rows import run_name
 from bench.options import Config, explain
 from bench.settings import EXECUTION, RunConfig
+from bench.training.stopping import Interrupted
 
 
 class Sweep(Config):
@@ -135,8 +136,13 @@ def run_sweep(spec: Sweep, jobs: list[Job], console: Console) -> list[Job]:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w", encoding="utf8") as log:
             command = [sys.executable, "-m", "bench", *job.arguments]
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            # a group of its own: the terminal's signals reach it through the sweep alone, once
+            own = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment, "process_group": 0}
+            with subprocess.Popen(command, **own) as process:
+                alive.append(process)
+                return process.wait()
 
+    alive: list[subprocess.Popen] = []
     failed: list[Job] = []
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
@@ -148,7 +154,12 @@ def run_sweep(spec: Sweep, jobs: list[Job], console: Console) -> list[Job]:
                 if done.result() != 0:
                     failed.append(running[done])
                 progress.update(task, advance=1, failed=len(failed))
-        finally:  # an interrupt reaches the processes too; each resumes from its checkpoint
+        except Interrupted as stop:  # each writes its checkpoint and ends
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in alive:
+                process.send_signal(stop.status - 128)
+            raise
+        finally:
             executor.shutdown(cancel_futures=True)
     return failed
 
