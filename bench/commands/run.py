@@ -122,7 +122,34 @@ class Run:
             self.console.print(f"Moved the earlier run to {aside}.")
         if main:
             self._store()
+            self._extend()
         return False
+
+    def _extend(self) -> None:
+        """Begin where a neighbouring run of the same settings with fewer updates ended, if that is this run's course."""
+        for folder in sorted(self.folder.parent.glob(f"{self.config.method.name}-seed{self.config.seed}-*")):
+            try:
+                earlier = configs.read(folder / "config.yaml")
+            except (BenchError, OSError):
+                continue
+            done, train = earlier.train.updates, self.config.train
+            same = earlier.model_copy(update={"train": earlier.train.model_copy(update={"updates": train.updates})})
+            if done >= train.updates or same.hash() != self.config.hash() or changed_contents(folder, self.config):
+                continue
+            shares = {"train.beta_warmup": train.beta_warmup, "optimizer.decay": self.config.optimizer.decay}
+            state = checkpoint.load(folder / "checkpoints")
+            why = next((f"{key} is a share of all updates" for key, share in shares.items() if share), None)
+            if state is None or state["update"] % train.updates_per_round:
+                why = why or "it has no checkpoint at the end of a round"
+            if why:
+                self.console.print(f"{folder} has {done} updates of the same settings, but {why}: starting anew.")
+                continue
+            path = checkpoint.newest(folder / "checkpoints")
+            checkpoint.save(self.folder / "checkpoints", state["update"], state)
+            if (folder / "log.jsonl").is_file():
+                write_atomic(self.folder / "log.jsonl", (folder / "log.jsonl").read_bytes())
+            self.console.print(f"Going on from {path}, of a run of the same settings with {done} updates.")
+            return
 
     def _go_on(self, earlier: RunConfig) -> None:
         """Replace the stored configuration by this one, which differs in nothing but `EXECUTION`, and say in what."""
