@@ -310,3 +310,10 @@ def test_more_updates_extend_the_run(bench, tmp_path, monkeypatch):
     status, text = bench(*ring, *decay, "--updates", 2)
     assert status == 0, text
     assert "optimizer.decay is a share of all updates: starting anew" in text
+
+
+def test_prompts_cut_by_the_encoder_are_counted(tiny_run, tmp_path, caplog):
+    path = tmp_path / "long.txt"
+    path.write_text("cat\ndog\n" + "many letters " * 9 + "\n")
+    tiny_run("prior", "--prompts", path)
+    assert "1 of 3 prompts are longer than the 16 tokens" in caplog.text

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -39,6 +40,7 @@ from results.rows import read_rows, write_rows
 from results.table import run_table
 
 CONTENTS = "contents.json"
+log = logging.getLogger(__name__)
 
 
 def rows_at(update: int) -> str:
@@ -92,13 +94,12 @@ class Run:
         configuration's run, or one begun with other contents behind the same names, is refused; with `force` it is
         moved aside, not deleted. Raises BenchError also if another process owns the folder.
         """
-        main = processes.is_main()  # of several processes, it owns the folder
-        written = {path for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        if written - {self.folder / LOCK, *leftovers(self.folder)} and not (self.folder / "config.yaml").is_file():
+        stored, main = self.folder / "config.yaml", processes.is_main()  # of several processes, it owns the folder
+        written = set(self.folder.iterdir()) if self.folder.is_dir() else set()
+        if written - {self.folder / LOCK, *leftovers(self.folder)} and not stored.is_file():
             raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
         if main:
             held.enter_context(owned(self.folder))
-        stored = self.folder / "config.yaml"
         if stored.is_file():
             try:
                 earlier = configs.read(stored)
@@ -122,11 +123,12 @@ class Run:
             self.console.print(f"Moved the earlier run to {aside}.")
         if main:
             self._store()
-            self._extend()
+            if not force and registry.load("methods", self.config.method.name).needs.training:
+                self._extend()
         return False
 
     def _extend(self) -> None:
-        """Begin where a neighbouring run of the same settings with fewer updates ended, if that is this run's course."""
+        """Begin where a neighbouring run of the same settings with fewer updates ended, if this run would get there."""
         for folder in sorted(self.folder.parent.glob(f"{self.config.method.name}-seed{self.config.seed}-*")):
             try:
                 earlier = configs.read(folder / "config.yaml")
@@ -187,6 +189,8 @@ class Run:
             evaluator = Evaluator(core, config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+        if main and (pipeline := getattr(core.model, "pipeline", None)):
+            _warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
@@ -256,6 +260,12 @@ class Run:
         self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
+
+
+def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
+    limit = tokenizer.model_max_length
+    if long := sum(len(tokens) > limit for tokens in tokenizer(prompts, verbose=False).input_ids):
+        log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
 
 
 def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
