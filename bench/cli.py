@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.environment import check_packages
-from bench.errors import BenchError
+from bench.errors import BenchError, did_you_mean
+from bench.training.stopping import Interrupted, signals_stop
 
 console = Console()
 application = typer.Typer(
@@ -97,19 +99,20 @@ def run(
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
-    with processes.main_first():
-        preflight(config)
-        from bench.commands.run import Run
+    with ExitStack() as held:
+        with processes.main_first():
+            preflight(config)
+            from bench.commands.run import Run
 
-        job = Run(config, folder, console)
-        finished = job.open(force and processes.is_main())
-    if finished:
-        console.print("This run is finished; nothing was computed.")
-    else:
-        with traceback_log(folder):
-            job.execute()
-    if processes.is_main():
-        job.report()
+            job = Run(config, folder, console)
+            finished = job.open(force and processes.is_main(), held)
+        if finished:
+            console.print("This run is finished; nothing was computed.")
+        else:
+            with traceback_log(folder):
+                job.execute()
+        if processes.is_main():
+            job.report()
 
 
 @application.command()
@@ -200,7 +203,12 @@ def report(
     cost = "updates" if at_updates else "reward_calls" if at_reward_calls else None
     limit, chosen = at_updates or at_reward_calls or 0, metrics.split(",") if metrics else None
     try:
-        compared = *collect(paths or [Path("runs")]), chosen, cost, limit
+        frame, left_out = collect(paths or [Path("runs")])
+        known = set(frame["metric"])
+        for name in chosen or []:
+            if name not in known:
+                raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, known)}")
+        compared = frame, left_out, chosen, cost, limit
         if out:
             console.print(f"Written: {results.write_report(out, *compared)}")
         else:
@@ -329,7 +337,6 @@ def test_plugin(
     show_warnings()
     from bench import registry
     from bench.commands.selftest import CHECKS, selftest
-    from bench.errors import did_you_mean
     from bench.weights.hub import obtain
 
     kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]
@@ -416,7 +423,8 @@ def app() -> None:
     """Entry point: errors meant for people are printed as they are and exit with status 2."""
     try:
         check_packages()
-        application()
+        with signals_stop():
+            application()
     except BenchError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # of several processes one speaks and a launcher ends the others; unless this failed alone
@@ -425,6 +433,8 @@ def app() -> None:
     except OSError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. The same command resumes from the last checkpoint.")
-        sys.exit(130)
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":
+            resumes = " The same command resumes from the last checkpoint." * (sys.argv[1:2] in (["run"], ["sweep"]))
+            Console(stderr=True).print(f"Interrupted.{resumes}", highlight=False)
+        sys.exit(error.status)

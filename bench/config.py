@@ -4,6 +4,7 @@ Layers, later ones win: built-in defaults, the method's recipe, its variant's pr
 for this reward and for this method, the command line's `--set`.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,29 @@ from bench.options import Config, explain
 from bench.settings import Named, RewardSection, RunConfig
 
 SUITES = Path(__file__).parent / "suites"
+OPTIONS = {  # settings that decide which other settings there are, and so are options of their own
+    "method": "--method",
+    "method.name": "--method",
+    "reward": "--reward",
+    "reward.name": "--reward",
+    "suite": "--suite",
+}
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as it is written: of YAML 1.1's readings, 010 as 8, 1:30 as 90, dates and yes as true are left out."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$"), list("-+.0123456789")
+)
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
 
 
 def suites() -> dict[str, str]:
@@ -64,8 +88,13 @@ def resolve(
     _merge(tree, {key: value for key, value in settings.items() if key not in special})
     _merge(tree, settings.get("rewards", {}).get(reward, {}))
     _merge(tree, settings.get("methods", {}).get(method, {}))
+    own_prompts = tree["prompts"]["name"]
+    chosen = _parsed(assignments)
     _merge(tree, overrides or {})
-    _merge(tree, dict(_parse(text) for text in assignments or []))
+    _merge(tree, chosen)
+    limited = {"prompts", "prompts.limit"} & {*chosen, *(overrides or {})}
+    if isinstance(tree["prompts"], dict) and tree["prompts"]["name"] != own_prompts and not limited:
+        tree["prompts"].pop("limit", None)  # the suite's, for its own set
     _merge(tree, {"method.name": method, "reward.name": reward})
     return build(tree, method_class, reward_class)
 
@@ -86,27 +115,38 @@ def build(tree: dict[str, Any], method_class: type, reward_class: type) -> RunCo
 
 
 def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
-    """A run's stored configuration, changed by `key=value` assignments. Raises BenchError if it is broken."""
+    """A run's stored configuration, changed by `key=value` assignments."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf8"))
         method, reward = tree["method"]["name"], tree["reward"]["name"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        raise BenchError(f"{path} is not the configuration of a run: it is broken, or another program's.") from None
-    _merge(tree, dict(_parse(text) for text in assignments or []))
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise BenchError(f"{path} is no configuration of this version: {error}") from None
+    _merge(tree, _parsed(assignments))
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
+
+
+def _parsed(assignments: list[str] | None) -> dict[str, Any]:
+    chosen = dict(_parse(text) for text in assignments or [])
+    for key in chosen.keys() & OPTIONS.keys():
+        raise BenchError(f"--set {key}=… does not choose it: use {OPTIONS[key]} {chosen[key]}.")
+    return chosen
 
 
 def _parse(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise BenchError(f"--set takes key=value, got {text!r}: for example --set train.updates=50")
-    return key.strip(), yaml.safe_load(value)
+    try:
+        return key.strip(), yaml.load(value, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or error
+        raise BenchError(f"--set {key.strip()}: cannot read {value!r}: {reason}.") from None
 
 
 def _merge(tree: dict[str, Any], settings: dict[str, Any], prefix: str = "") -> None:
     """Merge nested or dotted settings into the tree; an empty mapping clears what is there."""
     for key, value in settings.items():
-        node, *path = tree, *key.split(".")
+        node, *path = tree, *str(key).split(".")
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):

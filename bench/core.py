@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError, NonFiniteError
 from bench.models.base import Conditioning, DiffusionModel
-from bench.reward import Reward
+from bench.reward import Reward, gradient, score
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
 from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
 from bench.training import memory
 from bench.training.meter import Meter
+
+PRIOR_NOT_FINITE = (
+    "The prior's own samples are not finite, so no training did this: check the model's weights, or use "
+    "model.dtype=float32."
+)
 
 
 @dataclass
@@ -26,7 +31,7 @@ class Core:
     beta: inverse temperature of the reward in `p* ∝ p_# exp(β r)`.
     seed: names the training noise and every random choice. micro_batch: rows per micro-loss;
     sample_batch: rows per rollout call. networks: the method's extra networks by name. copies: of the adapters, by
-    name, then by the parameter's name.
+    name, then by the parameter's name. reward_name: for messages; empty: its class's name.
     """
 
     model: DiffusionModel
@@ -39,8 +44,10 @@ class Core:
     meter: Meter = field(default_factory=Meter)
     networks: dict[str, nn.Module] = field(default_factory=dict)
     copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    reward_name: str = ""
 
     def __post_init__(self) -> None:
+        self.reward_name = self.reward_name or type(self.reward_model).__name__
         self.kernel = self.kernel.to(self.model.device)
         self._times = torch.cat([self.kernel.timesteps, torch.zeros_like(self.kernel.timesteps[:1])])
         self._unread: list[tuple[Tensor, list[str]]] = []
@@ -118,13 +125,14 @@ class Core:
     def reward(self, z: Tensor, prompts: list[str]) -> Tensor:
         """`r(decode(z), c)`, float32 [n], differentiable in the clean latent `z` if the reward is.
 
-        Whether they are finite is looked at by the next `check`, since a look makes the device wait.
+        Whether they are finite is looked at by the next `check`, since a look makes the device wait. Raises BenchError
+        for a reward that breaks its contract (see bench.reward.score).
         """
         self.meter.reward_calls += len(z)
         with memory.phase("reward"):
             with memory.phase("decode"):
                 images = self.model.decode(z)
-            rewards = self.reward_model(images, prompts)
+            rewards = score(self.reward_model, self.reward_name, images, prompts)
         self._unread.append((torch.isfinite(rewards.detach()), prompts))
         if rewards.requires_grad:
             rewards.register_hook(self._count_gradient)
@@ -135,7 +143,29 @@ class Core:
         flags, prompts = [flags for flags, _ in self._unread], [p for _, own in self._unread for p in own]
         self._unread.clear()
         if flags and (bad := sorted({p for p, ok in zip(prompts, torch.cat(flags).tolist(), strict=True) if not ok})):
-            raise NonFiniteError(f"the reward is not finite for {len(bad)} prompt(s): {', '.join(map(repr, bad[:5]))}")
+            told = ", ".join(map(repr, bad[:5]))
+            raise NonFiniteError(f"the reward {self.reward_name!r} is not finite for {len(bad)} prompt(s): {told}")
+
+    def cause(self, prompts: list[str]) -> str:
+        """Where to look after a NonFiniteError: whether the prior's own samples of these prompts are finite already.
+
+        A sentence for people. Draws and scores a few samples; says nothing of it if that fails.
+        """
+        remedy = "Lower optimizer.lr or reward.beta, or use model.dtype=float32."
+        names = [(prompt, index) for prompt in dict.fromkeys(prompts[:4]) for index in range(2)]
+        try:
+            with torch.no_grad():
+                z = self.rollout(self.batch(names), prior=True).latents[:, -1]
+                found = score(self.reward_model, self.reward_name, self.model.decode(z), [p for p, _ in names])
+        except BenchError:
+            return remedy
+        if not bool(torch.isfinite(z).all()):
+            return PRIOR_NOT_FINITE
+        if not bool(torch.isfinite(found).all()):
+            return (
+                f"The prior's own samples already give that: repair the reward {self.reward_name!r}; no setting will."
+            )
+        return f"The prior's own samples are finite. {remedy}"
 
     def _count_gradient(self, gradient: Tensor) -> None:
         self.meter.reward_gradients += len(gradient)
@@ -150,8 +180,7 @@ class Core:
         with torch.enable_grad():
             rewards = self.reward(clean, prompts)
         with memory.phase("backward"):
-            (gradient,) = torch.autograd.grad(rewards.sum(), clean)
-        return rewards.detach(), gradient
+            return rewards.detach(), gradient(self.reward_name, rewards, clean)
 
     def look_ahead(self, data: Trajectory, steps: Tensor) -> Tensor:
         """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at both ends of the chosen steps [B, S], NaN elsewhere.

@@ -9,7 +9,7 @@ class BenchError(Exception):
 
 
 class NonFiniteError(BenchError):
-    """A reward, loss or gradient is NaN or infinite."""
+    """A reward, loss, gradient or sample is NaN or infinite."""
 
 
 class OutOfMemoryError(BenchError):

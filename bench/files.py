@@ -1,13 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders of one owner."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from bench.errors import BenchError
+
+LOCK = ".lock"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` by rename, so that a reader never sees half a file. A full disk raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may write the same cache entry
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -17,3 +24,27 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """The block owns the folder, made if need be; an owner that died owns nothing. Half-written files of one are gone.
+
+    Raises BenchError if another process owns it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError(
+                f"another process is at work in {folder}: wait until it ends, or choose another --out."
+            ) from None
+        for part in leftovers(folder):
+            part.unlink(missing_ok=True)
+        yield
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that a process was writing when it died."""
+    return [*folder.rglob(".*.part"), *folder.rglob("*.partial")]

@@ -15,9 +15,14 @@ class Config(BaseModel):
 
 def explain(mistake: Any, keys: list[str]) -> str:
     """One sentence for a mistake that pydantic found; keys: what may be set."""
-    where = ".".join(map(str, mistake["loc"]))
+    where, value = ".".join(map(str, mistake["loc"])), mistake["input"]
     if mistake["type"] == "extra_forbidden":
+        while isinstance(value, dict) and len(value) == 1:  # the whole key that was given, not its first word
+            ((key, value),) = value.items()
+            where += f".{key}"
         section = where.rpartition(".")[0]
         siblings = [key for key in keys if key.startswith(section + ".")] or keys
         return f"unknown setting {where!r}{did_you_mean(where, siblings)}"
-    return f"{where} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."
+    if mistake["type"] == "value_error" and isinstance(value, dict | BaseModel):  # of a whole section
+        return f"{where}{': ' * bool(where)}{mistake['ctx']['error']}."
+    return f"{where} = {value!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."

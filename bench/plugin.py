@@ -104,6 +104,10 @@ class Method(ABC):
         """Whether, as configured, a loss of zero means samples from `p_# exp(βr)`; `bench selftest` then checks it."""
         return False
 
+    def unfit(self, steps: int, group: int) -> str | None:
+        """Why the method could do nothing with K sampling steps and `group` samples of a prompt in a round, or None."""
+        return None
+
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """Extra networks to train, by name; each has its own optimiser group under `optimizer.networks`."""
         return {}

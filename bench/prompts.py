@@ -33,8 +33,8 @@ class PromptSet:
 def split(name: str, prompts: list[str]) -> PromptSet:
     """The split of the module's rule, duplicates dropped; fewer than five prompts leave no held-out part."""
     ordered = sorted(dict.fromkeys(prompts), key=lambda text: hashlib.blake2b(text.encode()).digest())
-    heldout = ordered[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
-    return PromptSet(name, [prompt for prompt in ordered if prompt not in set(heldout)], heldout)
+    train = [prompt for place, prompt in enumerate(ordered, 1) if place % HELDOUT_EVERY]
+    return PromptSet(name, train, ordered[HELDOUT_EVERY - 1 :: HELDOUT_EVERY])
 
 
 def _emoji() -> list[str]:
@@ -66,7 +66,8 @@ HUB = {  # data sets; every file of `files` is read as a prompt file
 def load_prompts(name: str, limit: int | None = None) -> PromptSet:
     """A named set, one of the hub's, or a file; the training part is cut to its first `limit` prompts.
 
-    Files: .txt (one a line), .json (list of strings), .csv or .parquet (column "prompt").
+    Files: .txt (one a line; lines that begin with "# " are comments), .json (list of strings), .csv or .parquet (column
+    "prompt", else "prompts", "text" or "caption"; empty cells are left out). UTF-8, with or without a byte order mark.
     Raises BenchError for an unknown name, or a file that cannot be read or holds no prompt.
     """
     whole = _load(name)
@@ -88,8 +89,10 @@ def _load(name: str) -> PromptSet:
 def _prompts(path: Path) -> list[str]:
     """The prompts of a file, blank ones left out. Raises BenchError if there are none."""
     try:
-        prompts = [str(prompt).strip() for prompt in _read(path)]
-    except (OSError, ValueError, KeyError) as error:
+        prompts = [prompt.strip() for prompt in _read(path)]
+        for prompt in prompts:
+            prompt.encode()  # JSON can hold half a character, which nothing can encode
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise BenchError(f"cannot read prompts from {str(path)!r}: {error}") from error
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
@@ -100,27 +103,47 @@ def _prompts(path: Path) -> list[str]:
 def _read(path: Path) -> list[str]:
     match path.suffix.lower():
         case ".txt" | "":
-            return path.read_text(encoding="utf8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+0085 and U+2028
+            return [line for line in lines if line.split(maxsplit=1)[:1] != ["#"]]
         case ".json":
-            prompts = json.loads(path.read_text(encoding="utf8"))
+            prompts = json.loads(path.read_text(encoding="utf-8-sig"))
             if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
                 raise ValueError("expected a JSON list of strings")
             return prompts
         case ".csv":
-            with path.open(newline="", encoding="utf8") as file:
-                rows = list(csv.DictReader(file))
-            return _column(rows, list(rows[0]) if rows else [])
+            return _read_csv(path)
         case ".parquet":
             import pandas as pd
 
             frame = pd.read_parquet(path)
-            return _column(frame.to_dict("records"), list(frame.columns))
+            cells = frame[_column(list(frame.columns))].dropna().tolist()
+            if strangers := [cell for cell in cells if not isinstance(cell, str)]:
+                raise ValueError(f"expected strings, got {strangers[0]!r}")
+            return cells
         case suffix:
             raise ValueError(f"unknown file type {suffix!r}: use .txt, .json, .csv or .parquet")
 
 
-def _column(rows: list[dict], columns: list[str]) -> list[str]:
-    found = [column for column in columns if column.lower() in ("prompt", "prompts", "text", "caption")]
-    if rows and not found:
+def _read_csv(path: Path) -> list[str]:
+    """The prompts of a CSV file. Raises ValueError or csv.Error for a row that reads otherwise than it looks."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        place, prompts = header.index(_column(header)) if header else 0, []
+        for row in reader:
+            if len(row) > len(header):
+                raise ValueError(f"line {reader.line_num} has more cells than the header: quote a prompt with a comma")
+            if len(row) > place and "\n" in row[place].strip():
+                raise ValueError(
+                    f"a prompt that ends in line {reader.line_num} spans several lines: close its quote, or use JSON"
+                )
+            prompts += row[place : place + 1]
+    return prompts
+
+
+def _column(columns: list[str]) -> str:
+    names = {str(column).strip().lower(): column for column in reversed(columns)}
+    found = [names[name] for name in ("prompt", "prompts", "text", "caption") if name in names]
+    if not found:
         raise ValueError(f"no column named prompt among {columns}")
-    return [row[found[0]] for row in rows]
+    return found[0]

@@ -4,12 +4,15 @@ Targets are imported only when asked for. A variant is a class plus option overr
 """
 
 import importlib
+import logging
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from bench.errors import BenchError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,20 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
 def plugins(kind: str) -> dict[str, Plugin]:
     """All plugins of a kind ("methods", "rewards", "metrics", "models"): built in, then those of installed packages.
 
-    Raises BenchError if an installed package claims a name that is taken.
+    Of an installed package that claims a taken name, that plugin is left out, with a warning.
     """
     found = dict(BUILT_IN[kind])
     for entry in entry_points(group=f"bench.{kind}"):
         package = entry.dist.name if entry.dist else "?"
         if entry.name in found:
-            raise BenchError(
-                f"the {kind[:-1]} name {entry.name!r} of package {package!r} is already taken by "
-                f"{found[entry.name].package!r}: rename the entry point or uninstall one of them."
+            log.warning(
+                "the %s name %r of package %r is already taken by %r: it is left out until its entry point is renamed",
+                kind[:-1],
+                entry.name,
+                package,
+                found[entry.name].package,
             )
+            continue
         found[entry.name] = Plugin(entry.value, package=package)
     return found
 
@@ -192,8 +199,11 @@ def load(kind: str, name: str) -> type:
     plugin = find(kind, name)
     module, _, attribute = plugin.target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+        found = getattr(importlib.import_module(module), attribute)
+        if not isinstance(found, type):
+            raise TypeError(f"{attribute} is no class")
+        return found
+    except (Exception, SystemExit) as error:  # a module that ends the program on import must end its own plugin only
         raise BenchError(
             f"the {kind[:-1]} {name!r} ({plugin.target}, package {plugin.package!r}) does not import: "
             f"{type(error).__name__}: {error}. Repair or uninstall that package."

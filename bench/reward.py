@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bench.errors import BenchError
 from bench.options import Config
+from bench.training import memory
 from bench.weights.hub import Need
 
 
@@ -35,3 +37,45 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score float32 images [B, 3, H, W] in [0, 1], or points [B, d]; returns float32 [B]."""
+
+
+def score(reward: Reward, name: str, images: Tensor, prompts: list[str]) -> Tensor:
+    """`reward(images, prompts)` [B], held to its contract; whether the numbers are finite is the caller's to ask.
+
+    The reward gets a copy of the images, so that one which writes into them changes no other's. Nothing here waits for
+    a device. Raises BenchError, naming the reward, for anything but float32 [B] with a graph where there must be one.
+    """
+    try:
+        with memory.phase():
+            found = reward(images.clone(), list(prompts))
+    except BenchError:
+        raise
+    except Exception as error:
+        raise BenchError(f"the reward {name!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Tensor):
+        raise BenchError(f"the reward {name!r} returned {type(found).__name__}: return a float32 tensor of shape [B].")
+    if found.shape != (len(images),) or found.dtype not in (torch.float32, images.dtype):
+        raise BenchError(
+            f"the reward {name!r} returned {found.dtype} {list(found.shape)} for {len(images)} images: return float32 "
+            f"[{len(images)}]."
+        )
+    if found.device != images.device:
+        raise BenchError(f"the reward {name!r} returned a tensor on {found.device} for images on {images.device}.")
+    if reward.differentiable and torch.is_grad_enabled() and images.requires_grad and not found.requires_grad:
+        raise BenchError(_without_gradient(name))
+    return found
+
+
+def _without_gradient(name: str) -> str:
+    return (
+        f"the reward {name!r} declares a gradient, and its values have none (detached, constant or rounded?): compute "
+        "them from the images with differentiable operations, or declare differentiable = False."
+    )
+
+
+def gradient(name: str, rewards: Tensor, inputs: Tensor) -> Tensor:
+    """`∇ Σ r`, shaped like `inputs`. Raises BenchError if the rewards do not depend on them."""
+    found = torch.autograd.grad(rewards.sum(), inputs, allow_unused=True)[0] if rewards.requires_grad else None
+    if found is None:
+        raise BenchError(_without_gradient(name))
+    return found

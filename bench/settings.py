@@ -3,10 +3,10 @@
 import hashlib
 import json
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from bench import registry
 from bench.options import Config
@@ -24,6 +24,10 @@ EXECUTION = (
     "model.compile",
 )
 HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap")  # only if asked for: need weights or further samples
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
 
 
 class Named(Config):
@@ -79,7 +83,7 @@ class TrainConfig(Config):
     updates: int = Field(100, ge=1)
     prompts_per_round: int = Field(16, ge=1)
     samples_per_prompt: int = Field(4, ge=1)
-    updates_per_round: int = Field(2, ge=1)
+    updates_per_round: int = Field(2, ge=1, description="each on its own part of the round's trajectories")
     data_lag: int = Field(0, ge=0, le=1, description="1: train on data sampled a round earlier")
     micro_batch: int = Field(64, ge=1, description="rows per micro-loss")
     sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
@@ -87,6 +91,14 @@ class TrainConfig(Config):
     threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
     ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
+
+    @model_validator(mode="after")
+    def _every_update_has_a_trajectory(self) -> "TrainConfig":
+        if self.updates_per_round > (count := self.prompts_per_round * self.samples_per_prompt):
+            raise ValueError(
+                f"a round of {count} trajectories cannot feed updates_per_round = {self.updates_per_round}"
+            )
+        return self
 
 
 class NetworkOptimizer(Config):
@@ -100,7 +112,7 @@ class OptimizerConfig(Config):
     """AdamW, one per network, gradients clipped per network."""
 
     lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm per network; null: no clipping")
@@ -125,12 +137,12 @@ class EvaluationConfig(Config):
     train_prompts: int = Field(24, ge=1)
     heldout_prompts: int = Field(24, ge=0)
     samples_per_prompt: int = Field(8, ge=2)
-    seed: int | None = Field(
-        None,
-        ge=0,
-        description="of the samples' noise; null: the run's, so that a spread over seeds holds it too",
+    seed: Seed | None = Field(
+        None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"
     )
-    at: list[int] = Field([], description="updates after which to evaluate too; always after the last")
+    at: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="updates after which to evaluate too; always after the last"
+    )
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
     sampler: EvaluationSampler = EvaluationSampler()
     features: str = "efficientnet_lite0"
@@ -142,7 +154,7 @@ class RunConfig(Config):
     """Everything that determines a run's numbers, and how they are computed."""
 
     suite: str
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     method: SerializeAsAny[Config]
     reward: SerializeAsAny[Config]
     model: ModelConfig = ModelConfig()
@@ -155,6 +167,12 @@ class RunConfig(Config):
     def evaluation_sampler(self) -> SamplerConfig:
         """The sampler of every evaluation, the prior's sets included."""
         return SamplerConfig(**self.sampler.model_dump() | self.evaluation.sampler.model_dump(exclude_none=True))
+
+    @model_validator(mode="after")
+    def _evaluations_lie_within_the_run(self) -> "RunConfig":
+        if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
+            raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
+        return self
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

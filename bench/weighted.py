@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.options import Config
-from bench.reward import Reward
+from bench.reward import Reward, score
 
 TERM = re.compile(r"([+-]?)(?:(\d+(?:\.\d+)?(?:e-?\d+)?)\*)?([A-Za-z_]\w*)")
 
@@ -58,7 +58,7 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
             self.parts = {name: own(getattr(config, name), device) for name, own in classes.items()}
 
         def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-            return sum(weight * self.parts[name](images, prompts) for name, weight in weights.items())
+            return sum(weight * score(self.parts[name], name, images, prompts) for name, weight in weights.items())
 
     WeightedSum.__doc__ = f"The weighted sum {expression}."
     return WeightedSum

@@ -61,6 +61,11 @@ class DDPO(Method):
         super().__init__(config)
         self.statistics = PromptStatistics(config.buffer, config.minimum)
 
+    def unfit(self, steps: int, group: int) -> str | None:
+        """A group of one has no deviation: every advantage is 0."""
+        alone = self.config.advantage == "group" and group < 2
+        return "advantages within a prompt's group need train.samples_per_prompt ≥ 2" if alone else None
+
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add clipped advantages [B] to the round."""
         prompts, rewards, limit = data.prompts, data.rewards, self.config.advantage_clip

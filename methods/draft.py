@@ -30,6 +30,8 @@ class DRaFTConfig(Config):
             raise ValueError("renoise (DRaFT-LV) repeats the last step alone: use depth: 1 and no start")
         if self.leap and (self.renoise or self.start):
             raise ValueError("leap chooses its own steps: use no start and no renoise")
+        if self.start and not all(0 <= share <= 1 for share in self.start):
+            raise ValueError("start is a mean and a deviation, both shares of all steps, from 0 to 1")
         return self
 
 
@@ -47,6 +49,14 @@ class DRaFT(Method):
     needs = Needs(trajectory=False, reward_gradient=True)
     recipe = {"optimizer.lr": 4e-4, "optimizer.weight_decay": 1e-4}
     config: DRaFTConfig
+
+    def unfit(self, steps: int, group: int) -> str | None:
+        """AlignProp draws its first step until it is one of 1 … K−1, so one of them must be likely enough."""
+        if self.config.start:
+            mean, deviation = (share * steps for share in self.config.start)
+            if steps < 2 or mean + 3 * deviation < 1 or mean - 3 * deviation >= steps:
+                return f"method.start = {self.config.start} draws no step from 1 to {steps - 1}"
+        return None
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
         """Micro-losses, samples with the same first step of the gradient together."""

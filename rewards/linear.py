@@ -5,6 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench import Config, Reward
+from bench.errors import BenchError
 
 
 class LinearConfig(Config):
@@ -23,4 +24,8 @@ class Linear(Reward):
     suite = "gaussian"
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        if len(self.config.direction) != images.shape[1]:
+            raise BenchError(
+                f"reward.direction has {len(self.config.direction)} numbers, and a point has {images.shape[1]}."
+            )
         return images @ torch.tensor(self.config.direction).to(images)

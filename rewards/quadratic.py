@@ -5,6 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench import Config, Reward
+from bench.errors import BenchError
 
 
 class QuadraticConfig(Config):
@@ -24,4 +25,6 @@ class Quadratic(Reward):
     suite = "ring"
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        if len(self.config.center) != images.shape[1]:
+            raise BenchError(f"reward.center has {len(self.config.center)} numbers, and a point has {images.shape[1]}.")
         return -(images - torch.tensor(self.config.center).to(images)).square().sum(1) / self.config.width

@@ -285,3 +285,35 @@ def test_two_processes_stop_together_and_one_speaks(bench, tmp_path, pipeline_fo
     assert "not finite" in done.stderr
     assert "Traceback" not in done.stderr
     assert set(read_rows(tmp_path / "run" / "rows.parquet")["status"]) == {"failed"}
+
+
+def test_more_updates_extend_the_run(bench, tmp_path, monkeypatch):
+    """A neighbour with fewer updates is gone on from, to the bit; not where the schedule is a share of the updates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    small = ("--set", "evaluation.samples_per_prompt=64", "--set", "evaluation.metrics=[reward]")
+    ring = ("run", "--method", "rtb", "--model", "ring", *small)
+    status, text = bench(*ring, "--updates", 4, "--out", "straight")
+    assert status == 0, text
+    assert bench(*ring, "--updates", 2)[0] == 0
+    status, text = bench(*ring, "--updates", 4)
+    assert status == 0, text
+    assert "Going on from" in text
+    assert "Resuming after update 2 of 4" in text
+    (longer,) = [p.parent for p in tmp_path.glob("runs/ring/*/*/config.yaml") if config.read(p).train.updates == 4]
+    adapters = [
+        (folder / "adapter" / "analytic.safetensors").read_bytes() for folder in (tmp_path / "straight", longer)
+    ]
+    assert adapters[0] == adapters[1]
+    decay = ("--set", "optimizer.decay=0.5")
+    assert bench(*ring, *decay, "--updates", 1)[0] == 0
+    status, text = bench(*ring, *decay, "--updates", 2)
+    assert status == 0, text
+    assert "optimizer.decay is a share of all updates: starting anew" in text
+
+
+def test_prompts_cut_by_the_encoder_are_counted(tiny_run, tmp_path, caplog):
+    path = tmp_path / "long.txt"
+    path.write_text("cat\ndog\n" + "many letters " * 9 + "\n")
+    tiny_run("prior", "--prompts", path)
+    assert "1 of 3 prompts are longer than the 16 tokens" in caplog.text

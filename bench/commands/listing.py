@@ -26,7 +26,7 @@ def describe(kind: str) -> dict[str, str]:
             lines[name] = f"[red]broken:[/red] {escape(str(error))}"
             continue
         preset = ", ".join(f"{key}={value}" for key, value in plugin.preset.items())
-        text = (found.__doc__ or "").strip().splitlines()[0]
+        text = (found.__doc__ or "(no description)").strip().partition("\n")[0]
         package = "" if plugin.package == "nabla-bench" else f" [{plugin.package}]"
         lines[name] = escape(text + (f" ({preset})" if preset else "") + package)
     return lines

@@ -1,12 +1,16 @@
 """What can be checked before a model loads, and fetched. Imports little, so that a mistake is told at once."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+
+import torch
 
 from bench import registry
 from bench.errors import BenchError
-from bench.models.catalogue import is_analytic
+from bench.models.catalogue import is_analytic, load_model
 from bench.prompts import HUB, PromptSet, load_prompts
+from bench.reward import score
 from bench.settings import RunConfig
 from bench.weights.hub import obtain
 from bench.weights.requirements import requirements
@@ -31,13 +35,17 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
-    options = method.Config(**config.method.model_dump(exclude={"name"}))
-    known = ["policy", *method(options).copies(), *(["ema"] if config.train.ema else [])]
+    built = method(method.Config(**config.method.model_dump(exclude={"name"})))
+    known = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
     if config.evaluation.weights not in known:
         raise BenchError(
             f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
             "keeps an 'ema' of any method's adapters."
         )
+    if why := built.unfit(config.sampler.steps, config.train.samples_per_prompt):
+        raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
+    if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
+        raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
     requirements(config)  # loads every reward, metric and feature space that is named
     kind = "points" if is_analytic(config.model.name) else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
@@ -52,6 +60,10 @@ def check(config: RunConfig) -> None:
             f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
             f"model {config.model.name!r} brings its own."
         )
+    if kind == "points":  # a model of no cost: let the reward look at a point
+        reward_options = config.reward.model_dump(exclude={"name", "beta"})
+        point = torch.zeros(1, *load_model(config.model, config.sampler).latent_shape)
+        score(reward(reward.Config(**reward_options)), config.reward.name, point, [""])
     if config.prompts.name not in HUB:
         load_prompts(config.prompts.name)
 

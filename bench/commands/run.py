@@ -3,8 +3,10 @@
 import contextlib
 import itertools
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
-from bench.files import write_atomic
+from bench.files import LOCK, leftovers, owned, write_atomic
+from bench.identity import contents
 from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
@@ -36,14 +39,44 @@ from results.plots import plot_curves
 from results.rows import read_rows, write_rows
 from results.table import run_table
 
+CONTENTS = "contents.json"
+log = logging.getLogger(__name__)
+
+
+def rows_at(update: int) -> str:
+    """Name of the rows of an evaluation between updates."""
+    return f"rows-at-{update:07d}.parquet"
+
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in the folder has its final rows. Raises BenchError if they cannot be read."""
     path = folder / "rows.parquet"
     try:
         return path.is_file() and "failed" not in set(read_rows(path)["status"])
-    except ValueError as error:
-        raise BenchError(f"{error}.") from None
+    except (ValueError, OSError):  # damaged, or of another version
+        return False
+
+
+def require_contents(folder: Path, config: RunConfig) -> None:
+    """Raise BenchError if a name in the configuration no longer stands for what the run in the folder began with."""
+    if changed := changed_contents(folder, config):
+        values = ", ".join(f"{key} = {attrgetter(key)(config)}" for key in changed)
+        raise BenchError(
+            f"the run in {folder} was begun with other contents of {values}: put them back, choose another --out, or "
+            "give --force to begin anew."
+        )
+
+
+def changed_contents(folder: Path, config: RunConfig) -> list[str]:
+    """Settings whose names stand for other contents than when the run in the folder began; none where it says none."""
+    try:
+        known = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
+        now = contents(config, load_prompts(config.prompts.name, config.prompts.limit))
+        return [key for key, digest in now.items() if known.get(key, digest) != digest]
+    except FileNotFoundError:  # begun by an earlier version
+        return []
+    except (ValueError, AttributeError) as error:
+        raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
 
 
 @dataclass
@@ -54,19 +87,26 @@ class Run:
     folder: Path
     console: Console
 
-    def open(self, force: bool) -> bool:
-        """Claim the folder; True if the run is already finished there.
+    def open(self, force: bool, held: contextlib.ExitStack) -> bool:
+        """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
 
         An interrupted run goes on with this configuration's settings of `EXECUTION`. A folder with another
-        configuration's run is refused; with `force` it is moved aside, not deleted.
+        configuration's run, or one begun with other contents behind the same names, is refused; with `force` it is
+        moved aside, not deleted. Raises BenchError also if another process owns the folder.
         """
-        stored = self.folder / "config.yaml"
+        stored, main = self.folder / "config.yaml", processes.is_main()  # of several processes, it owns the folder
+        written = set(self.folder.iterdir()) if self.folder.is_dir() else set()
+        if written - {self.folder / LOCK, *leftovers(self.folder)} and not stored.is_file():
+            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
+        if main:
+            held.enter_context(owned(self.folder))
         if stored.is_file():
             try:
                 earlier = configs.read(stored)
             except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
                 earlier = None
             if earlier and earlier.hash() == self.config.hash() and not force:
+                require_contents(self.folder, self.config)
                 if is_finished(self.folder):
                     return True
                 self._go_on(earlier)
@@ -79,11 +119,39 @@ class Run:
             names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in itertools.count(1))
             aside = next(path for path in names if not path.exists())
             self.folder.rename(aside)
+            held.enter_context(owned(self.folder))
             self.console.print(f"Moved the earlier run to {aside}.")
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
-        self._store()
+        if main:
+            self._store()
+            if not force and registry.load("methods", self.config.method.name).needs.training:
+                self._extend()
         return False
+
+    def _extend(self) -> None:
+        """Begin where a neighbouring run of the same settings with fewer updates ended, if this run would get there."""
+        for folder in sorted(self.folder.parent.glob(f"{self.config.method.name}-seed{self.config.seed}-*")):
+            try:
+                earlier = configs.read(folder / "config.yaml")
+            except (BenchError, OSError):
+                continue
+            done, train = earlier.train.updates, self.config.train
+            same = earlier.model_copy(update={"train": earlier.train.model_copy(update={"updates": train.updates})})
+            if done >= train.updates or same.hash() != self.config.hash() or changed_contents(folder, self.config):
+                continue
+            shares = {"train.beta_warmup": train.beta_warmup, "optimizer.decay": self.config.optimizer.decay}
+            state = checkpoint.load(folder / "checkpoints")
+            why = next((f"{key} is a share of all updates" for key, share in shares.items() if share), None)
+            if state is None or state["update"] % train.updates_per_round:
+                why = why or "it has no checkpoint at the end of a round"
+            if why:
+                self.console.print(f"{folder} has {done} updates of the same settings, but {why}: starting anew.")
+                continue
+            path = checkpoint.newest(folder / "checkpoints")
+            checkpoint.save(self.folder / "checkpoints", state["update"], state)
+            if (folder / "log.jsonl").is_file():
+                write_atomic(self.folder / "log.jsonl", (folder / "log.jsonl").read_bytes())
+            self.console.print(f"Going on from {path}, of a run of the same settings with {done} updates.")
+            return
 
     def _go_on(self, earlier: RunConfig) -> None:
         """Replace the stored configuration by this one, which differs in nothing but `EXECUTION`, and say in what."""
@@ -96,6 +164,8 @@ class Run:
             self._store()
 
     def _store(self) -> None:
+        prompts = load_prompts(self.config.prompts.name, self.config.prompts.limit)
+        write_atomic(self.folder / CONTENTS, json.dumps(contents(self.config, prompts), indent=2).encode())
         write_atomic(self.folder / "config.yaml", self.config.to_yaml().encode())
 
     def execute(self) -> None:
@@ -119,6 +189,8 @@ class Run:
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
+        if main and (pipeline := getattr(core.model, "pipeline", None)):
+            _warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
@@ -129,7 +201,7 @@ class Run:
                 _, measurements = evaluator.evaluate()
             found = rows(measurements)
             if main:
-                write_rows(self.folder / f"rows-at-{update:07d}.parquet", found)
+                write_rows(self.folder / rows_at(update), found)
 
         try:
             if trainer:
@@ -163,12 +235,16 @@ class Run:
             def on_update(record: Record) -> None:
                 if updates:
                     updates.write(record)
-                update = record["update"]
-                progress.update(task, completed=update, reward=record.get("reward", float("nan")))
+                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+
+            def after_update(update: int) -> None:
                 if update in between:
                     evaluate_between(update)
 
-            trainer.run(on_update)
+            # a run that ended in an evaluation goes on from the checkpoint before it
+            if trainer.update in between and not (self.folder / rows_at(trainer.update)).is_file():
+                evaluate_between(trainer.update)
+            trainer.run(on_update, after_update, between)
 
     def _pictures(self, evaluation: Evaluation, core: Core) -> None:
         title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"
@@ -184,6 +260,12 @@ class Run:
         self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
+
+
+def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
+    limit = tokenizer.model_max_length
+    if long := sum(len(tokens) > limit for tokens in tokenizer(prompts, verbose=False).input_ids):
+        log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
 
 
 def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
@@ -203,6 +285,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
         seed=config.seed,
         micro_batch=config.train.micro_batch,
         sample_batch=config.train.sample_batch,
+        reward_name=config.reward.name,
     )
     core.meter.watch(model.network)
     return core
@@ -249,6 +332,7 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             f"{', '.join(EXECUTION)}."
         )
     config = configs.read(stored, assignments)
+    require_contents(folder, config)
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     with explained(config, folder):
         with memory.phase("loading"):

@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.commands.preflight import preflight
-from bench.commands.run import is_finished
-from bench.config import resolve
+from bench.commands.run import changed_contents, is_finished
+from bench.config import Loader, resolve
 from bench.errors import BenchError
 from bench.evaluation.rows import run_name
 from bench.options import Config, explain
 from bench.settings import EXECUTION, RunConfig
+from bench.training.stopping import Interrupted
 
 
 class Sweep(Config):
@@ -49,11 +50,14 @@ class Job:
     arguments: list[str]
     folder: Path
     log: Path
+    config: RunConfig
 
     @property
     def state(self) -> str:
         """ "finished", "begun" or "new"."""
-        return "finished" if is_finished(self.folder) else "begun" if self.folder.is_dir() else "new"
+        if is_finished(self.folder) and not changed_contents(self.folder, self.config):
+            return "finished"
+        return "begun" if self.folder.is_dir() else "new"
 
     @property
     def command(self) -> str:
@@ -64,13 +68,13 @@ class Job:
 def read_sweep(path: Path) -> Sweep:
     """A specification file. Raises BenchError listing every mistake."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+        tree = yaml.load(path.read_text(encoding="utf8"), Loader)
         spec = Sweep(**tree)
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise BenchError(f"cannot read the sweep {path}: {error}") from None
     except ValidationError as error:
         known = list(Sweep.model_fields)
         raise BenchError("\n".join(f"{path}: {explain(mistake, known)}" for mistake in error.errors())) from None
+    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
+        raise BenchError(f"cannot read the sweep {path}: {error}") from None
     if idle := set(spec.grid) & set(EXECUTION):
         raise BenchError(f"{path}: {', '.join(sorted(idle))} in grid: makes no other run; put one value under set.")
     if strangers := set(spec.settings) - set(spec.methods):
@@ -92,9 +96,15 @@ def plan_sweep(spec: Sweep) -> list[Job]:
             continue
         name = run_name(config)
         options = [f"--{key}={value}" for key, value in named.items() if value is not None]
-        sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        sets = [
+            word
+            for key, value in chosen.items()
+            for word in ("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
+        ]
         arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={spec.out / name}"]
-        jobs[name] = Job(arguments, spec.out / name, spec.out / "logs" / f"{name}.log")  # equal runs are run once
+        jobs[name] = Job(
+            arguments, spec.out / name, spec.out / "logs" / f"{name}.log", config
+        )  # equal runs are run once
     if faults:
         raise BenchError("\n".join(dict.fromkeys(faults)))
     return list(jobs.values())
@@ -102,7 +112,7 @@ def plan_sweep(spec: Sweep) -> list[Job]:
 
 def _configuration(method: str, seed: int, chosen: dict[str, Any], suite: Any, reward: Any, model: Any) -> RunConfig:
     overrides = {"seed": seed} | ({} if model is None else {"model.name": model})
-    assignments = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
+    assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items()]
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     preflight(config)
     return config
@@ -126,8 +136,13 @@ def run_sweep(spec: Sweep, jobs: list[Job], console: Console) -> list[Job]:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("w", encoding="utf8") as log:
             command = [sys.executable, "-m", "bench", *job.arguments]
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            # a group of its own: the terminal's signals reach it through the sweep alone, once
+            own = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment, "process_group": 0}
+            with subprocess.Popen(command, **own) as process:
+                alive.append(process)
+                return process.wait()
 
+    alive: list[subprocess.Popen] = []
     failed: list[Job] = []
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
@@ -139,7 +154,12 @@ def run_sweep(spec: Sweep, jobs: list[Job], console: Console) -> list[Job]:
                 if done.result() != 0:
                     failed.append(running[done])
                 progress.update(task, advance=1, failed=len(failed))
-        finally:  # an interrupt reaches the processes too; each resumes from its checkpoint
+        except Interrupted as stop:  # each writes its checkpoint and ends
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in alive:
+                process.send_signal(stop.status - 128)
+            raise
+        finally:
             executor.shutdown(cancel_futures=True)
     return failed
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bench import registry
-from bench.core import Core
+from bench.core import PRIOR_NOT_FINITE, Core
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.samples import Evaluation, Samples
@@ -21,12 +21,13 @@ from bench.files import write_atomic
 from bench.models.catalogue import make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet
-from bench.reward import Reward
+from bench.reward import Reward, score
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training import memory, processes
 from bench.weights.hub import revisions
 
+CHECKSUM = 16  # bytes, in front of a cached tensor
 log = logging.getLogger(__name__)
 PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
 
@@ -67,7 +68,8 @@ def draw(
         with memory.phase("decode"):
             image = core.model.decode(path.latents[:, -1])
         if not bool(torch.isfinite(image).all()):
-            raise NonFiniteError("the samples are not finite: lower optimizer.lr or reward.beta.")
+            remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
+            raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
         found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
         if path.model_output is not None:
             norms = (output.flatten(2).norm(dim=2) for output in (path.model_output, path.prior_output))
@@ -121,6 +123,7 @@ class Evaluator:
         """Draw what is not cached, then run every configured metric; on_batch gets (set, rows finished)."""
         sets = {name: self.prior_set(name, lambda rows, name=name: on_batch(name, rows)) for name in PRIOR_SETS}
         sets["finetuned"] = self._score(
+            "finetuned",
             draw(
                 self.core,
                 self.names,
@@ -129,7 +132,7 @@ class Evaluator:
                 method=self.method,
                 weights=None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights,
                 on_batch=lambda rows: on_batch("finetuned", rows),
-            )
+            ),
         )
         evaluation = Evaluation(
             **sets,
@@ -160,14 +163,14 @@ class Evaluator:
         """
         core = core or self.core
         purpose = PRIOR_SETS[name]
-        path = self.cache / f"{self._key(purpose, core)}.safetensors"
+        path = self.cache / f"{self._key(purpose, core)}.checked"
 
         def drawn() -> Tensor:
             names, splits = self.names, self.splits
             return draw(core, names, splits, seed=self.seed, purpose=purpose, prior=True, on_batch=on_batch).images
 
         images = _cached(path, "images", drawn)
-        return self._score(Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
+        return self._score(name, Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
     def _key(self, purpose: str, core: Core) -> str:
         kernel, model = core.kernel, core.model
@@ -175,25 +178,33 @@ class Evaluator:
         parts += [self.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
-    def _score(self, samples: Samples) -> Samples:
-        """All rewards of the 8-bit images, so that every set is scored on what is shown."""
+    def _score(self, name: str, samples: Samples) -> Samples:
+        """All rewards of the 8-bit images, so that every set is scored on what is shown; name: of the set."""
 
         @torch.no_grad()
-        def score(rows: Tensor) -> dict[str, Tensor]:
+        def scores_of(rows: Tensor) -> dict[str, Tensor]:
             prompts = [samples.prompts[i] for i in rows.tolist()]
             with memory.phase("reward"):
                 images = as_seen(samples.images[rows].to(self.core.model.device))
-                return {name: reward(images, prompts).cpu() for name, reward in self.rewards.items()}
+                found = {n: score(reward, n, images, prompts).cpu() for n, reward in self.rewards.items()}
+            for own, values in found.items():
+                if not bool(torch.isfinite(values).all()):
+                    whose = "the prior's own" if name in PRIOR_SETS else "the finetuned model's"
+                    raise NonFiniteError(
+                        f"the reward {own!r} is not finite on {whose} samples: repair it, or leave it out of "
+                        "evaluation.rewards (bench eval does that for a trained run)."
+                    )
+            return found
 
         parts = torch.arange(len(samples.images)).split(self.core.micro_batch)
-        scores = processes.map_parts(parts, score)
+        scores = processes.map_parts(parts, scores_of)
         return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
 
     def features(self, samples: Samples, space: str | None = None) -> Tensor:
         """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
         space = space or self.config.evaluation.features
         digest = hashlib.blake2b(samples.images.numpy().tobytes(), digest_size=16).hexdigest()
-        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.safetensors"
+        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.checked"
 
         def extract(images: Tensor) -> dict[str, Tensor]:
             if space not in self.spaces:
@@ -221,13 +232,37 @@ def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
 
 def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
     """The tensor stored in `path`, or computed, by all processes together, and stored there."""
-    if processes.everywhere(path.is_file()):
-        return load(path.read_bytes())[name]
+    stored = _stored(path)
+    if processes.everywhere(stored is not None):
+        return load(stored)[name]
     found = compute().contiguous()
     if processes.state().is_local_main_process:
-        write_atomic(path, save({name: found}))
+        data = save({name: found})
+        try:
+            write_atomic(path, _checksum(data) + data)
+        except OSError as error:  # a cache saves time; without one nothing is lost
+            log.warning("cannot keep %s for the next run: %s", path, error)
     processes.state().wait_for_everyone()
     return found
+
+
+def _stored(path: Path) -> bytes | None:
+    """What `path` holds behind its checksum; None if nothing or if it is damaged, which is warned of."""
+    try:
+        whole = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("cannot read %s, computing it anew: %s", path, error)
+        return None
+    if whole[:CHECKSUM] == _checksum(whole[CHECKSUM:]):
+        return whole[CHECKSUM:]
+    log.warning("%s is damaged (its contents do not match its checksum); computing it anew", path)
+    return None
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM).digest()
 
 
 def as_seen(images: Tensor) -> Tensor:

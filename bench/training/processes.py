@@ -46,6 +46,7 @@ def is_main() -> bool:
 
 def launch(number: int, arguments: Sequence[str]) -> int:
     """Run `bench` with the same arguments in several processes of this machine; the status of the first that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -57,6 +58,8 @@ def launch(number: int, arguments: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)("-m", "bench", *arguments)
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
+    except SignalException as error:  # the processes have got it too, and written their checkpoint
+        return 128 + error.sigval
     return 0
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from bench.sampling.noise import generator, seeded
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import checkpoint, processes
+from bench.training.stopping import STOP, Interrupted
 
+CHECKPOINT_SECONDS = 120
 log = logging.getLogger(__name__)
 Record = dict[str, Any]  # one line of the update log
 
 
 class Trainer:
-    """Train `core.model` with `method`; resumable at any round, bitwise equal on a CPU with the same thread count.
+    """Train `core.model` with `method`; resumable after any update, bitwise equal on a CPU with the same thread count.
 
     Resumed with other settings of `bench.settings.EXECUTION`, other batches for one, it is equal to rounding.
 
@@ -58,7 +61,7 @@ class Trainer:
         self.copies = ema | method.copies()
         start = {name: parameter.detach() for name, parameter in core.model.adapters().items()}
         core.copies |= {name: {key: value.clone() for key, value in start.items()} for name in self.copies}
-        self.round, self.update = 0, 0
+        self.round, self.update, self.part = 0, 0, 0  # part: updates done in this round
         self.queue: list[Batch] = []
 
     def _optimizer(self, name: str, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -69,25 +72,55 @@ class Trainer:
 
     # The loop -----------------------------------------------------------------------------------------------------
 
-    def run(self, on_update: Callable[[Record], None]) -> None:
-        """Train until `updates`, calling `on_update` with each update's log record. Raises NonFiniteError."""
+    def run(
+        self,
+        on_update: Callable[[Record], None],
+        after_update: Callable[[int], None] = lambda update: None,
+        save_at: Collection[int] = (),
+    ) -> None:
+        """Train until `updates`; `on_update` gets each update's log record, `after_update` then its number.
+
+        Between the two a checkpoint is written: after every `checkpoint_every` rounds, after the updates `save_at`,
+        after the last, every two minutes, and when a signal asks to stop. Raises NonFiniteError, and Interrupted after
+        the update and the checkpoint of such a signal.
+        """
         self._schedule()
+        saved = time.monotonic()
         while self.update < self.config.updates:
-            while len(self.queue) <= self.config.data_lag:
-                self.queue.append(self._sample(self.round + len(self.queue)))
-            data = self.queue.pop(0)
-            count = self.config.updates_per_round
-            for part in range(min(count, self.config.updates - self.update)):
-                record = self._update(data[part::count])
-                self._schedule()
+            with STOP.deferred():
+                record = self._next()
                 on_update(record)
-            self.round += 1
+                late = time.monotonic() - saved > CHECKPOINT_SECONDS
+                asked = processes.gather((STOP.number, late))  # all must agree, for a checkpoint is made by all
+                signals = [number for number, _ in asked if number is not None]
+                due = not self.part and self.round % self.config.checkpoint_every == 0
+                due = due or self.update in {*save_at, self.config.updates} or asked[0][1]
+                if due or signals:
+                    self._save()
+                    saved = time.monotonic()
+            if signals:
+                raise Interrupted(signals[0])
+            after_update(self.update)
+
+    def _next(self) -> Record:
+        """The next update, after the round's sampling if it is the round's first."""
+        while len(self.queue) <= self.config.data_lag:
+            self.queue.append(self._sample(self.round + len(self.queue)))
+        count = self.config.updates_per_round
+        record = self._update(self.queue[0][self.part :: count])
+        self.part += 1
+        if self.part == count or self.update >= self.config.updates:
+            self.queue.pop(0)
+            self.round, self.part = self.round + 1, 0
             self._follow(self.round)
-            if self.round % self.config.checkpoint_every == 0 or self.update >= self.config.updates:
-                with self.core.meter.phase("checkpoint"):
-                    state = self.state_dict()
-                    if processes.is_main():
-                        checkpoint.save(self.checkpoints, self.update, state)
+        self._schedule()
+        return record
+
+    def _save(self) -> None:
+        with self.core.meter.phase("checkpoint"):
+            state = self.state_dict()
+            if processes.is_main():
+                checkpoint.save(self.checkpoints, self.update, state)
 
     def _schedule(self) -> None:
         """Set β and the learning rates of the next update."""
@@ -131,7 +164,7 @@ class Trainer:
             found = processes.map_parts(list(batch.split(self.core.sample_batch)), sample)
             data = Trajectory(batch.prompts, batch.samples, batch.conditioning, **found)
         if needs.rewards:
-            with torch.no_grad(), self.core.meter.phase("reward"), self._stopping():
+            with torch.no_grad(), self.core.meter.phase("reward"), self._stopping(data.prompts):
                 data = replace(data, **processes.map_parts(list(data.split(self.core.micro_batch)), score))
                 with processes.together():
                     self.core.check()
@@ -152,7 +185,7 @@ class Trainer:
         meter = self.core.meter
         shards = [data] if self.method.needs.whole_update else list(data.split(self.core.micro_batch))
         tally = _Tally()
-        with self._stopping():
+        with self._stopping(data.prompts):
             with processes.together():
                 for shard in processes.shared(shards):
                     self._backward(shard, len(data), tally)
@@ -208,15 +241,15 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Add to a NonFiniteError where training stands and what is safe."""
+    def _stopping(self, prompts: list[str]) -> Iterator[None]:
+        """Add to a NonFiniteError where training stands, what is safe, and where to look; prompts: those in flight."""
         try:
             yield
         except NonFiniteError as error:
             last = checkpoint.newest(self.checkpoints)
             raise NonFiniteError(
                 f"update {self.update + 1} stopped: {error}. Last good checkpoint: {last or 'none'}; nothing was "
-                "overwritten. Lower optimizer.lr or reward.beta, or use model.dtype=float32."
+                f"overwritten. {self.core.cause(prompts)}"
             ) from error
 
     # State --------------------------------------------------------------------------------------------------------
@@ -226,11 +259,16 @@ class Trainer:
         return {
             "round": self.round,
             "update": self.update,
+            "part": self.part,
             "parameters": {name: [p.detach() for p in group] for name, group in self.parameters.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "copies": self.core.copies,
             "method": self.method.state_dict(),
-            "queue": [{f.name: getattr(batch, f.name) for f in fields(batch)} for batch in self.queue],
+            # without the conditioning, which the prompts give again
+            "queue": [
+                {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "conditioning"}
+                for batch in self.queue
+            ],
             "meter": self.core.meter.total(),
             "threads": torch.get_num_threads(),
         }
@@ -246,6 +284,16 @@ class Trainer:
                 torch.get_num_threads(),
                 state["threads"],
             )
+        try:
+            self._restore(state)
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise BenchError(
+                f"the checkpoint in {self.checkpoints} is of another version or another run ({error}): choose another "
+                "--out, or give --force to begin anew."
+            ) from error
+        return True
+
+    def _restore(self, state: dict[str, Any]) -> None:
         for name, group in self.parameters.items():
             for parameter, stored in zip(group, state["parameters"][name], strict=True):
                 parameter.data.copy_(stored)
@@ -255,12 +303,12 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         if processes.is_main():  # the stored counts are those of all processes
             self.core.meter.restore(state["meter"])
-        self.round, self.update = state["round"], state["update"]
+        self.round, self.update, self.part = state["round"], state["update"], state.get("part", 0)
         device = self.core.model.device
         for stored in state["queue"]:
             moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
+            moved["conditioning"] = self.core.model.encode(stored["prompts"])
             self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))
-        return True
 
 
 class _Tally:

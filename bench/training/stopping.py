@@ -1,0 +1,61 @@
+"""SIGINT, SIGTERM and SIGHUP: a run stops where it can go on, and whoever waits is told at once."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end; like KeyboardInterrupt, no `except Exception` holds it up."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class Stop:
+    """What a signal does: it raises Interrupted at once, or, inside `deferred`, is kept until someone asks.
+
+    A second signal is never deferred.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._waiting = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if not self._waiting or self.number is not None:
+            raise Interrupted(number)
+        self.number = number
+        sys.stderr.write("\nStopping after this update, with a checkpoint; once more stops at once.\n")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """The block is not interrupted by a first signal."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+
+STOP = Stop()
+
+
+@contextmanager
+def signals_stop() -> Iterator[None]:
+    """In the block signals go to `STOP`; those that whoever started us has switched off stay off."""
+    STOP.number = None
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, STOP)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""A setting is taken as it is written, or refused in one sentence before anything loads."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from bench import registry
+from bench.commands.preflight import check
+from bench.config import resolve
+from bench.errors import BenchError
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("reward.name=hps", "use --reward hps"),
+        ("method.name=rtb", "use --method rtb"),
+        ("suite=ring", "use --suite ring"),
+        ("no.such.key=1", "unknown setting 'no.such.key'"),
+        ("seed=1:30", "seed = '1:30'"),
+        ("seed=[1", "cannot read"),
+        (f"seed={'9' * 5000}", "cannot read"),
+        ("train={1: 2}", "unknown setting 'train.1'"),
+        ("prompts=mine.txt", "prompts = 'mine.txt'"),
+        ("seed=9223372036854775808", "less than"),
+        ("evaluation.seed=-1", "greater than"),
+        ("optimizer.betas=[1,1]", "optimizer.betas.0 = 1: input should be less than 1"),
+        ("evaluation.at=[0]", "evaluation.at.0 = 0"),
+        ("evaluation.at=[150,151]", r"evaluation.at = \[151\] lies beyond train.updates = 150"),
+        ("train.updates_per_round=49", "a round of 48 trajectories cannot feed updates_per_round = 49"),
+        ("train.threads=100000", "train.threads = 100000: this machine has"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(assignment: str, words: str) -> None:
+    with pytest.raises(BenchError, match=words):
+        check(resolve("ddpo", assignments=[assignment]))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("grpo", ["train.samples_per_prompt=1"], "'grpo' could do nothing.*samples_per_prompt ≥ 2"),
+        ("alignprop", ["method.start=[0,0]"], r"'alignprop' could do nothing.*draws no step from 1 to 19"),
+        ("alignprop", ["method.start=[1,0]"], "draws no step"),
+        ("alignprop", ["method.start=[0.5,100]"], "from 0 to 1"),
+    ],
+)
+def test_a_method_that_could_do_nothing_is_refused(method: str, settings: list[str], words: str) -> None:
+    with pytest.raises(BenchError, match=words):
+        check(resolve(method, assignments=settings))
+
+
+@pytest.mark.parametrize(("reward", "option"), [("linear", "direction"), ("quadratic", "center")])
+def test_a_vector_of_another_length_is_refused(reward: str, option: str) -> None:
+    for value in ("[1]", "[1, 2, 3]"):
+        config = resolve("rtb", reward=reward, suite="ring", assignments=[f"reward.{option}={value}"])
+        with pytest.raises(BenchError, match=rf"reward.{option} has \d numbers, and a point has 2"):
+            check(config)
+
+
+def test_values_are_read_as_written() -> None:
+    config = resolve("ddpo", assignments=["seed=010", "optimizer.lr=1e-4", "evaluation.at=[]", "prompts.limit="])
+    assert (config.seed, config.optimizer.lr, config.prompts.limit) == (10, 1e-4, None)
+
+
+def test_a_suites_limit_is_for_its_own_prompts() -> None:
+    assert resolve("ddpo").prompts.limit == 12
+    assert resolve("ddpo", overrides={"prompts.name": "mine.txt"}).prompts.limit is None
+    assert resolve("ddpo", assignments=["prompts.name=mine.txt"]).prompts.limit is None
+    mine = resolve("ddpo", overrides={"prompts.name": "mine.txt"}, assignments=["prompts.limit=3"])
+    assert mine.prompts.limit == 3
+
+
+def test_a_plugin_with_a_taken_name_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    entry = EntryPoint("ddpo", "elsewhere:DDPO", "bench.methods")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "bench.methods" else [])
+    registry.plugins.cache_clear()
+    try:
+        assert registry.find("methods", "ddpo").target == "methods.ddpo:DDPO"
+        assert "'ddpo'" in caplog.text
+        assert "already taken" in caplog.text
+    finally:
+        registry.plugins.cache_clear()
+
+
+def test_a_plugin_that_ends_the_program_on_import_ends_itself(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.BUILT_IN["methods"], "leaving", registry.Plugin("leaving:X"))
+    registry.plugins.cache_clear()
+    try:
+        with pytest.raises(BenchError, match=r"'leaving'.*SystemExit"):
+            registry.load("methods", "leaving")
+    finally:
+        registry.plugins.cache_clear()
+
+
+def test_a_misspelt_metric_of_a_report_is_told(bench, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small = ("--set", "evaluation.samples_per_prompt=64", "--set", "evaluation.metrics=[reward]")
+    status, text = bench("run", "--method", "prior", "--model", "ring", *small, "--out", tmp_path / "run")
+    assert status == 0, text
+    status, text = bench("report", tmp_path / "run", "--metrics", "reward/trian")
+    assert status == 2
+    assert "'reward/trian'; did you mean 'reward/train'?" in text
