@@ -120,7 +120,7 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
         tree = yaml.safe_load(path.read_text(encoding="utf8"))
         method, reward = tree["method"]["name"], tree["reward"]["name"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise BenchError(f"{path} is no configuration of this version: {error}") from None
+        raise BenchError(f"{path} is not the configuration of a run of this version: {error}") from None
     _merge(tree, _parsed(assignments))
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 

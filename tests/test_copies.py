@@ -97,8 +97,8 @@ def test_copies_follow_their_schedules_and_survive_a_restart(tmp_path):
         ema = decay * ema + (1 - decay) * policy
         torch.testing.assert_close(copies["slow"], slow)
         torch.testing.assert_close(copies["ema"], ema)
-        # a round has two updates, and its copies follow when it is over
-        behind = {"old": (n - 1) // 2 * 2, "stage": min((n - 1) // 4 * 4, 8)}
+        # a round has two updates, and its copies follow with the last of them
+        behind = {"old": n // 2 * 2, "stage": min(n // 4 * 4, 8)}
         for name, update in behind.items():
             assert torch.equal(copies[name], seen[update - 1][0] if update else torch.zeros_like(bias)), (n, name)
     trainer_of(tmp_path / "resumed", 4).run(lambda record: None)

@@ -26,7 +26,14 @@ def start(folder: Path, updates: int, *settings: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench", "run", "--method", "rtb", "--model", "ring", "--out", str(folder)]
     command += ["--updates", str(updates), *(word for one in sets for word in ("--set", one))]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache")}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+    )
 
 
 def until(folder: Path, lines: int) -> None:

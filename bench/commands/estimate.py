@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench import registry
-from bench.models import catalogue
+from bench.models import catalogue, emoji
 from bench.models.pipeline import PipelineModel
 from bench.settings import RunConfig
 from bench.weights import random_weights
@@ -77,12 +77,17 @@ def networks(config: RunConfig) -> tuple[type[PipelineModel], Any, Any] | None:
         kind = catalogue.family(folder)
         index = json.loads((folder / "model_index.json").read_text(encoding="utf8"))
         with torch.device("meta"):
-            return kind, *(_empty(index[name][1], folder / name) for name in (kind.denoiser, "vae"))
+            return kind, *(_empty(index[name][1], _part(folder, name)) for name in (kind.denoiser, "vae"))
     if config.model.name in random_weights.UNET:
         with torch.device("meta"):
             found = random_weights.denoiser(config.model.name), random_weights.autoencoder("full")
         return registry.load("models", "StableDiffusionPipeline"), *found
     return None
+
+
+def _part(folder: Path, name: str) -> Path:
+    own = folder / name
+    return own if own.is_dir() else emoji.WEIGHTS / name  # which emoji_flow shares
 
 
 def _empty(class_name: str, folder: Path) -> Any:

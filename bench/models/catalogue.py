@@ -7,13 +7,15 @@ import torch
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
+from bench.models import emoji
 from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
 from bench.settings import ModelConfig, SamplerConfig
 from bench.weights.hub import Repository
 
 NAMED = {
-    "emoji": "the embedded prior: 32-pixel emoji in three drawing styles",
+    "emoji": "the embedded diffusion prior: 32-pixel emoji in three drawing styles",
+    "emoji_flow": "the embedded flow-matching prior: the same emoji, in Stable Diffusion 3's layout",
     "sd15": "Stable Diffusion 1.5, 512 pixels; 4.3 GB from the hub, a GPU to be practical",
     "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
@@ -21,6 +23,8 @@ NAMED = {
     "ring_flow": "the ring as a rectified flow, exact velocity",
     "gaussian_flow": "the Gaussian as a rectified flow, exact velocity",
 }
+
+EMBEDDED = {"emoji": emoji.WEIGHTS, "emoji_flow": emoji.FLOW}
 
 PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some hold four copies of the weights
     "model_index.json",
@@ -55,7 +59,7 @@ def need(name: str) -> Repository | None:
 
     Raises BenchError for an unknown name or a folder that holds no pipeline; nothing is loaded or downloaded here.
     """
-    if is_analytic(name) or name == "emoji":
+    if is_analytic(name) or name in EMBEDDED:
         return None
     if name in HUB:
         return HUB[name]
@@ -77,10 +81,8 @@ def locate(name: str) -> Path | None:
     """
     if is_analytic(name):
         return None
-    if name == "emoji":
-        from bench.models import emoji
-
-        return emoji.path()
+    if name in EMBEDDED:
+        return EMBEDDED[name]
     repository = need(name)
     return repository.path() if repository else Path(name)
 

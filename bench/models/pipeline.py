@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from bench.models import emoji
 from bench.models.base import Conditioning, DiffusionModel, network_dtype
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
@@ -68,13 +70,14 @@ class PipelineModel(DiffusionModel):
     ):
         self.device, self.guidance = torch.device(device), guidance
         self.finetune, self.checkpointing = finetune, checkpointing
+        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf8"))
+        absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         self.pipeline = pipe = self.pipeline_class.from_pretrained(
             folder,
             dtype={"default": dtype, "vae": torch.float32},
             use_safetensors=True,
             local_files_only=True,
-            **self.unused,
-            **(components or {}),
+            **absent | dict(self.unused) | dict(components or {}),
         )
         self.network = network = getattr(pipe, self.denoiser)
         self.read_configs(pipe)
@@ -115,7 +118,7 @@ class PipelineModel(DiffusionModel):
         cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
     ) -> "PipelineModel":
         """See `DiffusionModel.create`."""
-        settings = config.model_dump(exclude={"name", "dtype"})
+        settings = config.model_dump(exclude={"name", "dtype"}) | {"components": emoji.shared(folder)}
         dtype = network_dtype(config, device)
         return cls(folder, guidance=guidance, dtype=dtype, device=device, seed=seed, **settings)
 

@@ -10,7 +10,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -26,7 +28,7 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from bench.models.emoji import STYLES
+from bench.models.emoji import FLOW, STYLES, shared
 from bench.recipe.art import SIZE
 
 MAX_TOKENS = 16
@@ -205,6 +207,21 @@ def export(networks: dict[str, nn.Module], tokenizer_folder: Path, concepts: lis
         for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
             (target / file).write_bytes((tokenizer_folder / file).read_bytes())
     (partial / "concepts.json").write_text(json.dumps(concepts, indent=1) + "\n", encoding="utf-8")
+    replace_folder(partial, folder)
+
+
+def export_flow(model: SD3Transformer2DModel, folder: Path) -> None:
+    """Write the transformer of ``emoji_flow`` as float16 into ``folder``, with what `StableDiffusion3Pipeline` reads
+    beside the parts that it shares with ``emoji``. The folder appears by rename."""
+    partial = folder.with_name(folder.name + ".partial")
+    pipeline = StableDiffusion3Pipeline(
+        transformer=model.half().eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **shared(FLOW),
+    )
+    pipeline.save_config(partial)  # model_index.json alone
+    for name in ("transformer", "scheduler"):
+        getattr(pipeline, name).save_pretrained(partial / name)
     replace_folder(partial, folder)
 
 

@@ -2,8 +2,8 @@
 
 Stages: ``vae`` (autoencoder), ``bank`` (augmented images and their latents, cached), ``clip`` and ``style`` (reward
 networks), ``unet`` (with its text encoder), ``flow`` (the transformer of ``emoji_flow``, on the finished text encoder),
-``export``. A killed run continues from its last checkpoint. ``--vae FOLDER`` takes a finished autoencoder instead of
-training one.
+``export`` and ``export-flow``. A killed run continues from its last checkpoint. ``--vae FOLDER`` takes a finished
+autoencoder instead of training one.
 
 On a busy CPU set ``OMP_WAIT_POLICY=passive``: waiting threads otherwise spin, and a step takes up to ten times as long.
 Where a CPU has AMX, ``--bfloat16`` makes a step of the autoencoder 1.8 times as fast; it slows CPUs without.
@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bench.models.emoji import STYLES, WEIGHTS
+from bench.models.emoji import FLOW, STYLES, WEIGHTS
 from bench.recipe.art import augment, caption, load
 from bench.recipe.loop import Recipe, fit, restore
 from bench.recipe.networks import (
@@ -32,6 +32,7 @@ from bench.recipe.networks import (
     autoencoder,
     dual_encoder,
     export,
+    export_flow,
     noise_schedule,
     style_classifier,
     text_encoder,
@@ -237,14 +238,14 @@ def export_weights(recipe: Recipe, concepts: list, tokenizer: CLIPTokenizer, fol
     networks |= restore(recipe, "clip", {"clip": dual_encoder(tokenizer)})
     networks |= restore(recipe, "style", {"style": style_classifier()})
     scale = load_file(recipe.out / "bank.safetensors")["scale"].item()
-    networks["vae"].register_to_config(scaling_factor=round(scale, 6))  # latents of unit deviation
+    networks["vae"].register_to_config(scaling_factor=round(scale, 6), shift_factor=0.0)  # unit deviation
     export(networks, recipe.out / "tokenizer", [asdict(concept) for concept in concepts], folder)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="work folder: archives, checkpoints, cached latents")] = Path("runs/emoji"),
     weights: Annotated[Path, typer.Option(help="folder that receives the finished weights")] = WEIGHTS,
-    stage: Annotated[str, typer.Option(help="all, vae, bank, clip, style, unet, flow or export")] = "all",
+    stage: Annotated[str, typer.Option(help="all, vae, bank, clip, style, unet, flow, export or export-flow")] = "all",
     vae: Annotated[Path | None, typer.Option(help="folder of a finished autoencoder, held fixed")] = None,
     text_encoder: Annotated[Path | None, typer.Option(help="folder of a finished text encoder, held fixed")] = None,
     unet: Annotated[Path | None, typer.Option(help="folder of a UNet to begin from")] = None,
@@ -265,7 +266,7 @@ def main(
         rng = np.random.default_rng(seed)
         train_tokenizer([caption(c, s, rng) for c in concepts for s in STYLES for _ in range(20)], out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    wanted = ("vae", "bank", "clip", "style", "unet", "flow", "export") if stage == "all" else (stage,)
+    wanted = ("vae", "bank", "clip", "style", "unet", "flow", "export", "export-flow") if stage == "all" else (stage,)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global generator
         for name in wanted:
             torch.manual_seed(seed)
@@ -281,6 +282,8 @@ def main(
                 train_unet(recipe, make_bank(recipe, art), caption_table(recipe, concepts, tokenizer, 0.05), tokenizer)
             elif name == "flow":
                 train_flow(recipe, make_bank(recipe, art), caption_table(recipe, concepts, tokenizer, 0.05), tokenizer)
+            elif name == "export-flow":
+                export_flow(restore(recipe, "flow", {"transformer": transformer()})["transformer"], FLOW)
             elif name == "export":
                 export_weights(recipe, concepts, tokenizer, weights)
 

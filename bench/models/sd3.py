@@ -1,0 +1,52 @@
+"""Stable Diffusion 3 and 3.5, and the embedded prior `emoji_flow`, which has their layout."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from bench.models.pipeline import Call, Parts, PipelineModel
+
+T5_TOKENS = 256  # the pipeline's default
+
+
+class StableDiffusion3(PipelineModel):
+    """A `StableDiffusion3Pipeline`: a rectified flow by a transformer with joint attention to the text.
+
+    Two CLIP encoders give the pooled text and the first text states, T5 the others; where it was not saved with the
+    pipeline its states are zeros, as in the pipeline's own call. A transformer whose text is no wider than the pooled
+    one was made without T5 and gets none (the pipeline's call then takes `max_sequence_length=0`).
+    """
+
+    pipeline_class = StableDiffusion3Pipeline
+    denoiser = "transformer"
+    output, spacing = "flow", "sd3"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    unused = {"image_encoder": None, "feature_extractor": None}
+
+    def read_configs(self, pipe: StableDiffusion3Pipeline) -> None:
+        """The shift of the time grid."""
+        self.shift = pipe.scheduler.config.shift
+
+    @staticmethod
+    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+        """See `PipelineModel.shapes`; CLIP's 77 tokens and T5's."""
+        size, width, pooled = config["sample_size"], config["joint_attention_dim"], config["pooled_projection_dim"]
+        return (config["in_channels"], size, size), {"text": (77 + _t5_tokens(config), width), "pooled": (pooled,)}
+
+    def encode_one(self, prompt: str) -> Parts:
+        """Text states and pooled text."""
+        options = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False, "device": self.device}
+        options["max_sequence_length"] = _t5_tokens(self.network.config)
+        text, _, pooled, _ = self.pipeline.encode_prompt(prompt, **options)
+        return {"text": text, "pooled": pooled}
+
+    @staticmethod
+    def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
+        """See `PipelineModel.denoise`."""
+        return call(z, parts["text"], parts["pooled"], t, return_dict=False)[0]
+
+
+def _t5_tokens(config: Mapping[str, Any]) -> int:
+    return T5_TOKENS if config["joint_attention_dim"] > config["pooled_projection_dim"] else 0

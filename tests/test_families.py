@@ -1,0 +1,127 @@
+"""Families of pipelines: each agrees with diffusers' own call. Stable Diffusion 3's is tested on the embedded prior."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import perturb
+from diffusers import StableDiffusion3Pipeline
+
+from bench.models.catalogue import load_model, make_kernel
+from bench.models.emoji import FLOW, shared
+from bench.models.sd3 import StableDiffusion3
+from bench.sampling.noise import Noise
+from bench.sampling.trajectory import Batch, rollout
+from bench.settings import ModelConfig, SamplerConfig
+
+SAMPLES = [("tiger", 0), ("tiger", 1), ("noto fox", 0)]
+DETERMINISTIC = SamplerConfig(steps=5, eta=0.0, final_noise=0.0, guidance=3.0)
+
+
+@pytest.fixture
+def model() -> StableDiffusion3:
+    return load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC)
+
+
+def plain() -> StableDiffusion3Pipeline:
+    """diffusers alone."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(FLOW, torch_dtype=torch.float32, **shared(FLOW))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: StableDiffusion3Pipeline, model: StableDiffusion3) -> torch.Tensor:
+    """Latents of SAMPLES by the pipeline's own call, from prompts."""
+    return pipe(
+        [prompt for prompt, _ in SAMPLES],
+        num_inference_steps=DETERMINISTIC.steps,
+        guidance_scale=model.guidance,
+        latents=Noise(0, "evaluate", SAMPLES)(0, model.latent_shape),
+        max_sequence_length=0,
+        output_type="latent",
+    ).images
+
+
+def sample(model: StableDiffusion3, samples: list[tuple[str, int]] = SAMPLES) -> torch.Tensor:
+    batch = Batch([prompt for prompt, _ in samples], samples, model.encode([prompt for prompt, _ in samples]))
+    with torch.no_grad():
+        path = rollout(model, make_kernel(model, DETERMINISTIC), batch, Noise(0, "evaluate", samples))
+    return path.latents[:, -1]
+
+
+@torch.no_grad()
+def test_sd3_equals_diffusers_to_the_bit(model):
+    """Latents of a deterministic chain of an untrained adapter; the pipeline encodes the prompts itself, as a batch."""
+    assert model.output == "flow"
+    inputs = model.pipeline_inputs(model.encode([prompt for prompt, _ in SAMPLES]))
+    pipe = plain()
+    noise = Noise(0, "evaluate", SAMPLES)(0, model.latent_shape)
+    theirs = pipe(**inputs, num_inference_steps=5, latents=noise, output_type="latent").images
+    assert torch.equal(sample(model), theirs)
+    torch.testing.assert_close(draw(pipe, model), theirs, rtol=1e-4, atol=1e-4)
+    images = pipe(**inputs, num_inference_steps=5, latents=noise, output_type="pt").images
+    torch.testing.assert_close(model.decode(theirs), images, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_sd3_adapter_in_diffusers(model, tmp_path):
+    before = sample(model)
+    perturb(model, 0.1)
+    after = sample(model)
+    assert (after - before).norm() > 0.01 * before.norm()
+    model.save(tmp_path)
+    pipe = plain()
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(draw(pipe, model), after, rtol=1e-3, atol=1e-3)
+    other = load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC, seed=1)
+    other.load(tmp_path)
+    assert torch.equal(sample(other), after)
+    t, z = torch.tensor(900.0), Noise(0, "train", SAMPLES)(0, model.latent_shape)
+    conditioning = model.encode([prompt for prompt, _ in SAMPLES])
+    fresh = load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC)
+    assert torch.equal(model.predict(z, t, conditioning, prior=True), fresh.predict(z, t, conditioning))
+
+
+def test_sd3_rows_are_independent_and_checkpointing_changes_nothing(model):
+    perturb(model, 0.1)
+    alone = torch.cat([sample(model, [name]) for name in SAMPLES])
+    torch.testing.assert_close(alone, sample(model), rtol=1e-4, atol=1e-4)
+    kept = load_model(ModelConfig(name="emoji_flow", lora_rank=2, checkpointing=True), DETERMINISTIC)
+    perturb(kept, 0.1)
+    gradients = []
+    for one in (model, kept):
+        z = Noise(0, "train", SAMPLES)(0, one.latent_shape).requires_grad_()
+        output = one.predict(z, torch.tensor([1000.0, 500.0, 20.0]), one.encode([prompt for prompt, _ in SAMPLES]))
+        image = one.decode(z - output)
+        gradients.append(torch.autograd.grad(image.square().sum(), [z, *one.adapters().values()]))
+    for plain_gradient, recomputed in zip(*gradients, strict=True):  # images are decoded one by one there
+        torch.testing.assert_close(recomputed, plain_gradient, rtol=1e-4, atol=1e-4 * float(plain_gradient.abs().max()))
+    still = [name for name, g in zip(["z", *model.adapters()], gradients[0], strict=True) if not g.any()]
+    assert all("transformer_blocks.7.attn.add_q_proj" in name for name in still)  # the last block's text asks nothing
+
+
+@torch.no_grad()
+def test_a_perfect_velocity_recovers_the_clean_latent(model):
+    kernel = make_kernel(model, SamplerConfig(steps=5, eta=1.0))
+    clean, noise = (Noise(0, "train", SAMPLES)(k, model.latent_shape) for k in range(2))
+    for k in range(kernel.steps):
+        s = kernel.sigmas[k]
+        z = (1 - s) * clean + s * noise
+        torch.testing.assert_close(kernel.clean(z, noise - clean, k), clean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(kernel.noise(z, noise - clean, k), noise, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"])
+def test_methods_end_to_end_on_the_flow_prior(bench, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = [
+        "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
+        "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=0",
+        "evaluation.samples_per_prompt=2", "evaluation.metrics=[reward,path_kl]", "evaluation.rewards=[]",
+    ]  # fmt: skip
+    sets = [word for setting in settings for word in ("--set", setting)]
+    out = tmp_path / "run"
+    status, text = bench("run", "--method", method, "--model", "emoji_flow", "--updates", 1, "--out", out, *sets)
+    assert status == 0, text
+    rows = pd.read_parquet(out / "rows.parquet").set_index("metric")
+    assert rows.loc["path_kl", "value"] > 0
+    assert set(rows["model"]) == {"emoji_flow"}
