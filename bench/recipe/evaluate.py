@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 import typer
 from cleanfid.fid import frechet_distance
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torchvision.utils import make_grid, save_image
 from transformers import CLIPModel, ResNetForImageClassification
 
 from bench.evaluation.features import EfficientNetLite0
-from bench.models.emoji import GUIDANCE, STYLES, WEIGHTS
+from bench.models.emoji import FLOW, GUIDANCE, STYLES, WEIGHTS, shared
 from bench.recipe.art import SIZE, augment, load
 
 STEPS = 20
@@ -47,15 +47,15 @@ class Judge:
         return (scores > scores.gather(1, labels[:, None])).sum(1)
 
 
-def sample(
-    pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, guidance: float, eta: float = 0.0
-) -> torch.Tensor:
-    """Images ``[len(prompts), 3, 32, 32]`` in [0, 1], by the pipeline's own call."""
+def sample(pipeline: DiffusionPipeline, prompts: list[str], seed: int, guidance: float) -> torch.Tensor:
+    """Images ``[len(prompts), 3, 32, 32]`` in [0, 1], by the pipeline's own call, without noise in its steps."""
     generator, images = torch.Generator().manual_seed(seed), []
+    settings = {"num_inference_steps": STEPS, "guidance_scale": guidance, "height": SIZE, "width": SIZE}
+    if isinstance(pipeline, StableDiffusion3Pipeline):
+        settings["max_sequence_length"] = 0  # it was trained without T5
     for start in range(0, len(prompts), 64):
         batch = prompts[start : start + 64]
-        settings = {"num_inference_steps": STEPS, "guidance_scale": guidance, "eta": eta, "height": SIZE, "width": SIZE}
-        images.append(pipeline(batch, generator=generator, output_type="pt", **settings).images)
+        images.append(pipeline(batch, generator=generator, output_type="pt", **settings).images.float())
     return torch.cat(images)
 
 
@@ -72,9 +72,15 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)))
 
 
-def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Path | None) -> dict:
-    """Every figure of the model card, from ``each`` samples of each concept's plain name; ``pictures``: a folder."""
-    pipeline = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None).to(torch.float32)
+def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Path | None, flow: bool) -> dict:
+    """Every figure of the model card, from ``each`` samples of each concept's plain name.
+
+    pictures: a folder for them. flow: of ``emoji_flow``, with the reward networks of ``weights``.
+    """
+    if flow:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(FLOW, torch_dtype=torch.float32, **shared(FLOW))
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     clip = CLIPModel.from_pretrained(weights / "clip").float().eval()
     classifier = ResNetForImageClassification.from_pretrained(weights / "style").float().eval()
@@ -120,7 +126,7 @@ def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Pa
         "threads": torch.get_num_threads(),
     }
     if pictures is not None:
-        draw(pipeline, guidance, images, sample_features, known, known_features, pictures)
+        draw(pipeline, guidance, images, sample_features, known, known_features, pictures, "-flow" if flow else "")
     return result
 
 
@@ -176,16 +182,19 @@ def seconds_per_image(pipeline, names: list[str], guidance: float) -> float:
     return min(times)
 
 
-def draw(pipeline, guidance: float, images, sample_features, known, known_features, folder: Path) -> None:
-    """``samples.png`` (a row a prompt) and ``neighbours.png`` (24 samples above their nearest training images)."""
+def draw(pipeline, guidance: float, images, sample_features, known, known_features, folder: Path, suffix: str) -> None:
+    """``samples.png`` (a row a prompt) and ``neighbours.png`` (24 samples above their nearest training images).
+
+    suffix: of the files' stems.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     grid = sample(pipeline, [prompt for prompt in GRID_PROMPTS for _ in range(12)], 16, guidance)
-    save_image(_enlarge(make_grid(grid, nrow=12, padding=1, pad_value=1.0)), folder / "samples.png")
+    save_image(_enlarge(make_grid(grid, nrow=12, padding=1, pad_value=1.0)), folder / f"samples{suffix}.png")
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(17))[:24]
     nearest = torch.cdist(sample_features[chosen], known_features).argmin(1)
     rows = torch.stack([images[chosen].view(2, 12, 3, SIZE, SIZE), known[nearest].view(2, 12, 3, SIZE, SIZE)], 1)
     rows = make_grid(rows.flatten(0, 2), nrow=12, padding=1, pad_value=1.0)
-    save_image(_enlarge(rows), folder / "neighbours.png")
+    save_image(_enlarge(rows), folder / f"neighbours{suffix}.png")
 
 
 def _enlarge(picture: torch.Tensor) -> torch.Tensor:
@@ -199,14 +208,15 @@ def main(
     guidance: float = GUIDANCE,
     write: Annotated[bool, typer.Option("--write", help="rewrite the model card and its pictures")] = False,
 ) -> None:
-    """Measure the prior and print the figures as JSON."""
+    """Measure both priors, `emoji` and `emoji_flow`, and print the figures as JSON."""
     card = WEIGHTS.with_name("README.md")
-    figures = measure(weights, cache, each, guidance, card.parent if write else None)
-    typer.echo(json.dumps(figures, indent=1))
+    pictures = card.parent if write else None
+    figures, of_flow = (measure(weights, cache, each, guidance, pictures, flow) for flow in (False, True))
+    typer.echo(json.dumps({"emoji": figures, "emoji_flow": of_flow}, indent=1))
     if write:
         from bench.recipe.card import render
 
-        card.write_text(render(figures, weights, GRID_PROMPTS), encoding="utf-8")
+        card.write_text(render(figures, of_flow, weights, GRID_PROMPTS), encoding="utf-8")
 
 
 if __name__ == "__main__":
