@@ -88,13 +88,16 @@ def profile_prompts(config: RunConfig) -> list[str]:
 def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, list[Row]]:
     """`rollout` and diffusers' pipeline call, in turn, after one uncounted call of each.
 
-    Same network, adapters on, same conditioning, start latents, steps, η and guidance; both end at the latent.
+    Same network, adapters on, same conditioning, start latents, steps, guidance and, but for a flow's pipeline, which
+    has none, η; both end at the latent.
     """
     model, kernel, count = core.model, core.kernel, core.sample_batch
     batch = core.batch([(prompts[i % len(prompts)], i) for i in range(count)])
     noise = Noise(0, "evaluate", batch.samples)
     pipe = model.pipeline
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    own = {}
+    if model.output != "flow":
+        pipe.scheduler, own = DDIMScheduler.from_config(pipe.scheduler.config), {"eta": kernel.eta}
     pipe.set_progress_bar_config(disable=True)
 
     def ours() -> Any:
@@ -105,7 +108,7 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
         return pipe(
             **model.pipeline_inputs(batch.conditioning),
             num_inference_steps=kernel.steps,
-            eta=kernel.eta,
+            **own,
             latents=noise(0, model.latent_shape).to(model.device, model.network.dtype),
             output_type="latent",
         )

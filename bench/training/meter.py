@@ -42,8 +42,8 @@ class Meter:
     def watch(self, network: nn.Module) -> None:
         """Count every forward and backward row of `network` from now on."""
 
-        def forward(module: nn.Module, args: tuple) -> None:  # before: a recomputation stops before the end
-            self.network_forwards += len(args[0])
+        def forward(module: nn.Module, args: tuple, options: dict) -> None:  # before: a recomputation stops early
+            self.network_forwards += len(args[0] if args else options["hidden_states"])  # as diffusers names latents
 
         def backward(module: nn.Module, args: tuple, output: object) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
@@ -51,7 +51,7 @@ class Meter:
             if tensor.requires_grad:
                 tensor.register_hook(lambda grad: self._backward(rows))
 
-        network.register_forward_pre_hook(forward)
+        network.register_forward_pre_hook(forward, with_kwargs=True)
         network.register_forward_hook(backward)
 
     def _backward(self, rows: int) -> None:
