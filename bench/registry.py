@@ -153,6 +153,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "gaussian": Plugin("bench.models.analytic:GaussianModel"),
         "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
         "StableDiffusionPipeline": Plugin("bench.models.stable_diffusion:StableDiffusion"),
+        "StableDiffusionXLPipeline": Plugin("bench.models.sdxl:StableDiffusionXL"),
         "StableDiffusion3Pipeline": Plugin("bench.models.sd3:StableDiffusion3"),
     },
 }
