@@ -14,10 +14,12 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from bench.models.base import DiffusionModel
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.emoji import FLOW, WEIGHTS, shared
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
+from bench.sampling.kernel import Kernel
 from bench.sampling.noise import Noise, seeded
 from bench.sampling.trajectory import Batch, rollout
 from bench.settings import ModelConfig, SamplerConfig
@@ -198,3 +200,49 @@ def test_sdxl_equals_diffusers_to_the_bit(sdxl_folder, tmp_path):
     model.save(tmp_path)
     pipe.load_lora_weights(tmp_path)
     torch.testing.assert_close(pipe(prompts, **settings, **size).images, ours(), rtol=1e-3, atol=1e-3)
+
+
+class ReadAsFlow:
+    """A noise-predicting prior on the flow's path, as far as a rollout asks: its own time where the ratio of noise to
+    signal is the same, its input rescaled to unit variance."""
+
+    def __init__(self, model: DiffusionModel, kernel: Kernel):
+        self.model, self.kernel, self.latent_shape, self.device = model, kernel, model.latent_shape, model.device
+
+    def predict(self, z, t, conditioning, *, prior=False, guided=True):
+        s = t / 1000
+        k = int((noise_over_signal(self.kernel)[:-1] - s / (1 - s)).abs().argmin())
+        inside = z / ((1 - s) ** 2 + s**2) ** 0.5
+        noise = self.model.predict(inside, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+        return noise - self.kernel.clean(inside, noise, k)
+
+
+def noise_over_signal(kernel: Kernel) -> torch.Tensor:
+    return ((1 - kernel.alphas) / kernel.alphas) ** 0.5
+
+
+@torch.no_grad()
+def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
+    """The same clean predictions along the chain, and the same finished samples, at equal ratios of noise to signal."""
+    model = load_model(ModelConfig(name="emoji", lora_rank=2), SamplerConfig(guidance=3.0))
+    diffusion = make_kernel(model, SamplerConfig(steps=6, eta=0.0))
+    ratio = noise_over_signal(diffusion)
+    sigmas = ratio / (1 + ratio)
+    flow = Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, 0.0, "ddim", "flow", sigmas)
+    prompts = [prompt for prompt, _ in SAMPLES]
+    batch = Batch(prompts, SAMPLES, model.encode(prompts))
+    noise = Noise(0, "evaluate", SAMPLES)
+    ours = rollout(model, diffusion, batch, noise, record=frozenset({"model_output"}))
+    # the flow's path at its first level is shorter than a diffusion's by this factor
+    size = ((1 - sigmas) ** 2 + sigmas**2) ** 0.5
+
+    def scaled(step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return noise(step, shape) * size[0]
+
+    theirs = rollout(ReadAsFlow(model, diffusion), flow, batch, scaled, record=frozenset({"model_output"}))
+    for k in range(6):
+        clean = diffusion.clean(ours.latents[:, k], ours.model_output[:, k], k)
+        torch.testing.assert_close(
+            flow.clean(theirs.latents[:, k], theirs.model_output[:, k], k), clean, rtol=0, atol=2e-3
+        )
+    torch.testing.assert_close(theirs.latents[:, -1] / size[-1], ours.latents[:, -1], rtol=0, atol=2e-3)
