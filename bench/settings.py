@@ -50,6 +50,7 @@ class ModelConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     finetune: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(8, ge=1)
+    lora_alpha: int | None = Field(None, ge=1, description="scale of the LoRA times its rank; null: the rank")
     checkpointing: bool = Field(False, description="recompute the denoiser and the decoder in the backward pass")
     attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
     compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")

@@ -8,15 +8,26 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from bench.models.base import DiffusionModel
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.emoji import FLOW, WEIGHTS, shared
+from bench.models.flux import pack
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
 from bench.sampling.kernel import Kernel
@@ -246,3 +257,53 @@ def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
             flow.clean(theirs.latents[:, k], theirs.model_output[:, k], k), clean, rtol=0, atol=2e-3
         )
     torch.testing.assert_close(theirs.latents[:, -1] / size[-1], ours.latents[:, -1], rtol=0, atol=2e-3)
+
+
+@pytest.fixture(scope="module", params=["dev", "schnell"])
+def flux_folder(request, tmp_path_factory):
+    """A random `FluxPipeline`, small, in the real layout; dev takes the guidance as an input."""
+    dev = request.param == "dev"
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | TEXT
+    folder = tmp_path_factory.mktemp(request.param)
+    with seeded(0, "flux"):
+        transformer = FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12, num_attention_heads=1,
+            joint_attention_dim=8, pooled_projection_dim=16, guidance_embeds=dev, axes_dims_rope=(4, 4, 4),
+        )  # fmt: skip
+        vae = AutoencoderKL(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, shift_factor=0.1,
+                            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4)  # fmt: skip
+        clip = CLIPTextModel(CLIPTextConfig(hidden_size=16, eos_token_id=tokenizer.eos_token_id, **words))
+        t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev)
+    FluxPipeline(scheduler, vae, clip, tokenizer, t5, tokenizer, transformer).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_flux_equals_diffusers_to_the_bit(flux_folder, tmp_path):
+    """Packing, position ids, guidance as an input and each time grid; then a trained adapter, loaded by diffusers."""
+    model = load_model(ModelConfig(name=str(flux_folder), lora_rank=2, lora_alpha=4), SamplerConfig(guidance=3.5))
+    kernel = make_kernel(model, SamplerConfig(steps=3, eta=0.0, final_noise=0.0))
+    names = SAMPLES[:2]
+    noise = Noise(0, "evaluate", names)
+    pipe = FluxPipeline.from_pretrained(flux_folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    conditioning = model.encode([prompt for prompt, _ in names])
+    settings = {"num_inference_steps": 3, "latents": pack(noise(0, model.latent_shape)), "output_type": "latent"}
+
+    def ours() -> torch.Tensor:
+        return rollout(model, kernel, Batch(["tiger"] * 2, names, conditioning), noise).latents[:, -1]
+
+    theirs = pipe(**model.pipeline_inputs(conditioning), **settings).images
+    assert torch.equal(pack(ours()), theirs)
+    before = ours()
+    perturb(model, 0.3)
+    assert (ours() - before).norm() > 0.001 * before.norm()
+    model.save(tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    after = pipe(**model.pipeline_inputs(conditioning), **settings).images
+    torch.testing.assert_close(pack(ours()), after, rtol=1e-3, atol=1e-4)
+    other = load_model(ModelConfig(name=str(flux_folder), lora_rank=2, lora_alpha=4), SamplerConfig(guidance=3.5))
+    other.load(tmp_path)
+    assert all(torch.equal(other.adapters()[name], value) for name, value in model.adapters().items())

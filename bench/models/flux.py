@@ -1,0 +1,77 @@
+"""FLUX.1 dev and schnell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from bench.models.base import Conditioning
+from bench.models.pipeline import Call, Parts, PipelineModel
+
+SIDE = 128  # of a latent: the pipeline's default, 1024 pixels
+T5_TOKENS = 512
+
+
+class Flux(PipelineModel):
+    """A `FluxPipeline`: a rectified flow on latents that the transformer sees packed, 2×2 to a token.
+
+    Guidance is an input of the network (dev) or none at all (schnell), so there is no second row of an empty prompt.
+    """
+
+    pipeline_class = FluxPipeline
+    denoiser = "transformer"
+    output, embedded_guidance = "flow", True
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    unused = {"image_encoder": None, "feature_extractor": None}
+
+    def read_configs(self, pipe: FluxPipeline) -> None:
+        """The time grid: dev's shift grows with the number of tokens, schnell's levels are even."""
+        config = pipe.scheduler.config
+        self.spacing = "flux" if config.use_dynamic_shifting else "shifted"
+        self.shift, self.tokens = config.shift, (SIDE // 2) ** 2
+
+    @staticmethod
+    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+        """See `PipelineModel.shapes`; a scalar a row where guidance is an input."""
+        parts = {"text": (T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+        return (config["in_channels"] // 4, SIDE, SIDE), parts | ({"guidance": ()} if config["guidance_embeds"] else {})
+
+    def encode_one(self, prompt: str) -> Parts:
+        """T5's text states, CLIP's pooled text, and the guidance."""
+        text, pooled, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=T5_TOKENS)
+        parts = {"text": text, "pooled": pooled}
+        if self.network.config.guidance_embeds:
+            parts["guidance"] = torch.full([1], self.guidance, device=self.device)
+        return parts
+
+    def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
+        """See `PipelineModel.pipeline_inputs`; latents given to the pipeline have to be packed (`pack`)."""
+        parts = conditioning.parts
+        embeds = {"prompt_embeds": parts["text"], "pooled_prompt_embeds": parts["pooled"]}
+        return embeds | {"guidance_scale": self.guidance}
+
+    @staticmethod
+    def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
+        """See `PipelineModel.denoise`."""
+        rows, columns = z.shape[2] // 2, z.shape[3] // 2
+        ids = torch.zeros(rows, columns, 3, device=z.device, dtype=z.dtype)
+        ids[..., 1] += torch.arange(rows, device=z.device)[:, None]
+        ids[..., 2] += torch.arange(columns, device=z.device)
+        output = call(
+            pack(z),
+            encoder_hidden_states=parts["text"],
+            pooled_projections=parts["pooled"],
+            timestep=t / 1000,
+            guidance=parts.get("guidance"),
+            img_ids=ids.flatten(0, 1),
+            txt_ids=torch.zeros(parts["text"].shape[1], 3, device=z.device, dtype=z.dtype),
+            return_dict=False,
+        )[0]
+        return output.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5).reshape(z.shape)
+
+
+def pack(z: Tensor) -> Tensor:
+    """Latents [B, C, H, W] as tokens [B, H/2 · W/2, 4 C], channels first within a token."""
+    return z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
