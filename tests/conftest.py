@@ -3,11 +3,11 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two threads that spin beside another job take ten times as long
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bench import registry
 from bench.core import Core
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
@@ -30,6 +31,16 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def by_class(names: Iterable[str], *also: str) -> list:
+    """Parameters from names of methods: the first preset of each class, and `also`, are of the ordinary suite."""
+    seen, found = set(), []
+    for name in names:
+        target = registry.BUILT_IN["methods"][name].target
+        found.append(pytest.param(name, marks=[pytest.mark.slow] if target in seen and name not in also else []))
+        seen.add(target)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Brightness, perturb
+from conftest import Brightness, by_class, perturb
 
 from bench import config as configs
 from bench import registry
@@ -74,7 +74,7 @@ def test_the_device_keeps_the_rules():
     assert all(place.startswith("tests/test_device.py:") for place in ledger.uploads)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", by_class(TRAINED, "nabla_gfn_published", "res_db", "draft_1", "grpo"))
 def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folder, tmp_path):
     with recording():
         core = core_on_device(pipeline_folder)

@@ -412,8 +412,7 @@ def test_broken_files_of_a_run_are_named_in_one_sentence(tmp_path: Path, caplog:
         with pytest.raises(BenchError, match=r"config\.yaml is not the configuration of a run"):
             config.read(tmp_path / "config.yaml")
     (tmp_path / "rows.parquet").write_bytes(b"")
-    with pytest.raises(BenchError, match=r"rows\.parquet cannot be read"):
-        is_finished(tmp_path)
+    assert not is_finished(tmp_path)  # the same command evaluates again
     (tmp_path / "log.jsonl").write_text('{"update": 1, "loss": 2.5}\n{"upda\n[3]\n{"update": 3}\n{"update": 4, "lo')
     assert list(read_log(tmp_path)["update"]) == [1, 3]
     assert f"line 2 of {tmp_path / 'log.jsonl'} is broken" in caplog.text
