@@ -111,12 +111,12 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
     assert all(torch.equal(gradients[key], value) for key, value in reference[1].items())
     for size in (2, 5):
         loss, gradients = found[size]
-        assert loss == pytest.approx(reference[0], rel=1e-3 if name in LONG_SUMS else 1e-4)
+        assert loss == pytest.approx(reference[0], rel=5e-3 if name in LONG_SUMS else 1e-4)
         for group in ("policy", *core.networks):
             keys = [k for k in gradients if k.startswith(f"{group}.") or (group == "policy" and ".lora_" in k)]
             ours, theirs = (torch.cat([g[k].flatten() for k in keys]) for g in (gradients, reference[1]))
             assert theirs.any()
-            assert (ours - theirs).norm() < (1e-3 if name in LONG_SUMS else 1e-4) * theirs.norm(), (size, group)
+            assert (ours - theirs).norm() < (5e-3 if name in LONG_SUMS else 1e-4) * theirs.norm(), (size, group)
 
 
 @pytest.mark.parametrize("residual", [True, False])
