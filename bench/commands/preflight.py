@@ -8,6 +8,7 @@ import torch
 
 from bench import registry
 from bench.errors import BenchError
+from bench.models import catalogue
 from bench.models.catalogue import is_analytic, load_model
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score
@@ -35,6 +36,9 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    kernels = catalogue.check(config.model, [config.sampler, config.evaluation_sampler()])
+    if kernels and method.needs.density:
+        kernels[0].require_density(f"method {config.method.name!r}")
     built = method(method.Config(**config.method.model_dump(exclude={"name"})))
     known = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
     if config.evaluation.weights not in known:

