@@ -13,6 +13,7 @@ from bench.models import emoji, layout
 from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
 from bench.settings import ModelConfig, SamplerConfig
+from bench.training import memory
 from bench.weights.hub import Repository
 
 NAMED = {
@@ -84,7 +85,9 @@ def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Re
 
 SMALL = ("model_index.json", "*/*.json", "tokenizer*/*")  # of any pipeline's repository
 WEIGHTS = tuple(  # as far as can be said before those are here; some repositories hold other copies beside
-    f"{part}/*model{shard}.safetensors" for part in ("unet", "transformer", "vae", "text_encoder*") for shard in ("", "-*")
+    f"{part}/*model{shard}.safetensors"
+    for part in ("unet", "transformer", "vae", "text_encoder*")
+    for shard in ("", "-*")
 )
 
 
@@ -93,7 +96,7 @@ class Pipeline(Repository):
     """A pipeline's repository, whose `model_index.json` says which files are needed: it is fetched and judged first."""
 
     def missing(self) -> list[str]:
-        """See `Repository.missing`; patterns, as long as `model_index.json` is missing. Raises BenchError for a class."""
+        """See `Repository.missing`; patterns, without `model_index.json`. Raises BenchError for its class."""
         if (index := self.cached("model_index.json")) is None:
             return [*SMALL, *WEIGHTS]
         files = []
@@ -131,7 +134,12 @@ def need(name: str) -> Repository | None:
         return None
     if name in HUB:
         return HUB[name]
-    if (folder := Path(name).expanduser()).is_dir():
+    if (folder := Path(name).expanduser()).is_file():
+        raise BenchError(
+            f"the model {name!r} is a single file, which is not read: convert it to a folder, in diffusers "
+            "StableDiffusionPipeline.from_single_file(…).save_pretrained(…), and give that."
+        )
+    if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
         return None
@@ -202,7 +210,13 @@ def load_model(
     quiet_libraries()
     if folder and config.name not in EMBEDDED:
         layout.check(folder, kind, sampler.guidance)
-    return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
+    try:
+        with memory.phase():
+            return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
+    except BenchError:
+        raise
+    except Exception as error:  # whatever a library raises over files of the user's
+        raise BenchError(f"the model {config.name!r} does not load: {type(error).__name__}: {error}.") from error
 
 
 def make_kernel(model: DiffusionModel, sampler: SamplerConfig) -> Kernel:

@@ -121,8 +121,12 @@ def used_parts(folder: Path, kind: "type[PipelineModel]") -> dict[str, str]:
         wanted = kind.parts.get(name, ())
         library, own = entry if len(entry) == 2 else (None, None)
         if own not in wanted or library not in ("diffusers", "transformers"):
-            can = f"it can be {', '.join(wanted)}" if wanted else f"the parts of this family are {', '.join(kind.parts)}"
-            raise BenchError(f"{path}: {name} = {entry!r} cannot be read by {kind.pipeline_class.__name__} here; {can}.")
+            can = (
+                f"it can be {', '.join(wanted)}" if wanted else f"the parts of this family are {', '.join(kind.parts)}"
+            )
+            raise BenchError(
+                f"{path}: {name} = {entry!r} cannot be read by {kind.pipeline_class.__name__} here; {can}."
+            )
         found[name] = own
     if absent := kind.parts.keys() - found.keys() - kind.optional:
         raise BenchError(f"{path} names no {', '.join(sorted(absent))}, which {kind.pipeline_class.__name__} needs.")
@@ -130,7 +134,11 @@ def used_parts(folder: Path, kind: "type[PipelineModel]") -> dict[str, str]:
 
 
 def check(
-    folder: Path, kind: "type[PipelineModel]", guidance: float, only: Collection[str] | None = None, weights: bool = True
+    folder: Path,
+    kind: "type[PipelineModel]",
+    guidance: float,
+    only: Collection[str] | None = None,
+    weights: bool = True,
 ) -> Any:
     """Raise BenchError for what the family cannot represent, by file, key and value, or for weights that do not fit.
 
@@ -141,6 +149,7 @@ def check(
 
     quiet_libraries()
     configs: dict[str, Mapping[str, Any]] = {}
+    differences: dict[Path, Mapping[str, Any]] = {}
     pipe = SimpleNamespace()  # of networks without storage
     for name, class_name in used_parts(folder, kind).items():
         place = folder / name
@@ -152,14 +161,13 @@ def check(
         elif name.startswith("tokenizer"):
             _tokenizer(place)
         elif class_name.startswith(("CLIP", "T5")):
-            configs[name], found = _text_encoder(place, class_name, weights)
-            _fit(found, place)
+            configs[name], differences[place] = _text_encoder(place, class_name, weights)
         else:
             network = _network(place, class_name)
             setattr(pipe, name, network)
             configs[name] = network.config
             if weights:
-                _fit(_differences(network, place), place)
+                differences[place] = _differences(network, place)
     for key, rule in kind.rules.items():
         part, _, name = key.partition(".")
         if part in configs and name in configs[part] and not rule.holds(value := configs[part][name], configs):
@@ -168,6 +176,8 @@ def check(
                 f"{folder / part / file}: {name} = {value!r} cannot be represented as a "
                 f"{kind.pipeline_class.__name__} here; it has to be {rule.wanted}."
             )
+    for place, found in differences.items():
+        _fit(found, place)
     described = SimpleNamespace(**{name: getattr(kind, name) for name in DESCRIBED}, guidance=guidance, folder=folder)
     try:
         kind.read_configs(described, pipe)
@@ -208,9 +218,7 @@ def _network(folder: Path, class_name: str) -> nn.Module:
         raise BenchError(f"{folder / 'config.json'} describes no {class_name}: {error}.") from None
     for key, value in unknown.items():
         if not key.startswith("_") and value not in (None, False):
-            raise BenchError(
-                f"{folder / 'config.json'}: {key} = {value!r} is no option of a {class_name} of the installed diffusers."
-            )
+            raise BenchError(f"{folder / 'config.json'}: {key} = {value!r} is no option of the installed {class_name}.")
     return network
 
 
@@ -252,7 +260,9 @@ def _fit(differences: Mapping[str, Any], folder: Path) -> None:
                 f"the weights in {folder} {what} {', '.join(names[:3])}{more}: they are not those of its config.json."
             )
     for name, found, wanted in sorted(differences["mismatched_keys"]):
-        raise BenchError(f"the weights in {folder} hold {name} of shape {list(found)}; config.json says {list(wanted)}.")
+        raise BenchError(
+            f"the weights in {folder} hold {name} of shape {list(found)}; config.json says {list(wanted)}."
+        )
 
 
 def files_of(folder: Path, class_name: str) -> list[str]:

@@ -11,8 +11,8 @@ from bench.models.layout import (
     DIFFUSION_SCHEDULERS,
     LATENT_CHANNELS,
     SIZE,
-    as_many,
     TOKENIZER,
+    as_many,
     one_of,
 )
 from bench.models.pipeline import Call, Parts, PipelineModel
@@ -28,6 +28,7 @@ UNET = AUTOENCODER | {
     "scheduler.prediction_type": one_of("epsilon", "v_prediction"),
     "scheduler.thresholding": one_of(False),
 }
+
 
 class StableDiffusion(PipelineModel):
     """A `StableDiffusionPipeline` that predicts ε or v, on its own noise schedule."""
