@@ -153,7 +153,7 @@ def test_a_flow_scheduler_with_other_levels_is_refused(tmp_path: Path, changes: 
     keys(SCHEDULER, **changes)(folder)
     ((name, value),) = changes.items()
     with pytest.raises(BenchError, match=f"{name} = {value!r}"):
-        layout.check(folder, StableDiffusion3, 1.0, only={"scheduler"})
+        layout.check(folder, StableDiffusion3, 1.0, only={"scheduler", "transformer"})
 
 
 def test_a_single_file_is_refused(bench, tmp_path: Path) -> None:

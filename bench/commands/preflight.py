@@ -3,13 +3,16 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
 from bench import registry
 from bench.errors import BenchError
 from bench.models import catalogue
 from bench.models.catalogue import is_analytic, load_model
+from bench.plugin import Method
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score
 from bench.settings import RunConfig
@@ -20,7 +23,9 @@ from bench.weights.requirements import requirements
 def preflight(config: RunConfig) -> PromptSet:
     """Check the configuration, fetch what is missing, and read the prompts, before a model loads. Raises BenchError."""
     check(config)
-    obtain(requirements(config))
+    if absent := [need for need in requirements(config) if need.missing()]:
+        obtain(absent)
+        check(config)  # what is here now
     return load_prompts(config.prompts.name, config.prompts.limit)
 
 
@@ -36,9 +41,6 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
-    kernels = catalogue.check(config.model, [config.sampler, config.evaluation_sampler()])
-    if kernels and method.needs.density:
-        kernels[0].require_density(f"method {config.method.name!r}")
     built = method(method.Config(**config.method.model_dump(exclude={"name"})))
     known = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
     if config.evaluation.weights not in known:
@@ -46,6 +48,10 @@ def check(config: RunConfig) -> None:
             f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
             "keeps an 'ema' of any method's adapters."
         )
+    for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler()])[:1]:
+        if method.needs.density:
+            kernel.require_density(f"method {config.method.name!r}")
+        config.optimizer.require_known(_networks(built, model))
     if why := built.unfit(config.sampler.steps, config.train.samples_per_prompt):
         raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
     if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
@@ -70,6 +76,14 @@ def check(config: RunConfig) -> None:
         score(reward(reward.Config(**reward_options)), config.reward.name, point, [""])
     if config.prompts.name not in HUB:
         load_prompts(config.prompts.name)
+
+
+def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
+    """The method's own networks. Raises BenchError if they cannot be built as configured."""
+    try:
+        return method.networks(model)
+    except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        raise BenchError(f"the networks of the method cannot be built with {method.config!r}: {error}.") from None
 
 
 def _working(kind: str) -> Iterator[tuple[str, type]]:

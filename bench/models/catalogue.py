@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -172,12 +173,12 @@ def family(folder: Path) -> type[DiffusionModel]:
     return registry.load("models", layout.pipeline_class(folder, families))
 
 
-def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[Kernel]:
-    """The kernels of the samplers, none if the model's files are not here yet; nothing is loaded or fetched.
+def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[Any, Kernel]]:
+    """What is known of the model before it loads, with each sampler's kernel; nothing if its files are not here yet.
 
     Raises BenchError for files that cannot be represented, or a sampler that does not fit.
     """
-    repository, kernels = need(config.name), []
+    repository, found = need(config.name), []
     if repository and repository.missing():
         return []
     folder = locate(config.name)
@@ -185,10 +186,11 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[Kernel
         if folder is None:
             model = load_model(config, sampler)
         else:
-            own = None if config.name not in EMBEDDED else {"scheduler"}  # what ships is known
-            model = layout.check(folder, family(folder), sampler.guidance, own)
-        kernels.append(make_kernel(model, sampler))
-    return kernels
+            kind = family(folder)
+            own = {"scheduler", kind.denoiser} if config.name in EMBEDDED else None  # the rest may ship elsewhere
+            model = layout.check(folder, kind, sampler.guidance, own)
+        found.append((model, make_kernel(model, sampler)))
+    return found
 
 
 def quiet_libraries() -> None:

@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def check(
 ) -> Any:
     """Raise BenchError for what the family cannot represent, by file, key and value, or for weights that do not fit.
 
-    Returns what `PipelineModel.read_configs` sets, which a kernel can be made from. only: parts to look at; None: all.
+    Returns as much of the model as kernels and further networks are made from. only: parts to look at; None: all.
     weights: whether they lie in the folder too.
     """
     from bench.models.catalogue import quiet_libraries  # which imports the families
@@ -170,6 +171,8 @@ def check(
                 differences[place] = _differences(network, place)
     for key, rule in kind.rules.items():
         part, _, name = key.partition(".")
+        if only is not None and part != "scheduler":  # others speak of several parts
+            continue
         if part in configs and name in configs[part] and not rule.holds(value := configs[part][name], configs):
             file = "scheduler_config.json" if part == "scheduler" else "config.json"
             raise BenchError(
@@ -183,9 +186,18 @@ def check(
         kind.read_configs(described, pipe)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise BenchError(f"{folder / 'scheduler' / 'scheduler_config.json'} describes no schedule: {error}.") from None
+    denoiser = getattr(pipe, kind.denoiser)
+    described.latent_shape, shapes = kind.shapes(denoiser.config)
+    described._text_width = shapes["text"][-1]
+    described.latent_network = partial(_latent_network, kind, described)
     if only is None:
-        _try(kind, getattr(pipe, kind.denoiser), pipe.vae, folder)
+        _try(kind, denoiser, pipe.vae, folder)
     return described
+
+
+def _latent_network(kind: "type[PipelineModel]", described: Any, *arguments: Any, **options: Any) -> nn.Module:
+    with torch.device("meta"):
+        return kind.latent_network(described, *arguments, **options)
 
 
 def _scheduler(path: Path, class_name: str, known: tuple[str, ...]) -> Any:

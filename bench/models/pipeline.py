@@ -30,6 +30,8 @@ ADAPTER = "default"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
+TEXTS = 256  # encoded prompts that are kept: FLUX's are 4 MB each
+
 Parts = dict[str, Tensor]  # of a Conditioning
 Call = Callable[..., tuple[Tensor, ...]]  # a denoiser's forward, called with return_dict=False
 
@@ -154,12 +156,16 @@ class PipelineModel(DiffusionModel):
     # The verbs ----------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A row a prompt; each prompt is encoded alone, once."""
+        """A row a prompt; each prompt is encoded alone, and the last ones are kept."""
         for prompt in prompts:
             if prompt not in self._texts:
                 with torch.no_grad():
                     self._texts[prompt] = Conditioning(self.encode_one(prompt))
-        return Conditioning.join([self._texts[prompt] for prompt in prompts])
+            self._texts[prompt] = self._texts.pop(prompt)
+        whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
+        for prompt in list(self._texts)[:-TEXTS]:
+            del self._texts[prompt]
+        return whole
 
     def unconditional(self) -> Conditioning:
         """The row that guidance starts from."""
