@@ -48,6 +48,7 @@ class Trainer:
         self.core, self.method, self.prompts, self.config = core, method, prompts, train
         self.clip, self.decay, self.checkpoints = optimizer.clip, optimizer.decay, folder / "checkpoints"
         self.beta = core.beta
+        self.prior_rewards: dict[str, float] = {}  # the prior's mean by prompt, where it is known; for the log alone
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
@@ -207,6 +208,10 @@ class Trainer:
                 record[name] = sum(amounts) / len(data)
             elif sum(rows):
                 record[name] = sum(amounts) / sum(rows)
+        found = record | scalars
+        if "reward" in found and self.prior_rewards.keys() >= set(data.prompts):
+            prior = sum(self.prior_rewards[prompt] for prompt in data.prompts) / len(data)
+            record["reward_over_prior"] = found["reward"] - prior
         counts = meter.total()
         seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
         return {"update": self.update, "round": self.round, **record, **scalars, **counts, **seconds}
