@@ -22,7 +22,7 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
     log: a row per update; columns `update`, and any of `reward_over_prior` (where not known, `reward`), `loss`,
         `gradient_norm/<network>`, and `seconds/<phase>` [s], the time's parts, with `round`.
     evaluations: a row each, `updates`, `prior`, `difference` and `standard_error` of the reward on training prompts.
-    Points are single updates, lines their centred mean over a tenth of the run, so that nothing lags.
+    Points are single updates; the line is their centred mean over a twentieth of the run, so it does not lag.
     """
     panels = []
     if {"reward_over_prior", "reward"} & set(log):
@@ -88,7 +88,7 @@ def _plot_norms(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -
 def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> None:
     few = len(log) <= 60
     ax.scatter(log["update"], log[name], s=30 if few else 12, alpha=0.8 if few else 0.45, color=color, label=label)
-    middle = log[name].rolling(max(3, len(log) // 10), min_periods=1, center=True).mean()
+    middle = log[name].rolling(max(1, len(log) // 20), min_periods=1, center=True).mean()
     ax.plot(log["update"], middle, color=color, linewidth=1.5, alpha=0.8)
 
 
@@ -107,7 +107,7 @@ def _plot_phases(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) 
         bottom += seconds[name].to_numpy()
     ax.set(ylabel="seconds", title="Time per update, by phase")
     # room for the legend, and one slow update must not flatten all others
-    ax.set_ylim(0, (1.4 + 0.14 * len(phases)) * np.quantile(bottom, 0.9))
+    ax.set_ylim(0, max(1e-9, np.quantile(bottom, 0.9)) / max(0.25, 0.9 - 0.085 * len(phases)))
     ax.legend(frameon=True, fontsize="small", loc="upper right", title="phase (mean)", title_fontsize="small")
 
 

@@ -31,6 +31,7 @@ def plot_points(
     levels = np.unique(mass[places])
     with sns.axes_style("white"), sns.plotting_context("notebook"):
         figure = Figure(figsize=(size * columns, (size + 0.3) * rows + 0.4), layout="compressed")
+        figure.get_layout_engine().set(h_pad=0.08)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for ax in list(grid)[len(panels) :]:
             ax.set_axis_off()

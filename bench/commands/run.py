@@ -272,7 +272,8 @@ class Run:
             frame = read_log(self.folder)
             frame = frame.drop(columns="seconds/evaluation", errors="ignore")
             times = [name for name in frame if name.startswith("seconds/")]
-            frame[times] = frame[times].fillna(0.0).diff().fillna(frame[times])
+            totals = frame[times].fillna(0.0)  # a phase that has not been yet is missing
+            frame[times] = totals.diff().fillna(totals)
             earlier = [read_rows(path) for path in self.folder.glob(rows_at(0).replace("0000000", "*"))]
             evaluations = pd.concat([*earlier, pd.DataFrame(rows)])
             evaluations = evaluations[evaluations["metric"] == "reward/train"].sort_values("updates")

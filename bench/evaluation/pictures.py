@@ -43,15 +43,16 @@ def _points(
     data = io.BytesIO()
     np.savez_compressed(data, density=density.astype(np.float32), extent=extent, **arrays)
     write_atomic(folder / "points.npz", data.getvalue())
-    name, short = ("tilt_tv", "TV") if "tilt_tv" in found else ("tilt_sw2", "SW2")
+    name, short = ("tilt_tv", "TV") if "tilt_tv/floor" in found else ("tilt_sw2", "SW2")
     distances = {}
-    if name in found:
+    if f"{name}/floor" in found:
         distances = {"prior": found[name].prior, "target": found[f"{name}/floor"].value, "finetuned": found[name].value}
     panels = {}
     for own, samples in sets.items():
         reward = float(core.reward_model(samples.to(core.model.device), [""] * len(samples)).mean())
         distance = f"{short} {distances[own]:.3f}, " if distances else ""
-        panels[f"{own}\n{distance}reward {reward:.3f}"] = arrays[own]
+        heading = "draws of the target itself" if own == "target" else own
+        panels[f"{heading}\n{distance}reward {reward:.3f}"] = arrays[own]
     plot_points(panels, density, extent, folder / "samples.png", title)
 
 

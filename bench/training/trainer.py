@@ -48,7 +48,7 @@ class Trainer:
         self.core, self.method, self.prompts, self.config = core, method, prompts, train
         self.clip, self.decay, self.checkpoints = optimizer.clip, optimizer.decay, folder / "checkpoints"
         self.beta = core.beta
-        self.prior_rewards: dict[str, float] = {}  # the prior's mean by prompt, where it is known; for the log alone
+        self.prior_rewards: dict[str, float] = {}  # the mean of each prompt before training, where known; for the log
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
@@ -210,8 +210,8 @@ class Trainer:
                 record[name] = sum(amounts) / sum(rows)
         found = record | scalars
         if "reward" in found and self.prior_rewards.keys() >= set(data.prompts):
-            prior = sum(self.prior_rewards[prompt] for prompt in data.prompts) / len(data)
-            record["reward_over_prior"] = found["reward"] - prior
+            before = sum(self.prior_rewards[prompt] for prompt in data.prompts) / len(data)
+            record["reward_over_prior"] = found["reward"] - before
         counts = meter.total()
         seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
         return {"update": self.update, "round": self.round, **record, **scalars, **counts, **seconds}
