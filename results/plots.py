@@ -44,7 +44,7 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
                 continue
             plot(ax, log, evaluations)
             ax.set(xlabel="update", xlim=(log["update"].min() - 0.7, log["update"].max() + 0.7))
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         figure.suptitle(title, fontsize=13, parse_math=False)
         figure.savefig(path, dpi=120)
 

@@ -30,7 +30,7 @@ def plot_points(
     places = np.searchsorted(mass.cumsum() / mass.sum(), (0.98, 0.9, 0.7, 0.4, 0.15))
     levels = np.unique(mass[places])
     with sns.axes_style("white"), sns.plotting_context("notebook"):
-        figure = Figure(figsize=(size * columns, (size + 0.3) * rows + 0.4), layout="compressed")
+        figure = Figure(figsize=(size * columns, (size + 0.45) * rows + 0.7), layout="compressed")
         figure.get_layout_engine().set(h_pad=0.08)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for ax in list(grid)[len(panels) :]:
