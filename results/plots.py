@@ -36,6 +36,8 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
+        first, last = log["update"].min(), log["update"].max()
+        margin = max(0.7, 0.015 * (last - first))
         figure = Figure(figsize=(5.8 * columns, 3.7 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for ax, plot in itertools.zip_longest(grid, panels):
@@ -43,7 +45,7 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
                 ax.set_axis_off()
                 continue
             plot(ax, log, evaluations)
-            ax.set(xlabel="update", xlim=(log["update"].min() - 0.7, log["update"].max() + 0.7))
+            ax.set(xlabel="update", xlim=(first - margin, last + margin))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         figure.suptitle(title, fontsize=13, parse_math=False)
         figure.savefig(path, dpi=120)
@@ -88,7 +90,7 @@ def _plot_norms(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -
 def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> None:
     few = len(log) <= 60
     ax.scatter(log["update"], log[name], s=30 if few else 12, alpha=0.8 if few else 0.45, color=color, label=label)
-    middle = log[name].rolling(max(1, len(log) // 20), min_periods=1, center=True).mean()
+    middle = log[name].rolling(max(1, len(log) // 20), center=True).mean()
     ax.plot(log["update"], middle, color=color, linewidth=1.5, alpha=0.8)
 
 
