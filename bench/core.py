@@ -202,25 +202,30 @@ class Core:
                 found[row, k] = self.reward(z, prompts)
         return found
 
-    def lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    def lean_adjoint(self, data: Trajectory, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`a_K = −β ∇ r(decode(z_K))`, `a_k = (∂μ_#/∂z_k)ᵀ a_{k+1}` at sampled states (Domingo-Enrich et al., 2025).
 
+        first: long [B] on the CPU, the earliest step of each row that is asked for (None: 0); what lies before is NaN.
         Returns `a_0 … a_K` [B, K+1, *latent], the prior's means `μ_#(z_k)` [B, K, *latent] and the rewards [B], all
         detached; computed in parts of `micro_batch` rows.
         """
-        parts = [self._lean_adjoint(rows) for rows in data.split(self.micro_batch)]
-        adjoint, means, rewards = map(torch.cat, zip(*parts, strict=True))
+        first = torch.zeros(len(data), dtype=torch.long) if first is None else first
+        pairs = zip(data.split(self.micro_batch), first.split(self.micro_batch), strict=True)
+        adjoint, means, rewards = map(torch.cat, zip(*(self._lean_adjoint(*pair) for pair in pairs), strict=True))
         return adjoint, means, rewards
 
-    def _lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    def _lean_adjoint(self, data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rewards, gradient = self.reward_gradient(data.latents[:, -1], data.prompts)
-        adjoint, means = [-self.beta * gradient], []
-        for k in reversed(range(self.kernel.steps)):
-            z = data.latents[:, k].detach().requires_grad_()
-            mean = self.kernel.mean(z, self.predict(z, k, data.conditioning, prior=True), k)
-            adjoint.append(torch.autograd.grad(mean, z, adjoint[-1])[0])
-            means.append(mean.detach())
-        return torch.stack(adjoint[::-1], 1), torch.stack(means[::-1], 1), rewards
+        adjoint = torch.full_like(data.latents, float("nan"))
+        adjoint[:, -1] = -self.beta * gradient
+        means = torch.full_like(data.latents[:, 1:], float("nan"))
+        for k in reversed(range(int(first.min()), self.kernel.steps)):
+            row = upload((first <= k).nonzero().flatten(), adjoint.device)
+            z = data.latents[row, k].detach().requires_grad_()
+            mean = self.kernel.mean(z, self.predict(z, k, data.conditioning[row], prior=True), k)
+            adjoint[row, k] = torch.autograd.grad(mean, z, adjoint[row, k + 1])[0]
+            means[row, k] = mean.detach()
+        return adjoint, means, rewards
 
     def renoise(self, data: Batch, z: Tensor, k: int, copy: int) -> Tensor:
         """A draw of the noising kernel `p_B(z_k | z_{k+1} = z)`, named by the sample and the number of the copy."""
