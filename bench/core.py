@@ -1,8 +1,9 @@
 """The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -128,12 +129,22 @@ class Core:
         Whether they are finite is looked at by the next `check`, since a look makes the device wait. Raises BenchError
         for a reward that breaks its contract (see bench.reward.score).
         """
+        return self._scored(z, prompts, partial(score, self.reward_model, self.reward_name))
+
+    def rewards(self, z: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """`rewards` [n] as `reward` gives them; and `terms` [n, R] of a sum whose terms are normalised apart."""
+        if getattr(self.reward_model.config, "combine", "rewards") == "rewards":
+            return {"rewards": self.reward(z, prompts)}
+        terms = self._scored(z, prompts, self.reward_model.terms)
+        return {"rewards": self.reward_model.total(terms), "terms": terms}
+
+    def _scored(self, z: Tensor, prompts: list[str], scores: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
         self.meter.reward_calls += len(z)
         with memory.phase("reward"):
             with memory.phase("decode"):
                 images = self.model.decode(z)
-            rewards = score(self.reward_model, self.reward_name, images, prompts)
-        self._unread.append((torch.isfinite(rewards.detach()), prompts))
+            rewards = scores(images, prompts)
+        self._unread.append((torch.isfinite(rewards.detach()).view(len(z), -1).all(1), prompts))
         if rewards.requires_grad:
             rewards.register_hook(self._count_gradient)
         return rewards
