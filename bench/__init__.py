@@ -3,9 +3,13 @@
 The names below are what a plugin author imports. They load on first use, so that the command line answers at once.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+# Read once, when torch is loaded: threads that spin while they wait bring a run beside another job to a standstill.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _PUBLIC = {
     "Batch": "bench.sampling.trajectory",

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from bench import __version__
 from bench.environment import check_packages
 from bench.errors import BenchError, did_you_mean
 from bench.training.stopping import Interrupted, signals_stop
@@ -22,9 +24,8 @@ from bench.training.stopping import Interrupted, signals_stop
 console = Console()
 application = typer.Typer(
     help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
-    "Start with: bench run --method nabla_gfn",
+    "Start with: bench run nabla_gfn",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -40,27 +41,97 @@ class Kind(StrEnum):
     suites = "suites"
 
 
+def completed(kind: str) -> Callable[[str], list[str]]:
+    """What the shell offers for the beginning of a name of that kind."""
+
+    def offer(incomplete: str) -> list[str]:
+        from bench.commands.listing import names
+
+        return [name for name in names(kind) if name.startswith(incomplete)]
+
+    return offer
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nabla-bench {__version__}")
+        raise typer.Exit()
+
+
+@application.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What every command shares. Its help is the application's."""
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example train.updates=50. Repeatable."),
+]
+RewardName = Annotated[
+    str | None,
+    typer.Option(
+        "--reward",
+        "-r",
+        help="Reward; it also selects its natural suite. See: bench ls rewards.",
+        autocompletion=completed("rewards"),
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="Named model, local diffusers folder, or hub id.", autocompletion=completed("models")),
+]
+SuiteName = Annotated[
+    str | None,
+    typer.Option("--suite", help="Named setting; see: bench ls suites.", autocompletion=completed("suites")),
+]
+MethodName = Annotated[
+    str, typer.Option("--method", "-m", help="Finetuning method.", autocompletion=completed("methods"))
+]
+AddedMetrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="Measure this too, beside the setting's own metrics. Repeatable; see: bench ls metrics.",
+        autocompletion=completed("metrics"),
+    ),
 ]
 
 
 @application.command()
 def run(
-    method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method; see: bench ls methods.")],
-    reward: Annotated[
+    name: Annotated[
         str | None,
-        typer.Option("--reward", "-r", help="Reward; it also selects its natural suite. See: bench ls rewards."),
+        typer.Argument(
+            metavar="METHOD",
+            help="Finetuning method; see: bench ls methods.",
+            autocompletion=completed("methods"),
+            show_default=False,
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="Prompt set, or a .txt/.json/.csv/.parquet file.")] = None,
-    suite: Annotated[str | None, typer.Option(help="Named setting; see: bench ls suites.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="The same as METHOD.", autocompletion=completed("methods"))
+    ] = None,
+    reward: RewardName = None,
+    model: ModelName = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompt set, or a .txt/.json/.csv/.parquet file.", autocompletion=completed("prompts")),
+    ] = None,
+    suite: SuiteName = None,
     seed: Annotated[int | None, typer.Option(help="Seed of training noise, choices and weights.")] = None,
     updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
+    metric: AddedMetrics = None,
     assignments: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="With --dry-run: score a few prior samples, and say what β means on them.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
@@ -72,19 +143,28 @@ def run(
 
     The same command again resumes an interrupted run, or reports a finished one.
 
-        bench run --method nabla_gfn
-        bench run --method ddpo --reward emoji_style --updates 200 --seed 1
-        bench run --method draft --set method.depth=1 --set optimizer.lr=1e-3
-        bench run --method nabla_gfn --reward "hps+0.1*aesthetic" --num-processes 8
+        bench run nabla_gfn
+        bench run ddpo --reward emoji_style --updates 200 --seed 1
+        bench run draft --set method.depth=1 --set optimizer.lr=1e-3
+        bench run nabla_gfn --reward "hps+0.1*aesthetic" --num-processes 8
     """
+    if name and method and name != method:
+        raise BenchError(f"two methods are given, {name!r} and --method {method!r}: one run trains with one.")
+    if not (method := name or method):
+        raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
+    if probe and not dry_run:
+        raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
     from bench.config import resolve
 
     named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
-    config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
+    config = resolve(
+        method, reward=reward, suite=suite, overrides=overrides, assignments=assignments, metrics=metric or ()
+    )
     show_warnings()
 
     from bench.commands.preflight import check, preflight
+    from bench.config import beta_origin
     from bench.evaluation.rows import default_folder
     from bench.training import processes
 
@@ -94,11 +174,17 @@ def run(
 
         check(config)
         show_plan(config, folder, num_processes, console)
+        if probe:
+            from bench.commands.probe import show_probe
+
+            preflight(config)
+            show_probe(config, console)
         return
     if num_processes > 1 and not processes.launched():
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
+    console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
     with ExitStack() as held:
         with processes.main_first():
             preflight(config)
@@ -117,10 +203,10 @@ def run(
 
 @application.command()
 def fetch(
-    suite: Annotated[str | None, typer.Option(help="Named setting; see: bench ls suites.")] = None,
-    reward: Annotated[str | None, typer.Option("--reward", "-r", help="Reward; it selects its suite.")] = None,
-    model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
-    method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method.")] = "nabla_gfn",
+    suite: SuiteName = None,
+    reward: RewardName = None,
+    model: ModelName = None,
+    method: MethodName = "nabla_gfn",
     assignments: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say sizes only.")] = False,
 ) -> None:
@@ -149,15 +235,18 @@ def fetch(
 def list_names(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
 ) -> None:
-    """List what can be named: methods, rewards, metrics, models, prompts, suites."""
+    """List what can be named: methods, rewards, metrics, models, prompts, suites; and what needs a GPU or a download."""
     from bench.commands.listing import describe
 
     for chosen in [kind] if kind else Kind:
         table = Table(title=chosen.value, title_justify="left", title_style="bold", box=None, pad_edge=False)
         table.add_column("name", style="cyan", no_wrap=True)
         table.add_column("what it is")
-        for name, text in describe(chosen.value).items():
-            table.add_row(name, text)
+        rows = list(describe(chosen.value))
+        if any(needs for *_, needs in rows):
+            table.add_column("needs")
+        for row in rows:
+            table.add_row(*row[: len(table.columns)])
         console.print(table)
         console.print()
 
@@ -264,10 +353,10 @@ class Size(StrEnum):
 
 @application.command("profile")
 def profile_setting(
-    method: Annotated[str, typer.Option("--method", "-m", help="Finetuning method.")] = "nabla_gfn",
-    reward: Annotated[str | None, typer.Option("--reward", "-r", help="Reward.")] = None,
-    model: Annotated[str | None, typer.Option(help="Named model, local diffusers folder, or hub id.")] = None,
-    suite: Annotated[str | None, typer.Option(help="Named setting.")] = None,
+    method: MethodName = "nabla_gfn",
+    reward: RewardName = None,
+    model: ModelName = None,
+    suite: SuiteName = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of sampler calls, and timed rounds.")] = 5,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Build the architectures with random weights; download nothing.")

@@ -9,7 +9,10 @@ from rich.table import Table
 
 from bench import registry
 from bench.commands.estimate import estimate_memory
+from bench.config import beta_origin
+from bench.evaluation.evaluator import sample_names
 from bench.models.base import network_dtype
+from bench.prompts import HUB, PromptSet, load_prompts
 from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
 from bench.weights.requirements import requirements
@@ -18,6 +21,7 @@ from bench.weights.requirements import requirements
 def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:
     """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
     console.print(config.to_yaml(), markup=False, highlight=False)
+    console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})", highlight=False)
     for name, value in plan(config, processes).items():
         console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,10 +45,18 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     rows, rows_seen = (
         sampler.steps * (1 if sampler.guidance == 1 else 2) for sampler in (config.sampler, config.evaluation_sampler())
     )
-    samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
+    needed = HUB.get(config.prompts.name)
+    if needed and needed.missing():
+        prompts, told = None, "known once they are downloaded"
+        samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
+    else:
+        prompts = load_prompts(config.prompts.name, config.prompts.limit)
+        samples = len(sample_names(prompts, evaluation)[0])
+        told = f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out"
     update = -(-trajectories // train.updates_per_round)
     shards = 1 if needs.whole_update else -(-update // train.micro_batch)
     return {
+        "prompts": told,
         "updates": train.updates,
         "rounds": rounds,
         "trajectories per round": trajectories,
@@ -52,10 +64,23 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
         + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
         "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
-        "evaluation samples per set": samples,
+        "evaluation samples per set": _evaluated(config, prompts, samples),
         # three prior sets (cached), and each time the finetuned model with the prior beside it
         "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len({*evaluation.at, train.updates})),
     }
+
+
+def _evaluated(config: RunConfig, prompts: PromptSet | None, samples: int) -> int | str:
+    """The number of samples, and where there are fewer prompts than the setting asks for, of how many these are."""
+    if prompts is None:
+        return samples
+    asked = {"train_prompts": prompts.train, "heldout_prompts": prompts.heldout}
+    found = {name: min(len(own), getattr(config.evaluation, name)) for name, own in asked.items()}
+    if all(number == getattr(config.evaluation, name) for name, number in found.items()):
+        return samples
+    train, heldout = found.values()
+    each = config.evaluation.samples_per_prompt
+    return f"{samples:,}: {each} of each of {train} training and {heldout} held-out prompts, for there are no more"
 
 
 def show_requirements(needs: Sequence[Need], console: Console) -> None:

@@ -26,7 +26,7 @@ from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, write_atomic
 from bench.identity import contents
-from bench.models.catalogue import load_model, make_kernel
+from bench.models.catalogue import is_analytic, load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.settings import EXECUTION, RunConfig
@@ -171,8 +171,7 @@ class Run:
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
         prompts = preflight(self.config)
-        if self.config.train.threads:
-            torch.set_num_threads(self.config.train.threads)
+        use_threads(self.config)
         with explained(self.config, self.folder):
             self._execute(prompts)
 
@@ -268,6 +267,12 @@ def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
         log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
 
 
+def use_threads(config: RunConfig) -> None:
+    """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
+    if count := config.train.threads or (1 if is_analytic(config.model.name) else None):
+        torch.set_num_threads(count)
+
+
 def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     """Model, kernel and reward of a configuration, on this process's device or another."""
     device = device or processes.state().device
@@ -334,6 +339,7 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     config = configs.read(stored, assignments)
     require_contents(folder, config)
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    use_threads(config)
     with explained(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
