@@ -176,8 +176,10 @@ def run(
         show_plan(config, folder, num_processes, console)
         if probe:
             from bench.commands.probe import show_probe
+            from bench.weights.hub import obtain
+            from bench.weights.requirements import training_requirements
 
-            preflight(config)
+            obtain(training_requirements(config))
             show_probe(config, console)
         return
     if num_processes > 1 and not processes.launched():
@@ -235,7 +237,7 @@ def fetch(
 def list_names(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
 ) -> None:
-    """List what can be named: methods, rewards, metrics, models, prompts, suites; and what needs a GPU or a download."""
+    """List what can be named: methods, rewards, metrics, models, prompts, suites; a GPU or downloads are marked."""
     from bench.commands.listing import describe
 
     for chosen in [kind] if kind else Kind:

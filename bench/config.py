@@ -109,8 +109,8 @@ def with_metrics(config: RunConfig, names: Sequence[str]) -> RunConfig:
 def beta_origin(config: RunConfig) -> str:
     """Where the configuration's β comes from, in a few words."""
     name, suite = config.reward.name, load_suite(config.suite)
-    known = suite["reward"] if suite["reward"]["name"] == name else {}
-    known = known.get("beta", suite.get("rewards", {}).get(name, {}).get("reward.beta"))
+    own = suite["reward"] if suite["reward"]["name"] == name else {}
+    known = (own | suite.get("rewards", {}).get(name, {}).get("reward", {})).get("beta")
     if config.reward.beta == known:
         return f"the suite {config.suite!r} has it for {name!r}"
     if known is None and config.reward.beta == RewardSection.model_fields["beta"].default:

@@ -10,9 +10,8 @@ from rich.table import Table
 from bench import registry
 from bench.commands.estimate import estimate_memory
 from bench.config import beta_origin
-from bench.evaluation.evaluator import sample_names
 from bench.models.base import network_dtype
-from bench.prompts import HUB, PromptSet, load_prompts
+from bench.prompts import HUB, load_prompts
 from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
 from bench.weights.requirements import requirements
@@ -45,18 +44,16 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     rows, rows_seen = (
         sampler.steps * (1 if sampler.guidance == 1 else 2) for sampler in (config.sampler, config.evaluation_sampler())
     )
-    needed = HUB.get(config.prompts.name)
-    if needed and needed.missing():
-        prompts, told = None, "known once they are downloaded"
-        samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
-    else:
-        prompts = load_prompts(config.prompts.name, config.prompts.limit)
-        samples = len(sample_names(prompts, evaluation)[0])
-        told = f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out"
+    absent = (need := HUB.get(config.prompts.name)) and need.missing()
+    prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit)
+    train_prompts, heldout = evaluation.train_prompts, evaluation.heldout_prompts
+    if prompts:
+        train_prompts, heldout = min(train_prompts, len(prompts.train)), min(heldout, len(prompts.heldout))
+    samples = (train_prompts + heldout) * evaluation.samples_per_prompt
     update = -(-trajectories // train.updates_per_round)
     shards = 1 if needs.whole_update else -(-update // train.micro_batch)
     return {
-        "prompts": told,
+        "prompts": f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out" if prompts else "not here yet",
         "updates": train.updates,
         "rounds": rounds,
         "trajectories per round": trajectories,
@@ -64,23 +61,11 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
         + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
         "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
-        "evaluation samples per set": _evaluated(config, prompts, samples),
+        "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
+        f"{evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
         "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len({*evaluation.at, train.updates})),
     }
-
-
-def _evaluated(config: RunConfig, prompts: PromptSet | None, samples: int) -> int | str:
-    """The number of samples, and where there are fewer prompts than the setting asks for, of how many these are."""
-    if prompts is None:
-        return samples
-    asked = {"train_prompts": prompts.train, "heldout_prompts": prompts.heldout}
-    found = {name: min(len(own), getattr(config.evaluation, name)) for name, own in asked.items()}
-    if all(number == getattr(config.evaluation, name) for name, number in found.items()):
-        return samples
-    train, heldout = found.values()
-    each = config.evaluation.samples_per_prompt
-    return f"{samples:,}: {each} of each of {train} training and {heldout} held-out prompts, for there are no more"
 
 
 def show_requirements(needs: Sequence[Need], console: Console) -> None:

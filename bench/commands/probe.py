@@ -38,13 +38,12 @@ def show_probe(config: RunConfig, console: Console) -> None:
     with console.status(f"drawing {len(names)} samples of the prior"), torch.no_grad():
         samples = draw(kernel, names, ["train"] * len(names), seed=config.seed, purpose="reference", prior=True)
         device, parts = core.model.device, torch.arange(len(names)).split(core.micro_batch)
-        found = torch.cat(
-            [
-                score(core.reward_model, core.reward_name, as_seen(samples.images[rows].to(device)), told).cpu()
-                for rows in parts
-                if (told := [names[i][0] for i in rows.tolist()])
-            ]
-        ).view(len(prompts), each)
+        rewards = [
+            score(core.reward_model, core.reward_name, as_seen(samples.images[rows].to(device)), told).cpu()
+            for rows in parts
+            if (told := [samples.prompts[i] for i in rows.tolist()])
+        ]
+    found = torch.cat(rewards).view(len(prompts), each)
     console.print(_summary(config, found), highlight=False)
     console.print(_table(config, found), highlight=False)
 
@@ -52,8 +51,8 @@ def show_probe(config: RunConfig, console: Console) -> None:
 def _summary(config: RunConfig, rewards: Tensor) -> str:
     count, each = rewards.shape
     return (
-        f"probe: {config.reward.name} on {each} prior samples of each of {count} prompts is {rewards.mean():.4g} in the "
-        f"mean; within a prompt it spreads by {spread(rewards):.3g} (standard deviation)."
+        f"probe: the mean of {config.reward.name} is {rewards.mean():.4g} on {count * each} prior samples (prompts: "
+        f"{count}, of each {each}); within a prompt it spreads by {spread(rewards):.3g} (standard deviation)."
     )
 
 
