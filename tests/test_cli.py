@@ -1,6 +1,7 @@
 """The command line: what a run leaves behind, resuming, and one clear sentence for every mistake."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -13,14 +14,12 @@ import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from bench import config, registry
-from bench.commands import doctor
+from bench.commands import doctor, probe
 from bench.commands.run import build_core
 from bench.config import resolve
 from bench.errors import BenchError
-from bench.models.analytic import GaussianModel
 from bench.sampling.noise import Noise
 from results.rows import read_rows
-from rewards.linear import Linear
 
 
 def test_help_answers_without_heavy_imports():
@@ -364,8 +363,7 @@ def test_methods_are_listed_without_torch_each_with_a_line_of_its_own():
     assert torch_loaded == "False"
 
 
-def test_listing_marks_gpu_and_downloads(bench, hub, tmp_path, monkeypatch):
-    assert "downloaded" in next(line for line in bench("ls", "models")[1].splitlines() if line.startswith("sd15"))
+def test_listing_marks_gpu_and_downloads(bench, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     lines = {line.split()[0]: line for line in bench("ls", "models")[1].splitlines() if line.strip()}
     assert "a GPU, 4.27 GB to download" in lines["sd15"]
@@ -382,27 +380,28 @@ def test_metrics_are_added_and_beta_is_not_another_rewards(bench, tmp_path):
     ]  # fmt: skip
     assert resolve("ddpo", suite="demo").reward.beta == 2
     assert resolve("ddpo", suite="demo", reward="jpeg_compressibility").reward.beta == 1
-    for arguments, words in {
-        (): "5 (the suite 'emoji' has it for 'emoji_clip')",
-        ("--reward", "colorfulness"): "1 (a default that knows nothing of 'colorfulness'",
-        ("--set", "reward.beta=7"): "7 (as given)",
-    }.items():
-        assert f"reward.beta: {words}" in bench("run", "ddpo", "--dry-run", *arguments)[1]
+    assert config.beta_origin(own) == "the suite 'emoji' has it for 'emoji_clip'"
+    assert "knows nothing of 'colorfulness'" in config.beta_origin(resolve("ddpo", reward="colorfulness"))
+    assert config.beta_origin(resolve("ddpo", assignments=["reward.beta=7"])) == "as given"
     (tmp_path / "five.txt").write_text("cat\ndog\nlion\nwolf\nfox\n")
     status, text = bench("run", "ddpo", "--dry-run", "--prompts", tmp_path / "five.txt")
+    assert "reward.beta: 5 (the suite" in text
     assert "prompts: 4 to train on, 1 held out" in text
     assert "evaluation samples per set: 40 (4 training + 1 held-out prompts × 8)" in text
 
 
-def test_the_probe_finds_the_known_spread(bench):
-    """A linear reward `w·x` of the Gaussian prior: the spread is `‖w‖ σ`, the effective share `exp(−β²‖w‖²σ²)`."""
-    _, text = bench("run", "prior", "--model", "gaussian", "--dry-run", "--probe")
-    model, reward = GaussianModel(), Linear(Linear.Config())
-    exact = float(torch.tensor(reward.config.weights).norm()) * model.std
-    found = float(re.search(r"spreads by ([\d.]+)", text)[1])
-    assert found == pytest.approx(exact, rel=0.05)
-    shares = dict(re.findall(r"^ *([\d.]+) +([\d.]+) ", text, re.MULTILINE))
-    assert float(shares[f"{1 / found:.3g}"]) == 1
+def test_the_probe_knows_what_beta_means(bench):
+    """Gaussian rewards: the spread is σ, the effective share of the samples `exp(−β²σ²)`; prompts' means are no spread."""
+    rng = torch.Generator().manual_seed(0)
+    rewards = 3.0 * torch.randn(4, 40_000, generator=rng) + torch.tensor([[0.0], [100.0], [-40.0], [7.0]])
+    assert probe.spread(rewards) == pytest.approx(3.0, rel=0.01)
+    assert probe.effective_size(rewards, 0.2) / 40_000 == pytest.approx(math.exp(-0.36), rel=0.02)
+    status, text = bench("run", "prior", "--model", "gaussian", "--dry-run", "--probe")
+    assert status == 0, text
+    spread = float(re.search(r"spreads by ([\d.]+)", text)[1])
+    tilts = {row[0]: float(row[1]) for row in re.findall(r"^ *([\d.]+)(?: \(this run's\))? +([\d.]+) +", text, re.M)}
+    assert tilts["2"] == pytest.approx(2 * spread, rel=0.01)
+    assert [tilt for beta, tilt in tilts.items() if beta != "2"] == [1, 5, 30]
 
 
 def test_points_take_one_thread_unless_said_otherwise(bench, tmp_path, monkeypatch):
