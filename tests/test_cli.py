@@ -384,14 +384,14 @@ def test_metrics_are_added_and_beta_is_not_another_rewards(bench, tmp_path):
     assert "knows nothing of 'colorfulness'" in config.beta_origin(resolve("ddpo", reward="colorfulness"))
     assert config.beta_origin(resolve("ddpo", assignments=["reward.beta=7"])) == "as given"
     (tmp_path / "five.txt").write_text("cat\ndog\nlion\nwolf\nfox\n")
-    status, text = bench("run", "ddpo", "--dry-run", "--prompts", tmp_path / "five.txt")
+    _, text = bench("run", "ddpo", "--dry-run", "--prompts", tmp_path / "five.txt")
     assert "reward.beta: 5 (the suite" in text
     assert "prompts: 4 to train on, 1 held out" in text
     assert "evaluation samples per set: 40 (4 training + 1 held-out prompts × 8)" in text
 
 
 def test_the_probe_knows_what_beta_means(bench):
-    """Gaussian rewards: the spread is σ, the effective share of the samples `exp(−β²σ²)`; prompts' means are no spread."""
+    """Gaussian rewards: the spread is σ, the effective share of the samples `exp(−β²σ²)`; means do not count."""
     rng = torch.Generator().manual_seed(0)
     rewards = 3.0 * torch.randn(4, 40_000, generator=rng) + torch.tensor([[0.0], [100.0], [-40.0], [7.0]])
     assert probe.spread(rewards) == pytest.approx(3.0, rel=0.01)
