@@ -1,55 +1,42 @@
 """The command `bench`. Nothing heavy is imported until a command runs."""
 
-import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
 from bench import __version__
+from bench.cli_adapter import push, sample
+from bench.cli_checks import doctor, profile_setting, test_plugin
+from bench.cli_options import (
+    AddedMetrics,
+    Kind,
+    MethodName,
+    ModelName,
+    RewardName,
+    Set,
+    SuiteName,
+    completed,
+    console,
+    show_warnings,
+)
 from bench.environment import check_packages
 from bench.errors import BenchError, did_you_mean
 from bench.training.stopping import Interrupted, signals_stop
 
-console = Console()
 application = typer.Typer(
     help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
     "Start with: bench run nabla_gfn",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-class Kind(StrEnum):
-    """What `bench ls` lists."""
-
-    methods = "methods"
-    rewards = "rewards"
-    metrics = "metrics"
-    models = "models"
-    prompts = "prompts"
-    suites = "suites"
-
-
-def completed(kind: str) -> Callable[[str], list[str]]:
-    """What the shell offers for the beginning of a name of that kind."""
-
-    def offer(incomplete: str) -> list[str]:
-        from bench.commands.listing import names
-
-        return [name for name in names(kind) if name.startswith(incomplete)]
-
-    return offer
 
 
 def _say_version(wanted: bool) -> None:
@@ -65,41 +52,6 @@ def common(
     ] = False,
 ) -> None:
     """What every command shares. Its help is the application's."""
-
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example train.updates=50. Repeatable."),
-]
-RewardName = Annotated[
-    str | None,
-    typer.Option(
-        "--reward",
-        "-r",
-        help="Reward; it also selects its natural suite. See: bench ls rewards.",
-        autocompletion=completed("rewards"),
-    ),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option("--model", help="Named model, local diffusers folder, or hub id.", autocompletion=completed("models")),
-]
-SuiteName = Annotated[
-    str | None,
-    typer.Option("--suite", help="Named setting; see: bench ls suites.", autocompletion=completed("suites")),
-]
-MethodName = Annotated[
-    str, typer.Option("--method", "-m", help="Finetuning method.", autocompletion=completed("methods"))
-]
-AddedMetrics = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metric",
-        metavar="NAME",
-        help="Measure this too, beside the setting's own metrics. Repeatable; see: bench ls metrics.",
-        autocompletion=completed("metrics"),
-    ),
-]
 
 
 @application.command()
@@ -346,151 +298,11 @@ def sweep(
         raise typer.Exit(1)
 
 
-class Size(StrEnum):
-    """Of random weights."""
-
-    full = "full"
-    tiny = "tiny"
-
-
-@application.command("profile")
-def profile_setting(
-    method: MethodName = "nabla_gfn",
-    reward: RewardName = None,
-    model: ModelName = None,
-    suite: SuiteName = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed pairs of sampler calls, and timed rounds.")] = 5,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Build the architectures with random weights; download nothing.")
-    ] = False,
-    size: Annotated[Size, typer.Option(help="Of random weights; tiny only tries the code.")] = Size.full,
-    every: Annotated[
-        bool, typer.Option("--all", help="An update of every trained method, beside the rows that it needs.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="File; default: named as a run, below runs/profiles.")] = None,
-    assignments: Set = None,
-) -> None:
-    """Time the sampler against diffusers' own, and one update by phase; memory and network calls of both.
-
-        bench profile --method nabla_gfn
-        bench profile --model sd15 --reward hps --method ddpo --random-weights
-        bench profile --all
-
-    With --all: rows through the denoiser, reward calls, seconds and memory of an update of every method, and beside the
-    rows those that its equations need; rounds of 2 prompts x 4 samples and one update, unless --set says otherwise.
-    """
-    from contextlib import nullcontext
-
-    from bench import registry
-    from bench.commands.preflight import check
-    from bench.config import resolve
-
-    overrides: dict[str, Any] = {} if model is None else {"model.name": model}
-    if every:
-        overrides |= {"train.prompts_per_round": 2, "train.samples_per_prompt": 4, "train.updates_per_round": 1}
-    configs = []
-    for name in registry.plugins("methods") if every else [method]:
-        try:
-            config = resolve(name, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
-            check(config)
-        except BenchError as error:
-            if not every:
-                raise
-            console.print(f"left out: {escape(str(error))}", highlight=False)
-        else:
-            if not every or registry.load("methods", name).needs.training:
-                configs.append(config)
-    if not configs:
-        raise BenchError("no method can be profiled in this setting.")
-    show_warnings()
-    from bench.commands import profile
-    from bench.evaluation.rows import default_folder
-
-    place = default_folder(configs[0])
-    out = out or Path("runs/profiles", *place.parts[1:-1], "all" if every else place.name).with_suffix(".json")
-    with profile.random_weights(configs[0], size, console) if random_weights else nullcontext():
-        if every:
-            profile.profile_all(configs, console, out)
-        else:
-            profile.profile(configs[0], repeats, console, out)
-
-
-@application.command("selftest")
-def test_plugin(
-    name: Annotated[str, typer.Argument(help="A method, reward or metric, yours included.")],
-    kind: Annotated[Kind | None, typer.Option(help="Needed only if the name is taken in several kinds.")] = None,
-) -> None:
-    """Check a plugin against the contract that all rows of a table rest on.
-
-    Shapes, declared needs, determinism, batch-size invariance, gradients, stored state, and the target distribution
-    where a method declares it. Exits with status 1 if a check fails.
-    """
-    show_warnings()
-    from bench import registry
-    from bench.commands.selftest import CHECKS, selftest
-    from bench.weights.hub import obtain
-
-    kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]
-    if len(kinds) > 1:
-        raise BenchError(f"{name!r} is a name of {' and '.join(kinds)}: choose with --kind.")
-    if not kinds:
-        known = [known for k in CHECKS for known in registry.plugins(k)]
-        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, known)}")
-    plugin = registry.load(kinds[0], name)
-    obtain(getattr(plugin, "files", ()))
-    colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
-    with console.status(f"testing {name}"):
-        for found in selftest(kinds[0], name):
-            failed |= found.status == "failed"
-            mark, detail = f"[{colors[found.status]}]{found.status:7}[/]", escape(found.detail)
-            console.print(f"{mark} [bold]{found.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
-
-
-@application.command()
-def doctor(
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="Try everything on the GPU, against the CPU; about five minutes.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="With --gpu: the report, to send.")] = Path("gpu-report.json"),
-    full: Annotated[
-        bool, typer.Option("--full", help="With --gpu: time the published batch and HPSv2.1, not a short one.")
-    ] = False,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="With --gpu: steps whose name holds it. Repeatable.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(hidden=True)] = None,
-) -> None:
-    """Report versions, devices, extras and weights, and what is missing.
-
-        bench doctor
-        bench doctor --gpu --out report.json
-
-    With --gpu every method, reward and feature space runs on the GPU with small random weights and is compared with the
-    CPU; then resuming, several processes, and the speed at full size, with random weights too. Exits with status 1 if
-    a step fails.
-    """
-    show_warnings()
-    if not gpu:
-        from bench.commands.doctor import report
-
-        report(console)
-        return
-    import torch
-
-    from bench.commands.gpu import check_device, require_gpu
-
-    chosen = torch.device(device) if device else require_gpu()
-    if not check_device(chosen, console, out, full=full, only=only or ()):
-        raise typer.Exit(1)
-
-
-def show_warnings() -> None:
-    """Warnings go through rich."""
-    logging.basicConfig(
-        level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)], format="%(message)s"
-    )
+application.command("sample")(sample)
+application.command("push")(push)
+application.command("profile")(profile_setting)
+application.command("selftest")(test_plugin)
+application.command("doctor")(doctor)
 
 
 class traceback_log:

@@ -6,9 +6,8 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.commands.run import build_core, evaluation_core, use_threads
-from bench.evaluation.evaluator import as_seen, draw
+from bench.evaluation.evaluator import draw, score_samples
 from bench.prompts import load_prompts
-from bench.reward import score
 from bench.settings import RunConfig
 
 PROMPTS, IMAGES, POINTS = 4, 16, 4096  # prompts, and samples of each
@@ -35,15 +34,10 @@ def show_probe(config: RunConfig, console: Console) -> None:
     each = POINTS if points else IMAGES
     names = [(prompt, index) for prompt in prompts for index in range(each)]
     kernel = evaluation_core(core, config)
-    with console.status(f"drawing {len(names)} samples of the prior"), torch.no_grad():
+    with console.status(f"drawing {len(names)} samples of the prior"):
         samples = draw(kernel, names, ["train"] * len(names), seed=config.seed, purpose="reference", prior=True)
-        device, parts = core.model.device, torch.arange(len(names)).split(core.micro_batch)
-        rewards = [
-            score(core.reward_model, core.reward_name, as_seen(samples.images[rows].to(device)), told).cpu()
-            for rows in parts
-            if (told := [samples.prompts[i] for i in rows.tolist()])
-        ]
-    found = torch.cat(rewards).view(len(prompts), each)
+        samples = score_samples(samples, {core.reward_name: core.reward_model}, core.micro_batch, "the prior's own")
+    found = samples.rewards[core.reward_name].view(len(prompts), each)
     console.print(_summary(config, found), highlight=False)
     console.print(_table(config, found), highlight=False)
 

@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import config as configs
 from bench import environment, registry
+from bench.commands.adapter import adapter_name, finish_adapter
 from bench.commands.preflight import preflight
 from bench.commands.shortage import explained
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
 from bench.evaluation.evaluator import Evaluator
+from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
@@ -206,7 +208,7 @@ class Run:
             if trainer:
                 self._train(trainer, evaluate_between)
                 if main:
-                    core.model.save(self.folder / "adapter")
+                    self._save(core)
             evaluation, measurements = evaluate(evaluator, self.console)
         except NonFiniteError as error:  # a failure is a result too
             failed = rows([Measurement("run", None, direction="none", note=str(error))])[0] | {"status": "failed"}
@@ -217,7 +219,23 @@ class Run:
         found = rows(measurements)
         if main:
             self._pictures(evaluation, core)
+            if not is_analytic(config.model.name):
+                sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
+                keep(self.folder / "images", sets, seed=evaluator.seed, each=EACH)
+                if trainer:
+                    finish_adapter(self.folder, config, core.model, found, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
+
+    def _save(self, core: Core) -> None:
+        """The adapter, and beside it the copy that the evaluation draws with."""
+        core.model.save(self.folder / "adapter")
+        if (name := self.config.evaluation.weights) != "policy":
+            own = {key: p.data for key, p in core.model.adapters().items()}
+            for key, parameter in core.model.adapters().items():
+                parameter.data = core.copies[name][key]
+            core.model.save(self.folder / adapter_name(self.config))
+            for key, parameter in core.model.adapters().items():
+                parameter.data = own[key]
 
     def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
         config, main = self.config, processes.is_main()

@@ -34,6 +34,17 @@ NAMED = {
     "gaussian_flow": "the Gaussian as a rectified flow, exact velocity",
 }
 
+LICENCES = {
+    "emoji": "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)",
+    "emoji_flow": "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)",
+    "sd15": "CreativeML Open RAIL-M",
+    "sd21": "CreativeML Open RAIL++-M",
+    "sdxl": "CreativeML Open RAIL++-M",
+    "sd35_medium": "Stability AI Community License",
+    "flux_schnell": "Apache-2.0",
+    "flux_dev": "FLUX.1 [dev] Non-Commercial License",
+}
+
 EMBEDDED = {"emoji": emoji.WEIGHTS, "emoji_flow": emoji.FLOW}
 
 PIPELINE = (  # the parts of a Stable Diffusion repository that are used; some hold four copies of the weights
