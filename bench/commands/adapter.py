@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 from bench import registry
 from bench.errors import BenchError
-from bench.models import catalogue
+from bench.models import catalogue, emoji
 from bench.models.pipeline import PipelineModel
 from bench.sampling.noise import key
 from bench.settings import RunConfig
@@ -49,7 +49,7 @@ def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: lis
     data = ModelCardData(
         base_model=base.name if base else None,
         license_name=catalogue.LICENCES.get(config.model.name),
-        license="other",
+        license="other" if config.model.name in catalogue.LICENCES else "unknown",
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["lora", "nabla-bench", config.method.name],
@@ -104,19 +104,19 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
     if need := catalogue.need(name):
         base = f'"{need.name}"'
     elif name in catalogue.EMBEDDED:
-        place = {"emoji": "WEIGHTS", "emoji_flow": "FLOW"}[name]
-        base, options = f"emoji.{place}", f", **emoji.shared(emoji.{place})"
+        flow = catalogue.EMBEDDED[name] == emoji.FLOW
+        base, options = ("emoji.FLOW", ", **emoji.shared(emoji.FLOW)") if flow else ("emoji.WEIGHTS", "")
         imports.append("from bench.models import emoji")
     weights = 'pipe.load_lora_weights(".")'
     if model.finetune == "full":
         part = f"pipe.{model.denoiser}"
         weights = f'{part} = type({part}).from_pretrained("{model.denoiser}")'
-    random = f"np.random.Philox(key=0x{key(seed, 'evaluate', prompt, 0):032x}, counter=[0, 0, 0, k])"
-    shape = (1, *model.latent_shape)
     lines = [
         f"pipe = {kind}.from_pretrained({base}{options})",
         weights,
-        f"noise = lambda k: torch.from_numpy(np.random.Generator({random}).standard_normal({shape}, np.float32))",
+        f"bits = lambda k: np.random.Philox(key=0x{key(seed, 'evaluate', prompt, 0):032x}, counter=[0, 0, 0, k])",
+        f"draw = lambda k: np.random.Generator(bits(k)).standard_normal({(1, *model.latent_shape)}, np.float32)",
+        "noise = lambda k: torch.from_numpy(draw(k))",
     ]
     if _exact(config, model):
         kind = f"DDIMScheduler, {kind}"
