@@ -140,17 +140,11 @@ def run(
     console.quiet = not processes.is_main()
     console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
     with ExitStack() as held:
-        with processes.main_first():
-            preflight(config)
-            from bench.commands.run import Run
+        from bench.commands.run import Run
 
-            job = Run(config, folder, console)
-            finished = job.open(force and processes.is_main(), held)
-        if finished:
+        job = Run(config, folder, console)
+        if not job.go(force, held):
             console.print("This run is finished; nothing was computed.")
-        else:
-            with traceback_log(folder):
-                job.execute()
         if processes.is_main():
             job.report()
 
@@ -303,23 +297,6 @@ application.command("push")(push)
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
 application.command("doctor")(doctor)
-
-
-class traceback_log:
-    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
-
-    def __init__(self, folder: Path):
-        rank = os.environ.get("RANK", "0")
-        self.path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")  # of several processes, each its own
-
-    def __enter__(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            import traceback as formatting
-
-            self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
 
 
 def app() -> None:

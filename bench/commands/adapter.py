@@ -126,7 +126,10 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
             f"step, draws = pipe.scheduler.step, map(noise, range(1, {sampler.steps + 1}))",
             f"pipe.scheduler.step = lambda *a, **o: step(*a, eta={sampler.eta:g}, variance_noise=next(draws), **o)",
         ]
-    call = f"num_inference_steps={sampler.steps}, guidance_scale={sampler.guidance:g}, latents=noise(0)"
+    start = "noise(0)"
+    if hasattr(model.pipeline, "_pack_latents"):  # FLUX takes them as tokens
+        start = f"pipe._pack_latents(noise(0), 1, {', '.join(map(str, model.latent_shape))})"
+    call = f"num_inference_steps={sampler.steps}, guidance_scale={sampler.guidance:g}, latents={start}"
     lines.append(f'pipe({prompt!r}, {call}).images[0].save("redrawn.png")')
     return "\n".join([*imports, f"from diffusers import {kind}", "", *lines]) + "\n"
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -21,6 +22,7 @@ from bench.commands.preflight import preflight
 from bench.commands.shortage import explained
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
+from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
@@ -129,6 +131,16 @@ class Run:
                 self._extend()
         return False
 
+    def go(self, force: bool, held: contextlib.ExitStack) -> bool:
+        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already."""
+        with processes.main_first():
+            preflight(self.config)
+            finished = self.open(force and processes.is_main(), held)
+        if not finished:
+            with traceback_log(self.folder):
+                self.execute()
+        return not finished
+
     def _extend(self) -> None:
         """Begin where a neighbouring run of the same settings with fewer updates ended, if this run would get there."""
         for folder in sorted(self.folder.parent.glob(f"{self.config.method.name}-seed{self.config.seed}-*")):
@@ -181,7 +193,7 @@ class Run:
         config = self.config
         info = environment.describe() | {"processes": processes.count()}
         info["random_weights"] = is_random(requirements(config))
-        main = processes.is_main()
+        main, alarms = processes.is_main(), Alarms(config.reward.beta)
         if main:
             write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
         method, trainer = build_method(config), None
@@ -200,13 +212,13 @@ class Run:
         def evaluate_between(update: int) -> None:
             with core.meter.paused("evaluation"):
                 _, measurements = evaluator.evaluate()
-            found = rows(measurements)
+            found = rows(alarms.noted(measurements))
             if main:
                 write_rows(self.folder / rows_at(update), found)
 
         try:
             if trainer:
-                self._train(trainer, evaluate_between)
+                self._train(trainer, alarms, evaluate_between)
                 if main:
                     self._save(core)
             evaluation, measurements = evaluate(evaluator, self.console)
@@ -216,7 +228,7 @@ class Run:
                 write_rows(self.folder / "rows.parquet", [failed])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        found = rows(measurements)
+        found = rows(alarms.noted(measurements))
         if main:
             self._pictures(evaluation, core)
             if not is_analytic(config.model.name):
@@ -237,13 +249,16 @@ class Run:
             for key, parameter in core.model.adapters().items():
                 parameter.data = own[key]
 
-    def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
+    def _train(self, trainer: Trainer, alarms: Alarms, evaluate_between: Callable[[int], None]) -> None:
         config, main = self.config, processes.is_main()
         between = set(config.evaluation.at) - {config.train.updates}
         if trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
         with contextlib.ExitStack() as open_until_done:
             updates = open_until_done.enter_context(UpdateLog(self.folder, trainer.update)) if main else None
+            if main and trainer.update:
+                for record in read_log(self.folder).to_dict("records"):
+                    alarms.update(record)
             progress = open_until_done.enter_context(training_progress(self.console))
             task = progress.add_task(
                 config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
@@ -252,6 +267,7 @@ class Run:
             def on_update(record: Record) -> None:
                 if updates:
                     updates.write(record)
+                    alarms.update(record)
                 progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
 
             def after_update(update: int) -> None:
@@ -277,6 +293,23 @@ class Run:
         self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
+
+
+class traceback_log:
+    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
+
+    def __init__(self, folder: Path):
+        rank = os.environ.get("RANK", "0")
+        self.path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")  # of several processes, each its own
+
+    def __enter__(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            import traceback as formatting
+
+            self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
 
 
 def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
@@ -370,7 +403,8 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     out.mkdir(exist_ok=True)
     updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
     counts = core.meter.total()
-    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in measurements])
+    noted = Alarms(config.reward.beta).noted(measurements)
+    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in noted])
     draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
