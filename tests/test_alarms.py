@@ -55,9 +55,10 @@ def test_what_an_evaluation_shows(found, name, word, caplog):
 def test_a_run_notes_them_in_its_rows(bench, tmp_path, monkeypatch):
     """Far too high a learning rate, on the ring."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    settings = ("--set", "optimizer.lr=2.0", "--set", "evaluation.samples_per_prompt=256")
-    status, text = bench("run", "rtb", "--model", "ring", "--updates", 12, "--out", tmp_path / "run", *settings)
+    settings = ("--set", "optimizer.lr=0.05", "--set", "evaluation.samples_per_prompt=256")
+    status, text = bench("run", "draft_1", "--model", "ring", "--updates", 8, "--out", tmp_path / "run", *settings)
     assert status == 0, text
     notes = read_rows(tmp_path / "run" / "rows.parquet").set_index("metric")["note"]
     assert "exploded" in notes["path_kl"]
+    assert "fell below the prior's" in notes["reward/train"]
     assert "exploded" in text.split("n \n")[-1]  # below the table
