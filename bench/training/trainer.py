@@ -158,7 +158,7 @@ class Trainer:
             return {name: value for name, value in kept.items() if value is not None}
 
         def score(part: Trajectory) -> dict[str, Tensor]:
-            return {"rewards": self.core.reward(part.latents[:, -1], part.prompts)}
+            return self.core.rewards(part.latents[:, -1], part.prompts)
 
         with torch.no_grad(), self.core.meter.phase("rollout"):
             found = processes.map_parts(list(batch.split(self.core.sample_batch)), sample)
