@@ -217,10 +217,21 @@ def report(
         raise BenchError(str(error)) from None
 
 
+class Engine(StrEnum):
+    """What computes a sweep."""
+
+    local = "local"
+    ray = "ray"
+
+
 @application.command()
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
+    on: Annotated[Engine, typer.Option(help="Where the runs are computed.")] = Engine.local,
+    address: Annotated[
+        str | None, typer.Option(help="With --on ray: the cluster; default: a running one, or a new one here.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run's state and command.")] = False,
 ) -> None:
     """Run the product of methods, seeds and settings, several processes at once.
@@ -249,9 +260,10 @@ def sweep(
             typer.echo(f"{job.state:8} {job.command}")
         return
     sweeps.plan_sweep(read)  # what is impossible is told before anything runs
-    choices, trials = sweeps.tune(read, console)
-    jobs = sweeps.plan_sweep(read, choices)
-    failed = sweeps.run_sweep(read, jobs, console)
+    with sweeps.make_engine(read, on, address) as engine:
+        choices, trials = sweeps.tune(read, console, engine)
+        jobs = sweeps.plan_sweep(read, choices)
+        failed = sweeps.run_sweep(jobs, console, engine)
     for job in [*trials, *failed]:
         words = sweeps.last_words(job.log)
         console.print(f"[red]failed:[/red] {job.folder.name}: {words} (see {job.log})", soft_wrap=True)

@@ -1,7 +1,9 @@
 """What a run says while it trains: a line per update, TensorBoard events, a progress bar."""
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +59,14 @@ def _records(path: Path) -> list[Record]:
 def read_log(folder: Path) -> pd.DataFrame:
     """The update log of a run, a row per update."""
     return pd.DataFrame(_records(folder / "log.jsonl"))
+
+
+def last_record(folder: Path) -> Record | None:
+    """The last update in the log of a run that may be writing it; reads little."""
+    with contextlib.suppress(OSError, ValueError, IndexError), (folder / "log.jsonl").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+        return json.loads(file.read().rpartition(b"\n")[0].splitlines()[-1])
+    return None
 
 
 def training_progress(console: Console) -> Progress:
