@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from bench.commands import published
 from bench.environment import check_packages
 from bench.errors import BenchError, did_you_mean
 from bench.training.stopping import Interrupted, signals_stop
@@ -272,6 +273,10 @@ def sweep(
     console.print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are in {read.out}. Compare: bench report {read.out}")
     if trials or failed:
         raise typer.Exit(1)
+
+
+for command in (published.reproduce, published.verify, published.pack, published.merge):
+    application.command()(command)
 
 
 class Size(StrEnum):

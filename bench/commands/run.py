@@ -323,38 +323,56 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
     it is computed.
     """
-    stored = folder / "config.yaml"
-    if not stored.is_file():
-        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
     if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
         raise BenchError(
             f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
             f"{', '.join(EXECUTION)}."
         )
-    config = configs.read(stored, assignments)
-    require_contents(folder, config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    with explained(config, folder):
-        with memory.phase("loading"):
-            core = build_core(config)
-            if registry.load("methods", config.method.name).needs.training:
-                _load_trained(core, config, folder)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
-        evaluation, measurements = evaluate(evaluator, console)
-    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    core, evaluation, rows = evaluate_stored(folder, assignments, console)
+    config = configs.read(folder / "config.yaml", assignments)
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
-    updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
-    counts = core.meter.total()
-    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in measurements])
+    write_rows(out / "rows.parquet", rows)
     draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
 
 
+def evaluate_stored(
+    folder: Path, assignments: list[str], console: Console
+) -> tuple[Core, Evaluation, list[dict[str, Any]]]:
+    """Evaluate the adapter in the folder of a run; returns the core, the samples and the rows.
+
+    Raises BenchError if it holds no finished run, or one begun with other contents behind the same names.
+    """
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
+    config = configs.read(stored, assignments)
+    require_contents(folder, config)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    trained = registry.load("methods", config.method.name).needs.training
+    with explained(config, folder):
+        with memory.phase("loading"):
+            core = build_core(config)
+            if trained:
+                _load_trained(core, config, folder)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
+        evaluation, measurements = evaluate(evaluator, console)
+    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    updates, counts = config.train.updates if trained else 0, core.meter.total()
+    return core, evaluation, [row(config, prompts, counts, info, found, updates) for found in measurements]
+
+
 def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Give the core the adapter and the counts of the finished run in `folder`. Raises BenchError for another run."""
-    state = checkpoint.load(folder / "checkpoints")
+    """Give the core the adapter, the copies and the counts of the finished run in `folder`; a packed one has no counts.
+
+    Raises BenchError for another run.
+    """
+    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
+        state = {"update": config.train.updates, "copies": {}}
+    else:
+        state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     core.model.load(folder / "adapter")
@@ -365,4 +383,5 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         kept = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
-    core.meter.restore(state["meter"])
+    if not packed:
+        core.meter.restore(state["meter"])

@@ -131,7 +131,12 @@ def write_choices(path: Path, tune: Tune, choices: Sequence[Mapping[str, Any]]) 
     """Write `tuned.yaml`."""
     cost = total([choice["cost"] for choice in choices])
     tree = {"rule": tune.rule(), "tune": tune.model_dump(mode="json"), "cost": cost, "choices": list(choices)}
-    write_atomic(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120).encode())
+    write_atomic(path, dump(tree))
+
+
+def dump(tree: Mapping[str, Any]) -> bytes:
+    """The text of `tuned.yaml`."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120).encode()
 
 
 def read_choices(path: Path, tune: Tune, planned: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
