@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.commands import published
-from bench.environment import check_packages
+from bench.environment import check_packages, versions
 from bench.errors import BenchError, did_you_mean
 from bench.training.stopping import Interrupted, signals_stop
 
@@ -28,6 +28,13 @@ application = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class Tracker(StrEnum):
+    """Where a run's updates go too."""
+
+    wandb = "wandb"
+    trackio = "trackio"
 
 
 class Kind(StrEnum):
@@ -65,6 +72,9 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
+    track: Annotated[
+        list[Tracker] | None, typer.Option(help="Log the updates there too, beside TensorBoard. Repeatable.")
+    ] = None,
     num_processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the run, one a GPU; accelerate launch works too.")
     ] = 1,
@@ -80,6 +90,9 @@ def run(
     """
     from bench.config import resolve
 
+    installed = versions()
+    if missing := [name for name in track or [] if not installed[name]]:
+        raise BenchError(f"--track {missing[0]} needs a package: pip install 'nabla-bench[track]'")
     named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
@@ -105,7 +118,7 @@ def run(
             preflight(config)
             from bench.commands.run import Run
 
-            job = Run(config, folder, console)
+            job = Run(config, folder, console, track or ())
             finished = job.open(force and processes.is_main(), held)
         if finished:
             console.print("This run is finished; nothing was computed.")

@@ -95,10 +95,13 @@ def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypa
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_stops_its_runs_with_checkpoints_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_an_interrupted_sweep_stops_its_runs_with_checkpoints(tmp_path: Path, engine: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
     spec = {"suite": "ring", "methods": ["draft_1"], "seeds": 3, "workers": 2, "out": str(tmp_path / "out")}
     path = write(tmp_path, set={"train.updates": 3000, "evaluation.samples_per_prompt": 64}, **spec)
-    command = [sys.executable, "-m", "bench", "sweep", str(path)]
+    command = [sys.executable, "-m", "bench", "sweep", str(path), "--on", engine]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
         end = time.monotonic() + 120
         while sum(last_record(log.parent) is not None for log in tmp_path.glob("out/*/log.jsonl")) < 2:

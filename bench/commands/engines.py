@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.files import owned
+from bench.training.stopping import Interrupted
 
 RETRIES = 3  # of a run whose node was lost
 
@@ -162,7 +163,11 @@ class Ray:
     def wait(self, seconds: float) -> dict[Any, int]:
         """Handle → exit status of the runs that have ended, as soon as there is one or after some seconds."""
         ended = {}
-        for reference in self.ray.wait(list(self.runs), timeout=seconds)[0]:
+        try:
+            ready, _ = self.ray.wait(list(self.runs), timeout=seconds)
+        except SystemError as error:  # Ray's compiled code lets our exception out as the cause of another
+            raise (error.__cause__ if isinstance(error.__cause__, Interrupted) else error) from None
+        for reference in ready:
             log = self.runs.pop(reference)
             try:
                 ended[reference] = self.ray.get(reference)

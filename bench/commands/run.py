@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -31,7 +31,7 @@ from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.settings import EXECUTION, RunConfig
 from bench.training import checkpoint, memory, processes
-from bench.training.log import UpdateLog, read_log, training_progress
+from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
 from bench.training.trainer import Record, Trainer
 from bench.weights.hub import is_random, own_cache
 from bench.weights.requirements import requirements
@@ -86,6 +86,7 @@ class Run:
     config: RunConfig
     folder: Path
     console: Console
+    trackers: Sequence[str] = ()
 
     def open(self, force: bool, held: contextlib.ExitStack) -> bool:
         """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
@@ -226,7 +227,10 @@ class Run:
         if trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
         with contextlib.ExitStack() as open_until_done:
-            updates = open_until_done.enter_context(UpdateLog(self.folder, trainer.update)) if main else None
+            updates = None
+            if main:
+                trackers = open_trackers(self.trackers, self.folder, config)
+                updates = open_until_done.enter_context(UpdateLog(self.folder, trainer.update, trackers))
             progress = open_until_done.enter_context(training_progress(self.console))
             task = progress.add_task(
                 config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")

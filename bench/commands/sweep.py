@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
@@ -52,6 +52,7 @@ class Sweep(Config):
     workers: int | None = Field(None, ge=1, description="runs at once; null: what cores and GPUs allow")
     threads: int = Field(1, ge=1, description="CPU threads of a run")
     gpus: int = Field(0, ge=0, description="GPUs of a run, one process on each; 0: whatever it finds")
+    track: list[Literal["wandb", "trackio"]] = Field([], description="trackers of every run")
     out: Path | None = Field(None, description="folder of the runs; null: runs/<name of the file>")
 
     def seed_list(self) -> list[int]:
@@ -173,6 +174,7 @@ class _Plan:
         name = run_name(config)
         options = [f"--{key}={value}" for key, value in named.items() if value is not None]
         sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={_text(value)}")]
+        options += [f"--track={name}" for name in spec.track]
         options += [f"--num-processes={spec.gpus}"] if spec.gpus > 1 else []
         arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={self.out / name}"]
         return self.by_name.setdefault(name, Job(arguments, self.out / name, self.out / "logs" / f"{name}.log", config))
