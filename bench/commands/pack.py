@@ -18,7 +18,7 @@ from bench.commands import tune as tuning
 from bench.commands.run import CONTENTS, changed_contents
 from bench.environment import ROOT
 from bench.errors import BenchError
-from bench.evaluation.rows import comparable_settings, evaluation_id
+from bench.evaluation.rows import comparable_settings, evaluation_id, label
 from bench.files import write_atomic
 from bench.prompts import load_prompts
 from bench.settings import RunConfig
@@ -172,7 +172,9 @@ def _faults(run: Path, rows: pd.DataFrame) -> list[str]:
     first, faults = rows.iloc[0], []
     if len(rows[["run", "config_hash", "settings", "evaluation", "seed", "revision"]].drop_duplicates()) > 1:
         faults.append("its rows are of several runs.")
-    if first["config_hash"] != config.hash() or json.loads(first["settings"]) != _plain(config):
+    names = {"config_hash": config.hash(), "method": label(config), "seed": config.seed, "reward": config.reward.name}
+    names |= {"beta": config.reward.beta, "model": config.model.name}
+    if any(first[key] != value for key, value in names.items()) or json.loads(first["settings"]) != _plain(config):
         faults.append("its rows are not those of its config.yaml.")
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     if first["evaluation"] != evaluation_id(config, prompts):
