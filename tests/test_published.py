@@ -12,6 +12,7 @@ import yaml
 
 from bench.config import resolve
 from bench.environment import revision
+from bench.training import processes
 from bench.training.log import UpdateLog, open_trackers
 from results.agreement import agreement, sentence
 from results.rows import read_rows, write_rows
@@ -126,6 +127,7 @@ def test_trackers_get_every_update_without_a_network(
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at import
     monkeypatch.delenv("WANDB_MODE", raising=False)
     pytest.importorskip(name)
+    processes.state()
     config = resolve("draft_1", overrides={"model.name": "ring"})
     with UpdateLog(tmp_path, 0, open_trackers([name], tmp_path, config)) as log:
         for update in (1, 2):

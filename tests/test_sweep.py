@@ -103,7 +103,7 @@ def test_an_interrupted_sweep_stops_its_runs_with_checkpoints(tmp_path: Path, en
     path = write(tmp_path, set={"train.updates": 3000, "evaluation.samples_per_prompt": 64}, **spec)
     command = [sys.executable, "-m", "bench", "sweep", str(path), "--on", engine]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while sum(last_record(log.parent) is not None for log in tmp_path.glob("out/*/log.jsonl")) < 2:
             assert time.monotonic() < end
             time.sleep(0.2)
