@@ -17,17 +17,20 @@ from bench.cli_adapter import push, sample
 from bench.cli_checks import doctor, profile_setting, test_plugin
 from bench.cli_options import (
     AddedMetrics,
+    Engine,
     Kind,
     MethodName,
     ModelName,
     RewardName,
     Set,
     SuiteName,
+    Tracker,
     completed,
     console,
     show_warnings,
 )
-from bench.environment import check_packages
+from bench.cli_published import merge, pack, reproduce, verify
+from bench.environment import check_packages, versions
 from bench.errors import BenchError, did_you_mean
 from bench.training.stopping import Interrupted, signals_stop
 
@@ -87,6 +90,9 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
+    track: Annotated[
+        list[Tracker] | None, typer.Option(help="Log the updates there too, beside TensorBoard. Repeatable.")
+    ] = None,
     num_processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the run, one a GPU; accelerate launch works too.")
     ] = 1,
@@ -108,6 +114,9 @@ def run(
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
     from bench.config import resolve
 
+    installed = versions()
+    if missing := [name for name in track or [] if not installed[name]]:
+        raise BenchError(f"--track {missing[0]} needs a package: pip install 'nabla-bench[track]'")
     named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     config = resolve(
@@ -142,7 +151,7 @@ def run(
     with ExitStack() as held:
         from bench.commands.run import Run
 
-        job = Run(config, folder, console)
+        job = Run(config, folder, console, track or ())
         if not job.go(force, held):
             console.print("This run is finished; nothing was computed.")
         if processes.is_main():
@@ -258,6 +267,10 @@ def report(
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
+    on: Annotated[Engine, typer.Option(help="Where the runs are computed.")] = Engine.local,
+    address: Annotated[
+        str | None, typer.Option(help="With --on ray: the cluster; default: a running one, or a new one here.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run's state and command.")] = False,
 ) -> None:
     """Run the product of methods, seeds and settings, several processes at once.
@@ -286,9 +299,10 @@ def sweep(
             typer.echo(f"{job.state:8} {job.command}")
         return
     sweeps.plan_sweep(read)  # what is impossible is told before anything runs
-    choices, trials = sweeps.tune(read, console)
-    jobs = sweeps.plan_sweep(read, choices)
-    failed = sweeps.run_sweep(read, jobs, console)
+    with sweeps.make_engine(read, on, address) as engine:
+        choices, trials = sweeps.tune(read, console, engine)
+        jobs = sweeps.plan_sweep(read, choices)
+        failed = sweeps.run_sweep(jobs, console, engine)
     for job in [*trials, *failed]:
         words = sweeps.last_words(job.log)
         console.print(f"[red]failed:[/red] {job.folder.name}: {words} (see {job.log})", soft_wrap=True)
@@ -299,11 +313,10 @@ def sweep(
         raise typer.Exit(1)
 
 
-application.command("sample")(sample)
-application.command("push")(push)
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
-application.command("doctor")(doctor)
+for command in (sample, push, doctor, reproduce, verify, pack, merge):
+    application.command()(command)
 
 
 def app() -> None:

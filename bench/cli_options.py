@@ -23,6 +23,20 @@ class Kind(StrEnum):
     suites = "suites"
 
 
+class Tracker(StrEnum):
+    """Where a run's updates go too."""
+
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+class Engine(StrEnum):
+    """What computes a sweep."""
+
+    local = "local"
+    ray = "ray"
+
+
 def completed(kind: str) -> Callable[[str], list[str]]:
     """What the shell offers for the beginning of a name of that kind."""
 

@@ -144,14 +144,29 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 
 
+def from_settings(settings: dict[str, Any], assignments: list[str]) -> RunConfig:
+    """A run's configuration from its settings by dotted key; `EXECUTION` is as in its natural suite.
+
+    Raises BenchError listing settings that this version does not know.
+    """
+    method, reward = settings["method.name"], settings["reward.name"]
+    natural = resolve(method, reward=reward, overrides={"model.name": settings["model.name"]})
+    tree: dict[str, Any] = {"suite": natural.suite}
+    _merge(tree, natural.execution())
+    _merge(tree, settings)
+    _merge(tree, _parsed(assignments))
+    return build(tree, registry.load("methods", method), registry.load("rewards", reward))
+
+
 def _parsed(assignments: list[str] | None) -> dict[str, Any]:
-    chosen = dict(_parse(text) for text in assignments or [])
+    chosen = dict(parse_assignment(text) for text in assignments or [])
     for key in chosen.keys() & OPTIONS.keys():
         raise BenchError(f"--set {key}=… does not choose it: use {OPTIONS[key]} {chosen[key]}.")
     return chosen
 
 
-def _parse(text: str) -> tuple[str, Any]:
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` → (dotted key, value). Raises BenchError."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise BenchError(f"--set takes key=value, got {text!r}: for example --set train.updates=50")

@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -36,7 +36,7 @@ from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.settings import EXECUTION, RunConfig
 from bench.training import checkpoint, memory, processes
-from bench.training.log import UpdateLog, read_log, training_progress
+from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
 from bench.training.trainer import Record, Trainer
 from bench.weights.hub import is_random, own_cache
 from bench.weights.requirements import requirements
@@ -91,6 +91,7 @@ class Run:
     config: RunConfig
     folder: Path
     console: Console
+    trackers: Sequence[str] = ()
 
     def open(self, force: bool, held: contextlib.ExitStack) -> bool:
         """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
@@ -212,7 +213,9 @@ class Run:
 
         if trainer and trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
-        updates = UpdateLog(self.folder, trainer.update) if main and trainer else None
+        updates = None
+        if main and trainer:
+            updates = UpdateLog(self.folder, trainer.update, open_trackers(self.trackers, self.folder, config))
 
         def evaluate_between(update: int) -> None:
             with core.meter.paused("evaluation"):
@@ -412,41 +415,60 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
     it is computed.
     """
-    stored = folder / "config.yaml"
-    if not stored.is_file():
-        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
     if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
         raise BenchError(
             f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
             f"{', '.join(EXECUTION)}."
         )
-    config = configs.read(stored, assignments)
-    require_contents(folder, config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    use_threads(config)
-    with explained(config, folder):
-        with memory.phase("loading"):
-            core = build_core(config)
-            if registry.load("methods", config.method.name).needs.training:
-                _load_trained(core, config, folder)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
-        evaluation, measurements = evaluate(evaluator, console)
-    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    core, evaluation, measurements, rows = evaluate_stored(folder, assignments, console)
+    config = configs.read(folder / "config.yaml", assignments)
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
-    updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
-    counts = core.meter.total()
-    noted = Alarms(config.reward.beta).noted(measurements)
-    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in noted])
+    write_rows(out / "rows.parquet", rows)
     title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
     draw_samples(evaluation, measurements, core, out, title)
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
 
 
+def evaluate_stored(
+    folder: Path, assignments: list[str], console: Console
+) -> tuple[Core, Evaluation, list[Measurement], list[dict[str, Any]]]:
+    """Evaluate the adapter in the folder of a run; returns the core, the samples, what was measured and the rows.
+
+    Raises BenchError if it holds no finished run, or one begun with other contents behind the same names.
+    """
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
+    config = configs.read(stored, assignments)
+    require_contents(folder, config)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    use_threads(config)
+    trained = registry.load("methods", config.method.name).needs.training
+    with explained(config, folder):
+        with memory.phase("loading"):
+            core = build_core(config)
+            if trained:
+                _load_trained(core, config, folder)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
+        evaluation, measurements = evaluate(evaluator, console)
+    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    updates, counts = config.train.updates if trained else 0, core.meter.total()
+    noted = Alarms(config.reward.beta).noted(measurements)
+    rows = [row(config, prompts, counts, info, found, updates) for found in noted]
+    return core, evaluation, measurements, rows
+
+
 def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Give the core the adapter and the counts of the finished run in `folder`. Raises BenchError for another run."""
-    state = checkpoint.load(folder / "checkpoints")
+    """Give the core the adapter, the copies and the counts of the finished run in `folder`; a packed one has no counts.
+
+    Raises BenchError for another run.
+    """
+    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
+        state = {"update": config.train.updates, "copies": {}}
+    else:
+        state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     core.model.load(folder / "adapter")
@@ -457,4 +479,5 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         kept = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
-    core.meter.restore(state["meter"])
+    if not packed:
+        core.meter.restore(state["meter"])
