@@ -16,7 +16,9 @@ MEASURED = ["value", "prior", "difference", "standard_error"]
 SPENT = [*COSTS, "reward_gradients", "network_forwards", "network_backwards", "wall_seconds"]
 
 
-def at(rows: pd.DataFrame, axis: str | None = None, limit: float = 0.0) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+def at(
+    rows: pd.DataFrame, axis: str | None = None, limit: float = 0.0
+) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
     """Every run where it reaches `limit` of `axis` for the first time: a column of COSTS, or "gain".
 
     Without an axis, its last evaluation. Between two evaluations everything is linear, and a run begins as the prior
@@ -70,7 +72,9 @@ def _crossing(path: pd.DataFrame, limit: float) -> pd.DataFrame:
 def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
     """Rows at the `share` of the way from evaluation `before` (NaN: the prior) to `budget`; no share: at `budget`."""
     places = pd.concat(chosen).drop(columns=["x", "x_before"])
-    after = rows.merge(places.assign(share=places.get("share", 1.0)).fillna({"share": 1.0}), on=["row", "seed", "budget"])
+    after = rows.merge(
+        places.assign(share=places.get("share", 1.0)).fillna({"share": 1.0}), on=["row", "seed", "budget"]
+    )
     names = ["budget", *MEASURED, *SPENT]
     earlier = rows[["row", "seed", "metric", *names]].rename(columns={name: f"{name}_0" for name in names})
     both = after.merge(

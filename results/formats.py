@@ -10,10 +10,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from results.leaderboard import ARROWS, Board, Cell
+from results.leaderboard import Board, Cell
 from results.table import number
 
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"}
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "β": r"$\beta$", "★": r"$\star$"}
 
 
@@ -135,12 +137,19 @@ def terminal(board: Board, width: int) -> Group:
 
 def _folded(title: str) -> str:
     """A heading on several lines, its parts and unit below one another."""
-    return title.replace("/", "/\n").replace(" [", "\n[").replace("network rows", "network\nrows").replace("g time", "g\ntime")
+    return (
+        title.replace("/", "/\n")
+        .replace(" [", "\n[")
+        .replace("network rows", "network\nrows")
+        .replace("g time", "g\ntime")
+    )
 
 
 def _stacked(cell: Cell) -> Text:
     value, ends, difference = parts(cell)
-    text = Text(value + {"best": " ★", "tie": " ≈"}.get(cell.mark, ""), style="bold green" if cell.mark == "best" else "")
+    text = Text(
+        value + {"best": " ★", "tie": " ≈"}.get(cell.mark, ""), style="bold green" if cell.mark == "best" else ""
+    )
     for below in filter(None, [difference or ends, cell.text if pd.notna(cell.value) else ""]):
         text.append(f"\n{below}", style="not bold dim")
     return text

@@ -181,9 +181,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     if not several:
         reach = (found["own"] * student(found["df"])).to_numpy()
         alone = (found["difference"].isna() | zero).to_numpy()
-        for name, known in (("value", alone), ("difference", True)):
-            found[f"{name}_low"] = (found[name] - reach).where(known)
-            found[f"{name}_high"] = (found[name] + reach).where(known)
+        for name, known in (("value", np.where(alone, reach, np.nan)), ("difference", reach)):
+            found[f"{name}_low"], found[f"{name}_high"] = found[name] - known, found[name] + known
     found["paired"] = ~zero & found["difference_low"].notna() & ((found["priors"] > 1) | (not several))
     return found.drop(columns=["own", "df", "priors"])
 
@@ -202,7 +201,9 @@ def standings(rows: pd.DataFrame, found: pd.DataFrame) -> dict[tuple[str, str], 
         others = centres.index.drop(best)
         if several:
             seeds = own.pivot(index="row", columns="seed", values="value")
-            ends = over_seeds([(seeds.loc[name] - seeds.loc[best]).dropna().to_numpy() for name in others], robust[metric])
+            ends = over_seeds(
+                [(seeds.loc[name] - seeds.loc[best]).dropna().to_numpy() for name in others], robust[metric]
+            )
         else:
             single = own.set_index("row")[["value", "standard_error", "degrees"]]
             error = np.hypot(single.loc[others, "standard_error"], single.loc[best, "standard_error"])
@@ -227,7 +228,9 @@ def floors(rows: pd.DataFrame) -> pd.DataFrame:
     Over seeds, of the seeds' own floors, equal for all methods; else of the mean of the evaluation's draws.
     """
     own = rows[rows["metric"].str.endswith("/floor") & rows["value"].notna()]
-    seeds = own.groupby([own["metric"].str.removesuffix("/floor"), "seed"])[["value", "standard_error", "degrees"]].mean()
+    seeds = own.groupby([own["metric"].str.removesuffix("/floor"), "seed"])[
+        ["value", "standard_error", "degrees"]
+    ].mean()
     found = _ends(seeds["value"], is_robust(own).rename(lambda name: name.removesuffix("/floor")))
     if not has_seeds(rows):
         draws = seeds.groupby("metric").mean()

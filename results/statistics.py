@@ -58,11 +58,13 @@ def improvement(tasks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, 
     z = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)
 
     def excess(p: float) -> float:
-        scale = [(1 + ((len(x) + len(y)) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))) / x.size / y.size for x, y in tasks]
+        scale = [
+            (1 + ((len(x) + len(y)) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))) / x.size / y.size for x, y in tasks
+        ]
         return (p - share) ** 2 - z**2 * p * (1 - p) * sum(scale) / len(tasks) ** 2
 
-    low = scipy.optimize.brentq(excess, 0.0, share) if share > 0 else 0.0
-    high = scipy.optimize.brentq(excess, share, 1.0) if share < 1 else 1.0
+    low = scipy.optimize.brentq(excess, 0.0, share - 1e-9) if share > 0 else 0.0  # at 0 and 1 the share is a root too
+    high = scipy.optimize.brentq(excess, share + 1e-9, 1.0) if share < 1 else 1.0
     return share, float(low), float(high)
 
 
