@@ -139,6 +139,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "diversity_dreamsim": Plugin("metrics.diversity:DiversityDreamSim"),
         "diversity_clip": Plugin("metrics.diversity:DiversityClip"),
         "vendi": Plugin("metrics.vendi:Vendi"),
+        "coverage": Plugin("metrics.coverage:Coverage"),
         "path_kl": Plugin("metrics.path_kl:PathKl"),
         "sampler_gap": Plugin("metrics.sampler_gap:SamplerGap"),
         "output_norm": Plugin("metrics.output_norm:OutputNorm"),

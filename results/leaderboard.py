@@ -100,17 +100,11 @@ def leaderboard(
     failures = {name: f", {n} failed" for name, n in broken.items()}
     for name in ranked(rows, found, names):
         cells = tuple(_cell(found, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
-        lines.append(
-            Line(name, cells, f"{runs[name]}, {broken[name]} failed" if name in broken.index else f"{runs[name]}")
-        )
+        lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}"))
     others = broken.index.difference([*rows["row"], *missing])
     without = missing | dict.fromkeys(others, "failed")
-    lines += [
-        Line(
-            name, (Cell(text=why), *(Cell() for _ in names[1:])), f"0, {broken[name]} failed" if name in others else "0"
-        )
-        for name, why in without.items()
-    ]
+    nothing = tuple(Cell() for _ in names[1:])
+    lines += [Line(name, (Cell(text=why), *nothing), f"0{failures.get(name, '')}") for name, why in without.items()]
     notes += [f"{row['row']}, seed {row['seed']}, failed: {row['note']}" for row in failed.to_dict("records")]
     headings, space = _headings(rows, names)
     if space:

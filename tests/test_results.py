@@ -631,3 +631,11 @@ def test_settings_of_a_row_leave_out_what_makes_no_other_run() -> None:
     assert described("optimizer.lr=1", "train.updates=40")[0] == plain
     assert described("optimizer.lr=1")[1]["optimizer.lr"] == 1
     assert settings_["method.name"] == "rtb"
+
+
+def test_every_suite_but_the_demo_has_a_curve() -> None:
+    found = {suite: config.resolve("draft", suite=suite).evaluated_at() for suite in config.suites()}
+    assert found.pop("demo") == [20]
+    assert all(len(updates) >= 4 for updates in found.values())
+    shares = config.resolve("rtb", suite="ring", assignments=["train.updates=3"])
+    assert shares.evaluated_at() == [1, 2, 3]

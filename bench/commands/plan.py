@@ -54,7 +54,7 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
         "evaluation samples per set": samples,
         # three prior sets (cached), and each time the finetuned model with the prior beside it
-        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len({*evaluation.at, train.updates})),
+        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len(config.evaluated_at())),
     }
 
 

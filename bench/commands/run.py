@@ -222,7 +222,7 @@ class Run:
 
     def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
         config, main = self.config, processes.is_main()
-        between = set(config.evaluation.at) - {config.train.updates}
+        between = set(config.evaluated_at()) - {config.train.updates}
         if trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
         with contextlib.ExitStack() as open_until_done:
