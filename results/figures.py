@@ -97,7 +97,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     order: the rows of the table. Markers are evaluations, bands the table's intervals. Evaluations that not all seeds
     of a row had are left out: the centre would change with the seeds.
     """
-    lines = {name: line for name, line in _lines(rows, metric) if name in order}
+    lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
     before, least = priors(rows), floors(rows)
     size = 2.9 * len(COSTS) + 2.2, 2.3 * len(families) + 1.1
@@ -132,7 +132,7 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
 
     Draws those of `metrics` that are worth a panel and returns whether there were any.
     """
-    reward = {name: line for name, line in _lines(rows, GAIN) if name in order}
+    reward = {name: line for name, line in lines_of(rows, GAIN) if name in order}
     panels = [name for name in metrics if name.split("/")[0].startswith(TRADED) and name != GAIN]
     if not reward or not panels:
         return False
@@ -147,7 +147,7 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
             _scale(ax, rows.loc[(rows["metric"] == metric) & (rows["updates"] > 0), "value"], "y")
             start, ends = (before["value"].get(GAIN), before["value"].get(metric)), []
             shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
-            for name, line in _lines(rows, metric):
+            for name, line in lines_of(rows, metric):
                 if name not in reward:
                     continue
                 both = reward[name].merge(line, on="budget", suffixes=("_reward", ""))
@@ -192,7 +192,7 @@ def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, ti
         grid[0].set_ylabel("share of runs")
 
 
-def _lines(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
+def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Row → its evaluations that all its seeds had: `budget`, the costs' means, `value`, `low`, `high`."""
     robust = bool(is_robust(rows[rows["metric"] == metric]).get(metric, False))
     own = rows[(rows["metric"] == metric) & rows["value"].notna() & (rows["method"] != "prior")]
