@@ -269,6 +269,36 @@ def report(
 
 
 @application.command()
+def serve(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
+    port: Annotated[int, typer.Option(help="On this machine alone; 0: any free one.")] = 0,
+) -> None:
+    """Open the page of bench report --format html in a browser, until Ctrl-C.
+
+    bench serve runs/emoji
+    """
+    import tempfile
+    import webbrowser
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from results.page import write_page
+    from results.report import Question
+    from results.selection import collect
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_page(Path(folder), *collect(paths or [Path("runs")]), Question())
+        except (FileNotFoundError, ValueError) as error:
+            raise BenchError(str(error)) from None
+        with ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+            address = f"http://127.0.0.1:{server.server_port}/report.html"
+            console.print(f"{address} (Ctrl-C ends it)")
+            webbrowser.open(address)
+            server.serve_forever()
+
+
+@application.command()
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,

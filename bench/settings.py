@@ -178,7 +178,9 @@ class RunConfig(Config):
     def evaluated_at(self) -> list[int]:
         """The updates after which a run is evaluated, its last included; shares are rounded, never to zero."""
         updates = self.train.updates
-        return sorted({updates, *(at if isinstance(at, int) else max(1, round(at * updates)) for at in self.evaluation.at)})
+        return sorted(
+            {updates, *(at if isinstance(at, int) else max(1, round(at * updates)) for at in self.evaluation.at)}
+        )
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

@@ -20,7 +20,7 @@ from results.formats import parts
 from results.report import Question, Section, across, scores, sections
 
 IMAGES = 12_000_000  # bytes of samples that a page holds at most, so that a phone opens it
-MARKS = "circle square diamond cross x triangle-up triangle-down star pentagon hexagon".split()
+MARKS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "hexagon"]
 
 
 class Shot(NamedTuple):
@@ -76,7 +76,10 @@ def _figures(section: Section) -> list[go.Figure]:
     if not reward:
         return []
     labels = {column: f"{label} [{unit}]" if unit else label for column, (label, unit) in COSTS.items()}
-    curves = {label: {n: (line[column], line["value"], line) for n, line in reward.items()} for column, label in labels.items()}
+    curves = {
+        label: {n: (line[column], line["value"], line) for n, line in reward.items()}
+        for column, label in labels.items()
+    }
     trades: dict[str, dict[str, Any]] = {}
     for metric in traded:
         both = {n: reward[n].merge(line, on="budget") for n, line in lines_of(rows, metric) if n in reward}
