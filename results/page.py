@@ -118,7 +118,8 @@ def _chooser(views: dict[str, dict[str, Any]], title: str, x: str, y: str, log: 
     figure.update_layout(
         template="plotly_white", height=520, margin={"l": 60, "r": 10, "t": 70, "b": 50}, title={"text": title, "x": 0},
         updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.16}],
-        xaxis={"title": {"text": x or first}, "type": "log" if log else "linear"}, yaxis={"title": {"text": y or first}},
+        xaxis={"title": {"text": x or first}, "type": "log" if log else "linear"},
+        yaxis={"title": {"text": y or first}},
     )  # fmt: skip
     return figure
 
