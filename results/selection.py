@@ -14,7 +14,7 @@ from results.statistics import MANY, over_seeds, student
 
 ASIDE = re.compile(r"\.old\d+$")  # a folder that --force moved aside
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
-RUN = ["method", "settings", "seed"]
+RUN = ["method", "configuration", "seed"]
 SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.")  # settings that tables may differ in
 
@@ -78,6 +78,7 @@ def _last_words(folder: Path) -> str:
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
     told = []
+    frame = frame.assign(configuration=pd.factorize(frame["settings"])[0])  # a number for a long text
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
     broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
@@ -90,12 +91,13 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
     kept = order.drop_duplicates(SAME)
-    pairs = order.merge(kept[[*SAME, "value", "source", "metric_version"]], on=SAME, suffixes=("", "_kept"))
+    compared = [*SAME, "value", "source", "metric_version"]
+    pairs = order[compared].merge(kept[compared], on=SAME, suffixes=("", "_kept"))
     pairs = pairs[(pairs["metric_version"] == pairs["metric_version_kept"]) & pairs["value"].notna()]
     other = pairs[~np.isclose(pairs["value"], pairs["value_kept"], rtol=1e-3, atol=1e-9)]
     for first, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
         told.append(f"{path} holds a run of {first} with other values; the latter count.")
-    return kept.sort_index().drop(columns="second"), told
+    return kept.sort_index().drop(columns=["second", "configuration"]), told
 
 
 def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -105,7 +107,7 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     Headings that would be equal name what was measured differently.
     """
     chosen = {text: json.loads(text) for text in frame["settings"].unique()}
-    rewards = frame["settings"].map(lambda text: json.dumps(_part(chosen[text], ("reward.",))))
+    rewards = frame["settings"].map({text: json.dumps(_part(own, ("reward.",))) for text, own in chosen.items()})
     tables = [rows for _, rows in frame.assign(rewards=rewards).groupby([*SETTING, "rewards"], sort=False)]
     headings = [_heading(rows.iloc[0]) for rows in tables]
     for heading, rows in zip(headings, tables, strict=True):

@@ -105,7 +105,7 @@ def test_the_page_works_in_a_browser(page: Any) -> None:
     page.get_by_label("Filter").first.fill("draft")
     assert methods() == ["draft"]
     assert page.locator("section[data-setting]:visible").count() == 2
-    page.get_by_label("Setting").select_option("1")
+    page.locator("#setting").select_option("1")
     assert page.locator("section[data-setting]:visible h2").all_inner_texts() == [
         "emoji_style (β = 1) on emoji, prompts emoji"
     ]
@@ -166,10 +166,11 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = ["reward/train", "reward/heldout", "path_kl", *(f"metric{i}" for i in range(17))]
     rows = []
+    options = chosen(**{f"section.option_number_{i}": "of some length" for i in range(60)})  # 2.5 kB, as real ones
     for m, seed, b in np.ndindex(50, 10, 10):
         cost = {"budget": 10 * b + 10, "updates": 10 * b + 10, "reward_calls": 100 * b + 100, "seed": seed}
         gains = b / 5 + rng.normal(size=len(names))
-        own = {"method": f"method{m}", "run": f"{m}-{seed}", **cost}
+        own = {"method": f"method{m}", "settings": options, "run": f"{m}-{seed}", **cost}
         rows += [row(metric=n, value=30 + x, difference=x, **own) for n, x in zip(names, gains.tolist(), strict=True)]
     write_rows(tmp_path / "rows.parquet", rows)
     assert len(rows) == 100_000
