@@ -142,8 +142,8 @@ class EvaluationConfig(Config):
     seed: Seed | None = Field(
         None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"
     )
-    at: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="updates after which to evaluate too; always after the last"
+    at: list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="updates, or shares of the run, after which to evaluate too; always after the last"
     )
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
     sampler: EvaluationSampler = EvaluationSampler()
@@ -175,6 +175,13 @@ class RunConfig(Config):
         if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
             raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
         return self
+
+    def evaluated_at(self) -> list[int]:
+        """The updates after which a run is evaluated, its last included; shares are rounded, never to zero."""
+        updates = self.train.updates
+        return sorted(
+            {updates, *(at if isinstance(at, int) else max(1, round(at * updates)) for at in self.evaluation.at)}
+        )
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

@@ -270,7 +270,7 @@ class Run:
         evaluate_between: Callable[[int], None],
     ) -> None:
         config = self.config
-        between = set(config.evaluation.at) - {config.train.updates}
+        between = set(config.evaluated_at()) - {config.train.updates}
         if trainer.update < config.train.updates:  # needed in the end anyway; drawn now, the log can say the gain
             with evaluating(evaluator, self.console) as on_batch:
                 prior = evaluator.prior_set("prior", lambda rows: on_batch("prior", rows))
