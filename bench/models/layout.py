@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 
-if TYPE_CHECKING:
-    from bench.models.pipeline import PipelineModel
+Family = Any  # a subclass of bench.models.pipeline.PipelineModel, which imports this module
 
 DIFFUSION_SCHEDULERS = (  # on a schedule of β, read by their configurations alone
     "DDIMScheduler",
@@ -112,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BenchError(f"cannot read {path}: {error}.") from None
 
 
-def used_parts(folder: Path, kind: "type[PipelineModel]") -> dict[str, str]:
+def used_parts(folder: Path, kind: Family) -> dict[str, str]:
     """Classes by part of those that the family loads. Raises BenchError for a part that it has no place for."""
     path = folder / "model_index.json"
     found = {}
@@ -146,7 +145,7 @@ def quiet_libraries() -> None:
 
 def check(
     folder: Path,
-    kind: "type[PipelineModel]",
+    kind: Family,
     guidance: float,
     only: Collection[str] | None = None,
     weights: bool = True,
@@ -203,7 +202,7 @@ def check(
     return described
 
 
-def _latent_network(kind: "type[PipelineModel]", described: Any, *arguments: Any, **options: Any) -> nn.Module:
+def _latent_network(kind: Family, described: Any, *arguments: Any, **options: Any) -> nn.Module:
     with torch.device("meta"):
         return kind.latent_network(described, *arguments, **options)
 
@@ -326,7 +325,7 @@ def _header(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _try(kind: "type[PipelineModel]", denoiser: nn.Module, vae: nn.Module, folder: Path) -> None:
+def _try(kind: Family, denoiser: nn.Module, vae: nn.Module, folder: Path) -> None:
     """One pass through denoiser and decoder, of shapes alone."""
     shape, parts = kind.shapes(denoiser.config)
     try:
