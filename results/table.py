@@ -87,3 +87,9 @@ def run_table(rows: Rows) -> Table:
             notes.append(f"{row['metric']}: {row['note']}")
     table.caption = Text("\n".join(notes))
     return table
+
+
+def run_markdown(rows: Rows) -> str:
+    """The same as Markdown, without the notes."""
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, _records(rows))]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
