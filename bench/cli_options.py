@@ -37,16 +37,6 @@ class Engine(StrEnum):
     ray = "ray"
 
 
-class Format(StrEnum):
-    """What `bench report` writes."""
-
-    table = "table"
-    md = "md"
-    csv = "csv"
-    latex = "latex"
-    html = "html"
-
-
 def completed(kind: str) -> Callable[[str], list[str]]:
     """What the shell offers for the beginning of a name of that kind."""
 

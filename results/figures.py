@@ -13,6 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
+from PIL import Image
 
 from results.budgets import COSTS, GAIN
 from results.leaderboard import heading, meaning, ranked
@@ -190,6 +191,24 @@ def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, ti
             ax.set(title=kind, ylim=(-0.03, 1.03))
             ax.legend(fontsize=7, loc="lower left")
         grid[0].set_ylabel("share of runs")
+
+
+def plot_sheet(shots: Mapping[str, Sequence[tuple[str, Path]]], path: Path, title: str = "", most: int = 8) -> None:
+    """Samples of the table's rows below one another, the prior on top; a column is one prompt and one noise.
+
+    shots: column → (row, image file), rows in order and the same in every column. The first `most` columns are drawn.
+    """
+    columns = dict(list(shots.items())[:most])
+    names = [name for name, _ in next(iter(columns.values()))]
+    with _figure(path, (1.15 * len(columns) + 2.2, 1.15 * len(names) + 1.0), title) as figure:
+        grid = figure.subplots(len(names), len(columns), squeeze=False)
+        for axes, (prompt, column) in zip(grid.T, columns.items(), strict=True):
+            axes[0].set_title(textwrap.fill(prompt, 16, max_lines=3, placeholder=" …"), fontsize=8, parse_math=False)
+            for ax, (_, file) in zip(axes, column, strict=True):
+                ax.imshow(np.asarray(Image.open(file)), interpolation="nearest")
+                ax.set(xticks=[], yticks=[])
+        for ax, name in zip(grid[:, 0], names, strict=True):
+            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
 
 
 def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -1,7 +1,6 @@
 """The comparison as one self-contained page: tables that sort and filter, plots with hover, samples side by side."""
 
 import base64
-import csv
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -125,34 +124,16 @@ def _chooser(views: dict[str, dict[str, Any]], title: str, x: str, y: str, log: 
 
 
 def _samples(section: Section) -> dict[tuple[str, str], list[Shot]]:
-    """(prompt, sample) → the prior's picture and those of the table's rows, on the same noise; empty without images.
-
-    Of every row the lowest seed that all rows with images have, which share its noise.
-    """
-    rows = section.rows
-    finished = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]] if "source" in rows else rows[:0]
-    runs = finished.drop_duplicates(["row", "seed"])[["row", "seed", "source", "reward"]]
-    runs = runs[[Path(path).with_name("images").joinpath("index.csv").is_file() for path in runs["source"]]]
-    if runs.empty:
-        return {}
-    seed = runs.groupby("seed")["row"].nunique().sort_index().idxmax()
-    order = {line.name: i for i, line in enumerate(section.boards[0].lines)}
-    runs = runs[(runs["seed"] == seed) & runs["row"].isin(order)].sort_values("row", key=lambda names: names.map(order))
+    """(prompt, sample) → the prior's picture and those of the table's rows, as many prompts as a page holds."""
     found: dict[tuple[str, str], list[Shot]] = {}
-    for run in runs.itertuples():
-        folder = Path(run.source).with_name("images")
-        with (folder / "index.csv").open(newline="", encoding="utf8") as file:
-            for line in csv.DictReader(file):
-                shots = found.setdefault((line["prompt"], line["sample"]), [])
-                kinds = [("prior", "prior")] if not shots else []
-                for kind, name in [*kinds, ("finetuned", run.row)]:
-                    data = base64.b64encode((folder / Path(line[kind]).name).read_bytes()).decode()
-                    shots.append(Shot(name, f"data:image/webp;base64,{data}", line.get(f"{run.reward}/{kind}", "")))
     size = 0
-    for key, shots in list(found.items()):
-        size += sum(len(shot.url) for shot in shots)
+    for key, shots in section.shots().items():
+        encoded = [base64.b64encode(shot.path.read_bytes()).decode() for shot in shots]
+        size += sum(map(len, encoded))
         if size > IMAGES:
-            del found[key]
+            break
+        urls = [f"data:image/webp;base64,{data}" for data in encoded]
+        found[key] = [Shot(shot.row, url, shot.reward) for shot, url in zip(shots, urls, strict=True)]
     return found
 
 

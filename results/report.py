@@ -1,15 +1,17 @@
 """Comparing finished runs: tables, figures, and the folder that holds both."""
 
+import csv
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from results.budgets import COSTS, GAIN, at, common_gains
-from results.figures import plot_curves, plot_methods, plot_profiles, plot_trades
+from results.figures import plot_curves, plot_methods, plot_profiles, plot_sheet, plot_trades
 from results.formats import latex, markdown, to_csv
 from results.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
 from results.points import plot_points
@@ -43,6 +45,39 @@ class Section:
     heading: str
     rows: pd.DataFrame
     boards: tuple[Board, ...]
+
+    def shots(self) -> dict[tuple[str, str], list["Picture"]]:
+        """(prompt, sample) → the prior's kept image and those of the table's rows, on the same noise, where all have it.
+
+        Of all rows one seed, as seeds have noise of their own: the lowest that most rows have images of.
+        """
+        runs = self.rows.drop_duplicates(["row", "seed"]) if "source" in self.rows else self.rows[:0]
+        folders = [Path(path).parent / "images" for path in runs.get("source", ())]
+        runs = runs.assign(folder=folders)[[(folder / "index.csv").is_file() for folder in folders]]
+        if runs.empty:
+            return {}
+        order = {line.name: i for i, line in enumerate(self.boards[0].lines)}
+        seed = runs.groupby("seed")["row"].nunique().sort_index().idxmax()
+        runs = runs[(runs["seed"] == seed) & runs["row"].isin(order)]
+        found: dict[tuple[str, str], list[Picture]] = {}
+        count = 0
+        for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
+            with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
+                for line in csv.DictReader(file):
+                    own = found.setdefault((line["prompt"], line["sample"]), [])
+                    for kind, name in [("prior", "prior")] * (not own) + [("finetuned", run.row)]:
+                        path = run.folder / Path(line[kind]).name
+                        own.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+            count += 1
+        return {key: pictures for key, pictures in found.items() if len(pictures) == count + 1}
+
+
+class Picture(NamedTuple):
+    """A kept image: whose, its file, and its reward as text."""
+
+    row: str
+    path: Path
+    reward: str
 
 
 def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) -> list[Section]:
@@ -171,6 +206,9 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     trades = path("trades")
     if not plot_trades(rows, panels, trades, order, section.heading):
         drawn.remove(trades.name)
+    if shots := section.shots():
+        first = {prompt: [picture[:2] for picture in own] for (prompt, _), own in reversed(list(shots.items()))}
+        plot_sheet(dict(reversed(first.items())), path("sheet"), f"{section.heading}: same prompts, same noise")
     if found := points_of(values, order):
         plot_points(*found, path("points"), section.heading)
     return drawn

@@ -91,5 +91,5 @@ def run_table(rows: Rows) -> Table:
 
 def run_markdown(rows: Rows) -> str:
     """The same as Markdown, without the notes."""
-    text = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, _records(rows))]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in text) + "\n"
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, _records(rows))]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
