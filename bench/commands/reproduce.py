@@ -101,7 +101,7 @@ def verify_adapter(folder: Path, assignments: list[str], console: Console) -> pd
     """Evaluate the adapter in the folder of a run again; the new values as rows."""
     if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
         raise BenchError(f"--set {foreign[0]} would measure something else: only {', '.join(EXECUTION)} may change.")
-    return pd.DataFrame(evaluate_stored(folder, assignments, console)[2])
+    return pd.DataFrame(evaluate_stored(folder, assignments, console)[-1])
 
 
 def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool:
