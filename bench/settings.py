@@ -25,7 +25,8 @@ EXECUTION = (
     "model.attention",
     "model.compile",
 )
-HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap")  # only if asked for: need weights or further samples
+# measured only if asked for: they need weights or further samples, or make a row for every step
+HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps")
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -91,7 +92,7 @@ class TrainConfig(Config):
     micro_batch: int = Field(64, ge=1, description="rows per micro-loss")
     sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: all, and one for a model of points")
     ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 
@@ -148,8 +149,8 @@ class EvaluationConfig(Config):
     seed: Seed | None = Field(
         None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"
     )
-    at: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="updates after which to evaluate too; always after the last"
+    at: list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="updates, or shares of the run, after which to evaluate too; always after the last"
     )
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
     sampler: EvaluationSampler = EvaluationSampler()
@@ -181,6 +182,13 @@ class RunConfig(Config):
         if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
             raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
         return self
+
+    def evaluated_at(self) -> list[int]:
+        """The updates after which a run is evaluated, its last included; shares are rounded, never to zero."""
+        updates = self.train.updates
+        return sorted(
+            {updates, *(at if isinstance(at, int) else max(1, round(at * updates)) for at in self.evaluation.at)}
+        )
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

@@ -48,6 +48,12 @@ def check(config: RunConfig) -> None:
             f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
             "keeps an 'ema' of any method's adapters."
         )
+    if getattr(config.reward, "combine", "rewards") == "advantages" and not built.normalises():
+        raise BenchError(
+            f"reward.combine = advantages normalises each reward within a prompt's group, and {config.method.name!r} "
+            "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
+            "method of normalised advantages, such as grpo, flow_grpo or nft."
+        )
     for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler()])[:1]:
         if method.needs.density:
             kernel.require_density(f"method {config.method.name!r}")

@@ -1,35 +1,50 @@
-"""Models by name, local folder or hub id; their families are plugins (see `bench.registry`)."""
+"""Models by name, local folder or hub id; their families are plugins (see `bench.registry`).
+
+The names are read without torch, which is imported where a model is made.
+"""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.models import emoji, layout
-from bench.models.base import DiffusionModel
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
+from bench.models import emoji
 from bench.settings import ModelConfig, SamplerConfig
-from bench.training import memory
 from bench.weights.hub import Repository
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.models.base import DiffusionModel
+    from bench.sampling.kernel import Kernel
 
 NAMED = {
     "emoji": "the embedded diffusion prior: 32-pixel emoji in three drawing styles",
     "emoji_flow": "the embedded flow-matching prior: the same emoji, in Stable Diffusion 3's layout",
-    "sd15": "Stable Diffusion 1.5, 512 pixels; 4.3 GB from the hub, a GPU to be practical",
-    "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
-    "sdxl": "Stable Diffusion XL 1.0, 1024 pixels; 13.9 GB from the hub, a GPU needed; not yet run here",
-    "sd35_medium": "Stable Diffusion 3.5 Medium (flow); 16 GB from the hub, gated, a GPU needed; not yet run here",
-    "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; 33.7 GB, a GPU needed; not yet run here",
-    "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; 33.7 GB, gated, a GPU needed; not yet run here",
+    "sd15": "Stable Diffusion 1.5, 512 pixels",
+    "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels",
+    "sdxl": "Stable Diffusion XL 1.0, 1024 pixels; not yet run here",
+    "sd35_medium": "Stable Diffusion 3.5 Medium (flow); gated; not yet run here",
+    "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; not yet run here",
+    "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; gated; not yet run here",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
     "ring_flow": "the ring as a rectified flow, exact velocity",
     "gaussian_flow": "the Gaussian as a rectified flow, exact velocity",
+}
+
+LICENCES = {
+    "emoji": "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)",
+    "emoji_flow": "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)",
+    "sd15": "CreativeML Open RAIL-M",
+    "sd21": "CreativeML Open RAIL++-M",
+    "sdxl": "CreativeML Open RAIL++-M",
+    "sd35_medium": "Stability AI Community License",
+    "flux_schnell": "Apache-2.0",
+    "flux_dev": "FLUX.1 [dev] Non-Commercial License",
 }
 
 EMBEDDED = {"emoji": emoji.WEIGHTS, "emoji_flow": emoji.FLOW}
@@ -98,6 +113,8 @@ class Pipeline(Repository):
 
     def missing(self) -> list[str]:
         """See `Repository.missing`; patterns, without `model_index.json`. Raises BenchError for its class."""
+        from bench.models import layout
+
         if (index := self.cached("model_index.json")) is None:
             return [*SMALL, *WEIGHTS]
         files = []
@@ -164,20 +181,24 @@ def locate(name: str) -> Path | None:
     return repository.path() if repository else Path(name).expanduser()
 
 
-def family(folder: Path) -> type[DiffusionModel]:
+def family(folder: Path) -> "type[DiffusionModel]":
     """The family that reads a pipeline's folder, by the class that `model_index.json` names.
 
     Raises BenchError for a folder without one, or a class that no family reads.
     """
+    from bench.models import layout
+
     families = [name for name in registry.plugins("models") if name.endswith("Pipeline")]
     return registry.load("models", layout.pipeline_class(folder, families))
 
 
-def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[Any, Kernel]]:
+def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[Any, "Kernel"]]:
     """What is known of the model before it loads, with each sampler's kernel; nothing if its files are not here yet.
 
     Raises BenchError for files that cannot be represented, or a sampler that does not fit.
     """
+    from bench.models import layout
+
     repository, found = need(config.name), []
     if repository and repository.missing():
         return []
@@ -193,23 +214,16 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[
     return found
 
 
-def quiet_libraries() -> None:
-    """No progress bars of diffusers and transformers, which would break ours, and no advice meant for programmers."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-
-
 def load_model(
-    config: ModelConfig, sampler: SamplerConfig, *, device: torch.device | str = "cpu", seed: int = 0
-) -> DiffusionModel:
+    config: ModelConfig, sampler: SamplerConfig, *, device: "torch.device | str" = "cpu", seed: int = 0
+) -> "DiffusionModel":
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
+    from bench.models import layout
+    from bench.training import memory
+
     folder = locate(config.name)
     kind = registry.load("models", config.name) if folder is None else family(folder)
-    quiet_libraries()
+    layout.quiet_libraries()
     if folder and config.name not in EMBEDDED:
         layout.check(folder, kind, sampler.guidance)
     try:
@@ -221,8 +235,10 @@ def load_model(
         raise BenchError(f"the model {config.name!r} does not load: {type(error).__name__}: {error}.") from error
 
 
-def make_kernel(model: DiffusionModel, sampler: SamplerConfig) -> Kernel:
+def make_kernel(model: "DiffusionModel", sampler: SamplerConfig) -> "Kernel":
     """The configured transition kernel over the model's noise schedule. Raises BenchError for what does not fit it."""
+    from bench.sampling.kernel import ddim_kernel, flow_kernel
+
     common = {"eta": sampler.eta, "rule": sampler.rule}
     common["spacing"] = model.spacing if sampler.spacing == "auto" else sampler.spacing
     is_flow = model.output == "flow"

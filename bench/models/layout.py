@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 
-if TYPE_CHECKING:
-    from bench.models.pipeline import PipelineModel
+Family = Any  # a subclass of bench.models.pipeline.PipelineModel, which imports this module
 
 DIFFUSION_SCHEDULERS = (  # on a schedule of β, read by their configurations alone
     "DDIMScheduler",
@@ -112,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BenchError(f"cannot read {path}: {error}.") from None
 
 
-def used_parts(folder: Path, kind: "type[PipelineModel]") -> dict[str, str]:
+def used_parts(folder: Path, kind: Family) -> dict[str, str]:
     """Classes by part of those that the family loads. Raises BenchError for a part that it has no place for."""
     path = folder / "model_index.json"
     found = {}
@@ -134,9 +133,19 @@ def used_parts(folder: Path, kind: "type[PipelineModel]") -> dict[str, str]:
     return found
 
 
+def quiet_libraries() -> None:
+    """No progress bars of diffusers and transformers, which would break ours, and no advice meant for programmers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
 def check(
     folder: Path,
-    kind: "type[PipelineModel]",
+    kind: Family,
     guidance: float,
     only: Collection[str] | None = None,
     weights: bool = True,
@@ -146,8 +155,6 @@ def check(
     Returns as much of the model as kernels and further networks are made from. only: parts to look at; None: all.
     weights: whether they lie in the folder too.
     """
-    from bench.models.catalogue import quiet_libraries  # which imports the families
-
     quiet_libraries()
     configs: dict[str, Mapping[str, Any]] = {}
     differences: dict[Path, Mapping[str, Any]] = {}
@@ -195,7 +202,7 @@ def check(
     return described
 
 
-def _latent_network(kind: "type[PipelineModel]", described: Any, *arguments: Any, **options: Any) -> nn.Module:
+def _latent_network(kind: Family, described: Any, *arguments: Any, **options: Any) -> nn.Module:
     with torch.device("meta"):
         return kind.latent_network(described, *arguments, **options)
 
@@ -318,7 +325,7 @@ def _header(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _try(kind: "type[PipelineModel]", denoiser: nn.Module, vae: nn.Module, folder: Path) -> None:
+def _try(kind: Family, denoiser: nn.Module, vae: nn.Module, folder: Path) -> None:
     """One pass through denoiser and decoder, of shapes alone."""
     shape, parts = kind.shapes(denoiser.config)
     try:
