@@ -207,7 +207,7 @@ class Run:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
         pipeline = getattr(core.model, "pipeline", None)
         if main and pipeline:
-            _warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
+            warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
@@ -343,9 +343,11 @@ class traceback_log:
             self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
 
 
-def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
+def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
+    """Say how many prompts the encoder will not read to their end."""
     limit = tokenizer.model_max_length
-    if long := sum(len(tokens) > limit for tokens in tokenizer(prompts, verbose=False).input_ids):
+    doubtful = [prompt for prompt in prompts if len(prompt.encode()) > limit - 3]  # a token is a byte or more
+    if doubtful and (long := sum(len(tokens) > limit for tokens in tokenizer(doubtful, verbose=False).input_ids)):
         log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
 
 

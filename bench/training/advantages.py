@@ -1,7 +1,8 @@
 """Advantages of policy-gradient methods."""
 
+import itertools
 from collections import deque
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -43,13 +44,19 @@ class PromptStatistics:
         mean, std = (torch.tensor([known[p][i] for p in prompts]).to(rewards) for i in range(2))
         return (rewards - mean) / (std + 1e-6)
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """The buffers, by prompt."""
-        return {prompt: list(rewards) for prompt, rewards in self._rewards.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """The prompts, how many rewards each has, and all rewards in one tensor: a list each would take seconds."""
+        buffers = self._rewards.values()
+        rewards = torch.tensor([reward for own in buffers for reward in own], dtype=torch.float64)
+        return {"prompts": list(self._rewards), "counts": [len(own) for own in buffers], "rewards": rewards}
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the buffers."""
-        self._rewards = {prompt: deque(rewards, maxlen=self.buffer) for prompt, rewards in state.items()}
+        rewards = iter(state["rewards"].tolist())
+        self._rewards = {
+            prompt: deque(itertools.islice(rewards, count), maxlen=self.buffer)
+            for prompt, count in zip(state["prompts"], state["counts"], strict=True)
+        }
 
 
 def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
