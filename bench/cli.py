@@ -33,7 +33,7 @@ from bench.cli_published import merge, pack, reproduce, verify
 from bench.cli_report import report, serve
 from bench.environment import check_packages, versions
 from bench.errors import BenchError
-from bench.training.stopping import Interrupted, signals_stop
+from bench.training.stopping import Interrupted, end_with_launcher, signals_stop
 
 application = typer.Typer(
     help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
@@ -288,6 +288,8 @@ def app() -> None:
     try:
         check_packages()
         with signals_stop():
+            if "LOCAL_RANK" in os.environ:  # one of several processes
+                end_with_launcher()
             application()
     except BenchError as error:
         if os.environ.get("RANK", "0") != "0":

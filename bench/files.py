@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from bench.errors import BenchError
 
 LOCK = ".lock"
@@ -24,6 +26,19 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def stored_in(folder: Path) -> Iterator[None]:
+    """A disk that fails in the block, full or read-only, is told by the file's name, or else the folder's."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
+        raise BenchError(
+            f"cannot read or write {place}: {reason}. What was stored before is whole: once the disk is well again, the "
+            "same command goes on."
+        ) from error
 
 
 @contextmanager

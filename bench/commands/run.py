@@ -30,7 +30,7 @@ from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
-from bench.files import LOCK, leftovers, owned, write_atomic
+from bench.files import LOCK, leftovers, owned, stored_in, write_atomic
 from bench.identity import contents
 from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
@@ -103,7 +103,8 @@ class Run:
         """
         stored, main = self.folder / "config.yaml", processes.is_main()  # of several processes, it owns the folder
         written = set(self.folder.iterdir()) if self.folder.is_dir() else set()
-        if written - {self.folder / LOCK, *leftovers(self.folder)} and not stored.is_file():
+        begun = {self.folder / LOCK, self.folder / CONTENTS, *leftovers(self.folder)}  # before the configuration
+        if written - begun and not stored.is_file():
             raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
         if main:
             held.enter_context(owned(self.folder))
@@ -136,12 +137,13 @@ class Run:
 
     def go(self, force: bool, held: contextlib.ExitStack) -> bool:
         """Claim the folder, and train and evaluate what is not done; False if the run is finished there already."""
-        with processes.main_first():
-            preflight(self.config)
-            finished = self.open(force and processes.is_main(), held)
-        if not finished:
-            with traceback_log(self.folder):
-                self.execute()
+        with stored_in(self.folder):
+            with processes.main_first():
+                preflight(self.config)
+                finished = self.open(force and processes.is_main(), held)
+            if not finished:
+                with traceback_log(self.folder):
+                    self.execute()
         return not finished
 
     def _extend(self) -> None:
@@ -340,7 +342,8 @@ class traceback_log:
         if isinstance(error, Exception):
             import traceback as formatting
 
-            self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
 
 
 def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:

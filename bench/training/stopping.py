@@ -1,11 +1,13 @@
 """SIGINT, SIGTERM and SIGHUP: a run stops where it can go on, and whoever waits is told at once."""
 
+import ctypes
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,6 +46,12 @@ class Stop:
 
 
 STOP = Stop()
+
+
+def end_with_launcher() -> None:
+    """Be sent SIGTERM when the process that launched this one dies; on Linux, which alone can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
