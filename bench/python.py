@@ -84,8 +84,8 @@ def evaluate(folder: str | Path, settings: Mapping[str, Any] | None = None, *, p
 def report(*paths: str | Path) -> pd.DataFrame:
     """`bench report`: runs compared, a line for each setting, configuration (`row`) and metric.
 
-    paths: runs, or folders of them; none: `runs`. `value` and `difference` (to the prior) are centres over seeds, the
-    columns `…_low` and `…_high` their 95 % intervals. Raises BenchError where there is nothing to compare.
+    paths: runs, or folders of them; none: `runs`. `value` and `difference` (to the prior) are centres over the seeds,
+    `…_low` and `…_high` the ends of their intervals, 95 %. Raises BenchError where there is nothing to compare.
     """
     try:
         frame, _ = collect([Path(path) for path in paths] or [Path("runs")])

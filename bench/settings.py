@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, model_validator
 
 from bench import registry
+from bench.errors import BenchError, did_you_mean
 from bench.options import Config
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
@@ -120,6 +122,11 @@ class OptimizerConfig(Config):
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm per network; null: no clipping")
     decay: float = Field(0.0, ge=0, le=1, description="share of the updates, the last, over which lr falls to 0")
     networks: dict[str, NetworkOptimizer] = {}
+
+    def require_known(self, names: Collection[str]) -> None:
+        """Raise BenchError if `networks` has an entry for none of the method's networks."""
+        for name in sorted(self.networks.keys() - set(names)):
+            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, names)}")
 
 
 class EvaluationSampler(Config):

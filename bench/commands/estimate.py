@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench import registry
-from bench.models import catalogue, emoji
+from bench.models import catalogue, emoji, layout
 from bench.models.pipeline import PipelineModel
 from bench.settings import RunConfig
 from bench.weights import random_weights
@@ -32,7 +32,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     pass through one call of the denoiser and, for methods that ask for the reward's gradient, the decoder. The method's
     own networks, the reward network's activations and scratch space come on top.
     """
-    catalogue.quiet_libraries()
+    layout.quiet_libraries()
     built = networks(config)
     if built is None:
         return None

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from bench import config as configs
 from bench import environment, registry
@@ -31,7 +32,7 @@ from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, write_atomic
 from bench.identity import contents
-from bench.models.catalogue import is_analytic, load_model, make_kernel
+from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.settings import EXECUTION, RunConfig
@@ -204,7 +205,8 @@ class Run:
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
-        if main and (pipeline := getattr(core.model, "pipeline", None)):
+        pipeline = getattr(core.model, "pipeline", None)
+        if main and pipeline:
             _warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
@@ -243,10 +245,10 @@ class Run:
         found = rows(alarms.noted(measurements))
         if main:
             self._pictures(evaluation, measurements, found, core)
-            if not is_analytic(config.model.name):
+            if evaluation.finetuned.images.ndim == 4:
                 sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
                 keep(self.folder / "images", sets, seed=evaluator.seed, each=EACH)
-                if trainer:
+                if trainer and pipeline:
                     finish_adapter(self.folder, config, core.model, found, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
 
@@ -349,7 +351,8 @@ def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
 
 def use_threads(config: RunConfig) -> None:
     """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
-    if count := config.train.threads or (1 if is_analytic(config.model.name) else None):
+    points = registry.load("rewards", config.reward.name).inputs == "points"
+    if count := config.train.threads or (1 if points else None):
         torch.set_num_threads(count)
 
 
@@ -471,13 +474,16 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
         state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
-    core.model.load(folder / "adapter")
-    core.copies |= {
-        name: {key: value.to(core.model.device) for key, value in stored.items()}
-        for name, stored in state["copies"].items()
-    }
+    try:
+        core.model.load(folder / "adapter")
+        core.copies |= {
+            name: {key: value.to(core.model.device) for key, value in stored.items()}
+            for name, stored in state["copies"].items()
+        }
+        if not packed:
+            core.meter.restore(state["meter"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         kept = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
-    if not packed:
-        core.meter.restore(state["meter"])

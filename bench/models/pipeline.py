@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.models import emoji
 from bench.models.base import Conditioning, DiffusionModel, network_dtype
+from bench.models.layout import Rule, read
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
 
@@ -29,6 +29,8 @@ ATTENTION = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor, "sliced": lambda:
 ADAPTER = "default"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+TEXTS = 256  # encoded prompts that are kept: FLUX's are 4 MB each
 
 Parts = dict[str, Tensor]  # of a Conditioning
 Call = Callable[..., tuple[Tensor, ...]]  # a denoiser's forward, called with return_dict=False
@@ -48,6 +50,9 @@ class PipelineModel(DiffusionModel):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]  # of the pipeline, and the classes that are read
+    optional: ClassVar[frozenset[str]] = frozenset()  # of these, the ones that a pipeline may lack
+    rules: ClassVar[Mapping[str, Rule]]  # what can be represented, by "part.key" of the configurations
     denoiser: ClassVar[str]  # the pipeline's name for it
     lora_targets: ClassVar[tuple[str, ...]]
     unused: ClassVar[Mapping[str, Any]] = {}  # options of from_pretrained that leave parts out
@@ -73,7 +78,7 @@ class PipelineModel(DiffusionModel):
         self.device, self.guidance = torch.device(device), guidance
         self.finetune, self.checkpointing = finetune, checkpointing
         self._lora_scale = (lora_alpha or lora_rank) / lora_rank
-        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf8"))
+        index = read(Path(folder) / "model_index.json")
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         self.pipeline = pipe = self.pipeline_class.from_pretrained(
             folder,
@@ -151,12 +156,16 @@ class PipelineModel(DiffusionModel):
     # The verbs ----------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A row a prompt; each prompt is encoded alone, once."""
+        """A row a prompt; each prompt is encoded alone, and the last ones are kept."""
         for prompt in prompts:
             if prompt not in self._texts:
                 with torch.no_grad():
                     self._texts[prompt] = Conditioning(self.encode_one(prompt))
-        return Conditioning.join([self._texts[prompt] for prompt in prompts])
+            self._texts[prompt] = self._texts.pop(prompt)
+        whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
+        for prompt in list(self._texts)[:-TEXTS]:
+            del self._texts[prompt]
+        return whole
 
     def unconditional(self) -> Conditioning:
         """The row that guidance starts from."""
