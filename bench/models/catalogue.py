@@ -1,6 +1,7 @@
 """Models by name, local folder or hub id; their families are plugins (see `bench.registry`)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.models import emoji
+from bench.models.architectures import ARCHITECTURES
 from bench.models.base import DiffusionModel
 from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
 from bench.settings import ModelConfig, SamplerConfig
@@ -22,6 +24,7 @@ NAMED = {
     "sd35_medium": "Stable Diffusion 3.5 Medium (flow); 16 GB from the hub, gated, a GPU needed; not yet run here",
     "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; 33.7 GB, a GPU needed; not yet run here",
     "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; 33.7 GB, gated, a GPU needed; not yet run here",
+    "flux2_klein": "FLUX.2 klein base 4B (flow, Apache-2.0), 1024 pixels; 16 GB, a GPU needed; not yet run here",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
     "ring_flow": "the ring as a rectified flow, exact velocity",
@@ -58,6 +61,8 @@ SD3 = (
     "text_encoder_3/model-00002-of-00002.safetensors",
 )
 
+T5_SIZE = 9_520_000_000  # bytes of its files
+
 FLUX = (
     "model_index.json",
     "transformer/config.json",
@@ -76,6 +81,14 @@ FLUX = (
 )
 
 
+FLUX2 = (
+    *(file for file in SD3 if not file.startswith(("text_encoder", "tokenizer_"))),
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors.index.json",
+    *(f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+)
+
+
 def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Repository:
     return Repository(name, files, size=size, also=("tokenizer*/*", "scheduler/*"))
 
@@ -87,6 +100,7 @@ HUB = {
     "sd35_medium": _pipeline("stabilityai/stable-diffusion-3.5-medium", 16_300_000_000, SD3),
     "flux_schnell": _pipeline("black-forest-labs/FLUX.1-schnell", 33_700_000_000, FLUX),
     "flux_dev": _pipeline("black-forest-labs/FLUX.1-dev", 33_700_000_000, FLUX),
+    "flux2_klein": _pipeline("black-forest-labs/FLUX.2-klein-base-4B", 16_000_000_000, FLUX2),
 }
 
 
@@ -95,15 +109,19 @@ def is_analytic(name: str) -> bool:
     return name in registry.plugins("models") and not name.endswith("Pipeline")
 
 
-def need(name: str) -> Repository | None:
+def need(name: str, t5: bool = True) -> Repository | None:
     """The hub repository that a model's weights come from; None for one that ships or lies in a local folder.
 
+    t5: with the T5 encoder of Stable Diffusion 3.
     Raises BenchError for an unknown name or a folder that holds no pipeline; nothing is loaded or downloaded here.
     """
     if is_analytic(name) or name in EMBEDDED:
         return None
     if name in HUB:
-        return HUB[name]
+        whole = HUB[name]
+        if t5 or whole.files != SD3:
+            return whole
+        return replace(whole, files=tuple(file for file in SD3 if "_3/" not in file), size=whole.size - T5_SIZE)
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
@@ -114,7 +132,22 @@ def need(name: str) -> Repository | None:
     return _pipeline(name)
 
 
-def locate(name: str) -> Path | None:
+def is_here(name: str, t5: bool = True) -> bool:
+    """Whether nothing of the model has to be fetched; as `need`."""
+    repository = need(name, t5)
+    return repository is None or not repository.missing()
+
+
+def known_family(name: str, t5: bool = True) -> type[DiffusionModel] | None:
+    """The class that reads a model, as far as that can be known before its files are here; as `need`."""
+    if is_analytic(name):
+        return registry.load("models", name)
+    if is_here(name, t5):
+        return family(locate(name, t5))
+    return registry.load("models", ARCHITECTURES[name].pipeline) if name in ARCHITECTURES else None
+
+
+def locate(name: str, t5: bool = True) -> Path | None:
     """The folder of a model's weights, which may be the local cache of a hub repository; None for an analytic model.
 
     A hub id that is not cached is downloaded if the hub can be reached. Raises BenchError, within seconds, for an
@@ -124,7 +157,7 @@ def locate(name: str) -> Path | None:
         return None
     if name in EMBEDDED:
         return EMBEDDED[name]
-    repository = need(name)
+    repository = need(name, t5)
     return repository.path() if repository else Path(name)
 
 
@@ -157,7 +190,7 @@ def load_model(
     config: ModelConfig, sampler: SamplerConfig, *, device: torch.device | str = "cpu", seed: int = 0
 ) -> DiffusionModel:
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
-    folder = locate(config.name)
+    folder = locate(config.name, config.t5)
     kind = registry.load("models", config.name) if folder is None else family(folder)
     quiet_libraries()
     return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from bench.models.pipeline import Call, Parts, PipelineModel
+from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 T5_TOKENS = 256  # the pipeline's default
 
@@ -24,13 +24,14 @@ class StableDiffusion3(PipelineModel):
     output, spacing = "flow", "sd3"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unused = {"image_encoder": None, "feature_extractor": None}
+    t5 = ("text_encoder_3", "tokenizer_3")
 
     def read_configs(self, pipe: StableDiffusion3Pipeline) -> None:
         """The shift of the time grid."""
         self.shift = pipe.scheduler.config.shift
 
     @staticmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
         """See `PipelineModel.shapes`; CLIP's 77 tokens and T5's."""
         size, width, pooled = config["sample_size"], config["joint_attention_dim"], config["pooled_projection_dim"]
         return (config["in_channels"], size, size), {"text": (77 + _t5_tokens(config), width), "pooled": (pooled,)}

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from bench.models.pipeline import Call, Parts, PipelineModel
+from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 
 class StableDiffusion(PipelineModel):
@@ -24,7 +24,7 @@ class StableDiffusion(PipelineModel):
         self.steps_offset, self.output = scheduler.config.steps_offset, scheduler.config.prediction_type
 
     @staticmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
         """See `PipelineModel.shapes`; the text has CLIP's 77 tokens."""
         size = config["sample_size"]
         sides = (size, size) if isinstance(size, int) else tuple(size)
