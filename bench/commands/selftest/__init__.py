@@ -4,15 +4,17 @@ A check is a function of the plugin's name; it returns nothing, raises `Failed` 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-from bench.commands.selftest import methods, metrics, rewards
+from bench.commands.selftest import methods, metrics, models, rewards
 from bench.commands.selftest.checking import Failed, Skipped
 
 CHECKS: dict[str, list[Callable[[str], None]]] = {
     "methods": methods.CHECKS,
     "rewards": rewards.CHECKS,
     "metrics": metrics.CHECKS,
+    "models": models.CHECKS,
 }
 
 
@@ -26,16 +28,17 @@ class Outcome:
 
 
 def selftest(kind: str, name: str) -> Iterator[Outcome]:
-    """Run every check of a method, reward or metric (`kind` as in the registry) and yield the outcomes."""
-    for check in CHECKS[kind]:
-        title = check.__name__.replace("_", " ")
-        try:
-            check(name)
-        except Skipped as reason:
-            yield Outcome(title, "skipped", str(reason))
-        except Failed as reason:
-            yield Outcome(title, "failed", str(reason))
-        except Exception as error:  # whatever a plugin raises is its failure, not ours
-            yield Outcome(title, "failed", f"raised {type(error).__name__}: {error}")
-        else:
-            yield Outcome(title, "passed", (check.__doc__ or "").strip().splitlines()[0])
+    """Run every check of a plugin (`kind` as in the registry; a model may be a folder) and yield the outcomes."""
+    with models.present(name) if kind == "models" else nullcontext(name) as present:
+        for check in CHECKS[kind]:
+            title = check.__name__.replace("_", " ")
+            try:
+                check(present)
+            except Skipped as reason:
+                yield Outcome(title, "skipped", str(reason))
+            except Failed as reason:
+                yield Outcome(title, "failed", str(reason))
+            except Exception as error:  # whatever a plugin raises is its failure, not ours
+                yield Outcome(title, "failed", f"raised {type(error).__name__}: {error}")
+            else:
+                yield Outcome(title, "passed", (check.__doc__ or "").strip().splitlines()[0])
