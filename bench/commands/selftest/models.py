@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from bench import registry
@@ -21,7 +22,7 @@ from bench.models.architectures import ARCHITECTURES
 from bench.models.base import Conditioning, DiffusionModel
 from bench.models.pipeline import PipelineModel
 from bench.sampling.kernel import Kernel
-from bench.sampling.noise import Noise, generator
+from bench.sampling.noise import Noise, generator, seeded
 from bench.sampling.trajectory import Batch, rollout
 from bench.settings import ModelConfig, SamplerConfig
 
@@ -42,7 +43,8 @@ def present(name: str) -> Iterator[str]:
     from bench.weights.random_weights import pipeline
 
     with tempfile.TemporaryDirectory(prefix="bench-selftest-") as folder:
-        pipeline(known)(Path(folder), "tiny")
+        with seeded(0, name), torch.no_grad():
+            pipeline(known)(Path(folder), "tiny")
         yield folder
 
 
@@ -68,9 +70,7 @@ def _model(name: str, *, guidance: float = GUIDANCE, seed: int = 0, nudged: bool
 
 
 @lru_cache(maxsize=4)
-def _built(
-    kind: type, folder: Path | None, guidance: float, seed: int, options: tuple
-) -> tuple[Any, dict[str, Tensor]]:
+def _built(kind: type, folder: Path | None, guidance: float, seed: int, options: tuple) -> tuple[Any, dict]:
     catalogue.quiet_libraries()
     own = dict(options)
     place = own.pop("device", torch.device("cpu"))
@@ -85,7 +85,7 @@ def _built(
 def _kernel(model: DiffusionModel, steps: int = 4) -> Kernel:
     """A deterministic chain that ends where the model's own scheduler does."""
     final = {"final_noise": 0.0} if model.output == "flow" else {}
-    return catalogue.make_kernel(model, SamplerConfig(steps=steps, eta=0.0, **final))
+    return catalogue.make_kernel(model, SamplerConfig(steps=steps, eta=0.0, **final)).to(model.device)
 
 
 def _latents(model: DiffusionModel, number: int = 0) -> Tensor:
@@ -94,7 +94,7 @@ def _latents(model: DiffusionModel, number: int = 0) -> Tensor:
 
 def _times(model: DiffusionModel) -> Tensor:
     """Three that differ, one a row."""
-    return _kernel(model).timesteps[:3].to(model.device)
+    return _kernel(model).timesteps[:3]
 
 
 def _predict(model: DiffusionModel, **options: Any) -> Tensor:
@@ -129,13 +129,13 @@ def predictions_and_images_are_well_formed(name: str) -> None:
         require(torch.equal(again, output), "the same latents have two predictions: is a dropout on?")
     image = model.decode(z)
     good = image.shape[:2] == (len(z), 3) and 0 <= float(image.min()) <= float(image.max()) <= 1
-    require(
-        good or image.shape == z.shape, f"decode gave {list(image.shape)}: images [B, 3, H, W] in [0, 1] or points."
-    )
+    good = good or image.shape == z.shape  # points
+    require(good, f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] in [0, 1], or points.")
     require(torch.equal(z, kept), "the latents were changed in place.")
-    extra = model.latent_network([32, 32])(z, _times(model), conditioning)
-    require(extra.shape == z.shape and not extra.any(), "latent_network must start at exactly zero, of z's shape.")
     require(torch.equal(state, torch.get_rng_state()), "global random state was used: see bench.sampling.noise.seeded.")
+    with seeded(0, "latent network"):
+        extra = model.latent_network([32, 32])(z, _times(model), conditioning)
+    require(extra.shape == z.shape and not extra.any(), "latent_network must start at exactly zero, of z's shape.")
 
 
 def neighbours_do_not_matter(name: str) -> None:
@@ -153,7 +153,7 @@ def neighbours_do_not_matter(name: str) -> None:
 
 
 def the_prior_switch_is_exact(name: str) -> None:
-    """whatever the adapters hold, prior=True is the untrained model to the bit, and leaves policy and gradients alone"""
+    """whatever the adapters hold, prior=True is the untrained model to the bit, and leaves the policy alone"""
     model = _model(name, nudged=False)
     prior = _predict(model, prior=True).detach()
     require(_near(_predict(model), prior, 1e-6), "an untrained policy differs from the prior: adapters start at zero.")
@@ -175,7 +175,7 @@ def the_prior_switch_is_exact(name: str) -> None:
 
 
 def adapters_are_saved_and_loaded(name: str) -> None:
-    """a model that reads the file predicts the same to the bit, as one does that borrows the values; a wrong one fails"""
+    """a model that reads the file predicts the same to the bit, as one does that borrows the values"""
     model = _model(name)
     expected = _predict(model).detach()
     values = {key: parameter.detach().clone() for key, parameter in model.adapters().items()}
@@ -216,50 +216,49 @@ def decode_is_differentiable(name: str) -> None:
 def the_output_means_what_it_says(name: str) -> None:
     """a perfect output recovers a noised latent, and of all readings of the network's the stated one comes nearest"""
     model = _model(name, nudged=False)
-    kernel, noise = _kernel(model, 20), _latents(model, 1)
+    kernel, noise, text = _kernel(model, 8), _latents(model, 1), model.encode(PROMPTS)
     clean = _sample(model, kernel)
-    readings = dict.fromkeys(("epsilon", "v_prediction", "flow"), 0.0)
-    nothing = 0.0
+    errors = dict.fromkeys(("epsilon", "v_prediction", "flow", "nothing"), 0.0)
     for k in range(1, kernel.steps):
         z = kernel.noised(clean, noise, k)
         recovered = kernel.clean(z, kernel.target(clean, noise, k), k)
         require(_near(recovered, clean, 1e-3), f"at step {k} a perfect output does not recover the clean latent.")
         with torch.no_grad():
-            output = model.predict(z, kernel.timesteps[k], model.encode(PROMPTS), prior=True)
-        weight = kernel.level(k, z).sqrt() / kernel.noise_level(k, z)
-        nothing += float((weight * (z / kernel.level(k, z).sqrt() - clean)).square().mean())
-        for reading in readings:
-            guess = replace(kernel, output=reading).clean(z, output, k)
-            readings[reading] += float((weight * (guess - clean)).square().mean())
-    if isinstance(model, PipelineModel) and not readings[model.output] < nothing:
-        raise Skipped("the network removes no noise, so its weights are untrained; its pipeline's call says the same")
-    best = min(readings, key=readings.__getitem__)
-    require(best == model.output, f"output = {model.output!r}, and read as {best!r} it removes more noise.")
+            output = model.predict(z, kernel.timesteps[k], text, prior=True)
+        signal, level = kernel.level(k, z).sqrt(), kernel.noise_level(k, z)
+        guesses = {key: replace(kernel, output=key).clean(z, output, k) for key in errors if key != "nothing"}
+        for key, guess in (guesses | {"nothing": z / signal}).items():
+            errors[key] += float(((guess - clean) * signal / level).square().mean())
+    best = min(errors, key=errors.__getitem__)
+    if isinstance(model, PipelineModel) and errors[model.output] > errors["nothing"]:
+        raise Skipped("the network removes no noise, so its weights are untrained; its pipeline's call has to tell")
     require(
-        readings[best] < nothing, "the network removes no noise: are levels, times and output those it was made for?"
+        best == model.output, f"output = {model.output!r}, but read as {best!r} it comes nearer to the clean latent."
     )
 
 
 def its_pipeline_agrees(name: str) -> None:
     """images of diffusers' own call equal ours to the bit, near with guidance and the adapter that it loads itself"""
-    model = _model(name, guidance=1.0, nudged=False)
-    if not isinstance(model, PipelineModel):
+    plain = _model(name, guidance=1.0, nudged=False)
+    if not isinstance(plain, PipelineModel):
         raise Skipped("this model is no pipeline")
-    for guidance in (1.0, GUIDANCE):
-        model, trained = _model(name, guidance=guidance, nudged=guidance > 1), guidance > 1
-        kernel, start = _kernel(model, 3), Noise(0, "evaluate", SAMPLES)(0, model.latent_shape)
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            ours, pipe = model.decode(_sample(model, kernel)), model.open()
-            if trained:
-                model.save(Path(folder))
-                pipe.load_lora_weights(folder)
-            theirs = model.own_call(pipe, model.encode(PROMPTS), start, kernel, "pt")
-        if not trained:
-            require(
-                torch.equal(ours, theirs),
-                "diffusers' own call, at sigma = 0 and without guidance, draws another image.",
-            )
+    pipe = plain.open()
+    ours, theirs = _two_images(plain, pipe)
+    require(torch.equal(ours, theirs), "diffusers' own call, without guidance and noise, draws another image.")
+    trained = _model(name)
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save(Path(folder))
+        pipe.load_lora_weights(folder)
+    ours, theirs = _two_images(trained, pipe)
     require(_near(ours, theirs, 2e-3), "with guidance and the saved adapter diffusers' own call draws another image.")
+
+
+@torch.no_grad()
+def _two_images(model: PipelineModel, pipe: DiffusionPipeline) -> tuple[Tensor, Tensor]:
+    """Of the same noise: the model's, and what the pipeline's own call makes."""
+    kernel, start = _kernel(model, 3), Noise(0, "evaluate", SAMPLES)(0, model.latent_shape)
+    theirs = model.own_call(pipe, model.encode(PROMPTS), start, kernel, "pt")
+    return model.decode(_sample(model, kernel)), theirs
 
 
 def it_runs_on_a_device(name: str) -> None:
