@@ -277,14 +277,12 @@ def it_runs_on_a_device(name: str) -> None:
     for place in (torch.device("cpu"), pretended_device()):
         with recording():
             model = _model(name, device=place)
-            kernel = _kernel(model)
-            _sample(model, kernel)
-            with recording() as ledger:
-                latents = _sample(model, kernel)
-            z = latents.clone().requires_grad_()
+            kernel, z = _kernel(model, 3), _latents(model).requires_grad_()
             output = model.predict(z, _times(model), model.encode(PROMPTS)) + _predict(model, prior=True)
             total = model.decode(z - output).square().mean()
             gradients = torch.autograd.grad(total, [z, *model.adapters().values()], materialize_grads=True)
+            with recording() as ledger:
+                latents = _sample(model, kernel)
             found.append([latents.cpu(), *(gradient.cpu() for gradient in gradients)])
     waited = ledger.synchronisations.total() + ledger.waits.total()
     require(not waited, f"sampling waited for the device {waited} times: {ledger.describe()}.")
