@@ -341,18 +341,18 @@ def test_plugin(
     """
     show_warnings()
     from bench import registry
-    from bench.commands.selftest import CHECKS, selftest
+    from bench.commands.selftest import KINDS, selftest
     from bench.models.catalogue import NAMED
     from bench.weights.hub import obtain
 
-    names = {k: [*registry.plugins(k), *(NAMED if k == "models" else ())] for k in CHECKS}
-    kinds = [k for k in CHECKS if name in names[k] and kind in (None, k)]
+    names = {k: [*registry.plugins(k), *(NAMED if k == "models" else ())] for k in KINDS}
+    kinds = [k for k in KINDS if name in names[k] and kind in (None, k)]
     if not kinds and ("/" in name or Path(name).is_dir()):
         kinds = ["models"]
     if len(kinds) > 1:
         raise BenchError(f"{name!r} is a name of {' and '.join(kinds)}: choose with --kind.")
     if not kinds:
-        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [own for k in CHECKS for own in names[k]])}")
+        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [own for k in KINDS for own in names[k]])}")
     if kinds != ["models"]:
         obtain(getattr(registry.load(kinds[0], name), "files", ()))
     colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False

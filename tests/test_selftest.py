@@ -13,7 +13,7 @@ from conftest import by_class
 from torch import Tensor
 
 from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
-from bench.commands.selftest import CHECKS, models, selftest
+from bench.commands.selftest import KINDS, checks, models, selftest
 from bench.models.analytic import RingModel
 from bench.models.pipeline import Call, Parts
 from bench.models.stable_diffusion import StableDiffusion
@@ -25,8 +25,7 @@ from methods.draft import DRaFT
 EXAMPLE = Path(__file__).parent / "example_plugin"
 ALL = [
     pytest.param(kind, name, id=name, marks=marks)
-    for kind in CHECKS
-    if kind != "models"
+    for kind in KINDS[:-1]
     for name, marks in (
         [(one.values[0], one.marks) for one in by_class(registry.BUILT_IN["methods"], "rtb_softmax")]
         if kind == "methods"
@@ -39,7 +38,7 @@ ALL = [
 def test_every_plugin_keeps_the_contract(hub, kind, name):
     """Those with weights on scaled-down random ones, through the real loading code."""
     outcomes = list(selftest(kind, name))
-    assert len(outcomes) == len(CHECKS[kind])
+    assert len(outcomes) == len(checks(kind))
     assert not [found for found in outcomes if found.status == "failed"]
 
 
@@ -53,7 +52,7 @@ WHOLE = {name: () for name in ("ring", "gaussian", "ring_flow", "gaussian_flow")
 def test_every_model_keeps_the_contract(name):
     """Families on scaled-down random weights."""
     outcomes = {found.check: found for found in selftest("models", name)}
-    assert len(outcomes) == len(CHECKS["models"])
+    assert len(outcomes) == len(models.CHECKS)
     assert not [found for found in outcomes.values() if found.status == "failed"]
     skipped = {check for check, found in outcomes.items() if found.status == "skipped"}
     assert skipped <= {"its pipeline agrees" if models.catalogue.is_analytic(name) else "the output means what it says"}
@@ -256,7 +255,7 @@ def test_a_broken_family_fails_the_check_that_is_meant_for_it(
     broken, check, pipeline_folder, monkeypatch, clean_registry
 ):
     planted("models", "StableDiffusionPipeline", broken, monkeypatch)
-    monkeypatch.setitem(CHECKS, "models", [models.the_prior_switch_is_exact, check])
+    monkeypatch.setattr(models, "CHECKS", [models.the_prior_switch_is_exact, check])
     assert [found.status for found in selftest("models", str(pipeline_folder))] == ["passed", "failed"]
 
 

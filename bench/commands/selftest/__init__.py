@@ -3,19 +3,24 @@
 A check is a function of the plugin's name; it returns nothing, raises `Failed` with one sentence, or `Skipped`.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-from bench.commands.selftest import methods, metrics, models, rewards
 from bench.commands.selftest.checking import Failed, Skipped
 
-CHECKS: dict[str, list[Callable[[str], None]]] = {
-    "methods": methods.CHECKS,
-    "rewards": rewards.CHECKS,
-    "metrics": metrics.CHECKS,
-    "models": models.CHECKS,
-}
+KINDS = ("methods", "rewards", "metrics", "models")
+
+
+def checks(kind: str) -> list[Callable[[str], None]]:
+    """Those of a kind."""
+    return _module(kind).CHECKS
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(f"{__name__}.{kind}")  # only now: that of models takes seconds
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,11 @@ class Outcome:
 
 def selftest(kind: str, name: str) -> Iterator[Outcome]:
     """Run every check of a plugin (`kind` as in the registry; a model may be a folder) and yield the outcomes."""
-    with models.present(name) if kind == "models" else nullcontext(name) as present:
-        for check in CHECKS[kind]:
+    with getattr(_module(kind), "present", nullcontext)(name) as name:
+        for check in checks(kind):
             title = check.__name__.replace("_", " ")
             try:
-                check(present)
+                check(name)
             except Skipped as reason:
                 yield Outcome(title, "skipped", str(reason))
             except Failed as reason:
