@@ -330,7 +330,7 @@ def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("cat\ndog\nred bird\nfish\n")
     settings = [*TINY, f"sampler.guidance={guidance(family)}", "train.micro_batch=4", "train.sample_batch=4"]
-    settings += ["evaluation.features=efficientnet_lite0"]
+    settings += ["sampler.spacing=auto", "evaluation.features=efficientnet_lite0"]
     settings += ["method.channels=[32,32]"] if method == "nabla_gfn" else []
     sets = [word for setting in settings for word in ("--set", setting)]
     status, text = bench(
@@ -364,7 +364,7 @@ def test_profile_of_random_weights(bench, tmp_path, name):
         "profile", "--model", name, "--reward", "colorfulness", "--method", "draft_1", "--random-weights", "--size",
         "tiny", "--repeats", 1, "--out", tmp_path / "profile.json", "--set", "sampler.steps=2",
         "--set", f"sampler.guidance={guidance(name)}", "--set", "train.prompts_per_round=2",
-        "--set", "train.samples_per_prompt=1",
+        "--set", "train.samples_per_prompt=1", "--set", "sampler.spacing=auto",
     )  # fmt: skip
     assert status == 0, text
     assert "diffusers pipeline" in text

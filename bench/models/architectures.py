@@ -144,7 +144,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                  "projection_class_embeddings_input_dim": 16 + 6 * 4},
             ),
         },
-        ("EulerDiscreteScheduler", _NOISE | {"timestep_spacing": "leading"}),
+        ("EulerDiscreteScheduler", _NOISE | {"timestep_spacing": "leading", "set_alpha_to_one": False}),
         dtype=torch.float32,
     ),
     "sd35_medium": Architecture(

@@ -93,12 +93,13 @@ def pipeline(name: str) -> Callable[[Path, Size], None]:
         parts: dict[str, Any] = {}
         for part in architecture.networks:
             network = architecture.build(part, size)
-            parts[part] = (_alive(network) if part in ("unet", "transformer") else network).to(architecture.dtype)
+            network = _alive(network) if part in ("unet", "transformer") else network
+            parts[part] = nn.Module.to(network, architecture.dtype)  # diffusers' own warns
         tokenizers = {part: part.replace("text_encoder", "tokenizer") for part in parts if "text_encoder" in part}
         for part, tokenizer in tokenizers.items():
             parts[tokenizer] = TOKENIZERS[architecture.networks[part].kind](folder / tokenizer)
         kind, options = architecture.scheduler
-        parts["scheduler"] = getattr(diffusers, kind)(**options)
+        parts["scheduler"] = getattr(diffusers, kind).from_config(options)  # which keeps what other samplers read
         pipe = getattr(diffusers, architecture.pipeline)(**parts, **architecture.options)
         pipe.save_pretrained(folder, max_shard_size="1TB")
         for part, tokenizer in tokenizers.items():
