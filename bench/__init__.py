@@ -28,6 +28,7 @@ _PUBLIC = {
     "Samples": "bench.evaluation.samples",
     "Trajectory": "bench.sampling.trajectory",
     "Transitions": "bench.sampling.trajectory",
+    "group_advantages": "bench.training.advantages",
     "group_baseline": "bench.training.advantages",
     "group_normalised": "bench.training.advantages",
     "group_tilt": "bench.training.advantages",

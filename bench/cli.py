@@ -233,25 +233,32 @@ def sweep(
         set: {train.updates: 400}                   # every run
         settings: {ddpo: {optimizer.lr: 6.0e-4}}    # by method
         grid: {reward.beta: [0.5, 1.0]}             # every combination
+        tune: {grid: {optimizer.lr: [1.0e-4, 1.0e-3]}, seed: 100, largest: reward/train}
         threads: 1
 
-    Compare the runs with bench report.
+    With tune: every method is first tried with each value, on a seed of its own; what the rule chose is written to
+    tuned.yaml and used. Compare the runs with bench report.
     """
     show_warnings()
-    from bench.commands.sweep import last_words, plan_sweep, read_sweep, run_sweep
+    from bench.commands import sweep as sweeps
 
-    read = read_sweep(spec)
+    read = sweeps.read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
-    jobs = plan_sweep(read)
     if dry_run:
-        for job in jobs:
+        for job in sweeps.plan(read):
             typer.echo(f"{job.state:8} {job.command}")
         return
-    failed = run_sweep(read, jobs, console)
-    for job in failed:
-        console.print(f"[red]failed:[/red] {job.folder.name}: {last_words(job.log)} (see {job.log})", soft_wrap=True)
+    sweeps.plan_sweep(read)  # what is impossible is told before anything runs
+    choices, trials = sweeps.tune(read, console)
+    jobs = sweeps.plan_sweep(read, choices)
+    failed = sweeps.run_sweep(read, jobs, console)
+    for job in [*trials, *failed]:
+        words = sweeps.last_words(job.log)
+        console.print(f"[red]failed:[/red] {job.folder.name}: {words} (see {job.log})", soft_wrap=True)
+    if trials:
+        console.print("Methods with a failed trial were not run; the same command tries it again.")
     console.print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are in {read.out}. Compare: bench report {read.out}")
-    if failed:
+    if trials or failed:
         raise typer.Exit(1)
 
 

@@ -1,8 +1,9 @@
 """The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -128,12 +129,22 @@ class Core:
         Whether they are finite is looked at by the next `check`, since a look makes the device wait. Raises BenchError
         for a reward that breaks its contract (see bench.reward.score).
         """
+        return self._scored(z, prompts, partial(score, self.reward_model, self.reward_name))
+
+    def rewards(self, z: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """`rewards` [n] as `reward` gives them; and `terms` [n, R] of a sum whose terms are normalised apart."""
+        if getattr(self.reward_model.config, "combine", "rewards") == "rewards":
+            return {"rewards": self.reward(z, prompts)}
+        terms = self._scored(z, prompts, self.reward_model.terms)
+        return {"rewards": self.reward_model.total(terms), "terms": terms}
+
+    def _scored(self, z: Tensor, prompts: list[str], scores: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
         self.meter.reward_calls += len(z)
         with memory.phase("reward"):
             with memory.phase("decode"):
                 images = self.model.decode(z)
-            rewards = score(self.reward_model, self.reward_name, images, prompts)
-        self._unread.append((torch.isfinite(rewards.detach()), prompts))
+            rewards = scores(images, prompts)
+        self._unread.append((torch.isfinite(rewards.detach()).view(len(z), -1).all(1), prompts))
         if rewards.requires_grad:
             rewards.register_hook(self._count_gradient)
         return rewards
@@ -202,25 +213,30 @@ class Core:
                 found[row, k] = self.reward(z, prompts)
         return found
 
-    def lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    def lean_adjoint(self, data: Trajectory, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`a_K = −β ∇ r(decode(z_K))`, `a_k = (∂μ_#/∂z_k)ᵀ a_{k+1}` at sampled states (Domingo-Enrich et al., 2025).
 
+        first: long [B] on the CPU, the earliest step of each row that is asked for (None: 0); what lies before is NaN.
         Returns `a_0 … a_K` [B, K+1, *latent], the prior's means `μ_#(z_k)` [B, K, *latent] and the rewards [B], all
         detached; computed in parts of `micro_batch` rows.
         """
-        parts = [self._lean_adjoint(rows) for rows in data.split(self.micro_batch)]
-        adjoint, means, rewards = map(torch.cat, zip(*parts, strict=True))
+        first = torch.zeros(len(data), dtype=torch.long) if first is None else first
+        pairs = zip(data.split(self.micro_batch), first.split(self.micro_batch), strict=True)
+        adjoint, means, rewards = map(torch.cat, zip(*(self._lean_adjoint(*pair) for pair in pairs), strict=True))
         return adjoint, means, rewards
 
-    def _lean_adjoint(self, data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    def _lean_adjoint(self, data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rewards, gradient = self.reward_gradient(data.latents[:, -1], data.prompts)
-        adjoint, means = [-self.beta * gradient], []
-        for k in reversed(range(self.kernel.steps)):
-            z = data.latents[:, k].detach().requires_grad_()
-            mean = self.kernel.mean(z, self.predict(z, k, data.conditioning, prior=True), k)
-            adjoint.append(torch.autograd.grad(mean, z, adjoint[-1])[0])
-            means.append(mean.detach())
-        return torch.stack(adjoint[::-1], 1), torch.stack(means[::-1], 1), rewards
+        adjoint = torch.full_like(data.latents, float("nan"))
+        adjoint[:, -1] = -self.beta * gradient
+        means = torch.full_like(data.latents[:, 1:], float("nan"))
+        for k in reversed(range(int(first.min()), self.kernel.steps)):
+            row = upload((first <= k).nonzero().flatten(), adjoint.device)
+            z = data.latents[row, k].detach().requires_grad_()
+            mean = self.kernel.mean(z, self.predict(z, k, data.conditioning[row], prior=True), k)
+            adjoint[row, k] = torch.autograd.grad(mean, z, adjoint[row, k + 1])[0]
+            means[row, k] = mean.detach()
+        return adjoint, means, rewards
 
     def renoise(self, data: Batch, z: Tensor, k: int, copy: int) -> Tensor:
         """A draw of the noising kernel `p_B(z_k | z_{k+1} = z)`, named by the sample and the number of the copy."""

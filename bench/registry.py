@@ -140,6 +140,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "diversity_clip": Plugin("metrics.diversity:DiversityClip"),
         "vendi": Plugin("metrics.vendi:Vendi"),
         "path_kl": Plugin("metrics.path_kl:PathKl"),
+        "path_kl_steps": Plugin("metrics.path_kl:PathKlSteps"),
         "sampler_gap": Plugin("metrics.sampler_gap:SamplerGap"),
         "output_norm": Plugin("metrics.output_norm:OutputNorm"),
         "tilt_gap": Plugin("metrics.tilt_gap:TiltGap"),

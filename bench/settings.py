@@ -23,7 +23,8 @@ EXECUTION = (
     "model.attention",
     "model.compile",
 )
-HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap")  # only if asked for: need weights or further samples
+# measured only if asked for: they need weights or further samples, or make a row for every step
+HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps")
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -1,9 +1,10 @@
 """Weighted sums of rewards: `--reward "hps+0.1*aesthetic"`."""
 
 import re
+from typing import Literal
 
 import torch
-from pydantic import create_model
+from pydantic import Field, create_model
 from torch import Tensor
 
 from bench.errors import BenchError
@@ -29,11 +30,19 @@ def parse(expression: str) -> dict[str, float]:
     return weights
 
 
+class Combination(Config):
+    """How the terms come together."""
+
+    combine: Literal["rewards", "advantages"] = Field(
+        "rewards", description="sum the rewards, or normalise each within a prompt's group and sum the advantages"
+    )
+
+
 def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Reward]:
     """The class of a weighted sum; each term's options lie under its name (`--set reward.emoji_style.style=noto`).
 
-    classes: the terms' own, by name. `parts` of an instance holds the terms. Raises BenchError for terms of different
-    inputs.
+    classes: the terms' own, by name. An instance has them in `parts`, in the order of `weights`. Raises BenchError for
+    terms of different inputs.
     """
     weights = parse(expression)
     if len({own.inputs for own in classes.values()}) > 1:
@@ -41,7 +50,7 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
         raise BenchError(f"the reward {expression!r} mixes inputs: {kinds}.")
     first = next(iter(classes.values()))
     options = create_model(
-        "WeightedSumConfig", __base__=Config, **{name: (own.Config, own.Config()) for name, own in classes.items()}
+        "WeightedSumConfig", __base__=Combination, **{name: (own.Config, own.Config()) for name, own in classes.items()}
     )
 
     class WeightedSum(Reward):
@@ -56,9 +65,18 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
         def __init__(self, config: Config, device: torch.device | str = "cpu"):
             super().__init__(config, device)
             self.parts = {name: own(getattr(config, name), device) for name, own in classes.items()}
+            self.weights = list(weights.values())
+
+        def terms(self, images: Tensor, prompts: list[str]) -> Tensor:
+            """The terms' scores [B, R], unweighted."""
+            return torch.stack([score(part, name, images, prompts) for name, part in self.parts.items()], 1)
 
         def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-            return sum(weight * score(self.parts[name], name, images, prompts) for name, weight in weights.items())
+            return self.total(self.terms(images, prompts))
+
+        def total(self, terms: Tensor) -> Tensor:
+            """[B, R] → [B]."""
+            return sum(weight * term for weight, term in zip(self.weights, terms.unbind(1), strict=True))
 
     WeightedSum.__doc__ = f"The weighted sum {expression}."
     return WeightedSum

@@ -33,8 +33,8 @@ class AdjointMatching(Method):
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
-        adjoint, prior_means, rewards = core.lean_adjoint(data)
         steps = core.choose_steps(data, self.config.fraction)
+        adjoint, prior_means, rewards = core.lean_adjoint(data, steps.min(1).values)
         for part in data.transitions(steps, core.micro_batch):
             output = core.predict(part.z, part.k, part.conditioning)
             mean, std = core.kernel.mean(part.z, output, part.k), core.kernel.std(part.k, part.z)

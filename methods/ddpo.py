@@ -21,8 +21,8 @@ from bench import (
     PromptStatistics,
     Trajectory,
     gaussian_log_prob,
+    group_advantages,
     group_baseline,
-    group_normalised,
 )
 
 
@@ -61,6 +61,10 @@ class DDPO(Method):
         super().__init__(config)
         self.statistics = PromptStatistics(config.buffer, config.minimum)
 
+    def normalises(self) -> bool:
+        """Within a group, but not over a buffer."""
+        return self.config.advantage == "group"
+
     def unfit(self, steps: int, group: int) -> str | None:
         """A group of one has no deviation: every advantage is 0."""
         alone = self.config.advantage == "group" and group < 2
@@ -73,7 +77,7 @@ class DDPO(Method):
             case "buffer":
                 advantages = self.statistics.advantages(prompts, rewards)
             case "group":
-                advantages = group_normalised(prompts, rewards, self.config.deviation)
+                advantages = group_advantages(core, data, self.config.deviation)
             case "reward":
                 advantages = core.beta * (rewards - group_baseline(prompts, rewards))
         return replace(data, advantages=advantages if limit is None else advantages.clamp(-limit, limit))

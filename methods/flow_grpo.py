@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Config, Core, Deviation, Loss, Method, Needs, Trajectory, Transitions, group_normalised
+from bench import Batch, Config, Core, Deviation, Loss, Method, Needs, Trajectory, Transitions, group_advantages
 
 
 class FlowGRPOConfig(Config):
@@ -70,12 +70,13 @@ class FlowGRPO(Method):
         start = number if self.config.shared_start else None
         return core.rollout(batch, record=self.needs.record, noisy=self.noisy(core, number), shared_start=start)
 
+    def normalises(self) -> bool:
+        """Always."""
+        return True
+
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add clipped advantages [B] to the round."""
-        advantages, limit = (
-            group_normalised(data.prompts, data.rewards, self.config.deviation),
-            self.config.advantage_clip,
-        )
+        advantages, limit = group_advantages(core, data, self.config.deviation), self.config.advantage_clip
         return replace(data, advantages=advantages if limit is None else advantages.clamp(-limit, limit))
 
     def steps(self, core: Core, data: Batch) -> Tensor:

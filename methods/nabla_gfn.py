@@ -73,16 +73,16 @@ class NablaGFN(Method):
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
         steps = core.choose_steps(data, self.config.fraction)
-        adjoint = core.lean_adjoint(data)[0] if self.config.flow_target == "adjoint" else None
+        tables = core.lean_adjoint(data, steps.min(1).values)[:2] if self.config.flow_target == "adjoint" else ()
         for part in data.transitions(steps, core.micro_batch):
-            known = None if adjoint is None else adjoint[part.row, part.k]
+            known = tuple(table[part.row, part.k] for table in tables)
             values, metrics = self.transition_losses(core, part, known)
             yield Loss(values / steps.shape[1], metrics)
 
     def transition_losses(
-        self, core: Core, part: Transitions, adjoint: Tensor | None = None
+        self, core: Core, part: Transitions, known: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each transition [n], and its parts; adjoint: `a_k` [n, *latent], which then is g_φ's target."""
+        """Loss of each transition [n], and its parts; known: `a_k`, which then is g_φ's target, and `μ_#(z_k)`."""
         config = self.config
         variance = core.kernel.std(part.k, part.z) ** 2
         weight = variance.flatten() if config.weighting == "kl" else torch.ones_like(variance.flatten())
@@ -90,19 +90,16 @@ class NablaGFN(Method):
         z = part.z.detach().requires_grad_(config.flow)
         output = core.predict(z, part.k, part.conditioning)
         mean = core.kernel.mean(z, output, part.k)
-        prior_mean = None
-        prior_z = part.z.detach().requires_grad_(config.flow and adjoint is None)  # for the reverse score
-        if config.residual:
+        adjoint, prior = known or (None, None)
+        prior_z = part.z.detach().requires_grad_(config.flow)  # for the reverse score
+        if config.residual and not known:
             with torch.set_grad_enabled(prior_z.requires_grad):
-                prior_output = core.predict(prior_z, part.k, part.conditioning, prior=True)
-                prior_mean = core.kernel.mean(prior_z, prior_output, part.k)
-        score = self.forward_score(core, part, mean, None if prior_mean is None else prior_mean.detach(), variance)
+                prior = core.kernel.mean(prior_z, core.predict(prior_z, part.k, part.conditioning, prior=True), part.k)
+        score = self.forward_score(core, part, mean, None if prior is None else prior.detach(), variance)
         losses = {}
         if config.flow:
-            known = None, adjoint
-            if adjoint is None:
-                known = self.reverse_score(core, part, mean.detach(), prior_z, prior_mean, variance)
-            back = self.reverse_target(core, part, z, output, mean, known)
+            back = (None, adjoint) if known else self.reverse_score(core, part, mean.detach(), prior_z, prior, variance)
+            back = self.reverse_target(core, part, z, output, mean, back)
             own, own_next, own_last = self.flows(core, part)
             target = target.index_add(0, part.unfinished, own_next)  # the finished sample's flow is the reward alone
             losses["reverse"] = config.reverse_weight * weight * self.reverse_loss(part, own, back)

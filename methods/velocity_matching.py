@@ -24,8 +24,8 @@ from bench import (
     Needs,
     Noised,
     Trajectory,
+    group_advantages,
     group_baseline,
-    group_normalised,
     group_tilt,
 )
 
@@ -96,12 +96,16 @@ class VelocityMatching(Method):
         """Samples of the policy, or of its copy `old`."""
         return core.rollout(batch, weights="old" if self.config.sampler == "old" else None)
 
+    def normalises(self) -> bool:
+        """Those of normalised advantages."""
+        return self.config.advantage == "normalised"
+
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add clipped and scaled advantages [B] to the round."""
         config = self.config
         match config.advantage:
             case "normalised":
-                advantages = group_normalised(data.prompts, data.rewards, config.deviation)
+                advantages = group_advantages(core, data, config.deviation)
             case "reward":
                 advantages = core.beta * (data.rewards - group_baseline(data.prompts, data.rewards))
             case "tilt":

@@ -18,12 +18,29 @@ class PathKl(Metric):
     unit = "nats"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
-        samples = evaluation.finetuned
         parts = {"path_kl": slice(None), "path_kl/early": slice(None, -LATE), "path_kl/late": slice(-LATE, None)}
-        rest = {"n": len(samples.prompts), "direction": self.direction, "unit": self.unit}
-        if samples.step_kl is None:
-            note = "no transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
-            return [Measurement(name, None, note=note, **rest) for name in parts]
-        totals = {name: samples.step_kl[:, steps].double().sum(1) for name, steps in parts.items()}
-        groups = samples.rows()
-        return [paired_samples(name, total, torch.zeros_like(total), groups, **rest) for name, total in totals.items()]
+        return _measured(evaluation, parts)
+
+
+class PathKlSteps(Metric):
+    """`path_kl` step by step: `path_kl/step/01` is the first step's part; the parts of all sum to `path_kl`."""
+
+    direction = "lower"
+    unit = "nats"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        found = evaluation.finetuned.step_kl
+        steps = 1 if found is None else found.shape[1]
+        return _measured(evaluation, {f"path_kl/step/{k + 1:02}": slice(k, k + 1) for k in range(steps)})
+
+
+def _measured(evaluation: Evaluation, parts: dict[str, slice]) -> list[Measurement]:
+    """A measurement for each of the named parts of the steps."""
+    samples = evaluation.finetuned
+    rest = {"n": len(samples.prompts), "direction": PathKl.direction, "unit": PathKl.unit}
+    if samples.step_kl is None:
+        note = "no transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
+        return [Measurement(name, None, note=note, **rest) for name in parts]
+    totals = {name: samples.step_kl[:, steps].double().sum(1) for name, steps in parts.items()}
+    groups = samples.rows()
+    return [paired_samples(name, total, torch.zeros_like(total), groups, **rest) for name, total in totals.items()]

@@ -1,56 +1,115 @@
 """Pictures of one run: learning curves, and samples beside the prior's."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 PRIOR, FINETUNED = "#6b7280", "#c2410c"
 
 
-def plot_curves(log: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Reward, loss and time per update, one panel each, written to `path` (PNG).
+def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.DataFrame | None = None) -> None:
+    """Reward, losses, gradient norms and time per update, one panel each, written to `path` (PNG).
 
-    log: a row per update; columns `update`, and any of `reward`, `loss` and `seconds/<phase>` [s], the time's parts.
-    Points are single updates, lines an exponential moving average over a twentieth of the run (5 updates at least).
+    log: a row per update; columns `update`, and any of `reward_over_prior` (where not known, `reward`), `loss`,
+        `gradient_norm/<network>`, and `seconds/<phase>` [s], the time's parts, with `round`.
+    evaluations: a row each, `updates`, `prior`, `difference` and `standard_error` of the reward on training prompts.
+    Points are single updates; the line is their centred mean over a twentieth of the run, so it does not lag.
     """
-    phases = [name for name in log.columns if name.startswith("seconds/")]
-    curves = [(name, color) for name, color in (("reward", FINETUNED), ("loss", PRIOR)) if name in log]
-    panels = len(curves) + bool(phases)
+    panels = []
+    if {"reward_over_prior", "reward"} & set(log):
+        panels.append(_plot_reward)
+    if "loss" in log:
+        panels.append(_plot_loss)
+    if any(name.startswith("gradient_norm/") for name in log):
+        panels.append(_plot_norms)
+    if any(name.startswith("seconds/") for name in log):
+        panels.append(_plot_phases)
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        figure = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        for ax, (name, color) in zip(axes, curves, strict=False):
-            smooth = log[name].ewm(span=max(5, len(log) / 20)).mean()
-            ax.scatter(log["update"], log[name], s=12, alpha=0.3, color=color, linewidths=0, label="one update")
-            ax.plot(log["update"], smooth, color=color, linewidth=2, label="moving average")
-            ax.set(xlabel="update", ylabel=f"mean {name}")
-            ax.set_title("Reward in training" if name == "reward" else "Loss")
-            ax.legend(frameon=True, fontsize="small")
-        if phases:
-            _plot_phases(axes[-1], log, phases)
-        for ax in axes:
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        figure.suptitle(title, parse_math=False)
+        first, last = log["update"].min(), log["update"].max()
+        margin = max(0.7, 0.015 * (last - first))
+        figure = Figure(figsize=(5.8 * columns, 3.7 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for ax, plot in itertools.zip_longest(grid, panels):
+            if plot is None:
+                ax.set_axis_off()
+                continue
+            plot(ax, log, evaluations)
+            ax.set(xlabel="update", xlim=(first - margin, last + margin))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        figure.suptitle(title, fontsize=13, parse_math=False)
         figure.savefig(path, dpi=120)
 
 
-def _plot_phases(ax: matplotlib.axes.Axes, log: pd.DataFrame, phases: Sequence[str]) -> None:
+def _plot_reward(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
+    paired = "reward_over_prior" in log
+    name = "reward_over_prior" if paired else "reward"
+    _points(ax, log, name, FINETUNED, "a round's samples")
+    if evaluations is not None and len(evaluations):
+        values = evaluations["difference"] if paired else evaluations["prior"] + evaluations["difference"]
+        ax.errorbar(
+            evaluations["updates"], values, evaluations["standard_error"], label="evaluation ± s.e.",
+            fmt="D", markersize=7, color="black", markerfacecolor="white", capsize=3, zorder=4,
+        )  # fmt: skip
+    if paired:
+        ax.axhline(0, color=PRIOR, linestyle="--", linewidth=1.2, label="the prior")
+        ax.set_ylabel("reward − the prior's mean reward\non the same prompts (evaluation)")
+    else:
+        ax.set_ylabel("mean reward (the prior's is not\nknown on all of these prompts)")
+    ax.set_title("Reward in training")
+    ax.legend(frameon=True, fontsize="small")
+
+
+def _plot_loss(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
+    _points(ax, log, "loss", PRIOR)
+    if log["loss"].min() > 0 and log["loss"].max() > 50 * log["loss"].min():
+        ax.set_yscale("log")
+    ax.set(ylabel="mean loss", title="Loss")
+
+
+def _plot_norms(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
+    names = [name for name in log if name.startswith("gradient_norm/")]
+    for name, color in zip(names, sns.color_palette("deep", len(names)), strict=True):
+        _points(ax, log, name, color, name.removeprefix("gradient_norm/"))
+    if (log[names] > 0).all(axis=None):
+        ax.set_yscale("log")
+    ax.set(ylabel="norm before clipping", title="Gradient norms")
+    ax.legend(frameon=True, fontsize="small")
+
+
+def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> None:
+    few = len(log) <= 60
+    ax.scatter(log["update"], log[name], s=30 if few else 12, alpha=0.8 if few else 0.45, color=color, label=label)
+    middle = log[name].rolling(max(1, len(log) // 20), center=True).mean()
+    ax.plot(log["update"], middle, color=color, linewidth=1.5, alpha=0.8)
+
+
+def _plot_phases(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
+    phases = [name for name in log if name.startswith("seconds/")]
     phases = sorted(phases, key=lambda name: -log[name].mean())
-    labels = [f"{name.removeprefix('seconds/')} ({log[name].mean():.2g} s)" for name in phases]
-    colors = sns.color_palette("deep", len(phases))
-    # smoothed, for some phases come once in several updates
-    smooth = log[phases].rolling(max(6, len(log) // 20), min_periods=1, center=True).mean()
-    ax.stackplot(log["update"], smooth.T, labels=labels, colors=colors, linewidth=0)
-    ax.set(xlabel="update", ylabel="seconds, moving average", title="Time per update, by phase")
+    # whole rounds, as some phases come once in a round; a bar may hold several
+    rounds = log["round"].rank(method="dense") if "round" in log else log["update"].rank()
+    bars = log.groupby((rounds - 1) // -(-int(rounds.max()) // 60))
+    seconds, updates = bars[phases].mean(), bars["update"]
+    left, width = updates.min() - 0.5, updates.max() - updates.min() + 1
+    bottom = np.zeros(len(seconds))
+    for name, color in zip(phases, sns.color_palette("deep", len(phases)), strict=True):
+        label = f"{name.removeprefix('seconds/')} ({log[name].mean():.2g} s)"
+        ax.bar(left, seconds[name], width, bottom, align="edge", color=color, linewidth=0, label=label)
+        bottom += seconds[name].to_numpy()
+    ax.set(ylabel="seconds", title="Time per update, by phase")
     # room for the legend, and one slow update must not flatten all others
-    ax.set_ylim(0, (1.4 + 0.14 * len(phases)) * smooth.sum(axis=1).quantile(0.9))
+    ax.set_ylim(0, max(1e-9, np.quantile(bottom, 0.9)) / max(0.25, 0.9 - 0.085 * len(phases)))
     ax.legend(frameon=True, fontsize="small", loc="upper right", title="phase (mean)", title_fontsize="small")
 
 
@@ -59,24 +118,28 @@ def plot_samples(
     finetuned: np.ndarray,
     prompts: Sequence[str],
     path: Path,
-    title: str = "",
-    prior_rewards: np.ndarray | None = None,
-    finetuned_rewards: np.ndarray | None = None,
+    title: str,
+    prior_rewards: np.ndarray,
+    finetuned_rewards: np.ndarray,
 ) -> None:
     """Samples of both models from the same prompts and noise, written to `path` (PNG): prior above, finetuned below.
 
-    prior, finetuned: uint8 [P, n, H, W, 3]; rewards: [P, n], whose means over n stand beside the strips.
+    prior, finetuned: uint8 [P, n, H, W, 3]; rewards: [P, N] of all samples of the prompts, n of which are shown; their
+    mean and standard deviation stand beside the strips.
     """
     count, n, height, width = prior.shape[:4]
     columns = max(1, min(count, round((1.3 * 2 * count / n) ** 0.5)))  # a page a little wider than high
     inches = max(1.9, (0.95 if height <= 128 else 1.7) * n)
     scale = -(-512 // height)  # pixels stay squares: enlarged before anything is resampled
     rows = -(-count // columns)
+    spread = np.median(np.concatenate([prior_rewards, finetuned_rewards]).std(1, ddof=1))
+    digits = int(np.clip(1 - np.floor(np.log10(spread or 1)), 0, 6))  # one format in the whole picture
     with sns.axes_style("white"), sns.plotting_context("notebook"):
         size = columns * (inches + 1.2), rows * (2 * inches / n * height / width + 0.5) + 0.5
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-        figure.suptitle(textwrap.fill(title, round(7 * size[0])), fontweight="bold", fontsize=14, parse_math=False)
+        title = "\n".join(textwrap.fill(line, round(8 * size[0])) for line in title.splitlines())
+        figure.suptitle(title, fontsize=13, parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for i, ax in enumerate(grid):
             if i >= count:
@@ -85,10 +148,8 @@ def plot_samples(
             strips = [_strip(images[i], scale) for images in (prior, finetuned)]
             gap = np.full((strips[0].shape[0] // 24, *strips[0].shape[1:]), 255, np.uint8)
             ax.imshow(np.concatenate([strips[0], gap, strips[1]]))
-            labels = ["prior", "finetuned"]
-            if prior_rewards is not None and finetuned_rewards is not None:
-                means = prior_rewards[i].mean(), finetuned_rewards[i].mean()
-                labels = [f"{label}\nreward {mean:.3g}" for label, mean in zip(labels, means, strict=True)]
+            own = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
+            labels = [f"{name}\n{r.mean():.{digits}f} ± {r.std(ddof=1):.{digits}f}" for name, r in own.items()]
             heading = textwrap.fill(prompts[i], round(10 * inches), max_lines=3, placeholder=" …")
             ax.set_title(heading, fontsize=11, parse_math=False)
             ax.set_xticks([])

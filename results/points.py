@@ -6,6 +6,11 @@ from pathlib import Path
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+DOTS = "#1e3a5f"
 
 
 def plot_points(
@@ -15,6 +20,7 @@ def plot_points(
 
     density: [G, G], row y, on the grid of `extent` (xmin, xmax, ymin, ymax), the limits of every panel.
     """
+    shown = 1500
     columns = min(len(panels), 6)
     rows = -(-len(panels) // columns)
     size = 3.0 if rows == 1 else 2.3
@@ -24,15 +30,23 @@ def plot_points(
     places = np.searchsorted(mass.cumsum() / mass.sum(), (0.98, 0.9, 0.7, 0.4, 0.15))
     levels = np.unique(mass[places])
     with sns.axes_style("white"), sns.plotting_context("notebook"):
-        figure = Figure(figsize=(size * columns, (size + 0.3) * rows + 0.4), layout="constrained")
+        figure = Figure(figsize=(size * columns, (size + 0.45) * rows + 0.7), layout="compressed")
+        figure.get_layout_engine().set(h_pad=0.08)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for ax in list(grid)[len(panels) :]:
             ax.set_axis_off()
         for ax, (name, points) in zip(figure.axes, panels.items(), strict=False):
             ax.contourf(axis_x, axis_y, density, levels=[*levels, mass[0] * 1.01], cmap="Oranges", alpha=0.75)
-            ax.scatter(*points[:1500].T, s=2, color="#1e3a5f", alpha=0.35, linewidths=0, rasterized=True)
+            ax.scatter(*points[:shown].T, s=2, color=DOTS, alpha=0.35, linewidths=0, rasterized=True)
             ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xticks=[], yticks=[])
             ax.set_title(name, fontsize=10, parse_math=False)
+        dots = Line2D([], [], linestyle="", marker="o", markersize=4, color=DOTS)
+        shades = tuple(Patch(color=color) for color in sns.color_palette("Oranges", 3))
+        count = min(shown, max(map(len, panels.values())))
+        figure.legend(
+            [dots, shades], [f"samples ({count:,} shown)", "density of the exact target"], loc="outside lower center",
+            ncols=2, frameon=False, fontsize=9, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+        )  # fmt: skip
         if title:
             figure.suptitle(title, fontsize=11, parse_math=False)
         figure.savefig(path, dpi=130)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from results.rows import RANDOM, read_rows
 
-ASIDE = re.compile(r"\.old\d+$")  # a folder that --force moved aside
+ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
 RUN = ["method", "settings", "seed"]
 SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
@@ -22,8 +22,8 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
     """The rows of every run below `paths` (run folders, folders of them, or files), and a sentence for all left out.
 
     A run counts once: not again for a copy of its folder, a folder that was moved aside, or its own `bench eval`,
-    which only adds metrics. Unfinished runs, files that cannot be read and random weights are left out; of a failed
-    run remains its failed row. The column `source` is a row's file.
+    which only adds metrics. Unfinished runs, files that cannot be read and random weights are left out, and trials in
+    a folder `tune` if `paths` do not name it; of a failed run remains its failed row. The column `source` is a row's file.
     Raises FileNotFoundError when there is nothing to read, ValueError when nothing of it can be compared.
     """
     frames, left_out = [], []

@@ -88,6 +88,7 @@ def test_a_run_on_an_analytic_model(model, bench, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out, size = tmp_path / "run", 400
     words = ["--set", f"evaluation.samples_per_prompt={size}", "--set", "train.checkpoint_every=2"]
+    words += ["--set", "evaluation.metrics=[reward,tilt_tv,tilt_sw2,path_kl,path_kl_steps,tilt_gap]"]
     status, text = bench("run", "--model", model, "--method", "nabla_gfn_adjoint", "--updates", 4, "--out", out, *words)
     assert status == 0, text
     rows = read_rows(out / "rows.parquet").set_index("metric")
@@ -95,6 +96,9 @@ def test_a_run_on_an_analytic_model(model, bench, tmp_path, monkeypatch):
     assert set(rows.index) >= expected | ({"tilt_tv", "tilt_tv/floor"} if model == "ring" else set())
     assert rows.loc["tilt_sw2/floor", "value"] < rows.loc["tilt_sw2", "value"] < 1.1 * rows.loc["tilt_sw2", "prior"]
     assert rows.loc["path_kl", "value"] > 0
+    steps = rows[rows.index.str.startswith("path_kl/step/")]
+    assert len(steps) == 20 and steps["value"].sum() == pytest.approx(rows.loc["path_kl", "value"], rel=1e-5)
+    assert steps["value"][-2:].sum() == pytest.approx(rows.loc["path_kl/late", "value"], rel=1e-5)
     data = np.load(out / "points.npz")
     assert data["finetuned"].shape == data["prior"].shape == data["target"].shape == (size, 2)
     assert data["density"].sum() == pytest.approx(1, abs=1e-3)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import config, registry
 from bench.commands.run import build_core
@@ -25,18 +26,23 @@ def test_help_answers_without_heavy_imports():
 
 
 def test_a_run_writes_everything_and_reports_without_recomputing(tiny_run, bench, pipeline_folder):
-    folder = tiny_run("nabla_gfn")
+    folder = tiny_run("nabla_gfn", *(options := ("--set", "prompts.limit=2")))
     for name in ("config.yaml", "environment.json", "log.jsonl", "rows.parquet", "samples.png", "curves.png"):
         assert (folder / name).stat().st_size > 0, name
-    assert list((folder / "tensorboard").iterdir())
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [record["update"] for record in log] == [1, 2]
     assert {"loss", "reward", "gradient_norm/policy", "gradient_norm/flow", "seconds/rollout"} <= log[-1].keys()
     rows = read_rows(folder / "rows.parquet").set_index("metric")
     assert {"reward/train", "reward/heldout", "path_kl", "fid_prior/efficientnet_lite0"} <= set(rows.index)
     assert rows["network_forwards"].iloc[0] == log[-1]["network_forwards"]  # evaluation is not a method's cost
+    # each update trains on as many samples of both prompts, so the prior's mean over them is that of the evaluation
+    for record in log:
+        assert record["reward_over_prior"] == pytest.approx(record["reward"] - rows.loc["reward/train", "prior"])
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"loss", "reward_over_prior", "evaluation/reward/train"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("samples/finetuned")] == [2]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    tiny_run("nabla_gfn")
+    tiny_run("nabla_gfn", *options)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 

@@ -385,7 +385,7 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     }
 
     # Their code pairs step k with a_k, ours with a_{k+1}: hand ours the states one place later.
-    def one_later(data: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    def one_later(data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([adjoint[:, :1], adjoint[:, :-1]], 1), means, rewards
 
     monkeypatch.setattr(core, "lean_adjoint", one_later)

@@ -449,16 +449,21 @@ def test_samples_show_the_prior_above_the_finetuned(tmp_path: Path) -> None:
     assert columns.mean() > 0.4
 
 
-@pytest.mark.parametrize("updates", [1, 40])
+@pytest.mark.parametrize("updates", [1, 40, 300])
 def test_curves_are_drawn(tmp_path: Path, updates: int) -> None:
     generator = np.random.default_rng(0)
-    log = pd.DataFrame({name: generator.normal(1, 0.1, updates) for name in ("reward", "loss", "seconds/sample")})
-    log["update"] = np.arange(updates)
-    plot_curves(log, tmp_path / "three.png", "title")
-    plot_curves(log.drop(columns="loss"), tmp_path / "two.png")
-    three, two = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("three", "two"))
-    assert three.shape[1] == pytest.approx(1.5 * two.shape[1], abs=2)
-    assert (two.std(2) > 0.1).mean() > 1e-4  # something coloured was drawn
+    names = ("reward_over_prior", "loss", "gradient_norm/policy", "seconds/sample")
+    log = pd.DataFrame({name: generator.normal(1, 0.1, updates) for name in names})
+    log["update"], log["round"] = np.arange(1, updates + 1), np.arange(updates) // 2
+    marks = pd.DataFrame({"updates": [1, updates], "prior": 2.0, "difference": 1.0, "standard_error": 0.2})
+    plot_curves(log, tmp_path / "four.png", "title", marks)
+    plot_curves(log.drop(columns=["loss", names[2]]).rename(columns={names[0]: "reward"}), tmp_path / "two.png")
+    four, two = (matplotlib.image.imread(tmp_path / f"{name}.png")[..., :3] for name in ("four", "two"))
+    assert four.shape[1] == two.shape[1]
+    assert four.shape[0] > 1.8 * two.shape[0]
+    half, middle = four.shape[0] // 2, four.shape[1] // 2
+    for panel in (four[:half, :middle], four[:half, middle:], four[half:, :middle], four[half:, middle:]):
+        assert (panel.std(2) > 0.02).mean() > 1e-4  # points, bars or lines, even of one update
 
 
 # --- comparing at equal cost, and the report ------------------------------------------------------------------------

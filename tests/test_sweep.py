@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from bench.commands.sweep import plan_sweep, read_sweep
+from bench.commands.tune import Tune, choose
 from bench.errors import BenchError
 from results.rows import read_rows
+from results.selection import collect
 
 
 def write(folder: Path, **spec: object) -> Path:
@@ -83,3 +86,85 @@ def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypa
     assert status == 0, text
     assert "At most 1 updates a run." in text
     assert "| sampling floor |" in text
+
+
+SMALL = {"train.updates": 2, "evaluation.samples_per_prompt": 64}
+
+
+def tuned_spec(folder: Path, **tune: object) -> dict:
+    rule = {"grid": {"optimizer.lr": [1e30, 1e-4, 1e-2]}, "seed": 9, "largest": "reward/train", **tune}
+    return {"suite": "ring", "methods": ["draft_1", "prior"], "set": SMALL, "out": str(folder / "out"), "tune": rule}
+
+
+def test_tuning_runs_trials_chooses_and_trains_with_the_choice(
+    tmp_path: Path, bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write(tmp_path, **tuned_spec(tmp_path))
+    status, text = bench("sweep", path)
+    assert status == 0, text
+    assert "Tuning: largest reward/train, seed 9." in text
+    file = tmp_path / "out" / "tuned.yaml"
+    (choice,) = yaml.safe_load(file.read_text())["choices"]  # of the prior there is nothing to tune
+    values = {trial["values"]["optimizer.lr"]: trial["reward/train"] for trial in choice["trials"]}
+    assert values[1e30] is None  # it diverged, which is a result
+    assert choice["chosen"]["optimizer.lr"] == max((1e-4, 1e-2), key=values.get)
+    assert choice["cost"]["runs"] == 3
+    assert choice["cost"]["reward_calls"] == 2 * 2 * 128 + choice["trials"][0]["reward_calls"]
+    final = read_rows(sorted((tmp_path / "out").glob("draft_1-*/rows.parquet")))
+    (settings,) = final["settings"].unique()
+    assert yaml.safe_load(settings)["optimizer.lr"] == choice["chosen"]["optimizer.lr"]
+    assert collect([tmp_path / "out"])[0]["seed"].unique().tolist() == [0]  # trials are no part of a table
+    assert set(collect([tmp_path / "out" / "tune"])[0]["seed"]) == {9}
+    before = file.read_bytes()
+    status, text = bench("sweep", path)
+    assert (status, file.read_bytes()) == (0, before)
+    assert "2 of 2 runs are finished already" in text
+    states = [line.split()[0] for line in bench("sweep", path, "--dry-run")[1].splitlines()]
+    assert states == ["begun", "finished", "finished", "finished", "finished"]
+
+
+def trial(run: str, rate: float, status: str = "ok", **values: float | None) -> tuple[str, dict, pd.DataFrame]:
+    costs = dict.fromkeys(("updates", "reward_calls", "network_forwards", "network_backwards", "wall_seconds"), 10)
+    rows = [
+        {"metric": m, "value": v, "budget": 5, "status": status, "note": "boom", **costs} for m, v in values.items()
+    ]
+    early = [{**row, "budget": 1, "value": 99.0} for row in rows]
+    return run, {"optimizer.lr": rate}, pd.DataFrame([*early, *rows])
+
+
+def test_the_rule_of_tuning() -> None:
+    rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    trials = [
+        trial("a", 1e-4, r=1.0, d=9.0), trial("b", 1e-3, r=2.0, d=5.0), trial("c", 1e-2, r=3.0, d=4.0),
+        trial("d", 1e-1, "failed", r=None),
+    ]  # fmt: skip
+
+    def chosen(count: int = 4, **rule: object) -> dict:
+        return choose(Tune(grid={"optimizer.lr": rates}, seed=1, **rule), "m", trials[:count])
+
+    best = chosen(largest="r")
+    assert (best["chosen"], best["edge"], best["within"]) == ({"optimizer.lr": 1e-2}, {}, True)
+    assert best["cost"] == {**dict.fromkeys(best["cost"], 40), "runs": 4}
+    assert best["trials"][3]["failed"] == "boom"
+    assert chosen(smallest="r")["edge"] == {"optimizer.lr": "smallest"}
+    assert chosen(largest="r", at_least={"d": 4.5})["chosen"] == {"optimizer.lr": 1e-3}
+    assert chosen(largest="r", at_most={"r": 1.5})["chosen"] == {"optimizer.lr": 1e-4}
+    nearest = chosen(largest="r", at_least={"d": 10})
+    assert (nearest["chosen"], nearest["within"]) == ({"optimizer.lr": 1e-4}, False)
+    with pytest.raises(BenchError, match="'q'"):
+        chosen(largest="q")
+    with pytest.raises(BenchError, match="no trial of m has a value"):
+        choose(Tune(grid={"optimizer.lr": rates}, seed=1, largest="r"), "m", trials[3:])
+
+
+def test_mistakes_in_tuning_are_told_before_anything_runs(tmp_path: Path) -> None:
+    def read(**tune: object) -> None:
+        plan_sweep(read_sweep(write(tmp_path, **tuned_spec(tmp_path, **tune))))
+
+    with pytest.raises(BenchError, match="name one metric"):
+        read(smallest="tilt_sw2")
+    with pytest.raises(BenchError, match="seed = 0 is a seed of the table"):
+        read(seed=0)
+    with pytest.raises(BenchError, match="updates is tuned, and stands under set too"):
+        read(grid={"train.updates": [1, 2]})

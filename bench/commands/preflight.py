@@ -42,6 +42,12 @@ def check(config: RunConfig) -> None:
             f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
             "keeps an 'ema' of any method's adapters."
         )
+    if getattr(config.reward, "combine", "rewards") == "advantages" and not built.normalises():
+        raise BenchError(
+            f"reward.combine = advantages normalises each reward within a prompt's group, and {config.method.name!r} "
+            "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
+            "method of normalised advantages, such as grpo, flow_grpo or nft."
+        )
     if why := built.unfit(config.sampler.steps, config.train.samples_per_prompt):
         raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
     if (config.train.threads or 0) > (cores := os.cpu_count() or 1):

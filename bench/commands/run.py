@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -196,19 +197,27 @@ class Run:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
             return [row(config, prompts, counts, info, measurement, updates) for measurement in measurements]
 
+        if trainer and trainer.resume():
+            self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
+        updates = UpdateLog(self.folder, trainer.update) if main and trainer else None
+
         def evaluate_between(update: int) -> None:
             with core.meter.paused("evaluation"):
-                _, measurements = evaluator.evaluate()
+                evaluation, measurements = evaluator.evaluate()
             found = rows(measurements)
-            if main:
+            if updates:
+                updates.evaluated(update, evaluation, measurements)
                 write_rows(self.folder / rows_at(update), found)
 
         try:
-            if trainer:
-                self._train(trainer, evaluate_between)
-                if main:
-                    core.model.save(self.folder / "adapter")
-            evaluation, measurements = evaluate(evaluator, self.console)
+            with updates or contextlib.nullcontext():
+                if trainer:
+                    self._train(trainer, evaluator, updates, evaluate_between)
+                    if main:
+                        core.model.save(self.folder / "adapter")
+                evaluation, measurements = evaluate(evaluator, self.console)
+                if updates:
+                    updates.evaluated(trainer.update, evaluation, measurements)
         except NonFiniteError as error:  # a failure is a result too
             failed = rows([Measurement("run", None, direction="none", note=str(error))])[0] | {"status": "failed"}
             if main:
@@ -217,17 +226,26 @@ class Run:
             raise
         found = rows(measurements)
         if main:
-            self._pictures(evaluation, core)
+            self._pictures(evaluation, measurements, found, core)
             write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
 
-    def _train(self, trainer: Trainer, evaluate_between: Callable[[int], None]) -> None:
-        config, main = self.config, processes.is_main()
+    def _train(
+        self,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        updates: UpdateLog | None,
+        evaluate_between: Callable[[int], None],
+    ) -> None:
+        config = self.config
         between = set(config.evaluation.at) - {config.train.updates}
-        if trainer.resume():
-            self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
-        with contextlib.ExitStack() as open_until_done:
-            updates = open_until_done.enter_context(UpdateLog(self.folder, trainer.update)) if main else None
-            progress = open_until_done.enter_context(training_progress(self.console))
+        if trainer.update < config.train.updates:  # needed in the end anyway; drawn now, the log can say the gain
+            with evaluating(evaluator, self.console) as on_batch:
+                prior = evaluator.prior_set("prior", lambda rows: on_batch("prior", rows))
+            rewards = prior.rewards[config.reward.name]
+            trainer.prior_rewards = {
+                prompt: float(rewards[rows].mean()) for prompt, rows in prior.rows("train").items()
+            }
+        with training_progress(self.console) as progress:
             task = progress.add_task(
                 config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
             )
@@ -246,14 +264,21 @@ class Run:
                 evaluate_between(trainer.update)
             trainer.run(on_update, after_update, between)
 
-    def _pictures(self, evaluation: Evaluation, core: Core) -> None:
+    def _pictures(
+        self, evaluation: Evaluation, measurements: list[Measurement], rows: list[dict[str, Any]], core: Core
+    ) -> None:
         title = f"{self.config.method.name} on {self.config.reward.name} ({self.config.model.name})"
         if (self.folder / "log.jsonl").is_file():
             frame = read_log(self.folder)
+            frame = frame.drop(columns="seconds/evaluation", errors="ignore")
             times = [name for name in frame if name.startswith("seconds/")]
-            frame[times] = frame[times].fillna(0.0).diff().fillna(frame[times])
-            plot_curves(frame, self.folder / "curves.png", title)
-        draw_samples(evaluation, core, self.folder, title)
+            totals = frame[times].fillna(0.0)  # a phase that has not been yet is missing
+            frame[times] = totals.diff().fillna(totals)
+            earlier = [read_rows(path) for path in self.folder.glob(rows_at(0).replace("0000000", "*"))]
+            evaluations = pd.concat([*earlier, pd.DataFrame(rows)])
+            evaluations = evaluations[evaluations["metric"] == "reward/train"].sort_values("updates")
+            plot_curves(frame, self.folder / "curves.png", title, evaluations)
+        draw_samples(evaluation, measurements, core, self.folder, title)
 
     def report(self) -> None:
         """Print the table of the finished run and where its files are."""
@@ -304,6 +329,13 @@ def build_method(config: RunConfig) -> Method:
 
 def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[Measurement]]:
     """Evaluate the core's model with a progress bar; of this, the meter counts the time alone."""
+    with evaluating(evaluator, console) as on_batch:
+        return evaluator.evaluate(on_batch)
+
+
+@contextlib.contextmanager
+def evaluating(evaluator: Evaluator, console: Console) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar for each set; yields what gets (set, rows finished). Nothing here counts as training."""
     columns = [TextColumn("evaluating {task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
@@ -314,7 +346,7 @@ def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[M
             progress.advance(tasks[name], rows)
 
         with evaluator.core.meter.paused("evaluation"):
-            return evaluator.evaluate(on_batch)
+            yield on_batch
 
 
 def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
@@ -347,7 +379,8 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
     counts = core.meter.total()
     write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in measurements])
-    draw_samples(evaluation, core, out, f"{config.method.name} on {config.reward.name}")
+    title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
+    draw_samples(evaluation, measurements, core, out, title)
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
 

@@ -1,4 +1,4 @@
-"""`bench sweep`: the product of methods × seeds × settings as runs in processes of their own."""
+"""`bench sweep`: the product of methods × seeds × settings as runs in processes of their own, tuned first if asked."""
 
 import itertools
 import json
@@ -6,17 +6,20 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench import registry
+from bench.commands import tune as tuning
 from bench.commands.preflight import preflight
 from bench.commands.run import changed_contents, is_finished
 from bench.config import Loader, resolve
@@ -25,10 +28,11 @@ from bench.evaluation.rows import run_name
 from bench.options import Config, explain
 from bench.settings import EXECUTION, RunConfig
 from bench.training.stopping import Interrupted
+from results.rows import read_rows
 
 
 class Sweep(Config):
-    """A sweep's specification; settings are keyed like `--set`, and later ones win: `set`, `settings`, `grid`."""
+    """A sweep's specification; of settings later ones win: `set`, `settings`, `grid`, tuned ones."""
 
     suite: str | None = None
     reward: str | None = None
@@ -38,9 +42,19 @@ class Sweep(Config):
     set: dict[str, Any] = Field({}, description="settings of every run")
     settings: dict[str, dict[str, Any]] = Field({}, description="further settings by method")
     grid: dict[str, list[Any]] = Field({}, description="setting → values; every combination is run")
+    tune: tuning.Tune | None = Field(None, description="choose settings of every method at every point of the grid")
     workers: int | None = Field(None, ge=1, description="processes at once; null: cores over threads")
     threads: int = Field(1, ge=1, description="CPU threads of a run")
     out: Path | None = Field(None, description="folder of the runs; null: runs/<name of the file>")
+
+    def seed_list(self) -> list[int]:
+        """The seeds of the runs."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every method at every point of the grid."""
+        for method, values in itertools.product(self.methods, itertools.product(*self.grid.values())):
+            yield method, dict(zip(self.grid, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -79,48 +93,138 @@ def read_sweep(path: Path) -> Sweep:
         raise BenchError(f"{path}: {', '.join(sorted(idle))} in grid: makes no other run; put one value under set.")
     if strangers := set(spec.settings) - set(spec.methods):
         raise BenchError(f"{path}: settings for {', '.join(sorted(strangers))}, which methods: does not list.")
+    if spec.tune:
+        _check_tuning(path, spec, spec.tune)
     return spec if spec.out else spec.model_copy(update={"out": Path("runs") / path.stem})
 
 
-def plan_sweep(spec: Sweep) -> list[Job]:
-    """Every run of the sweep, seed by seed, checked. Raises BenchError listing every impossible one."""
-    seeds = range(spec.seeds) if isinstance(spec.seeds, int) else spec.seeds
-    jobs, faults = {}, []
-    for seed, method, point in itertools.product(seeds, spec.methods, _points(spec.grid)):
-        chosen = {**spec.set, **spec.settings.get(method, {}), **point, "train.threads": spec.threads}
+def _check_tuning(path: Path, spec: Sweep, tune: tuning.Tune) -> None:
+    if tune.seed in spec.seed_list():
+        raise BenchError(f"{path}: tune.seed = {tune.seed} is a seed of the table: tune on another.")
+    elsewhere = {"set": spec.set, "grid": spec.grid, "tune.set": tune.set}
+    elsewhere |= {f"settings of {method}": own for method, own in spec.settings.items()}
+    for place, own in elsewhere.items():
+        if twice := sorted(set(tune.grid) & set(own)):
+            raise BenchError(f"{path}: {', '.join(twice)} is tuned, and stands under {place} too: take one away.")
+    if idle := set(tune.grid) & set(EXECUTION):
+        raise BenchError(f"{path}: {', '.join(sorted(idle))} in tune.grid: makes no other run.")
+
+
+def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = None) -> list[Job]:
+    """Every run of the sweep, seed by seed, checked. Raises BenchError listing every impossible one.
+
+    choices: of `plan_trials`' keys, the tuned ones; methods with a key that is not there are left out.
+    """
+    plan = _Plan(spec, spec.out)
+    tuned = {} if choices is None else plan_trials(spec)
+    for seed, (method, at) in itertools.product(spec.seed_list(), spec.rows()):
+        key = tuning.key_of(method, at)
+        if key in tuned and key not in choices:
+            continue
+        plan.add(method, seed, at | (choices[key]["chosen"] if key in tuned else {}))
+    return plan.jobs()
+
+
+def plan_trials(spec: Sweep) -> dict[str, list[tuple[Job, dict[str, Any]]]]:
+    """(method, point of the grid) → its trials and their values, checked; nothing for methods that train nothing."""
+    if spec.tune is None:
+        return {}
+    plan, trials = _Plan(spec, spec.out / "tune"), {}
+    for method, at in spec.rows():
+        if registry.load("methods", method).needs.training:
+            jobs = [(plan.add(method, spec.tune.seed, at | v | spec.tune.settings()), v) for v in spec.tune.points()]
+            trials[tuning.key_of(method, at)] = jobs
+    plan.jobs()
+    return trials
+
+
+def plan(spec: Sweep) -> list[Job]:
+    """Trials and runs, as far as the choices are made already."""
+    trials = plan_trials(spec)
+    chosen = _known(spec, trials)
+    return [*(job for own in trials.values() for job, _ in own), *plan_sweep(spec, chosen)]
+
+
+class _Plan:
+    """Jobs by name (equal runs are run once) and what is wrong with those that are none."""
+
+    def __init__(self, spec: Sweep, out: Path):
+        self.spec, self.out = spec, out
+        self.by_name: dict[str, Job] = {}
+        self.faults: dict[str, None] = {}
+
+    def add(self, method: str, seed: int, own: dict[str, Any]) -> Job | None:
+        """Plan a run with settings of its own over the sweep's; None if it is impossible."""
+        spec = self.spec
+        chosen = {**spec.set, **spec.settings.get(method, {}), **own, "train.threads": spec.threads}
         named = {"suite": spec.suite, "reward": spec.reward, "model": spec.model}
         try:
             config = _configuration(method, seed, chosen, **named)
         except BenchError as error:
-            faults.append(f"{method}: {error}")
-            continue
+            self.faults[f"{method}: {error}"] = None
+            return None
         name = run_name(config)
         options = [f"--{key}={value}" for key, value in named.items() if value is not None]
-        sets = [
-            word
-            for key, value in chosen.items()
-            for word in ("--set", f"{key}={json.dumps(value, ensure_ascii=False)}")
-        ]
-        arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={spec.out / name}"]
-        jobs[name] = Job(
-            arguments, spec.out / name, spec.out / "logs" / f"{name}.log", config
-        )  # equal runs are run once
-    if faults:
-        raise BenchError("\n".join(dict.fromkeys(faults)))
-    return list(jobs.values())
+        sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={_text(value)}")]
+        arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={self.out / name}"]
+        return self.by_name.setdefault(name, Job(arguments, self.out / name, self.out / "logs" / f"{name}.log", config))
+
+    def jobs(self) -> list[Job]:
+        """All of them. Raises BenchError with every fault."""
+        if self.faults:
+            raise BenchError("\n".join(self.faults))
+        return list(self.by_name.values())
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _configuration(method: str, seed: int, chosen: dict[str, Any], suite: Any, reward: Any, model: Any) -> RunConfig:
     overrides = {"seed": seed} | ({} if model is None else {"model.name": model})
-    assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items()]
+    assignments = [f"{key}={_text(value)}" for key, value in chosen.items()]
     config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
     preflight(config)
     return config
 
 
-def _points(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
+def tune(spec: Sweep, console: Console) -> tuple[dict[str, dict[str, Any]], list[Job]]:
+    """Run the trials that are missing and choose: (method, point) → choice, which `tuned.yaml` keeps; the failed jobs.
+
+    A trial that diverged has its result; of methods with a trial that failed otherwise nothing is chosen.
+    """
+    if spec.tune is None:
+        return {}, []
+    trials, path = plan_trials(spec), spec.out / tuning.FILE
+    choices = _known(spec, trials)
+    open_jobs = [job for key, own in trials.items() if key not in choices for job, _ in own if measured(job) is None]
+    if open_jobs:
+        console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
+        run_sweep(spec, open_jobs, console)
+    for key, (method, at) in {tuning.key_of(*row): row for row in spec.rows()}.items():
+        found = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
+        if key not in choices and found and all(rows is not None for _, _, rows in found):
+            choices[key] = tuning.choose(spec.tune, method, found) | {"at": at}
+    tuning.write_choices(path, spec.tune, [choices[key] for key in trials if key in choices])
+    console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.", soft_wrap=True, highlight=False)
+    return choices, [job for job in open_jobs if measured(job) is None]
+
+
+def _known(spec: Sweep, trials: dict[str, list[tuple[Job, dict[str, Any]]]]) -> dict[str, dict[str, Any]]:
+    """The choices that `tuned.yaml` holds already."""
+    if spec.tune is None:
+        return {}
+    planned = {key: [job.folder.name for job, _ in own] for key, own in trials.items()}
+    return tuning.read_choices(spec.out / tuning.FILE, spec.tune, planned)
+
+
+def measured(job: Job) -> pd.DataFrame | None:
+    """The rows of a job that ended, if only because it diverged; None where there is something to run."""
+    try:
+        rows = read_rows(job.folder / "rows.parquet")
+    except (OSError, ValueError):  # none, damaged, or of another version
+        return None
+    return None if changed_contents(job.folder, job.config) else rows
 
 
 def run_sweep(spec: Sweep, jobs: list[Job], console: Console) -> list[Job]:

@@ -1,30 +1,35 @@
 """Pictures of finished samples: images beside the prior's, or points over the exact target's density."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from bench.core import Core
-from bench.evaluation.samples import Evaluation
+from bench.evaluation.samples import Evaluation, Samples
 from bench.evaluation.statistics import target_draws, target_points
 from bench.files import write_atomic
 from bench.models.analytic import AnalyticModel
+from bench.plugin import Measurement
 from results.plots import plot_samples
 from results.points import plot_points
 
 
-def draw_samples(evaluation: Evaluation, core: Core, folder: Path, title: str) -> None:
+def draw_samples(
+    evaluation: Evaluation, measurements: Sequence[Measurement], core: Core, folder: Path, title: str
+) -> None:
     """Write `samples.png`; for an analytic model also `points.npz`, what the picture shows."""
     if isinstance(core.model, AnalyticModel):
-        _points(evaluation, core, folder, title)
+        _points(evaluation, {found.name: found for found in measurements}, core, folder, title)
     else:
-        _images(evaluation, folder / "samples.png", f"{title}: same prompts, same noise")
+        _images(evaluation, folder / "samples.png", title)
 
 
-def _points(evaluation: Evaluation, core: Core, folder: Path, title: str, size: int = 160) -> None:
+def _points(
+    evaluation: Evaluation, found: dict[str, Measurement], core: Core, folder: Path, title: str, size: int = 160
+) -> None:
     """Samples in two dimensions over the exact target's density; the limits depend on prior and target alone."""
     (points, _), (draws, _, _) = target_points(evaluation), next(target_draws(evaluation, 1))
     reach = 1.2 * float(points.abs().max())
@@ -38,18 +43,36 @@ def _points(evaluation: Evaluation, core: Core, folder: Path, title: str, size: 
     data = io.BytesIO()
     np.savez_compressed(data, density=density.astype(np.float32), extent=extent, **arrays)
     write_atomic(folder / "points.npz", data.getvalue())
-    plot_points(arrays, density, extent, folder / "samples.png", f"{title}, over the exact target's density")
+    name, short = ("tilt_tv", "TV") if "tilt_tv/floor" in found else ("tilt_sw2", "SW2")
+    distances = {}
+    if f"{name}/floor" in found:
+        distances = {"prior": found[name].prior, "target": found[f"{name}/floor"].value, "finetuned": found[name].value}
+    panels = {}
+    for own, samples in sets.items():
+        reward = float(core.reward_model(samples.to(core.model.device), [""] * len(samples)).mean())
+        distance = f"{short} {distances[own]:.3f}, " if distances else ""
+        heading = "draws of the target itself" if own == "target" else own
+        panels[f"{heading}\n{distance}reward {reward:.3f}"] = arrays[own]
+    plot_points(panels, density, extent, folder / "samples.png", title)
 
 
-def _images(evaluation: Evaluation, path: Path, title: str, prompts: int = 8, each: int = 4) -> None:
+def pairs(evaluation: Evaluation, prompts: int = 8) -> dict[str, torch.Tensor]:
+    """Headings, "train: " or "held out: " and the prompt, of the first prompts of both splits, and their rows."""
+    train, heldout = evaluation.finetuned.rows("train"), evaluation.finetuned.rows("heldout")
+    half = prompts // 2 if heldout else prompts
+    chosen = {f"train: {prompt}": rows for prompt, rows in list(train.items())[:half]}
+    return chosen | {f"held out: {prompt}": rows for prompt, rows in list(heldout.items())[:half]}
+
+
+def _images(evaluation: Evaluation, path: Path, title: str, each: int = 4) -> None:
     """The first samples of a few prompts of both splits, prior above, finetuned below."""
-    groups = evaluation.finetuned.rows("train"), evaluation.finetuned.rows("heldout")
-    half = prompts // 2 if groups[1] else prompts
-    chosen = [*list(groups[0].items())[:half], *list(groups[1].items())[:half]]
-    shown = torch.stack([rows[:each] for _, rows in chosen])
+    chosen = pairs(evaluation)
+    rows = torch.stack(list(chosen.values()))
 
-    def of(samples: Any) -> tuple[Any, Any]:
-        return samples.images[shown].permute(0, 1, 3, 4, 2).numpy(), samples.rewards[evaluation.reward][shown].numpy()
+    def of(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+        images = samples.images[rows[:, :each]].permute(0, 1, 3, 4, 2)
+        return images.numpy(), samples.rewards[evaluation.reward][rows].numpy()
 
     (prior, prior_rewards), (finetuned, finetuned_rewards) = of(evaluation.prior), of(evaluation.finetuned)
-    plot_samples(prior, finetuned, [p for p, _ in chosen], path, title, prior_rewards, finetuned_rewards)
+    said = f"{title}\nreward: mean ± standard deviation of a prompt's {rows.shape[1]} samples, on the same noise"
+    plot_samples(prior, finetuned, list(chosen), path, said, prior_rewards, finetuned_rewards)

@@ -66,6 +66,7 @@ class Trajectory(Batch):
     prior_output: [B, K, *latent], guided predictions of the prior at the same latents, or None.
     log_prob: [B, K], log-density of each transition (sum over elements), or None.
     rewards: [B], or None where the method does not ask for them beforehand.
+    terms: [B, R], a weighted sum's scores before the weights, where they are normalised apart, or None.
     advantages: [B], set by a method's `prepare`, or None.
     noisy: long [B, S], the steps that had noise, where not all of them had, or None.
     """
@@ -75,6 +76,7 @@ class Trajectory(Batch):
     prior_output: Tensor | None = None
     log_prob: Tensor | None = None
     rewards: Tensor | None = None
+    terms: Tensor | None = None
     advantages: Tensor | None = None
     noisy: Tensor | None = None
 

@@ -7,7 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.core import Core
 from bench.options import Config
+from bench.sampling.trajectory import Trajectory
 
 
 class Deviation(Config):
@@ -69,6 +71,15 @@ def group_normalised(prompts: list[str], rewards: Tensor, deviation: Deviation |
     else:
         std = (own @ centred**2 / (count - deviation.correction).clamp(min=1)).sqrt()
     return centred / (std + deviation.epsilon)
+
+
+def group_advantages(core: Core, data: Trajectory, deviation: Deviation) -> Tensor:
+    """Advantages [B]: `group_normalised` rewards; with `reward.combine: advantages` the weighted sum of those of its
+    terms, so that a reward's unit gives it no weight."""
+    if data.terms is None:
+        return group_normalised(data.prompts, data.rewards, deviation)
+    apart = (group_normalised(data.prompts, term, deviation) for term in data.terms.unbind(1))
+    return sum(weight * own for weight, own in zip(core.reward_model.weights, apart, strict=True))
 
 
 def group_tilt(prompts: list[str], values: Tensor) -> Tensor:

@@ -2,13 +2,18 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bench.evaluation.pictures import pairs
+from bench.evaluation.samples import Evaluation
 from bench.files import write_atomic
+from bench.plugin import Measurement
 from bench.training.trainer import Record
 
 log = logging.getLogger(__name__)
@@ -32,6 +37,17 @@ class UpdateLog:
         self._file.flush()
         for name, value in record.items():
             self._writer.add_scalar(name, value, record["update"])
+
+    def evaluated(self, update: int, evaluation: Evaluation, measurements: Sequence[Measurement]) -> None:
+        """Show an evaluation in TensorBoard: its values, and images of the first samples."""
+        for found in measurements:
+            if found.value is not None:
+                self._writer.add_scalar(f"evaluation/{found.name}", found.value, update)
+        if evaluation.finetuned.images.ndim == 4:
+            first = torch.cat([rows[:4] for rows in pairs(evaluation).values()])
+            for name in ("prior", "finetuned"):
+                self._writer.add_images(f"samples/{name}", getattr(evaluation, name).images[first], update)
+        self._writer.flush()
 
     def __enter__(self) -> "UpdateLog":
         return self

@@ -48,6 +48,7 @@ class Trainer:
         self.core, self.method, self.prompts, self.config = core, method, prompts, train
         self.clip, self.decay, self.checkpoints = optimizer.clip, optimizer.decay, folder / "checkpoints"
         self.beta = core.beta
+        self.prior_rewards: dict[str, float] = {}  # the mean of each prompt before training, where known; for the log
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
@@ -158,7 +159,7 @@ class Trainer:
             return {name: value for name, value in kept.items() if value is not None}
 
         def score(part: Trajectory) -> dict[str, Tensor]:
-            return {"rewards": self.core.reward(part.latents[:, -1], part.prompts)}
+            return self.core.rewards(part.latents[:, -1], part.prompts)
 
         with torch.no_grad(), self.core.meter.phase("rollout"):
             found = processes.map_parts(list(batch.split(self.core.sample_batch)), sample)
@@ -207,6 +208,10 @@ class Trainer:
                 record[name] = sum(amounts) / len(data)
             elif sum(rows):
                 record[name] = sum(amounts) / sum(rows)
+        found = record | scalars
+        if "reward" in found and self.prior_rewards.keys() >= set(data.prompts):
+            before = sum(self.prior_rewards[prompt] for prompt in data.prompts) / len(data)
+            record["reward_over_prior"] = found["reward"] - before
         counts = meter.total()
         seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
         return {"update": self.update, "round": self.round, **record, **scalars, **counts, **seconds}
