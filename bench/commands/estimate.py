@@ -89,7 +89,7 @@ def networks(config: RunConfig) -> tuple[type[PipelineModel], dict[str, Any]] | 
 
 
 def _numbers(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    return sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
 
 
 def _saved(network: nn.Module, forward: Callable[[], Tensor]) -> int:

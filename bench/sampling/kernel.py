@@ -266,8 +266,8 @@ def ddim_kernel(
             levels = torch.from_numpy(1 / (1 + np.exp(even))).to(alphas_cumprod.dtype)
         case _:
             raise BenchError(
-                f"sampler.spacing = {spacing!r} is no grid of a diffusion model: use 'auto', which is the model's own, or "
-                "'leading', 'trailing', 'linspace' or 'logsnr'."
+                f"sampler.spacing = {spacing!r} is no grid of a diffusion model: use 'auto' (its own), 'leading', "
+                "'trailing', 'linspace' or 'logsnr'."
             )
     timesteps = torch.from_numpy(grid.astype(np.int64)).clamp(max=total - 1)
     if levels is None:
@@ -322,8 +322,8 @@ def flow_kernel(
             grid = {"sigmas": np.linspace(1, 1 / steps, steps), "mu": compute_empirical_mu(tokens, steps)}
         case _:
             raise BenchError(
-                f"sampler.spacing = {spacing!r} is no grid of a flow-matching model: use 'auto', which is the model's own, "
-                "or 'sd3', 'shifted', 'flux' or 'flux2'."
+                f"sampler.spacing = {spacing!r} is no grid of a flow-matching model: use 'auto' (its own), 'sd3', "
+                "'shifted', 'flux' or 'flux2'."
             )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=spacing in ("flux", "flux2"))
     scheduler.set_timesteps(**grid)
