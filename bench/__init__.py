@@ -1,11 +1,16 @@
 """nabla-bench: one sampler and one evaluation for every reward-finetuning method of diffusion models.
 
-The names below are what a plugin author imports. They load on first use, so that the command line answers at once.
+The names below are what a plugin author imports; `run`, `load`, `evaluate` and `report` are for scripts. They load on
+first use, so that the command line answers at once.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+
+# Read once, when torch is loaded: threads that spin while they wait bring a run beside another job to a standstill.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _PUBLIC = {
     "Batch": "bench.sampling.trajectory",
@@ -33,9 +38,13 @@ _PUBLIC = {
     "group_normalised": "bench.training.advantages",
     "group_tilt": "bench.training.advantages",
     "best_and_worst": "bench.training.advantages",
+    "evaluate": "bench.python",
     "gaussian_log_prob": "bench.sampling.kernel",
     "leave_one_out": "bench.training.advantages",
+    "load": "bench.python",
     "log_softmax_by_prompt": "bench.training.advantages",
+    "report": "bench.python",
+    "run": "bench.python",
 }
 
 __all__ = sorted(_PUBLIC)

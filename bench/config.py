@@ -5,6 +5,7 @@ for this reward and for this method, the command line's `--set`.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,6 @@ Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.
 Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
 
 
-def suites() -> dict[str, str]:
-    """Named settings and their one-line descriptions."""
-    return {path.stem: load_suite(path.stem)["description"] for path in sorted(SUITES.glob("*.yaml"))}
-
-
 def load_suite(name: str) -> dict[str, Any]:
     """A suite's settings, merged over those of its `base` if it names one. Raises BenchError for an unknown name."""
     path = SUITES / f"{name}.yaml"
@@ -65,11 +61,13 @@ def resolve(
     suite: str | None = None,
     overrides: dict[str, Any] | None = None,
     assignments: list[str] | None = None,
+    metrics: Sequence[str] = (),
 ) -> RunConfig:
     """The configuration of a run.
 
     suite: None takes the model's own (of its name) if there is one, else the reward's natural one, else `emoji`.
-    overrides: dotted keys from options of the command line; assignments: `key=value` strings of `--set`.
+    overrides: dotted keys from options of the command line; assignments: `key=value` strings of `--set`;
+    metrics: further ones beside the setting's. Of a suite's own reward, other rewards take neither β nor options.
     Raises BenchError listing every mistake at once.
     """
     method_class = registry.load("methods", method)
@@ -84,7 +82,7 @@ def resolve(
     tree: dict[str, Any] = {"suite": suite}
     _merge(tree, method_class.recipe)
     _merge(tree, registry.find("methods", method).preset)
-    special = {"description", "methods", "rewards"}
+    special = {"description", "methods", "rewards"} | ({"reward"} if reward != settings["reward"]["name"] else set())
     _merge(tree, {key: value for key, value in settings.items() if key not in special})
     _merge(tree, settings.get("rewards", {}).get(reward, {}))
     _merge(tree, settings.get("methods", {}).get(method, {}))
@@ -96,7 +94,28 @@ def resolve(
     if isinstance(tree["prompts"], dict) and tree["prompts"]["name"] != own_prompts and not limited:
         tree["prompts"].pop("limit", None)  # the suite's, for its own set
     _merge(tree, {"method.name": method, "reward.name": reward})
-    return build(tree, method_class, reward_class)
+    return with_metrics(build(tree, method_class, reward_class), metrics)
+
+
+def with_metrics(config: RunConfig, names: Sequence[str]) -> RunConfig:
+    """The configuration with these metrics measured too. Raises BenchError for an unknown one."""
+    for name in names:
+        registry.find("metrics", name)
+    own = config.evaluation.metrics
+    changed = config.evaluation.model_copy(update={"metrics": list(dict.fromkeys([*own, *names]))})
+    return config.model_copy(update={"evaluation": changed})
+
+
+def beta_origin(config: RunConfig) -> str:
+    """Where the configuration's β comes from, in a few words."""
+    name, suite = config.reward.name, load_suite(config.suite)
+    own = suite["reward"] if suite["reward"]["name"] == name else {}
+    known = (own | suite.get("rewards", {}).get(name, {}).get("reward", {})).get("beta")
+    if config.reward.beta == known:
+        return f"the suite {config.suite!r} has it for {name!r}"
+    if known is None and config.reward.beta == RewardSection.model_fields["beta"].default:
+        return f"a default that knows nothing of {name!r}; --dry-run --probe tells what it means there"
+    return "as given"
 
 
 def build(tree: dict[str, Any], method_class: type, reward_class: type) -> RunConfig:
@@ -125,14 +144,29 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 
 
+def from_settings(settings: dict[str, Any], assignments: list[str]) -> RunConfig:
+    """A run's configuration from its settings by dotted key; `EXECUTION` is as in its natural suite.
+
+    Raises BenchError listing settings that this version does not know.
+    """
+    method, reward = settings["method.name"], settings["reward.name"]
+    natural = resolve(method, reward=reward, overrides={"model.name": settings["model.name"]})
+    tree: dict[str, Any] = {"suite": natural.suite}
+    _merge(tree, natural.execution())
+    _merge(tree, settings)
+    _merge(tree, _parsed(assignments))
+    return build(tree, registry.load("methods", method), registry.load("rewards", reward))
+
+
 def _parsed(assignments: list[str] | None) -> dict[str, Any]:
-    chosen = dict(_parse(text) for text in assignments or [])
+    chosen = dict(parse_assignment(text) for text in assignments or [])
     for key in chosen.keys() & OPTIONS.keys():
         raise BenchError(f"--set {key}=… does not choose it: use {OPTIONS[key]} {chosen[key]}.")
     return chosen
 
 
-def _parse(text: str) -> tuple[str, Any]:
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` → (dotted key, value). Raises BenchError."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise BenchError(f"--set takes key=value, got {text!r}: for example --set train.updates=50")

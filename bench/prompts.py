@@ -75,15 +75,20 @@ def load_prompts(name: str, limit: int | None = None) -> PromptSet:
 
 
 def _load(name: str) -> PromptSet:
+    return split(name if name in NAMED or name in HUB else Path(name).stem, listed(name))
+
+
+def listed(name: str) -> list[str]:
+    """All prompts of a set or file, in its order. Raises BenchError as `load_prompts` does."""
     if name in NAMED:
-        return split(name, NAMED[name]())
+        return NAMED[name]()
     if name in HUB:
-        return split(name, [prompt for file in HUB[name].files for prompt in _prompts(HUB[name].path(file))])
+        return [prompt for file in HUB[name].files for prompt in _prompts(HUB[name].path(file))]
     path = Path(name)
     if not path.suffix and not path.exists():
         known = did_you_mean(name, [*NAMED, *HUB])
         raise BenchError(f"unknown prompt set {name!r}{known} Or give a .txt, .json, .csv or .parquet file.")
-    return split(path.stem, _prompts(path))
+    return _prompts(path)
 
 
 def _prompts(path: Path) -> list[str]:

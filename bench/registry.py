@@ -3,11 +3,14 @@
 Targets are imported only when asked for. A variant is a class plus option overrides, keyed like `--set`.
 """
 
-import importlib
+import ast
+import contextlib
+import importlib.util
 import logging
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError, did_you_mean
@@ -17,10 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plugin:
-    """A name's target ("module:Class"), the options that make it a variant, and the package it comes from."""
+    """A name's target ("module:Class"), the options that make it a variant, and the package it comes from.
+
+    text: what it is, in a line; empty: the first of its class's docstring.
+    """
 
     target: str
     preset: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
     package: str = "nabla-bench"
 
 
@@ -77,44 +84,139 @@ _DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's siz
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
-        "nabla_gfn": Plugin("methods.nabla_gfn:NablaGFN"),
-        "nabla_gfn_noflow": Plugin("methods.nabla_gfn:NablaGFN", _NO_FLOW),
-        "nabla_gfn_published": Plugin("methods.nabla_gfn:NablaGFN", _PUBLISHED),
-        "nabla_gfn_adjoint": Plugin("methods.nabla_gfn:NablaGFN", {"method.flow_target": "adjoint"}),
-        "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN),
-        "db": Plugin("methods.db:DB"),
-        "res_db": Plugin("methods.db:DB", _RESIDUAL_DB),
-        "dag_kl": Plugin("methods.db:DB", {"method.clip": 1e-4}),
-        "rtb": Plugin("methods.rtb:RTB"),
-        "rtb_softmax": Plugin("methods.rtb:SoftmaxRTB"),
-        "tmpo": Plugin("methods.rtb:SoftmaxRTB", {"method.prior": False}),
-        "online_dpo": Plugin("methods.online_dpo:OnlineDPO"),
-        "vgg_flow": Plugin("methods.vgg_flow:VGGFlow"),
-        "vgg_flow_pruned": Plugin("methods.vgg_flow:VGGFlow", _PRUNED),
-        "ddpo": Plugin("methods.ddpo:DDPO"),
-        "grpo": Plugin("methods.ddpo:DDPO", _GRPO),
-        "dpok": Plugin("methods.ddpo:DDPO", _DPOK),
-        "flow_grpo": Plugin("methods.flow_grpo:FlowGRPO", _FLOW_GRPO),
-        "flow_grpo_cps": Plugin("methods.flow_grpo:FlowGRPO", _CPS),
-        "dance_grpo": Plugin("methods.flow_grpo:FlowGRPO", _UNBIASED | {"method.shared_start": True}),
-        "mix_grpo": Plugin("methods.flow_grpo:FlowGRPO", _UNBIASED | {"method.window": 4}),
-        "grpo_guard": Plugin("methods.flow_grpo:FlowGRPO", _GUARD),
-        "flow_dppo": Plugin("methods.flow_grpo:FlowGRPO", _DPPO),
-        "nft": Plugin("methods.velocity_matching:VelocityMatching", _NFT),
-        "awm": Plugin("methods.velocity_matching:VelocityMatching", _AWM),
-        "ram": Plugin("methods.velocity_matching:VelocityMatching", _RAM),
-        "rvm": Plugin("methods.velocity_matching:VelocityMatching", _RVM),
-        "tilt_matching": Plugin("methods.velocity_matching:VelocityMatching", _TILT),
-        "draft": Plugin("methods.draft:DRaFT"),
-        "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}),
-        "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}),
-        "draft_lv": Plugin("methods.draft:DRaFT", {"method.depth": 1, "method.renoise": 2}),
-        "leap_align": Plugin("methods.draft:DRaFT", {"method.leap": True}),
-        "alignprop": Plugin("methods.draft:DRaFT", {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3}),
-        "refl": Plugin("methods.refl:ReFL"),
-        "adjoint_matching": Plugin("methods.adjoint_matching:AdjointMatching"),
-        "best_of_n": Plugin("methods.best_of_n:BestOfN"),
-        "prior": Plugin("methods.prior:Prior"),
+        "nabla_gfn": Plugin("methods.nabla_gfn:NablaGFN", text="residual ∇-DB (∇-GFlowNet): samples from p_# exp(βr)"),
+        "nabla_gfn_noflow": Plugin(
+            "methods.nabla_gfn:NablaGFN", _NO_FLOW, "residual ∇-DB's forward loss alone, without the flow network"
+        ),
+        "nabla_gfn_published": Plugin(
+            "methods.nabla_gfn:NablaGFN", _PUBLISHED, "residual ∇-DB with the choices of the authors' code"
+        ),
+        "nabla_gfn_adjoint": Plugin(
+            "methods.nabla_gfn:NablaGFN",
+            {"method.flow_target": "adjoint"},
+            "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
+        ),
+        "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"),
+        "db": Plugin("methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"),
+        "res_db": Plugin(
+            "methods.db:DB",
+            _RESIDUAL_DB,
+            "detailed balance against the prior, with a scalar flow: samples from p_# exp(βr)",
+        ),
+        "dag_kl": Plugin(
+            "methods.db:DB",
+            {"method.clip": 1e-4},
+            "DAG-KL: policy gradient on the flow's advantages against the noising process",
+        ),
+        "rtb": Plugin(
+            "methods.rtb:RTB", text="relative trajectory balance, with a learned log Z: samples from p_# exp(βr)"
+        ),
+        "rtb_softmax": Plugin(
+            "methods.rtb:SoftmaxRTB",
+            text="trajectory balance within a prompt's group, without log Z: samples from p_# exp(βr)",
+        ),
+        "tmpo": Plugin(
+            "methods.rtb:SoftmaxRTB",
+            {"method.prior": False},
+            "TMPO: trajectory balance within a prompt's group, without log Z and without the prior",
+        ),
+        "online_dpo": Plugin(
+            "methods.online_dpo:OnlineDPO", text="Diffusion-DPO on the best and the worst of each group"
+        ),
+        "vgg_flow": Plugin(
+            "methods.vgg_flow:VGGFlow",
+            text="VGG-Flow: the velocity is matched to the prior's plus the gradient of a learned value",
+        ),
+        "vgg_flow_pruned": Plugin(
+            "methods.vgg_flow:VGGFlow",
+            _PRUNED,
+            "VGG-Flow without the value network: the reward's gradient at the finished sample",
+        ),
+        "ddpo": Plugin(
+            "methods.ddpo:DDPO", text="clipped policy gradient with advantages by a prompt's running statistics"
+        ),
+        "grpo": Plugin(
+            "methods.ddpo:DDPO", _GRPO, "clipped policy gradient with advantages normalised within a prompt's group"
+        ),
+        "dpok": Plugin(
+            "methods.ddpo:DDPO", _DPOK, "policy gradient of βr minus the KL to the prior at the sampled states"
+        ),
+        "flow_grpo": Plugin(
+            "methods.flow_grpo:FlowGRPO",
+            _FLOW_GRPO,
+            "Flow-GRPO: policy gradient within groups, KL to the prior by the SDE's rate; evaluates an EMA",
+        ),
+        "flow_grpo_cps": Plugin("methods.flow_grpo:FlowGRPO", _CPS, "Flow-GRPO with FlowCPS's density"),
+        "dance_grpo": Plugin(
+            "methods.flow_grpo:FlowGRPO",
+            _UNBIASED | {"method.shared_start": True},
+            "DanceGRPO: all samples of a group start from one noise",
+        ),
+        "mix_grpo": Plugin(
+            "methods.flow_grpo:FlowGRPO",
+            _UNBIASED | {"method.window": 4},
+            "MixGRPO: noise, and so the gradient, in a moving window of steps",
+        ),
+        "grpo_guard": Plugin(
+            "methods.flow_grpo:FlowGRPO",
+            _GUARD,
+            "GRPO-Guard: ratios normalised so that one clip range suits every step",
+        ),
+        "flow_dppo": Plugin(
+            "methods.flow_grpo:FlowGRPO", _DPPO, "Flow-GRPO with a mask by divergence in the place of the clip"
+        ),
+        "nft": Plugin(
+            "methods.velocity_matching:VelocityMatching",
+            _NFT,
+            "DiffusionNFT: regression on good and away from bad samples, noised anew",
+        ),
+        "awm": Plugin(
+            "methods.velocity_matching:VelocityMatching",
+            _AWM,
+            "AWM: regression on finished samples, noised anew, weighted by their advantage",
+        ),
+        "ram": Plugin(
+            "methods.velocity_matching:VelocityMatching",
+            _RAM,
+            "RAM: the same regression with β times the reward above the group's mean as the weight",
+        ),
+        "rvm": Plugin(
+            "methods.velocity_matching:VelocityMatching",
+            _RVM,
+            "RVM: the same regression with normalised advantages, held to the prior",
+        ),
+        "tilt_matching": Plugin(
+            "methods.velocity_matching:VelocityMatching",
+            _TILT,
+            "tilt matching: regression in stages, each of which tilts the one before by exp(βr / stages)",
+        ),
+        "draft": Plugin("methods.draft:DRaFT", text="DRaFT-5: backpropagation through the last 5 steps"),
+        "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}, "DRaFT-1: backpropagation through the last step"),
+        "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}, "DRaFT: backpropagation through all steps"),
+        "draft_lv": Plugin(
+            "methods.draft:DRaFT",
+            {"method.depth": 1, "method.renoise": 2},
+            "DRaFT-LV: the last step, averaged over two re-noised copies of it",
+        ),
+        "leap_align": Plugin(
+            "methods.draft:DRaFT",
+            {"method.leap": True},
+            "LeapAlign: two leaps between random steps stand in for the trajectory's gradient",
+        ),
+        "alignprop": Plugin(
+            "methods.draft:DRaFT",
+            {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3},
+            "AlignProp: backpropagation from a random step on",
+        ),
+        "refl": Plugin(
+            "methods.refl:ReFL", text="ReFL: reward gradient of the clean prediction at one random late step"
+        ),
+        "adjoint_matching": Plugin(
+            "methods.adjoint_matching:AdjointMatching",
+            text="regression of the control on the lean adjoint: samples from p_# exp(βr)",
+        ),
+        "best_of_n": Plugin("methods.best_of_n:BestOfN", text="nothing trained: draw 8, keep the best"),
+        "prior": Plugin("methods.prior:Prior", text="the pretrained model, unchanged"),
     },
     "rewards": {
         "emoji_clip": Plugin("rewards.emoji_clip:EmojiClip"),
@@ -190,6 +292,23 @@ def find(kind: str, name: str) -> Plugin:
     if name not in known:
         raise BenchError(f"unknown {kind[:-1]} {name!r}{did_you_mean(name, known)}")
     return known[name]
+
+
+def describe(kind: str, name: str) -> str:
+    """A line on a plugin, read without importing it where its source is at hand.
+
+    Raises BenchError for an unknown name, and for a plugin that can be neither read nor imported.
+    """
+    plugin, found = find(kind, name), None
+    if plugin.text:
+        return plugin.text
+    module, _, attribute = plugin.target.partition(":")
+    with contextlib.suppress(Exception):  # whatever stands in the way, the import below says it
+        body = ast.parse(Path(importlib.util.find_spec(module).origin).read_bytes()).body
+        found = next(ast.get_docstring(n) or "" for n in body if isinstance(n, ast.ClassDef) and n.name == attribute)
+    if found is None:
+        found = load(kind, name).__doc__
+    return (found or "(no description)").strip().partition("\n")[0]
 
 
 def load(kind: str, name: str) -> type:

@@ -93,7 +93,7 @@ class TrainConfig(Config):
     micro_batch: int = Field(64, ge=1, description="rows per micro-loss")
     sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: all")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: all, and one for a model of points")
     ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 

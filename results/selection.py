@@ -23,7 +23,8 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
 
     A run counts once: not again for a copy of its folder, a folder that was moved aside, or its own `bench eval`,
     which only adds metrics. Unfinished runs, files that cannot be read and random weights are left out, and trials in
-    a folder `tune` if `paths` do not name it; of a failed run remains its failed row. The column `source` is a row's file.
+    a folder `tune` that `paths` do not name; of a failed run remains its failed row. The column
+    `source` is a row's file.
     Raises FileNotFoundError when there is nothing to read, ValueError when nothing of it can be compared.
     """
     frames, left_out = [], []

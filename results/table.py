@@ -103,6 +103,11 @@ def run_table(rows: Rows) -> Table:
     return table
 
 
+def run_markdown(rows: Rows) -> str:
+    """The same as Markdown, without the notes."""
+    return _markdown(HEADINGS, map(_cells, _records(rows)))
+
+
 def comparison_markdown(rows: pd.DataFrame, metrics: Sequence[str] | None = None) -> str:
     """Configurations as rows, metrics as columns, and below what ± means and which runs failed.
 

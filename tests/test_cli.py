@@ -1,10 +1,12 @@
 """The command line: what a run leaves behind, resuming, and one clear sentence for every mistake."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import config, registry
+from bench.commands import doctor, probe
 from bench.commands.run import build_core
 from bench.config import resolve
 from bench.errors import BenchError
@@ -323,3 +326,106 @@ def test_prompts_cut_by_the_encoder_are_counted(tiny_run, tmp_path, caplog):
     path.write_text("cat\ndog\n" + "many letters " * 9 + "\n")
     tiny_run("prior", "--prompts", path)
     assert "1 of 3 prompts are longer than the 16 tokens" in caplog.text
+
+
+def test_the_method_is_an_argument_too(bench):
+    plans = [bench("run", *way, "--dry-run", "--model", "ring") for way in (["ddpo"], ["--method", "ddpo"])]
+    assert plans[0] == plans[1]
+    assert plans[0][0] == 0
+    for arguments, words in {
+        ("ddpo", "--method", "draft"): "two methods are given",
+        (): "which method?",
+        ("ddpo", "--probe"): "--dry-run",
+        ("ddpo", "--metric", "vendy"): "did you mean 'vendi'?",
+    }.items():
+        status, text = bench("run", *arguments)
+        assert status == 2
+        assert words in text
+    assert bench("--version") == (0, f"nabla-bench {version('nabla-bench')}\n")
+
+
+def test_the_shell_completes_names():
+    """Through typer's own protocol, in a process of its own."""
+    environment = os.environ | {"_BENCH_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    for words, names in {
+        "bench run nabla_": {name for name in registry.BUILT_IN["methods"] if name.startswith("nabla_")},
+        "bench ls m": {"methods", "metrics", "models"},
+    }.items():
+        code = "import sys; sys.argv = ['bench']; from bench.cli import application; application(prog_name='bench')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"COMP_WORDS": words}, capture_output=True, text=True
+        )
+        assert set(done.stdout.split()) == names, done.stderr
+
+
+def test_methods_are_listed_without_torch_each_with_a_line_of_its_own():
+    code = (
+        "import sys; from bench.commands.listing import describe; rows = list(describe('methods'));"
+        "print(len({text for _, text, _ in rows}), len(rows), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines, methods, torch_loaded = done.stdout.split()
+    assert lines == methods
+    assert torch_loaded == "False"
+
+
+def test_listing_marks_gpu_and_downloads(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    lines = {line.split()[0]: line for line in bench("ls", "models")[1].splitlines() if line.strip()}
+    assert "a GPU, 4.27 GB to download" in lines["sd15"]
+    assert "GPU" not in lines["emoji"] + lines["ring"]
+    lines = {line.split()[0]: line for line in bench("ls", "rewards")[1].splitlines() if line.strip()}
+    assert "1.97 GB to download" in lines["hps"]
+    assert "download" not in lines["colorfulness"]
+
+
+def test_metrics_are_added_and_beta_is_not_another_rewards(bench, tmp_path):
+    own = resolve("ddpo")
+    assert resolve("ddpo", metrics=["vendi", "sampler_gap"]).evaluation.metrics == [
+        *own.evaluation.metrics, "sampler_gap"
+    ]  # fmt: skip
+    assert resolve("ddpo", suite="demo").reward.beta == 2
+    assert resolve("ddpo", suite="demo", reward="jpeg_compressibility").reward.beta == 1
+    assert config.beta_origin(own) == "the suite 'emoji' has it for 'emoji_clip'"
+    assert "knows nothing of 'colorfulness'" in config.beta_origin(resolve("ddpo", reward="colorfulness"))
+    assert config.beta_origin(resolve("ddpo", assignments=["reward.beta=7"])) == "as given"
+    (tmp_path / "five.txt").write_text("cat\ndog\nlion\nwolf\nfox\n")
+    _, text = bench("run", "ddpo", "--dry-run", "--prompts", tmp_path / "five.txt")
+    assert "reward.beta: 5 (the suite" in text
+    assert "prompts: 4 to train on, 1 held out" in text
+    assert "evaluation samples per set: 40 (4 training + 1 held-out prompts × 8)" in text
+
+
+def test_the_probe_knows_what_beta_means(bench):
+    """Gaussian rewards: the spread is σ, the effective share of the samples `exp(−β²σ²)`; means do not count."""
+    rng = torch.Generator().manual_seed(0)
+    rewards = 3.0 * torch.randn(4, 40_000, generator=rng) + torch.tensor([[0.0], [100.0], [-40.0], [7.0]])
+    assert probe.spread(rewards) == pytest.approx(3.0, rel=0.01)
+    assert probe.effective_size(rewards, 0.2) / 40_000 == pytest.approx(math.exp(-0.36), rel=0.02)
+    status, text = bench("run", "prior", "--model", "gaussian", "--dry-run", "--probe")
+    assert status == 0, text
+    spread = float(re.search(r"spreads by ([\d.]+)", text)[1])
+    tilts = {row[0]: float(row[1]) for row in re.findall(r"^ *([\d.]+)(?: \(this run's\))? +([\d.]+) +", text, re.M)}
+    assert tilts["2"] == pytest.approx(2 * spread, rel=0.01)
+    assert [tilt for beta, tilt in tilts.items() if beta != "2"] == [1, 5, 30]
+
+
+def test_points_take_one_thread_unless_said_otherwise(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    ring = ("run", "prior", "--model", "ring", "--set", "evaluation.samples_per_prompt=64")
+    try:
+        torch.set_num_threads(2)
+        assert bench(*ring, "--out", tmp_path / "one")[0] == 0
+        assert torch.get_num_threads() == 1
+        assert bench(*ring, "--set", "train.threads=2", "--out", tmp_path / "two")[0] == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_doctor_warns_of_a_busy_machine(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, word in ((0.2, "0.2 on 2 cores"), (1.9, "HIGH")):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0, 0))
+        assert dict(doctor._lines())["load"].startswith(word)

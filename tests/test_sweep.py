@@ -1,5 +1,9 @@
 """`bench sweep`: what it plans, what it runs, what it skips."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -7,8 +11,10 @@ import pytest
 import yaml
 
 from bench.commands.sweep import plan_sweep, read_sweep
-from bench.commands.tune import Tune, choose
+from bench.commands.tune import COST, Tune, choose
 from bench.errors import BenchError
+from bench.files import owned
+from bench.training.log import last_record
 from results.rows import read_rows
 from results.selection import collect
 
@@ -88,6 +94,33 @@ def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypa
     assert "| sampling floor |" in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_an_interrupted_sweep_stops_its_runs_with_checkpoints(tmp_path: Path, engine: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    spec = {"suite": "ring", "methods": ["draft_1"], "seeds": 3, "workers": 2, "out": str(tmp_path / "out")}
+    path = write(tmp_path, set={"train.updates": 3000, "evaluation.samples_per_prompt": 64}, **spec)
+    command = [sys.executable, "-m", "bench", "sweep", str(path), "--on", engine]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
+        end = time.monotonic() + 240
+        while sum(last_record(log.parent) is not None for log in tmp_path.glob("out/*/log.jsonl")) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        sweep.send_signal(signal.SIGINT)
+        text = sweep.communicate(timeout=120)[0]
+    assert sweep.returncode == 130, text
+    assert "The same command resumes" in text
+    begun = sorted(folder.parent for folder in tmp_path.glob("out/*/config.yaml"))
+    assert len(begun) == 2  # the third run was not begun
+    for folder in begun:
+        with owned(folder):  # nobody is at work there any more
+            assert list((folder / "checkpoints").iterdir())
+        log = (tmp_path / "out" / "logs" / f"{folder.name}.log").read_text()
+        assert "Stopping after this update" in log
+        assert last_record(folder)["update"] < 3000
+
+
 SMALL = {"train.updates": 2, "evaluation.samples_per_prompt": 64}
 
 
@@ -125,7 +158,7 @@ def test_tuning_runs_trials_chooses_and_trains_with_the_choice(
 
 
 def trial(run: str, rate: float, status: str = "ok", **values: float | None) -> tuple[str, dict, pd.DataFrame]:
-    costs = dict.fromkeys(("updates", "reward_calls", "network_forwards", "network_backwards", "wall_seconds"), 10)
+    costs = dict.fromkeys(COST, 10)
     rows = [
         {"metric": m, "value": v, "budget": 5, "status": status, "note": "boom", **costs} for m, v in values.items()
     ]

@@ -1,5 +1,6 @@
 """`bench doctor`: what this machine has, and what is missing for what."""
 
+import os
 import shutil
 
 import torch
@@ -14,6 +15,7 @@ from bench.models.catalogue import NAMED, need
 from bench.prompts import HUB
 from bench.weights.hub import Need, own_cache, size_text
 
+BUSY = 0.7  # of all cores: with less than one free on a laptop of two or four, a run of all threads waits for others
 EXTRAS = {"sweep": ["ray"], "track": ["wandb", "trackio"]}
 
 
@@ -32,6 +34,7 @@ def _lines() -> list[tuple[str, str]]:
     lines = [("python", f"{info['python']} on {info['platform']}"), ("packages", present)]
     lines.append(("revision", f"{info['revision'][:12]}{' with changes' if info['dirty'] else ''}"))
     lines.append(("device", info["hardware"]))
+    lines.append(("load", _load()))
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         precision = "float32, float16" + (", bfloat16" if torch.cuda.is_bf16_supported() else " (no bfloat16)")
@@ -53,6 +56,17 @@ def _lines() -> list[tuple[str, str]]:
     lines.append(("cache", f"{cache}, {size / 2**20:.0f} MiB of prior samples and features"))
     lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
     return lines
+
+
+def _load() -> str:
+    """How busy the processor is, and what to do about it."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < BUSY * cores:
+        return f"{load:.1f} on {cores} cores"
+    return (
+        f"HIGH: {load:.1f} on {cores} cores, so other jobs take their share: times mean little, and a run is best kept "
+        "to the free cores (--set train.threads=1)"
+    )
 
 
 def _needs() -> dict[str, list[Need]]:

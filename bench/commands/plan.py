@@ -9,8 +9,10 @@ from rich.table import Table
 
 from bench import registry
 from bench.commands.estimate import estimate_memory
+from bench.config import beta_origin
 from bench.models.base import network_dtype
 from bench.models.catalogue import known_family
+from bench.prompts import HUB, load_prompts
 from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
 from bench.weights.requirements import requirements
@@ -19,6 +21,7 @@ from bench.weights.requirements import requirements
 def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:
     """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
     console.print(config.to_yaml(), markup=False, highlight=False)
+    console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})", highlight=False)
     for name, value in plan(config, processes).items():
         console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,10 +53,16 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         sampler.steps * (family.rows(sampler.guidance) if family else 2)  # of another class one hears when it is here
         for sampler in (config.sampler, config.evaluation_sampler())
     )
-    samples = (evaluation.train_prompts + evaluation.heldout_prompts) * evaluation.samples_per_prompt
+    absent = (need := HUB.get(config.prompts.name)) and need.missing()
+    prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit)
+    train_prompts, heldout = evaluation.train_prompts, evaluation.heldout_prompts
+    if prompts:
+        train_prompts, heldout = min(train_prompts, len(prompts.train)), min(heldout, len(prompts.heldout))
+    samples = (train_prompts + heldout) * evaluation.samples_per_prompt
     update = -(-trajectories // train.updates_per_round)
     shards = 1 if needs.whole_update else -(-update // train.micro_batch)
     return {
+        "prompts": f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out" if prompts else "not here yet",
         "updates": train.updates,
         "rounds": rounds,
         "trajectories per round": trajectories,
@@ -61,7 +70,8 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
         + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
         "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
-        "evaluation samples per set": samples,
+        "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
+        f"{evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
         "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len({*evaluation.at, train.updates})),
     }

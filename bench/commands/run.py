@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -17,22 +18,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import config as configs
 from bench import environment, registry
+from bench.commands.adapter import adapter_name, finish_adapter
 from bench.commands.preflight import preflight
 from bench.commands.shortage import explained
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
+from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
+from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, write_atomic
 from bench.identity import contents
-from bench.models.catalogue import load_model, make_kernel
+from bench.models.catalogue import is_analytic, load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.settings import EXECUTION, RunConfig
 from bench.training import checkpoint, memory, processes
-from bench.training.log import UpdateLog, read_log, training_progress
+from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
 from bench.training.trainer import Record, Trainer
 from bench.weights.hub import is_random, own_cache
 from bench.weights.requirements import requirements
@@ -87,6 +91,7 @@ class Run:
     config: RunConfig
     folder: Path
     console: Console
+    trackers: Sequence[str] = ()
 
     def open(self, force: bool, held: contextlib.ExitStack) -> bool:
         """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
@@ -127,6 +132,16 @@ class Run:
             if not force and registry.load("methods", self.config.method.name).needs.training:
                 self._extend()
         return False
+
+    def go(self, force: bool, held: contextlib.ExitStack) -> bool:
+        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already."""
+        with processes.main_first():
+            preflight(self.config)
+            finished = self.open(force and processes.is_main(), held)
+        if not finished:
+            with traceback_log(self.folder):
+                self.execute()
+        return not finished
 
     def _extend(self) -> None:
         """Begin where a neighbouring run of the same settings with fewer updates ended, if this run would get there."""
@@ -172,8 +187,7 @@ class Run:
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
         prompts = preflight(self.config)
-        if self.config.train.threads:
-            torch.set_num_threads(self.config.train.threads)
+        use_threads(self.config)
         with explained(self.config, self.folder):
             self._execute(prompts)
 
@@ -181,7 +195,7 @@ class Run:
         config = self.config
         info = environment.describe() | {"processes": processes.count()}
         info["random_weights"] = is_random(requirements(config))
-        main = processes.is_main()
+        main, alarms = processes.is_main(), Alarms(config.reward.beta)
         if main:
             write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
         method, trainer = build_method(config), None
@@ -199,12 +213,14 @@ class Run:
 
         if trainer and trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")
-        updates = UpdateLog(self.folder, trainer.update) if main and trainer else None
+        updates = None
+        if main and trainer:
+            updates = UpdateLog(self.folder, trainer.update, open_trackers(self.trackers, self.folder, config))
 
         def evaluate_between(update: int) -> None:
             with core.meter.paused("evaluation"):
                 evaluation, measurements = evaluator.evaluate()
-            found = rows(measurements)
+            found = rows(alarms.noted(measurements))
             if updates:
                 updates.evaluated(update, evaluation, measurements)
                 write_rows(self.folder / rows_at(update), found)
@@ -212,9 +228,9 @@ class Run:
         try:
             with updates or contextlib.nullcontext():
                 if trainer:
-                    self._train(trainer, evaluator, updates, evaluate_between)
+                    self._train(trainer, evaluator, alarms, updates, evaluate_between)
                     if main:
-                        core.model.save(self.folder / "adapter")
+                        self._save(core)
                 evaluation, measurements = evaluate(evaluator, self.console)
                 if updates:
                     updates.evaluated(trainer.update, evaluation, measurements)
@@ -224,15 +240,32 @@ class Run:
                 write_rows(self.folder / "rows.parquet", [failed])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        found = rows(measurements)
+        found = rows(alarms.noted(measurements))
         if main:
             self._pictures(evaluation, measurements, found, core)
+            if not is_analytic(config.model.name):
+                sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
+                keep(self.folder / "images", sets, seed=evaluator.seed, each=EACH)
+                if trainer:
+                    finish_adapter(self.folder, config, core.model, found, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
+
+    def _save(self, core: Core) -> None:
+        """The adapter, and beside it the copy that the evaluation draws with."""
+        core.model.save(self.folder / "adapter")
+        if (name := self.config.evaluation.weights) != "policy":
+            own = {key: p.data for key, p in core.model.adapters().items()}
+            for key, parameter in core.model.adapters().items():
+                parameter.data = core.copies[name][key]
+            core.model.save(self.folder / adapter_name(self.config))
+            for key, parameter in core.model.adapters().items():
+                parameter.data = own[key]
 
     def _train(
         self,
         trainer: Trainer,
         evaluator: Evaluator,
+        alarms: Alarms,
         updates: UpdateLog | None,
         evaluate_between: Callable[[int], None],
     ) -> None:
@@ -245,6 +278,9 @@ class Run:
             trainer.prior_rewards = {
                 prompt: float(rewards[rows].mean()) for prompt, rows in prior.rows("train").items()
             }
+        if updates and trainer.update:
+            for record in read_log(self.folder).to_dict("records"):
+                alarms.update(record)
         with training_progress(self.console) as progress:
             task = progress.add_task(
                 config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
@@ -253,6 +289,7 @@ class Run:
             def on_update(record: Record) -> None:
                 if updates:
                     updates.write(record)
+                    alarms.update(record)
                 progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
 
             def after_update(update: int) -> None:
@@ -287,10 +324,33 @@ class Run:
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
 
 
+class traceback_log:
+    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
+
+    def __init__(self, folder: Path):
+        rank = os.environ.get("RANK", "0")
+        self.path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")  # of several processes, each its own
+
+    def __enter__(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            import traceback as formatting
+
+            self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
+
+
 def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
     limit = tokenizer.model_max_length
     if long := sum(len(tokens) > limit for tokens in tokenizer(prompts, verbose=False).input_ids):
         log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
+
+
+def use_threads(config: RunConfig) -> None:
+    """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
+    if count := config.train.threads or (1 if is_analytic(config.model.name) else None):
+        torch.set_num_threads(count)
 
 
 def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
@@ -355,39 +415,60 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
     it is computed.
     """
-    stored = folder / "config.yaml"
-    if not stored.is_file():
-        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
     if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
         raise BenchError(
             f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
             f"{', '.join(EXECUTION)}."
         )
-    config = configs.read(stored, assignments)
-    require_contents(folder, config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    with explained(config, folder):
-        with memory.phase("loading"):
-            core = build_core(config)
-            if registry.load("methods", config.method.name).needs.training:
-                _load_trained(core, config, folder)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
-        evaluation, measurements = evaluate(evaluator, console)
-    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    core, evaluation, measurements, rows = evaluate_stored(folder, assignments, console)
+    config = configs.read(folder / "config.yaml", assignments)
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
-    updates = config.train.updates if registry.load("methods", config.method.name).needs.training else 0
-    counts = core.meter.total()
-    write_rows(out / "rows.parquet", [row(config, prompts, counts, info, found, updates) for found in measurements])
+    write_rows(out / "rows.parquet", rows)
     title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
     draw_samples(evaluation, measurements, core, out, title)
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
 
 
+def evaluate_stored(
+    folder: Path, assignments: list[str], console: Console
+) -> tuple[Core, Evaluation, list[Measurement], list[dict[str, Any]]]:
+    """Evaluate the adapter in the folder of a run; returns the core, the samples, what was measured and the rows.
+
+    Raises BenchError if it holds no finished run, or one begun with other contents behind the same names.
+    """
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
+    config = configs.read(stored, assignments)
+    require_contents(folder, config)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    use_threads(config)
+    trained = registry.load("methods", config.method.name).needs.training
+    with explained(config, folder):
+        with memory.phase("loading"):
+            core = build_core(config)
+            if trained:
+                _load_trained(core, config, folder)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
+        evaluation, measurements = evaluate(evaluator, console)
+    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    updates, counts = config.train.updates if trained else 0, core.meter.total()
+    noted = Alarms(config.reward.beta).noted(measurements)
+    rows = [row(config, prompts, counts, info, found, updates) for found in noted]
+    return core, evaluation, measurements, rows
+
+
 def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Give the core the adapter and the counts of the finished run in `folder`. Raises BenchError for another run."""
-    state = checkpoint.load(folder / "checkpoints")
+    """Give the core the adapter, the copies and the counts of the finished run in `folder`; a packed one has no counts.
+
+    Raises BenchError for another run.
+    """
+    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
+        state = {"update": config.train.updates, "copies": {}}
+    else:
+        state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     core.model.load(folder / "adapter")
@@ -398,4 +479,5 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         kept = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
-    core.meter.restore(state["meter"])
+    if not packed:
+        core.meter.restore(state["meter"])

@@ -2,24 +2,26 @@
 
 import itertools
 import json
-import os
+import math
 import shlex
-import subprocess
-import sys
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.table import Table
 
 from bench import registry
 from bench.commands import tune as tuning
+from bench.commands.engines import Local, Ray
 from bench.commands.preflight import preflight
 from bench.commands.run import changed_contents, is_finished
 from bench.config import Loader, resolve
@@ -27,8 +29,12 @@ from bench.errors import BenchError
 from bench.evaluation.rows import run_name
 from bench.options import Config, explain
 from bench.settings import EXECUTION, RunConfig
+from bench.training.log import last_record
 from bench.training.stopping import Interrupted
 from results.rows import read_rows
+
+Engine = Local | Ray
+SHOWN = 30  # runs in the live table
 
 
 class Sweep(Config):
@@ -43,8 +49,10 @@ class Sweep(Config):
     settings: dict[str, dict[str, Any]] = Field({}, description="further settings by method")
     grid: dict[str, list[Any]] = Field({}, description="setting → values; every combination is run")
     tune: tuning.Tune | None = Field(None, description="choose settings of every method at every point of the grid")
-    workers: int | None = Field(None, ge=1, description="processes at once; null: cores over threads")
+    workers: int | None = Field(None, ge=1, description="runs at once; null: what cores and GPUs allow")
     threads: int = Field(1, ge=1, description="CPU threads of a run")
+    gpus: int = Field(0, ge=0, description="GPUs of a run, one process on each; 0: whatever it finds")
+    track: list[Literal["wandb", "trackio"]] = Field([], description="trackers of every run")
     out: Path | None = Field(None, description="folder of the runs; null: runs/<name of the file>")
 
     def seed_list(self) -> list[int]:
@@ -166,6 +174,8 @@ class _Plan:
         name = run_name(config)
         options = [f"--{key}={value}" for key, value in named.items() if value is not None]
         sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={_text(value)}")]
+        options += [f"--track={name}" for name in spec.track]
+        options += [f"--num-processes={spec.gpus}"] if spec.gpus > 1 else []
         arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={self.out / name}"]
         return self.by_name.setdefault(name, Job(arguments, self.out / name, self.out / "logs" / f"{name}.log", config))
 
@@ -188,7 +198,7 @@ def _configuration(method: str, seed: int, chosen: dict[str, Any], suite: Any, r
     return config
 
 
-def tune(spec: Sweep, console: Console) -> tuple[dict[str, dict[str, Any]], list[Job]]:
+def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[str, Any]], list[Job]]:
     """Run the trials that are missing and choose: (method, point) → choice, which `tuned.yaml` keeps; the failed jobs.
 
     A trial that diverged has its result; of methods with a trial that failed otherwise nothing is chosen.
@@ -200,7 +210,7 @@ def tune(spec: Sweep, console: Console) -> tuple[dict[str, dict[str, Any]], list
     open_jobs = [job for key, own in trials.items() if key not in choices for job, _ in own if measured(job) is None]
     if open_jobs:
         console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
-        run_sweep(spec, open_jobs, console)
+        run_sweep(open_jobs, console, engine)
     for key, (method, at) in {tuning.key_of(*row): row for row in spec.rows()}.items():
         found = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
         if key not in choices and found and all(rows is not None for _, _, rows in found):
@@ -227,45 +237,95 @@ def measured(job: Job) -> pd.DataFrame | None:
     return None if changed_contents(job.folder, job.config) else rows
 
 
-def run_sweep(spec: Sweep, jobs: list[Job], console: Console) -> list[Job]:
-    """Run what is not finished, several processes at once; returns the jobs that failed."""
-    waiting = [job for job in jobs if job.state != "finished"]
+def make_engine(spec: Sweep, name: str, address: str | None) -> Engine:
+    """ "local" or "ray". Raises BenchError if it is not there."""
+    limits = spec.workers, spec.threads, spec.gpus
+    return Ray(address, *limits) if name == "ray" else Local(*limits)
+
+
+def run_sweep(jobs: list[Job], console: Console, engine: Engine) -> list[Job]:
+    """Run what is not finished, several at once, with a live table; returns the jobs that failed.
+
+    Interrupted, it has every run write its checkpoint, waits for them, and raises Interrupted.
+    """
+    waiting = deque(job for job in jobs if job.state != "finished")
     if len(waiting) < len(jobs):
         console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
-    workers = spec.workers or max(1, (os.cpu_count() or 1) // spec.threads)
-    # waiting threads that spin would slow the neighbouring process down
-    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads), "OMP_WAIT_POLICY": "passive"}
-
-    def run(job: Job) -> int:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("w", encoding="utf8") as log:
-            command = [sys.executable, "-m", "bench", *job.arguments]
-            # a group of its own: the terminal's signals reach it through the sweep alone, once
-            own = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment, "process_group": 0}
-            with subprocess.Popen(command, **own) as process:
-                alive.append(process)
-                return process.wait()
-
-    alive: list[subprocess.Popen] = []
+    running: dict[Any, tuple[Job, float]] = {}
     failed: list[Job] = []
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=len(jobs), completed=len(jobs) - len(waiting), failed=0)
-        executor = ThreadPoolExecutor(workers)
+    board = Board(len(waiting))
+    with Live(console=console, transient=True, auto_refresh=False) as live:
         try:
-            running = {executor.submit(run, job): job for job in waiting}
-            for done in as_completed(running):
-                if done.result() != 0:
-                    failed.append(running[done])
-                progress.update(task, advance=1, failed=len(failed))
-        except Interrupted as stop:  # each writes its checkpoint and ends
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in alive:
-                process.send_signal(stop.status - 128)
+            while waiting or running:
+                while waiting and len(running) < engine.slots:
+                    job = waiting.popleft()
+                    job.log.parent.mkdir(parents=True, exist_ok=True)
+                    job.log.unlink(missing_ok=True)
+                    running[engine.start(job.arguments, job.folder, job.log)] = job, time.monotonic()
+                for handle, status in engine.wait(0.5).items():
+                    job, since = running.pop(handle)
+                    good = status == 0 and is_finished(job.folder)  # elsewhere, perhaps, but not in this folder
+                    failed += [] if good else [job]
+                    taken = timedelta(seconds=round(time.monotonic() - since))
+                    word = "finished" if good else "[red]failed[/red]"
+                    board.ended += 1
+                    console.print(f"{board.ended}/{board.total} {word} {job.folder.name} {taken}", highlight=False)
+                if console.is_terminal:
+                    live.update(
+                        board.table([job for job, _ in running.values()], len(waiting), len(failed)), refresh=True
+                    )
+        except Interrupted as stop:  # each writes its checkpoint and ends; a second signal ends it at once
+            _end(engine, stop.status - 128)
             raise
-        finally:
-            executor.shutdown(cancel_futures=True)
     return failed
+
+
+def _end(engine: Engine, number: int) -> None:
+    try:
+        engine.stop(number)
+        while engine.runs:
+            engine.wait(0.5)
+    except Interrupted as again:
+        engine.stop(again.status - 128)
+        raise
+
+
+@dataclass
+class Board:
+    """The live table of a sweep."""
+
+    total: int
+    ended: int = 0
+    begun: float = field(default_factory=time.monotonic)
+
+    def table(self, jobs: list[Job], waiting: int, failed: int) -> Table:
+        """State, progress, reward and time left of the running jobs; how many others there are."""
+        left = (time.monotonic() - self.begun) / self.ended * (self.total - self.ended) if self.ended else None
+        title = f"{self.ended} of {self.total} runs ended, {failed} of them failed; {waiting} wait; {_clock(left)} left"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for name in ("run", "state", "updates", "reward", "left"):
+            table.add_column(name, justify="left" if name in ("run", "state") else "right")
+        for state, *cells in sorted(map(progress, jobs))[:SHOWN]:
+            table.add_row(cells[0], state, *cells[1:])
+        return table
+
+
+def progress(job: Job) -> tuple[str, str, str, str, str]:
+    """(state, run, updates, reward, time left) of a job that was started, read from what it has written."""
+    name, updates = job.folder.name, job.config.train.updates
+    if not job.log.is_file():
+        return "queued", name, "", "", ""
+    record = last_record(job.folder)
+    if record is None:
+        return "running", name, "", "", ""
+    done = record["update"]
+    seconds = sum(value for key, value in record.items() if key.startswith("seconds/"))
+    state, left = ("training", seconds / done * (updates - done)) if done < updates else ("evaluating", None)
+    return state, name, f"{done}/{updates}", f"{record.get('reward', math.nan):.3f}", _clock(left)
+
+
+def _clock(seconds: float | None) -> str:
+    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def last_words(log: Path) -> str:

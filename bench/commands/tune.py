@@ -20,7 +20,7 @@ from bench.files import write_atomic
 from bench.options import Config
 from bench.settings import Seed
 
-COST = ("updates", "reward_calls", "network_forwards", "network_backwards", "wall_seconds")
+COST = ("updates", "reward_calls", "network_forwards", "network_backwards", "train_seconds", "wall_seconds")
 FILE = "tuned.yaml"
 
 
@@ -104,7 +104,7 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
     best = min(whole, key=lambda record: (excess(record), sign * record[tune.metric]))
     return {
         "method": method,
-        "chosen": best["values"],
+        "chosen": dict(best["values"]),  # a copy: YAML would write the same object as a reference
         "edge": _edges(tune.grid, best["values"]),
         "within": excess(best) == 0,
         "cost": total(found),
@@ -131,7 +131,12 @@ def write_choices(path: Path, tune: Tune, choices: Sequence[Mapping[str, Any]]) 
     """Write `tuned.yaml`."""
     cost = total([choice["cost"] for choice in choices])
     tree = {"rule": tune.rule(), "tune": tune.model_dump(mode="json"), "cost": cost, "choices": list(choices)}
-    write_atomic(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120).encode())
+    write_atomic(path, dump(tree))
+
+
+def dump(tree: Mapping[str, Any]) -> bytes:
+    """The text of `tuned.yaml`."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120).encode()
 
 
 def read_choices(path: Path, tune: Tune, planned: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:

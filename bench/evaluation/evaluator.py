@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,26 +179,9 @@ class Evaluator:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def _score(self, name: str, samples: Samples) -> Samples:
-        """All rewards of the 8-bit images, so that every set is scored on what is shown; name: of the set."""
-
-        @torch.no_grad()
-        def scores_of(rows: Tensor) -> dict[str, Tensor]:
-            prompts = [samples.prompts[i] for i in rows.tolist()]
-            with memory.phase("reward"):
-                images = as_seen(samples.images[rows].to(self.core.model.device))
-                found = {n: score(reward, n, images, prompts).cpu() for n, reward in self.rewards.items()}
-            for own, values in found.items():
-                if not bool(torch.isfinite(values).all()):
-                    whose = "the prior's own" if name in PRIOR_SETS else "the finetuned model's"
-                    raise NonFiniteError(
-                        f"the reward {own!r} is not finite on {whose} samples: repair it, or leave it out of "
-                        "evaluation.rewards (bench eval does that for a trained run)."
-                    )
-            return found
-
-        parts = torch.arange(len(samples.images)).split(self.core.micro_batch)
-        scores = processes.map_parts(parts, scores_of)
-        return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
+        """All rewards of a set; name: of the set."""
+        whose = "the prior's own" if name in PRIOR_SETS else "the finetuned model's"
+        return score_samples(samples, self.rewards, self.core.micro_batch, whose)
 
     def features(self, samples: Samples, space: str | None = None) -> Tensor:
         """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
@@ -214,6 +197,29 @@ class Evaluator:
 
         parts = samples.images.split(self.core.micro_batch)
         return _cached(path, "features", lambda: processes.map_parts(parts, extract)["features"].cpu())
+
+
+def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:
+    """The samples with rewards of the 8-bit images, so that every set is scored on what is shown, so many rows at once.
+
+    whose: for the NonFiniteError that is raised where a reward is not finite.
+    """
+
+    @torch.no_grad()
+    def scores_of(part: Tensor) -> dict[str, Tensor]:
+        prompts, found = [samples.prompts[i] for i in part.tolist()], {}
+        for name, reward in rewards.items():
+            with memory.phase("reward"):
+                found[name] = score(reward, name, as_seen(samples.images[part].to(reward.device)), prompts).cpu()
+            if not bool(torch.isfinite(found[name]).all()):
+                raise NonFiniteError(
+                    f"the reward {name!r} is not finite on {whose} samples: repair it, or leave it out of "
+                    "evaluation.rewards (bench eval does that for a trained run)."
+                )
+        return found
+
+    scores = processes.map_parts(torch.arange(len(samples.images)).split(rows), scores_of)
+    return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
 
 
 def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:

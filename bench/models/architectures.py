@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
 Size = Literal["full", "tiny"]
 Options = dict[str, Any]
 
@@ -35,15 +32,15 @@ class Architecture:
     networks: Mapping[str, Network]
     scheduler: tuple[str, Options]
     options: Options = field(default_factory=dict)
-    dtype: torch.dtype = torch.bfloat16
+    dtype: str = "bfloat16"
 
-    def build(self, part: str, size: Size) -> nn.Module:
+    def build(self, part: str, size: Size) -> Any:
         """A network as torch initialises it; on the device "meta" without storage."""
         network = self.networks[part]
         return build(network.kind, network.full if size == "full" else network.tiny)
 
 
-def build(kind: str, config: Options) -> nn.Module:
+def build(kind: str, config: Options) -> Any:
     """The network of a class of diffusers or transformers from the entries of its config file, freshly initialised."""
     found = getattr(importlib.import_module("diffusers"), kind, None)
     if found is not None:
@@ -77,7 +74,7 @@ def _sd(side: int, text: Network, scheduler: tuple[str, Options], **unet: Any) -
         "unet": Network("UNet2DConditionModel", {"sample_size": side} | unet, tiny),
     }
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return Architecture("StableDiffusionPipeline", networks, scheduler, options, torch.float32)
+    return Architecture("StableDiffusionPipeline", networks, scheduler, options, "float32")
 
 
 def _flux(guidance: bool) -> Architecture:
@@ -145,7 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
         },
         ("EulerDiscreteScheduler", _NOISE | {"timestep_spacing": "leading", "set_alpha_to_one": False}),
-        dtype=torch.float32,
+        dtype="float32",
     ),
     "sd35_medium": Architecture(
         "StableDiffusion3Pipeline",

@@ -1,34 +1,52 @@
-"""Models by name, local folder or hub id; their families are plugins (see `bench.registry`)."""
+"""Models by name, local folder or hub id; their families are plugins (see `bench.registry`).
+
+The names are read without torch, which is imported where a model is made.
+"""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.models import emoji
 from bench.models.architectures import ARCHITECTURES
-from bench.models.base import DiffusionModel
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
 from bench.settings import ModelConfig, SamplerConfig
 from bench.weights.hub import Repository
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.models.base import DiffusionModel
+    from bench.sampling.kernel import Kernel
 
 NAMED = {
     "emoji": "the embedded diffusion prior: 32-pixel emoji in three drawing styles",
     "emoji_flow": "the embedded flow-matching prior: the same emoji, in Stable Diffusion 3's layout",
-    "sd15": "Stable Diffusion 1.5, 512 pixels; 4.3 GB from the hub, a GPU to be practical",
-    "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels; 5.2 GB from the hub, a GPU to be practical",
-    "sdxl": "Stable Diffusion XL 1.0, 1024 pixels; 13.9 GB from the hub, a GPU needed; not yet run here",
-    "sd35_medium": "Stable Diffusion 3.5 Medium (flow); 16 GB from the hub, gated, a GPU needed; not yet run here",
-    "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; 33.7 GB, a GPU needed; not yet run here",
-    "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; 33.7 GB, gated, a GPU needed; not yet run here",
-    "flux2_klein": "FLUX.2 klein base 4B (flow, Apache-2.0), 1024 pixels; 16 GB, a GPU needed; not yet run here",
+    "sd15": "Stable Diffusion 1.5, 512 pixels",
+    "sd21": "Stable Diffusion 2.1 (v-prediction), 768 pixels",
+    "sdxl": "Stable Diffusion XL 1.0, 1024 pixels; not yet run here",
+    "sd35_medium": "Stable Diffusion 3.5 Medium (flow); gated; not yet run here",
+    "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; not yet run here",
+    "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; gated; not yet run here",
+    "flux2_klein": "FLUX.2 klein base 4B (flow, Apache-2.0), 1024 pixels; not yet run here",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
     "ring_flow": "the ring as a rectified flow, exact velocity",
     "gaussian_flow": "the Gaussian as a rectified flow, exact velocity",
+}
+
+LICENCES = {
+    "emoji": "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)",
+    "emoji_flow": "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)",
+    "sd15": "CreativeML Open RAIL-M",
+    "sd21": "CreativeML Open RAIL++-M",
+    "sdxl": "CreativeML Open RAIL++-M",
+    "sd35_medium": "Stability AI Community License",
+    "flux_schnell": "Apache-2.0",
+    "flux_dev": "FLUX.1 [dev] Non-Commercial License",
+    "flux2_klein": "Apache-2.0",
 }
 
 EMBEDDED = {"emoji": emoji.WEIGHTS, "emoji_flow": emoji.FLOW}
@@ -138,7 +156,7 @@ def is_here(name: str, t5: bool = True) -> bool:
     return repository is None or not repository.missing()
 
 
-def known_family(name: str, t5: bool = True) -> type[DiffusionModel] | None:
+def known_family(name: str, t5: bool = True) -> "type[DiffusionModel] | None":
     """The class that reads a model, as far as that can be known before its files are here; as `need`."""
     if is_analytic(name):
         return registry.load("models", name)
@@ -161,7 +179,7 @@ def locate(name: str, t5: bool = True) -> Path | None:
     return repository.path() if repository else Path(name)
 
 
-def family(folder: Path) -> type[DiffusionModel]:
+def family(folder: Path) -> "type[DiffusionModel]":
     """The family that reads a pipeline's folder, by the class that `model_index.json` names.
 
     Raises BenchError for a folder without one, or a class that no family reads.
@@ -187,8 +205,8 @@ def quiet_libraries() -> None:
 
 
 def load_model(
-    config: ModelConfig, sampler: SamplerConfig, *, device: torch.device | str = "cpu", seed: int = 0
-) -> DiffusionModel:
+    config: ModelConfig, sampler: SamplerConfig, *, device: "torch.device | str" = "cpu", seed: int = 0
+) -> "DiffusionModel":
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
     folder = locate(config.name, config.t5)
     kind = registry.load("models", config.name) if folder is None else family(folder)
@@ -196,8 +214,10 @@ def load_model(
     return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
 
 
-def make_kernel(model: DiffusionModel, sampler: SamplerConfig) -> Kernel:
+def make_kernel(model: "DiffusionModel", sampler: SamplerConfig) -> "Kernel":
     """The configured transition kernel over the model's noise schedule. Raises BenchError for what does not fit it."""
+    from bench.sampling.kernel import ddim_kernel, flow_kernel
+
     common = {"eta": sampler.eta, "rule": sampler.rule}
     common["spacing"] = model.spacing if sampler.spacing == "auto" else sampler.spacing
     is_flow = model.output == "flow"

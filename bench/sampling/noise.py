@@ -19,13 +19,13 @@ Purpose = Literal["train", "evaluate", "reference", "floor", "renoise", "select"
 
 def generator(seed: int, purpose: Purpose, *name: str | int, step: int = 0) -> np.random.Generator:
     """A NumPy generator that depends on nothing but its arguments."""
-    return np.random.Generator(np.random.Philox(key=_key(seed, purpose, *name), counter=[0, 0, 0, step]))
+    return np.random.Generator(np.random.Philox(key=key(seed, purpose, *name), counter=[0, 0, 0, step]))
 
 
-def _key(seed: int, purpose: Purpose, *name: str | int) -> np.ndarray:
-    """The 128-bit key of a name, as two words."""
+def key(seed: int, purpose: Purpose, *name: str | int) -> int:
+    """The 128-bit key of a name, as `np.random.Philox(key=…)` takes it."""
     text = "\x1f".join(map(str, (VERSION, seed, purpose, *name)))
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), "<u8")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 class Noise:
@@ -37,15 +37,16 @@ class Noise:
     """
 
     def __init__(self, seed: int, purpose: Purpose, samples: Sequence[tuple[str, int]]):
-        self._keys = [_key(seed, purpose, *name) for name in samples]
+        numbers = (key(seed, purpose, *name) for name in samples)
+        self._keys = [np.array([number % 2**64, number >> 64], np.uint64) for number in numbers]  # words, low first
         self._bits = np.random.Philox(key=0)
         self._state = self._bits.state  # a new generator a row would cost six times as much as setting this one's
 
     def __call__(self, step: int, shape: Sequence[int]) -> torch.Tensor:
         rows = np.empty((len(self._keys), *shape), np.float32)
         numbers = np.random.Generator(self._bits)
-        for row, key in zip(rows, self._keys, strict=True):
-            self._state["state"] = {"counter": np.array([0, 0, 0, step], np.uint64), "key": key}
+        for row, words in zip(rows, self._keys, strict=True):
+            self._state["state"] = {"counter": np.array([0, 0, 0, step], np.uint64), "key": words}
             self._bits.state = self._state
             numbers.standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(rows)

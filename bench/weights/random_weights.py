@@ -94,7 +94,7 @@ def pipeline(name: str) -> Callable[[Path, Size], None]:
         for part in architecture.networks:
             network = architecture.build(part, size)
             network = _alive(network) if part in ("unet", "transformer") else network
-            parts[part] = nn.Module.to(network, architecture.dtype)  # diffusers' own warns
+            parts[part] = nn.Module.to(network, getattr(torch, architecture.dtype))  # diffusers' own warns
         tokenizers = {part: part.replace("text_encoder", "tokenizer") for part in parts if "text_encoder" in part}
         for part, tokenizer in tokenizers.items():
             parts[tokenizer] = TOKENIZERS[architecture.networks[part].kind](folder / tokenizer)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench import config as configs
 from bench import registry
+from bench.commands.listing import names
 from bench.commands.selftest.checking import Skipped, derivative_error, require
 from bench.commands.selftest.device import device as pretended_device
 from bench.commands.selftest.device import recording
@@ -28,7 +28,7 @@ def says_its_scale_and_source(name: str) -> None:
     reward = registry.load("rewards", name)
     for field in ("__doc__", "scale", "source"):
         require((getattr(reward, field, None) or "").strip(), f"the class has no {field}.")
-    require(reward.suite in configs.suites(), f"the suite {reward.suite!r} does not exist; see bench ls suites.")
+    require(reward.suite in names("suites"), f"the suite {reward.suite!r} does not exist; see bench ls suites.")
 
 
 def scores_are_well_formed(name: str) -> None:

@@ -1,0 +1,46 @@
+"""How far a run that was done again agrees with its published rows."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+ROUNDING = 1e-4  # relative; what another batch size or processor leaves of float32
+NOISE = 3  # standard errors
+VERDICTS = ("equal", "rounding", "noise", "differs", "missing", "other version")
+
+
+def agreement(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Every value of a published run beside that of the same metric and budget done again.
+
+    Columns: `budget`, `metric`, `published`, `again`, `difference`, `errors` (the difference in published standard
+    errors), `verdict`: equal; rounding, within `ROUNDING` of the value; noise, within `NOISE` standard errors; differs;
+    missing, measured by one only; other version of the metric. Values that both refused are equal.
+    """
+    columns = ["budget", "metric", "value", "metric_version", "standard_error"]
+    both = published[columns].merge(again[columns[:4]], "left", ["budget", "metric"], suffixes=("", "_again"))
+    one, two = both["value"], both["value_again"]
+    difference = two - one
+    errors = difference.abs() / both["standard_error"].where(both["standard_error"] > 0)
+    size = np.maximum(one.abs(), two.abs())
+    conditions = [
+        both["metric_version_again"].notna() & (both["metric_version_again"] != both["metric_version"]),
+        both["metric_version_again"].isna() | (one.isna() != two.isna()),
+        (one == two) | (one.isna() & two.isna()),
+        difference.abs() <= ROUNDING * size,
+        errors <= NOISE,
+    ]
+    verdict = np.select(conditions, ["other version", "missing", "equal", "rounding", "noise"], "differs")
+    found = {"published": one, "again": two, "difference": difference, "errors": errors, "verdict": verdict}
+    return both[["budget", "metric"]].assign(**found)
+
+
+def sentence(found: pd.DataFrame) -> str:
+    """The verdicts counted, and the largest difference."""
+    counts: Mapping[str, int] = found["verdict"].value_counts()
+    text = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
+    size = np.maximum(found["published"].abs(), found["again"].abs())
+    relative = (found["difference"].abs() / size.where(size > 0)).max()
+    largest = f"; largest relative difference {relative:.1g}" if relative > 0 else ""
+    errors = f", {found['errors'].max():.1g} standard errors" if found["errors"].max() > 0 else ""
+    return f"{len(found)} values: {text}{largest}{errors}."
