@@ -30,8 +30,9 @@ from bench.cli_options import (
     show_warnings,
 )
 from bench.cli_published import merge, pack, reproduce, verify
+from bench.cli_report import report, serve
 from bench.environment import check_packages, versions
-from bench.errors import BenchError, did_you_mean
+from bench.errors import BenchError
 from bench.training.stopping import Interrupted, signals_stop
 
 application = typer.Typer(
@@ -227,43 +228,6 @@ def evaluate_run(
 
 
 @application.command()
-def report(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default all that have values.")] = None,
-    at_updates: Annotated[
-        int | None, typer.Option(min=1, help="Compare every run's last evaluation within so many updates.")
-    ] = None,
-    at_reward_calls: Annotated[int | None, typer.Option(min=1, help="The same within so many reward calls.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.md and figures; default: print tables.")] = None,
-) -> None:
-    """Compare finished runs: a Markdown table for every setting, methods as rows, and figures.
-
-    bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
-    bench report runs/ring --at-reward-calls 50000 --out report
-    """
-    from results import report as results
-    from results.selection import collect
-
-    if at_updates and at_reward_calls:
-        raise BenchError("--at-updates and --at-reward-calls are two comparisons: give one of them.")
-    cost = "updates" if at_updates else "reward_calls" if at_reward_calls else None
-    limit, chosen = at_updates or at_reward_calls or 0, metrics.split(",") if metrics else None
-    try:
-        frame, left_out = collect(paths or [Path("runs")])
-        known = set(frame["metric"])
-        for name in chosen or []:
-            if name not in known:
-                raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, known)}")
-        compared = frame, left_out, chosen, cost, limit
-        if out:
-            console.print(f"Written: {results.write_report(out, *compared)}")
-        else:
-            typer.echo(results.report(*compared))
-    except (FileNotFoundError, ValueError) as error:
-        raise BenchError(str(error)) from None
-
-
-@application.command()
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
@@ -315,7 +279,7 @@ def sweep(
 
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
-for command in (sample, push, doctor, reproduce, verify, pack, merge):
+for command in (report, serve, sample, push, doctor, reproduce, verify, pack, merge):
     application.command()(command)
 
 

@@ -25,6 +25,7 @@ OPTIONS = {  # settings that decide which other settings there are, and so are o
     "reward.name": "--reward",
     "suite": "--suite",
 }
+CHOICES = ("method.name", "reward.name", "suite")  # of these, the ones that hold a name alone
 
 
 class Loader(yaml.SafeLoader):
@@ -160,8 +161,10 @@ def from_settings(settings: dict[str, Any], assignments: list[str]) -> RunConfig
 
 def _parsed(assignments: list[str] | None) -> dict[str, Any]:
     chosen = dict(parse_assignment(text) for text in assignments or [])
-    for key in chosen.keys() & OPTIONS.keys():
-        raise BenchError(f"--set {key}=… does not choose it: use {OPTIONS[key]} {chosen[key]}.")
+    for key, value in chosen.items():
+        option = OPTIONS.get(key) or next((OPTIONS[own] for own in CHOICES if key.startswith(f"{own}.")), None)
+        if option:
+            raise BenchError(f"--set {key}=… does not choose it: use {option} {value}.")
     return chosen
 
 
@@ -181,12 +184,13 @@ def _merge(tree: dict[str, Any], settings: dict[str, Any], prefix: str = "") -> 
     """Merge nested or dotted settings into the tree; an empty mapping clears what is there."""
     for key, value in settings.items():
         node, *path = tree, *str(key).split(".")
-        for part in path[:-1]:
+        nested = isinstance(value, dict) and value
+        for part in path if nested else path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise BenchError(f"{key!r} sets a part of {part!r}, which is a single value.")
-        if isinstance(value, dict) and value:
-            _merge(node.setdefault(path[-1], {}), value)
+        if nested:
+            _merge(node, value)
         else:
             node[path[-1]] = value
 

@@ -16,8 +16,9 @@ from bench.errors import BenchError
 from bench.evaluation.rows import default_folder
 from bench.settings import RunConfig
 from bench.training.log import read_log
+from results.budgets import at
 from results.rows import read_rows
-from results.selection import at_cost, collect, summary
+from results.selection import collect, summary
 from results.selection import settings as settings_of
 
 
@@ -83,14 +84,14 @@ def evaluate(folder: str | Path, settings: Mapping[str, Any] | None = None, *, p
 def report(*paths: str | Path) -> pd.DataFrame:
     """`bench report`: runs compared, a line for each setting, configuration (`row`) and metric.
 
-    paths: runs, or folders of them; none: `runs`. `value` and `difference` (to the prior) are means over the seeds, the
-    columns `…_error` their standard errors. Raises BenchError where there is nothing to compare.
+    paths: runs, or folders of them; none: `runs`. `value` and `difference` (to the prior) are centres over the seeds,
+    `…_low` and `…_high` the ends of their intervals, 95 %. Raises BenchError where there is nothing to compare.
     """
     try:
         frame, _ = collect([Path(path) for path in paths] or [Path("runs")])
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
-    tables = {heading: summary(at_cost(rows)[0]) for heading, rows in settings_of(frame)}
+    tables = {heading: summary(at(rows)[0]) for heading, rows in settings_of(frame)}
     return pd.concat(tables, names=["setting"]).reset_index()
 
 

@@ -241,6 +241,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "diversity_dreamsim": Plugin("metrics.diversity:DiversityDreamSim"),
         "diversity_clip": Plugin("metrics.diversity:DiversityClip"),
         "vendi": Plugin("metrics.vendi:Vendi"),
+        "coverage": Plugin("metrics.coverage:Coverage"),
         "path_kl": Plugin("metrics.path_kl:PathKl"),
         "path_kl_steps": Plugin("metrics.path_kl:PathKlSteps"),
         "sampler_gap": Plugin("metrics.sampler_gap:SamplerGap"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, model_validator
 
 from bench import registry
+from bench.errors import BenchError, did_you_mean
 from bench.options import Config
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
@@ -124,6 +126,11 @@ class OptimizerConfig(Config):
     decay: float = Field(0.0, ge=0, le=1, description="share of the updates, the last, over which lr falls to 0")
     networks: dict[str, NetworkOptimizer] = {}
 
+    def require_known(self, names: Collection[str]) -> None:
+        """Raise BenchError if `networks` has an entry for none of the method's networks."""
+        for name in sorted(self.networks.keys() - set(names)):
+            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, names)}")
+
 
 class EvaluationSampler(Config):
     """What the evaluation's sampler has apart from the training's `sampler`; null: as there."""
@@ -145,8 +152,8 @@ class EvaluationConfig(Config):
     seed: Seed | None = Field(
         None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"
     )
-    at: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="updates after which to evaluate too; always after the last"
+    at: list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="updates, or shares of the run, after which to evaluate too; always after the last"
     )
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
     sampler: EvaluationSampler = EvaluationSampler()
@@ -178,6 +185,13 @@ class RunConfig(Config):
         if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
             raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
         return self
+
+    def evaluated_at(self) -> list[int]:
+        """The updates after which a run is evaluated, its last included; shares are rounded, never to zero."""
+        updates = self.train.updates
+        return sorted(
+            {updates, *(at if isinstance(at, int) else max(1, round(at * updates)) for at in self.evaluation.at)}
+        )
 
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.

@@ -1,99 +1,224 @@
-"""Comparing finished runs: the Markdown page and its figures."""
+"""Comparing finished runs: tables, figures, and the folder that holds both."""
 
-import math
-import textwrap
+import csv
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
-from results.plots import FINETUNED, PRIOR
+from results.budgets import COSTS, GAIN, at, common_gains
+from results.figures import plot_curves, plot_methods, plot_profiles, plot_sheet, plot_trades
+from results.formats import latex, markdown, to_csv
+from results.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
 from results.points import plot_points
-from results.selection import at_cost, floors, has_seeds, priors, settings, summary
-from results.table import ARROWS, comparison_markdown, meaning, ranked
-
-DETAILS = ("/early", "/late", "/importance", "/floor")  # parts and second opinions of a metric
+from results.selection import settings, summary
+from results.statistics import improvement, over_seeds
 
 
-def headline(frame: pd.DataFrame) -> list[str]:
-    """Metrics worth a panel: those with values and a direction, without the parts that a metric is split into."""
-    names = dict.fromkeys(frame.loc[frame["value"].notna() & (frame["direction"] != "none"), "metric"])
-    return [name for name in names if not name.endswith(DETAILS)]
+@dataclass(frozen=True)
+class Question:
+    """What is compared: which metrics, and at which cost or gain (see `results.leaderboard`)."""
+
+    metrics: tuple[str, ...] = ()
+    axis: str | None = None
+    limits: tuple[float, ...] = (0.0,)
+    every: bool = False
+
+    def title(self, limit: float) -> str:
+        """What stands behind a setting's heading."""
+        if self.axis is None:
+            return ""
+        if self.axis == "gain":
+            return f", at a reward gain of {limit:+g}"
+        label, unit = COSTS[self.axis]
+        return f", at {limit:,g} {'seconds of training' if unit else label}"
 
 
-def report(
-    frame: pd.DataFrame,
-    left_out: Sequence[str],
-    metrics: Sequence[str] | None = None,
-    cost: str | None = None,
-    limit: int = 0,
-    figures: Path | None = None,
-) -> str:
-    """Markdown: a section for every setting with its table, and what was left out; figures go to a folder if given.
+@dataclass(frozen=True)
+class Section:
+    """A setting: its rows and its tables."""
 
-    frame, left_out: of `results.selection.collect`. cost, limit: see `results.selection.at_cost`.
-    Raises ValueError where no row has a value of any of `metrics`.
+    heading: str
+    rows: pd.DataFrame
+    boards: tuple[Board, ...]
+
+    def shots(self) -> dict[tuple[str, str], list["Picture"]]:
+        """(prompt, sample) → the prior's kept image and those of the table's rows, on the same noise, if all have it.
+
+        Of all rows one seed, as seeds have noise of their own: the lowest that most rows have images of.
+        """
+        runs = self.rows.drop_duplicates(["row", "seed"]) if "source" in self.rows else self.rows[:0]
+        folders = [Path(path).parent / "images" for path in runs.get("source", ())]
+        runs = runs.assign(folder=folders)[[(folder / "index.csv").is_file() for folder in folders]]
+        if runs.empty:
+            return {}
+        order = {line.name: i for i, line in enumerate(self.boards[0].lines)}
+        seed = runs.groupby("seed")["row"].nunique().sort_index().idxmax()
+        runs = runs[(runs["seed"] == seed) & runs["row"].isin(order)]
+        found: dict[tuple[str, str], list[Picture]] = {}
+        count = 0
+        for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
+            with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
+                for line in csv.DictReader(file):
+                    own = found.setdefault((line["prompt"], line["sample"]), [])
+                    for kind, name in [("prior", "prior")] * (not own) + [("finetuned", run.row)]:
+                        path = run.folder / Path(line[kind]).name
+                        own.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+            count += 1
+        return {key: pictures for key, pictures in found.items() if len(pictures) == count + 1}
+
+
+class Picture(NamedTuple):
+    """A kept image: whose, its file, and its reward as text."""
+
+    row: str
+    path: Path
+    reward: str
+
+
+def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) -> list[Section]:
+    """A section for every setting of `frame` (see `results.selection.collect`).
+
+    with_gains: where no cost or gain was asked for, add tables at gains that the methods share.
+    Raises ValueError where no row has a value of any of the question's metrics.
     """
+    metrics = question.metrics
     if metrics and frame.loc[frame["metric"].isin(metrics), "value"].isna().all():
         known = sorted(frame.loc[frame["value"].notna(), "metric"].unique())
         raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(known)}")
+    found = []
+    for title, rows in settings(frame):
+        asked = [(question, limit) for limit in question.limits]
+        if with_gains and question.axis is None:
+            asked += [(Question(metrics, "gain"), gain) for gain in common_gains(rows)]
+        first, *rest = (
+            leaderboard(rows, one.metrics, one.axis, limit, f"{title}{one.title(limit)}", question.every)
+            for one, limit in asked
+        )
+        rest = [replace(board, notes=tuple(note for note in board.notes if note not in first.notes)) for board in rest]
+        found.append(Section(title, rows, (first, *rest)))
+    return found
+
+
+def scores(found: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
+    """Method → setting → gains of its last evaluations over the best method's mean gain there: 0 is the prior, 1 that.
+
+    Settings in which nothing gains are left out.
+    """
+    scored: dict[str, dict[str, np.ndarray]] = {}
+    for section in found:
+        rows, _, _ = at(section.rows)
+        own = rows[(rows["metric"] == GAIN) & rows["difference"].notna() & (rows["method"] != "prior")]
+        best = own.groupby("row")["difference"].mean().max()
+        for name, gains in own.groupby("row", sort=False)["difference"] if best > 0 else ():
+            scored.setdefault(str(name), {})[section.heading] = gains.to_numpy() / best
+    return scored
+
+
+def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
+    """The table over settings, of the rows that are in all of them; None if fewer than two are, or there is one."""
+    count = max((len(tasks) for tasks in scored.values()), default=0)
+    scored = {name: tasks for name, tasks in scored.items() if len(tasks) == count}
+    if count < 2 or len(scored) < 2:
+        return None
+    means = {name: np.array([task.mean() for task in tasks.values()]) for name, tasks in scored.items()}
+    order = sorted(scored, key=lambda name: -means[name].mean())
+    lines = []
+    for name in order:
+        centre, low, high = over_seeds([means[name]])[0]
+        pairs = [(scored[order[0]][task], scored[name][task]) for task in scored[name]]
+        beaten = Cell(*improvement(pairs)) if name != order[0] else Cell(text="–")
+        n = sum(map(len, scored[name].values()))
+        lines.append(Line(name, (Cell(centre, low, high), beaten), f"{n} runs, {count} settings"))
+    columns = "normalised gain ↑", f"P({order[0]} better)"
+    notes = (
+        "Normalised gain: of the last evaluations, over the best method's mean gain in the setting; the mean over "
+        "settings with Student's interval over them. Probability that a run of the first row gains more than one of "
+        "the row, settings counted equally; Newcombe's interval, 95 %.",
+    )
+    return Board("All settings", columns, columns, tuple(lines), notes)
+
+
+def boards_of(found: Sequence[Section]) -> list[Board]:
+    """All tables, with the one over settings last."""
+    over = across(scores(found))
+    return [board for section in found for board in section.boards] + ([over] if over else [])
+
+
+def text(found: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
+    """Markdown: every setting with its tables, its figures if there are names of some, and what was left out."""
     parts = []
-    for number, (heading, rows) in enumerate(settings(frame)):
-        chosen, notes = at_cost(rows, cost, limit)
-        parts.append(f"### {heading}\n")
-        if cost:
-            parts.append(f"At most {limit:,} {cost.replace('_', ' ')} a run.\n")
-        parts.append(comparison_markdown(chosen, metrics))
-        parts += [f"{note}\n" for note in notes]
-        if figures:
-            drawn = _figures(rows, chosen, metrics, figures, number, heading)
-            parts += [f"![{heading}]({name})\n" for name in drawn]
+    for i, section in enumerate(found):
+        for board in section.boards:
+            parts.append(f"### {board.title}\n\n{markdown(board)}")
+        parts += [f"![{name.split('-')[0]}: {section.heading}]({name})\n" for name in (figures[i] if figures else ())]
+    if over := across(scores(found)):
+        parts.append(f"### {over.title}\n\n{markdown(over)}")
+        parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
     if left_out:
         parts.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out) + "\n")
     return "\n".join(parts)
 
 
-def write_report(out: Path, *arguments: Any, **options: Any) -> Path:
-    """Write `report.md` and its figures to `out`; arguments: of `report`."""
+def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question: Question) -> Path:
+    """Write `report.md`, the same tables as `report.csv` and `report.tex`, and the figures to `out`.
+
+    The same rows give the same bytes, in any folder.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    found = sections(frame, question, with_gains=True)
+    figures = [_figures(section, question, out, number) for number, section in enumerate(found)]
+    if across(scored := scores(found)):
+        plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
+    boards = boards_of(found)
     page = out / "report.md"
-    page.write_text(report(*arguments, **options, figures=out), encoding="utf8")
+    page.write_text(text(found, left_out, figures), encoding="utf8")
+    (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
+    (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
     return page
 
 
-def _figures(
-    rows: pd.DataFrame, chosen: pd.DataFrame, metrics: Sequence[str] | None, out: Path, number: int, heading: str
-) -> list[str]:
-    """Names of the figures of one setting, drawn to `out`; chosen: the rows of the table."""
+def _figures(section: Section, question: Question, out: Path, number: int) -> list[str]:
+    """Names of the figures of one setting, drawn to `out`, of the rows and metrics of its first table."""
+    chosen, _, _ = at(section.rows, question.axis, question.limits[0])
     values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
     drawable = values[values["method"] != "prior"]
-    panels = [name for name in (metrics or headline(drawable)) if name in set(drawable["metric"])]
+    panels = [name for name in selected(values, question.metrics, question.every) if name in set(drawable["metric"])]
     if not panels:
         return []
-    plot_methods(values, panels, out / f"methods-{number}.png", heading)
-    drawn = [f"methods-{number}.png"]
+    drawn = []
+
+    def path(kind: str) -> Path:
+        drawn.append(f"{kind}-{number}.png")
+        return out / drawn[-1]
+
+    plot_methods(values, panels, path("methods"), section.heading)
+    rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
+    order = ranked(values, summary(values), panels)
     if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
-        plot_budgets(rows[rows["status"] != "failed"], panels, out / f"budgets-{number}.png", heading)
-        drawn.append(f"budgets-{number}.png")
-    if found := points_of(values, panels):
-        plot_points(*found, out / f"points-{number}.png", heading)
-        drawn.append(f"points-{number}.png")
+        trained = rows[rows["updates"] > 0]
+        for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
+            plot_curves(trained, metric, path(f"curves-{metric.replace('/', '-')}"), order, section.heading)
+    trades = path("trades")
+    if not plot_trades(rows, panels, trades, order, section.heading):
+        drawn.remove(trades.name)
+    if shots := section.shots():
+        first = {prompt: [picture[:2] for picture in own] for (prompt, _), own in reversed(list(shots.items()))}
+        plot_sheet(dict(reversed(first.items())), path("sheet"), f"{section.heading}: same prompts, same noise")
+    if found := points_of(values, order):
+        plot_points(*found, path("points"), section.heading)
     return drawn
 
 
-def points_of(
-    rows: pd.DataFrame, metrics: Sequence[str]
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
+def points_of(rows: pd.DataFrame, order: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
     """Samples by name, density and extent, of every row's first seed that left its points; None if none did."""
     panels, target = {}, None
     rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
-    for name in ranked(rows, summary(rows), metrics):
+    for name in order:
         for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):
             try:
                 data = dict(np.load(Path(source).with_name("points.npz")))
@@ -106,83 +231,3 @@ def points_of(
             panels[seed if tv.empty else f"{seed}, TV {tv.iloc[0]:.3f}"] = data["finetuned"]
             break
     return (panels, *target) if target else None
-
-
-def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """One panel a metric, rows of the table below one another: every seed a dot, what the table prints a bar.
-
-    rows: those of the table that have a value. The dashed line is the prior, the dotted one the
-    sampling floor. Sorted as the table, by the first metric.
-    """
-    found, before, least = summary(rows), priors(rows), floors(rows)
-    order = ranked(rows, found, metrics)
-    place = {name: i for i, name in enumerate(reversed(order))}
-    units = rows.drop_duplicates("metric").set_index("metric")[["unit", "direction"]]
-    width = 0.07 * max(map(len, order))
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8):
-        figure = Figure(figsize=(0.6 + width + 2.6 * len(metrics), 1.5 + 0.26 * len(order)), layout="constrained")
-        for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
-            own = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
-            cells = found.xs(metric, level="metric").loc[own["row"].unique()]
-            ax.scatter(own["value"], own["row"].map(place), s=9, alpha=0.35, color=FINETUNED, linewidths=0)
-            error = cells["value_error"].fillna(cells["difference_error"]).fillna(0)
-            height = [place[name] for name in cells.index]
-            ax.errorbar(
-                cells["value"], height, xerr=error, fmt="|", color="#111827", markersize=9, capsize=2, linewidth=1.2
-            )
-            _scale(ax, own["value"])
-            for lines, style in ((before, "--"), (least, ":")):
-                value = lines["value"].get(metric)
-                if value is not None and np.isfinite(value) and (ax.get_xscale() == "linear" or value > 0):
-                    ax.axvline(value, color=PRIOR, linestyle=style, linewidth=1.2)
-            unit, direction = units.loc[metric]
-            ax.set_title(f"{metric}{f' [{unit}]' if unit else ''} {ARROWS[direction]}", fontsize=10)
-            ax.set_yticks(range(len(place)), list(place))
-            ax.set_ylim(-0.7, len(place) - 0.3)
-        inches = figure.get_figwidth()
-        text = textwrap.fill(f"{title}   (-- prior, ·· sampling floor)", round(13 * inches))
-        figure.suptitle(text, fontsize=11, parse_math=False)
-        figure.supxlabel(textwrap.fill(f"bars: {meaning(rows)}", round(17 * inches)), fontsize=8)
-        figure.savefig(path, dpi=130)
-
-
-def plot_budgets(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """Every metric against updates and against reward calls (log), a line per row of the table: mean ± s.e. over seeds.
-
-    Budgets at which not all seeds of a row were evaluated are left out: the mean would change with the seeds.
-    """
-    rows = rows[rows["value"].notna() & (rows["updates"] > 0)]
-    order = ranked(rows, summary(at_cost(rows)[0]), metrics)
-    palette = sns.color_palette("tab10")
-    looks = {name: (palette[i % 10], ("-", "--", ":", "-.")[i // 10 % 4]) for i, name in enumerate(order)}
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8):
-        figure = Figure(figsize=(3.2 * len(metrics) + 1.8, 6.2), layout="constrained")
-        grid = figure.subplots(2, len(metrics), squeeze=False)
-        for column, metric in enumerate(metrics):
-            own = rows[rows["metric"] == metric]
-            for ax, cost in zip(grid[:, column], ("updates", "reward_calls"), strict=True):
-                for name in order:
-                    line = own[own["row"] == name]
-                    groups = line.groupby("budget").agg({"seed": "nunique", cost: "mean", "value": ["mean", "sem"]})
-                    table = groups[groups.iloc[:, 0] == line["seed"].nunique()]
-                    x, mean, error = (table.iloc[:, i].to_numpy() for i in (1, 2, 3))
-                    error = np.nan_to_num(error)
-                    color, style = looks[name]
-                    ax.plot(x, mean, color=color, linestyle=style, linewidth=1.5, label=name)
-                    ax.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
-                ax.axhline(priors(own)["value"].get(metric), color=PRIOR, linestyle="--", linewidth=1)
-                ax.set(xscale="log", xlabel=cost.replace("_", " "))
-                _scale(ax, own["value"], "y")
-            grid[0, column].set_title(f"{metric} {ARROWS[own.iloc[0]['direction']]}", fontsize=10)
-        if has_seeds(rows):
-            figure.supxlabel(f"bands: {meaning(rows)}", fontsize=8)
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, handlelength=3)
-        figure.suptitle(title, fontsize=11, parse_math=False)
-        figure.savefig(path, dpi=130)
-
-
-def _scale(ax: matplotlib.axes.Axes, values: pd.Series, axis: str = "x") -> None:
-    """Logarithmic where the values are positive and span more than two decades."""
-    if values.min() > 0 and math.log10(values.max() / values.min()) > 2:
-        ax.set(**{f"{axis}scale": "log"})

@@ -59,6 +59,7 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "peak_memory_bytes": (pa.int64(), False),
 }
 RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison
+REPEATED = ["settings", "packages", "hardware"]  # long, and equal in many rows
 DIRECTIONS = ("higher", "lower", "none")
 STATUSES = ("ok", "refused", "failed", RANDOM)
 
@@ -105,7 +106,7 @@ def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        frame = pq.ParquetFile(path).read().to_pandas()
+        frame = pq.ParquetFile(path, read_dictionary=REPEATED).read().to_pandas()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -118,4 +119,4 @@ def _read(path: Path) -> pd.DataFrame:
             f"{path} holds rows of schema {versions}, this version reads schema {SCHEMA}: "
             "run the benchmark again or read it with the version that wrote it"
         )
-    return frame
+    return frame.astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from results.rows import RANDOM, read_rows
+from results.statistics import MANY, over_seeds, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
-RUN = ["method", "settings", "seed"]
+RUN = ["method", "configuration", "seed"]
 SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.")  # settings that tables may differ in
 
@@ -78,6 +79,7 @@ def _last_words(folder: Path) -> str:
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
     told = []
+    frame = frame.assign(configuration=pd.factorize(frame["settings"])[0])  # a number for a long text
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
     broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
@@ -90,12 +92,13 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
     kept = order.drop_duplicates(SAME)
-    pairs = order.merge(kept[[*SAME, "value", "source", "metric_version"]], on=SAME, suffixes=("", "_kept"))
+    compared = [*SAME, "value", "source", "metric_version"]
+    pairs = order[compared].merge(kept[compared], on=SAME, suffixes=("", "_kept"))
     pairs = pairs[(pairs["metric_version"] == pairs["metric_version_kept"]) & pairs["value"].notna()]
     other = pairs[~np.isclose(pairs["value"], pairs["value_kept"], rtol=1e-3, atol=1e-9)]
     for first, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
         told.append(f"{path} holds a run of {first} with other values; the latter count.")
-    return kept.sort_index().drop(columns="second"), told
+    return kept.sort_index().drop(columns=["second", "configuration"]), told
 
 
 def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -105,7 +108,7 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     Headings that would be equal name what was measured differently.
     """
     chosen = {text: json.loads(text) for text in frame["settings"].unique()}
-    rewards = frame["settings"].map(lambda text: json.dumps(_part(chosen[text], ("reward.",))))
+    rewards = frame["settings"].map({text: json.dumps(_part(own, ("reward.",))) for text, own in chosen.items()})
     tables = [rows for _, rows in frame.assign(rewards=rewards).groupby([*SETTING, "rewards"], sort=False)]
     headings = [_heading(rows.iloc[0]) for rows in tables]
     for heading, rows in zip(headings, tables, strict=True):
@@ -134,7 +137,8 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
     names = {pair: name(*pair) for pair in dict.fromkeys(pairs)}
-    return rows.assign(row=[names[pair] for pair in pairs])
+    calls = rows["network_forwards"] + rows["network_backwards"]
+    return rows.assign(row=[names[pair] for pair in pairs], network_rows=calls)
 
 
 def _differences(own: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
@@ -144,72 +148,105 @@ def _differences(own: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{key} = {found[0]}" for key, found in texts.items() if len(set(found)) > 1)
 
 
-def at_cost(rows: pd.DataFrame, cost: str | None = None, limit: int = 0) -> tuple[pd.DataFrame, list[str]]:
-    """Of every run, the last evaluation whose `cost` (a column, "updates" or "reward_calls") is at most `limit`.
-
-    Without a cost, the last of all; failed runs stay. What was measured by different versions of a metric is dropped.
-    Also returns sentences: which metrics that are, and which rows of the table ended at less than half of the limit or
-    had no evaluation within it, and so were not given what the others had. Methods without training always take part.
-    """
-    failed, good = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
-    within = good if cost is None else good[good[cost] <= limit]
-    last = within[within["budget"] == within.groupby(["row", "seed"])["budget"].transform("max")]
-    spent = {} if cost is None else good.groupby("row")[cost].max()
-    short = [name for name, most in spent.items() if 0 < most < limit / 2]
-    versions = last[last["value"].notna()].groupby("metric")["metric_version"].nunique()
-    mixed = list(versions.index[versions > 1])
-    notes = [f"Left out, for the runs hold different versions of it: {', '.join(mixed)}."] if mixed else []
-    if short := sorted({*short, *set(good["row"]) - set(last["row"])}):
-        notes.append(f"Not given as much, or not evaluated within it: {', '.join(short)}.")
-    return pd.concat([last[~last["metric"].isin(mixed)], failed]), notes
-
-
 def has_seeds(rows: pd.DataFrame) -> bool:
     """Whether some row of the table has several seeds; then its errors are those over seeds, and no others."""
     return bool(rows.groupby("row")["seed"].nunique().max() > 1)
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """(row, metric) → what a table prints and a figure draws, from rows that `at_cost` chose.
+def is_robust(rows: pd.DataFrame) -> pd.Series:
+    """Metric → whether every row of the table has so many values of it that interquartile means are printed."""
+    found = rows[rows["value"].notna()].groupby(["metric", "row"], sort=False)["seed"].nunique()
+    return found.groupby("metric", sort=False).min() >= MANY
 
-    Columns: `value` and `difference`, means over seeds; `value_error` and `difference_error`, their standard errors:
-    over seeds if the table has several, else the evaluation's own; `seeds`, those with a value; `paired`, whether the
-    difference says more than the value (the prior's is neither zero by definition nor the same in all seeds).
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """(row, metric) → what a table prints and a figure draws, from rows that `results.budgets.at` chose.
+
+    Columns: `value` and `difference`, centres over seeds, and the ends of their intervals, `value_low` and so on: over
+    seeds if the table has several, else by the evaluation's own error; `seeds`, those with a value; `paired`, whether
+    the difference says more than the value (the prior's is neither zero by definition nor the same in all seeds).
     """
-    found = rows[rows["value"].notna()].groupby(["row", "metric"], sort=False)
-    means = found.agg(
-        value=("value", "mean"),
-        value_error=("value", "sem"),
-        difference=("difference", "mean"),
-        difference_error=("difference", "sem"),
-        seeds=("seed", "nunique"),
-        own=("standard_error", "first"),
-        priors=("prior", "nunique"),
+    several, robust = has_seeds(rows), is_robust(rows)
+    rows = rows[rows["value"].notna()]
+    groups = rows.groupby(["row", "metric"], sort=False)
+    found = groups.agg(
+        seeds=("seed", "nunique"), priors=("prior", "nunique"), own=("standard_error", "first"), df=("degrees", "first")
     )
-    several = has_seeds(rows)
+    kinds = robust.reindex(found.index.get_level_values("metric")).to_numpy(bool)
+    for name in ("value", "difference"):
+        values = [group.dropna().to_numpy() for _, group in groups[name]]
+        ends = np.full((len(values), 3), np.nan)
+        for kind in (False, True):
+            places = np.flatnonzero(kinds == kind)
+            ends[places] = over_seeds([values[i] for i in places], kind)
+        found[[name, f"{name}_low", f"{name}_high"]] = ends
+    zero = np.isclose(found["difference"], found["value"], rtol=1e-12, atol=0)
     if not several:
-        alone = means["difference"].isna() | np.isclose(means["difference"], means["value"], rtol=1e-12, atol=0)
-        means["value_error"] = means["own"].where(alone)
-        means["difference_error"] = means["own"]
-    zero = np.isclose(means["difference"], means["value"], rtol=1e-12, atol=0)
-    means["paired"] = ~zero & means["difference_error"].notna() & ((means["priors"] > 1) | (not several))
-    return means.drop(columns=["own", "priors"])
+        reach = (found["own"] * student(found["df"])).to_numpy()
+        alone = (found["difference"].isna() | zero).to_numpy()
+        for name, known in (("value", np.where(alone, reach, np.nan)), ("difference", reach)):
+            found[f"{name}_low"], found[f"{name}_high"] = found[name] - known, found[name] + known
+    found["paired"] = ~zero & found["difference_low"].notna() & ((found["priors"] > 1) | (not several))
+    return found.drop(columns=["own", "df", "priors"])
+
+
+def standings(rows: pd.DataFrame, found: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(row, metric) → "best", or "tie" where the interval of the difference to the best holds zero.
+
+    Differences are taken within seeds, which share noise; of single evaluations their errors are added in squares.
+    Nothing is marked where no error is known.
+    """
+    several, robust, marks = has_seeds(rows), is_robust(rows), {}
+    rows = rows[(rows["direction"] != "none") & rows["value"].notna() & (rows["method"] != "prior")]
+    for metric, own in rows.groupby("metric", sort=False):
+        centres = found["value"].xs(metric, level="metric").loc[own["row"].unique()]
+        best = centres.idxmax() if own["direction"].iloc[0] == "higher" else centres.idxmin()
+        others = centres.index.drop(best)
+        if several:
+            seeds = own.pivot(index="row", columns="seed", values="value")
+            ends = over_seeds(
+                [(seeds.loc[name] - seeds.loc[best]).dropna().to_numpy() for name in others], robust[metric]
+            )
+        else:
+            single = own.set_index("row")[["value", "standard_error", "degrees"]]
+            error = np.hypot(single.loc[others, "standard_error"], single.loc[best, "standard_error"])
+            reach = error * student(np.fmin(single.loc[others, "degrees"], single.loc[best, "degrees"]))
+            ends = np.stack([centres[others] - centres[best] + sign * reach for sign in (0, -1, 1)], 1)
+        if not len(others) or np.isnan(ends[:, 1]).all():
+            continue
+        marks[best, metric] = "best"
+        marks |= {(name, metric): "tie" for name, (_, low, high) in zip(others, ends, strict=True) if low <= 0 <= high}
+    return marks
 
 
 def priors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Metric → `value`, the prior's mean over seeds, and `value_error`, the standard error over them if they differ."""
-    means = rows.groupby(["metric", "seed"])["prior"].mean().groupby("metric").agg(["mean", "sem", "nunique"])
-    return pd.DataFrame({"value": means["mean"], "value_error": means["sem"].where(means["nunique"] > 1)})
+    """Metric → the prior's `value`, and over seeds, if they differ, `value_low` and `value_high`."""
+    means = rows.groupby(["metric", "seed"], sort=False)["prior"].mean().dropna()
+    return _ends(means, is_robust(rows))
 
 
 def floors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Metric → `value` and `value_error` of its sampling floor, where rows named `<metric>/floor` hold one.
+    """Metric → `value`, `value_low`, `value_high` of its sampling floor, where rows named `<metric>/floor` hold one.
 
-    Over seeds: mean and standard error of the seeds' own floors, equal for all methods; else the deviation of draws.
+    Over seeds, of the seeds' own floors, equal for all methods; else of the mean of the evaluation's draws.
     """
     own = rows[rows["metric"].str.endswith("/floor") & rows["value"].notna()]
-    seeds = own.groupby([own["metric"].str.removesuffix("/floor"), "seed"])[["value", "standard_error"]].mean()
-    means = seeds.groupby("metric").agg(value=("value", "mean"), sem=("value", "sem"), own=("standard_error", "mean"))
-    distinct = seeds.groupby("metric")["value"].nunique() > 1
-    error = means["sem"].where(distinct) if has_seeds(rows) else means["own"]
-    return pd.DataFrame({"value": means["value"], "value_error": error})
+    seeds = own.groupby([own["metric"].str.removesuffix("/floor"), "seed"])[
+        ["value", "standard_error", "degrees"]
+    ].mean()
+    found = _ends(seeds["value"], is_robust(own).rename(lambda name: name.removesuffix("/floor")))
+    if not has_seeds(rows):
+        draws = seeds.groupby("metric").mean()
+        reach = student(draws["degrees"]) * draws["standard_error"] / (draws["degrees"] + 1) ** 0.5
+        found["value_low"], found["value_high"] = found["value"] - reach, found["value"] + reach
+    return found
+
+
+def _ends(means: pd.Series, robust: pd.Series) -> pd.DataFrame:
+    """(metric, seed) → value, as metric → centre and interval; no interval where all seeds have one value."""
+    names = means.index.get_level_values("metric").unique()
+    ends = [over_seeds([means[name].to_numpy()], bool(robust.get(name, False)))[0] for name in names]
+    found = pd.DataFrame(ends, index=names, columns=["value", "value_low", "value_high"], dtype=float)
+    same = found["value_low"] == found["value_high"]
+    found.loc[same, ["value_low", "value_high"]] = np.nan
+    return found

@@ -1,28 +1,19 @@
-"""Tables: one run against its prior, and several runs against one another."""
+"""The table at the end of a run: it against its prior."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-import scipy.stats
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from results.selection import floors, has_seeds, priors, summary
+from results.leaderboard import heading
+from results.statistics import student
 
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
 
-ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 HEADINGS = ("metric", "prior", "finetuned", "difference ± s.e.", "n")
-CONFIDENCE = 0.95  # a difference is coloured where its interval, by Student's t, leaves out zero
-OVER_SEEDS = "± is the standard error over seeds, each with evaluation noise of its own"
-OVER_TRAINING = "± is the standard error over seeds, of training alone: all share one draw of evaluation noise"
-WITHIN = (
-    "± is the standard error within the one evaluation: of the difference to the prior over the noise on training "
-    "prompts, else over prompts, and over samples where there is one prompt; of a floor, the deviation of its draws"
-)
 
 
 def number(value: float | None, sign: bool = False) -> str:
@@ -47,17 +38,12 @@ def with_error(value: float | None, error: float | None, sign: bool = False) -> 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The row's text under each of HEADINGS."""
     return (
-        _heading(row),
+        heading(row),
         number(row["prior"]),
         number(row["value"]) if row["prior"] is not None and pd.notna(row["prior"]) else _alone(row),
         with_error(row["difference"], row["standard_error"], sign=True),
         str(row["n"]),
     )
-
-
-def _heading(row: Mapping[str, Any]) -> str:
-    unit = f" [{row['unit']}]" if row["unit"] else ""
-    return f"{row['metric']}{unit} {ARROWS[row['direction']]}".rstrip()
 
 
 def _alone(row: Mapping[str, Any]) -> str:
@@ -73,7 +59,7 @@ def is_clear(row: Mapping[str, Any]) -> bool:
     difference, error, degrees = (row[name] for name in ("difference", "standard_error", "degrees"))
     if any(x is None or pd.isna(x) for x in (difference, error, degrees)) or degrees <= 0:
         return False
-    return abs(difference) > scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * error
+    return abs(difference) > student(degrees) * error
 
 
 def _records(rows: Rows) -> list[Mapping[str, Any]]:
@@ -90,10 +76,10 @@ def run_table(rows: Rows) -> Table:
     notes = []
     for row in _records(rows):
         sign = {"higher": 1, "lower": -1, "none": 0}[row["direction"]]
-        heading, *rest = _cells(row)
-        if len(heading) > 28:  # what 80 columns leave
-            heading = heading.replace("/", "/\n  ", 1)
-        cells = [Text(cell) for cell in (heading, *rest)]
+        first, *rest = _cells(row)
+        if len(first) > 28:  # what 80 columns leave
+            first = first.replace("/", "/\n  ", 1)
+        cells = [Text(cell) for cell in (first, *rest)]
         if sign and is_clear(row):
             cells[3].stylize("green" if sign * row["difference"] > 0 else "red")
         table.add_row(*cells)
@@ -105,89 +91,5 @@ def run_table(rows: Rows) -> Table:
 
 def run_markdown(rows: Rows) -> str:
     """The same as Markdown, without the notes."""
-    return _markdown(HEADINGS, map(_cells, _records(rows)))
-
-
-def comparison_markdown(rows: pd.DataFrame, metrics: Sequence[str] | None = None) -> str:
-    """Configurations as rows, metrics as columns, and below what ± means and which runs failed.
-
-    rows: of one setting, as `results.selection.at_cost` chose them. A cell holds the value and, in brackets, the paired
-    difference to the prior. The first row is the prior; where metrics have a sampling floor (`<metric>/floor`), the
-    second row is that. Metrics default to all that any run has a value of; the first sorts the rows, best on top.
-    """
-    failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
-    measured = rows.loc[rows["value"].notna(), "metric"].unique()
-    names = [name for name in measured if not name.endswith("/floor")] if metrics is None else metrics
-    found, least, before = summary(rows), floors(rows), priors(rows)
-    titles = {row["metric"]: _heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
-    costs = ("updates", "reward calls", "network rows, forward + backward", "training time", "seeds")
-    headings = ("method", *(titles.get(name, name) for name in names), *costs)
-    empty = ("",) * len(costs)
-    lines: list[tuple[str, ...]] = []
-    if not rows.empty:
-        lines.append(("prior", *(_plain(before, name) for name in names), *empty))
-    if any(name in least.index for name in names):
-        cells = (_plain(least, name) if name in least.index else "" for name in names)
-        lines.append(("sampling floor", *cells, *empty))
-    broken = failed.groupby("row")["seed"].nunique()
-    for name in ranked(rows, found, names):
-        own = rows[rows["row"] == name].drop_duplicates("seed")
-        seeds = f"{len(own)}, {broken[name]} failed" if name in broken.index else str(len(own))
-        cells = (_comparison_cell(found, name, metric, len(own)) for metric in names)
-        lines.append((name, *cells, *_costs(own), seeds))
-    for name in broken.index.difference(rows["row"]):
-        lines.append((name, *("failed" for _ in names), *empty[1:], f"0, {broken[name]} failed"))
-    notes = [f"{row['row']}, seed {row['seed']}, failed: {row['note']}" for row in failed.to_dict("records")]
-    if not rows.empty:
-        notes.insert(0, f"{meaning(rows)}.")
-    return _markdown(headings, lines) + "".join(f"\n{note}\n" for note in notes)
-
-
-def meaning(rows: pd.DataFrame) -> str:
-    """What ± and the bars of a figure are, for rows of one table."""
-    if not has_seeds(rows):
-        return WITHIN
-    seeds = {json.loads(text).get("evaluation.seed") for text in rows["settings"].unique()}
-    return OVER_SEEDS if seeds == {None} else OVER_TRAINING
-
-
-def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """The table's rows but for the prior's, the best by the first metric first, those without a value of it last."""
-    directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
-    names = found.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
-    key = next((name for name in metrics if name in directions.index), None)
-    if key is None:
-        return sorted(names)
-    values = found["value"].xs(key, level="metric")
-    values = values[values.index.isin(names)].sort_values(ascending=directions[key] == "lower", kind="stable")
-    return [*values.index, *sorted(names.difference(values.index))]
-
-
-def _plain(found: pd.DataFrame, name: str) -> str:
-    return with_error(found["value"].get(name), found["value_error"].get(name))
-
-
-def _comparison_cell(found: pd.DataFrame, name: str, metric: str, seeds: int) -> str:
-    if (name, metric) not in found.index:
-        return "–"
-    cell = found.loc[name, metric]
-    text = with_error(cell["value"], cell["value_error"])
-    if cell["paired"]:
-        text += f" ({with_error(cell['difference'], cell['difference_error'], sign=True)})"
-    return text if cell["seeds"] == seeds else f"{text} [{cell['seeds']} of {seeds} seeds]"
-
-
-def _costs(runs: pd.DataFrame) -> tuple[str, ...]:
-    updates = " / ".join(f"{count:,}" for count in sorted(set(runs["updates"])))
-    names = ("reward_calls", "network_forwards", "network_backwards")
-    calls, forwards, backwards = (f"{runs[name].mean():,.0f}" for name in names)
-    return updates, calls, f"{forwards} + {backwards}", _minutes(runs["train_seconds"].mean())
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    text = [headings, ["---"] * len(headings), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in text) + "\n"
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, _records(rows))]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -202,11 +203,15 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0]
-        if path.startswith("/api/models/org/tiny"):
+        if "/resolve/" in path and path.startswith("/org/gated"):
+            self._send(b"", body, {"X-Error-Code": "GatedRepo"}, 403)
+        elif path.startswith("/api/models/org/absent"):
+            self._send(b"", body, {"X-Error-Code": "RepoNotFound"}, 404)
+        elif path.startswith("/api/models/org/"):
             files = [
                 {"rfilename": n, "path": n, "type": "file", "size": len(c), "oid": "0"} for n, c in self.content.items()
             ]
-            whole = {"id": "org/tiny", "sha": "b" * 40, "siblings": files}
+            whole = {"id": path.removeprefix("/api/models/"), "sha": "b" * 40, "siblings": files}
             self._send(json.dumps(files if "/tree/" in path else whole).encode(), body)
         elif (name := path.rpartition("/resolve/")[2].partition("/")[2]) in self.content:
             self._send(self.content[name], body, {"X-Repo-Commit": "b" * 40})
@@ -228,6 +233,13 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(NamedTuple):
+    """A hub that runs."""
+
+    address: str
+    handler: type[FakeHub]
+
+
 @pytest.fixture
 def server():
     """A fake hub with two wanted files, one unwanted, and an archive."""
@@ -243,7 +255,7 @@ def server():
     handler = type("Handler", (FakeHub,), {"content": content})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
+        yield Server(f"http://127.0.0.1:{running.server_port}", handler)
         running.shutdown()
 
 
@@ -260,7 +272,7 @@ def test_a_repository_is_downloaded_once_and_only_what_is_needed(server, tmp_pat
         "try: obtain([wrong])\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server, "HF_HOME": str(tmp_path)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path)}
     environment.pop("HF_HUB_CACHE", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -268,16 +280,50 @@ def test_a_repository_is_downloaded_once_and_only_what_is_needed(server, tmp_pat
     assert "hf download org/tiny --include absent.bin" in done.stdout
 
 
+def test_a_pipeline_is_fetched_by_what_its_index_names(server, pipeline_folder, tmp_path):
+    """Configurations first; weights of a class that is supported only; and a gated repository is no missing one."""
+    files = {str(p.relative_to(pipeline_folder)): p.read_bytes() for p in pipeline_folder.rglob("*.*") if p.is_file()}
+    content = server.handler.content
+    content |= files | {"unet/diffusion_pytorch_model.fp16.safetensors": b"x", "sd.ckpt": b"x"}
+    code = (
+        "import sys\n"
+        "from bench.errors import BenchError\n"
+        "from bench.models.catalogue import NAMED, family, locate, need\n"
+        "try:\n"
+        "    folder = locate(sys.argv[1])\n"
+        "    print(family(folder).__name__, sorted(str(p.relative_to(folder)) for p in folder.rglob('*.*')))\n"
+        "except BenchError as error: print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_CACHE", None)
+
+    def located(name: str) -> str:
+        command = [sys.executable, "-c", code, name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    text = located("org/tiny")
+    assert text.startswith("StableDiffusion ")
+    assert "'unet/diffusion_pytorch_model.safetensors'" in text
+    assert "fp16" not in text and "ckpt" not in text
+    assert "is gated: ask for access at https://huggingface.co/org/gated" in located("org/gated")
+    assert "the hub has no model 'org/absent', or it is private" in located("org/absent")
+    content["model_index.json"] = json.dumps({"_class_name": "KandinskyPipeline"}).encode()
+    assert "'KandinskyPipeline' is not supported; supported are StableDiffusionPipeline" in located("org/other")
+    assert not list(tmp_path.rglob("models--org--other/**/*.safetensors"))
+
+
 def test_an_archive_is_downloaded_and_unpacked(server, cache, monkeypatch):
     monkeypatch.setattr(hubs, "reachable", lambda: True)
-    need = Download(f"{server}/box.zip", "box", ("inner/weights.bin",), size=4)
+    need = Download(f"{server.address}/box.zip", "box", ("inner/weights.bin",), size=4)
     assert need.missing()
     hubs.obtain([need])
     assert (need.path / "inner/weights.bin").read_bytes() == b"1234"
     with pytest.raises(BenchError, match=r"does not hold absent\.bin"):
-        hubs.obtain([Download(f"{server}/box.zip", "box", ("absent.bin",))])
+        hubs.obtain([Download(f"{server.address}/box.zip", "box", ("absent.bin",))])
     with pytest.raises(BenchError, match=r"downloading .* failed"):
-        hubs.obtain([Download(f"{server}/nothing.zip", "nothing", ("x",))])
+        hubs.obtain([Download(f"{server.address}/nothing.zip", "nothing", ("x",))])
 
 
 def test_fetch_says_sizes_first(bench, cache):

@@ -18,6 +18,7 @@ from bench.evaluation.statistics import (
     moments,
     tilted_weights,
 )
+from metrics.coverage import Coverage, coverage
 from metrics.diversity import Diversity, DiversityClip, DiversityDreamSim
 from metrics.fid_prior import FidPrior, FidPriorPerPrompt
 from metrics.fid_target import FidTarget
@@ -225,6 +226,29 @@ def test_diversity_of_single_images_is_refused() -> None:
     found = measure(Diversity, evaluation(own, own, features=(torch.eye(2),)))["diversity/space"]
     assert found.value is None
     assert "two images" in found.note
+
+
+def test_coverage_of_modes_and_of_artefacts() -> None:
+    """Samples of one of two modes cover half; the mean distance to far artefacts is large, their coverage zero."""
+    modes = torch.tensor([[0.0, 0], [9, 0]])
+    real = normal(0, 40, 2) + modes.repeat(20, 1)
+    one_mode, artefacts = normal(1, 40, 2), 40 + 9 * normal(2, 40, 2)
+    covered, recalled = coverage(real, one_mode)
+    assert covered[1::2].sum() == recalled[1::2].sum() == 0
+    assert covered[::2].mean() > 0.9
+    assert recalled[::2].mean() > 0.9
+    assert coverage(real, artefacts)[0].sum() == 0
+    assert coverage(real, real)[0].mean() == coverage(real, real)[1].mean() == 1
+    sets = [samples(torch.zeros(40), ["a", "b"] * 20) for _ in range(4)]
+    again = normal(3, 40, 2) + modes.repeat(20, 1)
+    found = measure(Coverage, evaluation(*sets, features=(one_mode, again, real, again)))
+    assert set(found) == {"coverage/space", "coverage/space/recall", "coverage/space/floor"}
+    own = found["coverage/space"]
+    assert own.value == pytest.approx(covered.mean())
+    assert own.difference == pytest.approx(own.value - own.prior)
+    assert own.prior > 0.9
+    few = [samples(torch.zeros(4)) for _ in range(4)]
+    assert measure(Coverage, evaluation(*few))["coverage/space"].value is None
 
 
 def test_path_kl_of_known_numbers() -> None:

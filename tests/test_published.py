@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +135,10 @@ def test_trackers_get_every_update_without_a_network(
             log.write({"update": update, "reward": update / 2})
     if name == "wandb":
         (file,) = tmp_path.glob("wandb/offline-run-*/run-draft_1-seed0-*.wandb")
-        assert b"reward" in file.read_bytes()
+        end = time.monotonic() + 60
+        while b"reward" not in file.read_bytes():  # its service writes a little later
+            assert time.monotonic() < end
+            time.sleep(0.2)
     else:
         with sqlite3.connect(tmp_path / "trackio" / "nabla-bench.db") as base:
             entries = [json.loads(text) for (text,) in base.execute("select metrics from metrics order by step")]

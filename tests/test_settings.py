@@ -103,3 +103,17 @@ def test_a_misspelt_metric_of_a_report_is_told(bench, tmp_path, monkeypatch: pyt
     status, text = bench("report", tmp_path / "run", "--metrics", "reward/trian")
     assert status == 2
     assert "'reward/trian'; did you mean 'reward/train'?" in text
+
+
+@pytest.mark.parametrize("model", ["ring", "emoji", "emoji_flow"])
+@pytest.mark.parametrize(
+    ("method", "setting", "words"),
+    [
+        ("nabla_gfn", "optimizer.networks.flwo.lr=0.1", "'optimizer.networks.flwo'; did you mean 'flow'?"),
+        ("draft_1", "optimizer.networks.flow.lr=0.1", "unknown setting 'optimizer.networks.flow'"),
+    ],
+)
+def test_a_network_that_there_is_not_is_refused_by_a_dry_run(bench, method, model, setting, words) -> None:
+    status, text = bench("run", "--method", method, "--model", model, "--dry-run", "--set", setting)
+    assert status == 2, text
+    assert words in text

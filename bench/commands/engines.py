@@ -6,6 +6,7 @@ imported here, so that a node's process has its number of threads before torch l
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -30,11 +31,9 @@ def execute(arguments: Sequence[str], log: Path, environment: dict[str, str]) ->
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from bench.cli import app
-
     sys.argv = ["bench", *arguments]
     try:
-        app()
+        runpy.run_module("bench", run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:

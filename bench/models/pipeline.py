@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.errors import BenchError
 from bench.models import emoji
 from bench.models.base import Conditioning, DiffusionModel, network_dtype
+from bench.models.layout import Rule, read
 from bench.sampling.kernel import Kernel
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
@@ -31,6 +31,8 @@ ATTENTION = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor, "sliced": lambda:
 ADAPTER = "default"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+TEXTS = 256  # encoded prompts that are kept: FLUX's are 4 MB each
 
 Parts = dict[str, Tensor]  # of a Conditioning
 Shapes = tuple[tuple[int, ...], dict[str, tuple[int, ...]]]
@@ -51,11 +53,13 @@ class PipelineModel(DiffusionModel):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]  # of the pipeline, and the classes that are read
+    optional: ClassVar[frozenset[str]] = frozenset()  # of these, the ones that a pipeline may lack: T5's
+    rules: ClassVar[Mapping[str, Rule]]  # what can be represented, by "part.key" of the configurations
     denoiser: ClassVar[str]  # the pipeline's name for it
     lora_targets: ClassVar[tuple[str, ...]]
     unused: ClassVar[Mapping[str, Any]] = {}  # options of from_pretrained that leave parts out
     embedded_guidance: ClassVar[bool] = False  # guidance is an input of the network, not a second row
-    t5: ClassVar[tuple[str, ...]] = ()  # parts that the pipeline can do without, if told so
 
     def __init__(
         self,
@@ -118,15 +122,15 @@ class PipelineModel(DiffusionModel):
         """See `DiffusionModel.create`."""
         settings = config.model_dump(exclude={"name", "dtype", "t5"}) | {"components": emoji.shared(folder)}
         if not config.t5:
-            if not cls.t5:
+            if not cls.optional:
                 raise BenchError(f"model.t5 = false: {config.name!r} has no T5 encoder that could be left out.")
-            settings["components"] |= dict.fromkeys(cls.t5)
+            settings["components"] |= dict.fromkeys(cls.optional)
         dtype = network_dtype(config, device)
         return cls(folder, guidance=guidance, dtype=dtype, device=device, seed=seed, **settings)
 
     def open(self, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
         """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32."""
-        index = json.loads((self.folder / "model_index.json").read_text(encoding="utf8"))
+        index = read(self.folder / "model_index.json")
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         pipe = self.pipeline_class.from_pretrained(
             self.folder,
@@ -181,12 +185,16 @@ class PipelineModel(DiffusionModel):
     # The verbs ----------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A row a prompt; each prompt is encoded alone, once."""
+        """A row a prompt; each prompt is encoded alone, and the last ones are kept."""
         for prompt in prompts:
             if prompt not in self._texts:
                 with torch.no_grad():
                     self._texts[prompt] = Conditioning(self.encode_one(prompt))
-        return Conditioning.join([self._texts[prompt] for prompt in prompts])
+            self._texts[prompt] = self._texts.pop(prompt)
+        whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
+        for prompt in list(self._texts)[:-TEXTS]:
+            del self._texts[prompt]
+        return whole
 
     def unconditional(self) -> Conditioning:
         """The row that guidance starts from."""

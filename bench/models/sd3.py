@@ -6,6 +6,15 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
+from bench.models.layout import (
+    AUTOENCODER,
+    FLOW_SCHEDULER,
+    LATENT_CHANNELS,
+    SIDE,
+    TOKENIZER,
+    as_many,
+    one_of,
+)
 from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 T5_TOKENS = 256  # the pipeline's default
@@ -20,11 +29,35 @@ class StableDiffusion3(PipelineModel):
     """
 
     pipeline_class = StableDiffusion3Pipeline
+    parts = {
+        "transformer": ("SD3Transformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModelWithProjection",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "text_encoder_3": ("T5EncoderModel",),
+        "tokenizer": TOKENIZER,
+        "tokenizer_2": TOKENIZER,
+        "tokenizer_3": TOKENIZER,
+        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    }
+    optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    rules = (
+        AUTOENCODER
+        | FLOW_SCHEDULER
+        | {
+            "transformer.in_channels": LATENT_CHANNELS,
+            "transformer.sample_size": SIDE,
+            "transformer.pooled_projection_dim": as_many(
+                lambda c: c["text_encoder"]["projection_dim"] + c["text_encoder_2"]["projection_dim"],
+                "as wide as both pooled texts",
+            ),
+            "scheduler.use_dynamic_shifting": one_of(False),
+        }
+    )
     denoiser = "transformer"
     output, spacing = "flow", "sd3"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unused = {"image_encoder": None, "feature_extractor": None}
-    t5 = ("text_encoder_3", "tokenizer_3")
 
     def read_configs(self, pipe: StableDiffusion3Pipeline) -> None:
         """The shift of the time grid."""

@@ -8,8 +8,9 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from bench.models.base import Conditioning
+from bench.models.layout import TOKENIZER, as_many, one_of
 from bench.models.pipeline import Call, Parts, Shapes
-from bench.models.stable_diffusion import StableDiffusion
+from bench.models.stable_diffusion import UNET, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -20,6 +21,21 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     pipeline_class = StableDiffusionXLPipeline
+    parts = StableDiffusion.parts | {
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer_2": TOKENIZER,
+    }
+    rules = UNET | {
+        "unet.addition_embed_type": one_of("text_time"),
+        "unet.cross_attention_dim": as_many(
+            lambda c: c["text_encoder"]["hidden_size"] + c["text_encoder_2"]["hidden_size"],
+            "as wide as both text encoders",
+        ),
+        "unet.projection_class_embeddings_input_dim": as_many(
+            lambda c: c["text_encoder_2"]["projection_dim"] + 6 * c["unet"]["addition_time_embed_dim"],
+            "as wide as the pooled text and six numbers",
+        ),
+    }
     unused = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
 
     @staticmethod

@@ -6,16 +6,53 @@ from typing import Any
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from bench.models.layout import (
+    AUTOENCODER,
+    DIFFUSION_SCHEDULERS,
+    LATENT_CHANNELS,
+    SIZE,
+    TOKENIZER,
+    as_many,
+    one_of,
+)
 from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
+
+UNET = AUTOENCODER | {
+    "unet.in_channels": LATENT_CHANNELS,  # more: inpainting
+    "unet.out_channels": LATENT_CHANNELS,
+    "unet.sample_size": SIZE,
+    "unet.time_cond_proj_dim": one_of(None),  # guidance as an input: latent consistency
+    "unet.class_embed_type": one_of(None),
+    "unet.num_class_embeds": one_of(None),
+    "unet.encoder_hid_dim_type": one_of(None),
+    "scheduler.prediction_type": one_of("epsilon", "v_prediction"),
+    "scheduler.thresholding": one_of(False),
+}
 
 
 class StableDiffusion(PipelineModel):
     """A `StableDiffusionPipeline` that predicts ε or v, on its own noise schedule."""
 
     pipeline_class = StableDiffusionPipeline
+    parts = {
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": TOKENIZER,
+        "scheduler": DIFFUSION_SCHEDULERS,
+    }
+    rules = UNET | {
+        "unet.addition_embed_type": one_of(None),
+        "unet.cross_attention_dim": as_many(lambda c: c["text_encoder"]["hidden_size"], "the text encoder's width"),
+    }
     denoiser = "unet"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    unused = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
+    unused = {
+        "safety_checker": None,
+        "requires_safety_checker": False,
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
 
     def read_configs(self, pipe: StableDiffusionPipeline) -> None:
         """Levels as diffusers' DDIM has them, whatever sampler the folder names."""

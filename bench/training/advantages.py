@@ -35,11 +35,12 @@ class PromptStatistics:
         """[B] rewards → [B] advantages, after adding the rewards to the buffers."""
         for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
             self._rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
-        mean, std = torch.empty_like(rewards), torch.empty_like(rewards)
-        for i, prompt in enumerate(prompts):
-            own = self._rewards[prompt]
-            values = torch.tensor(list(own)) if len(own) >= self.minimum else rewards
-            mean[i], std[i] = values.mean(), values.std(correction=0)
+        batch = rewards.mean(), rewards.std(correction=0)
+        known = {}
+        for prompt in dict.fromkeys(prompts):
+            own = torch.tensor(list(self._rewards[prompt]))
+            known[prompt] = (own.mean(), own.std(correction=0)) if len(own) >= self.minimum else batch
+        mean, std = (torch.tensor([known[p][i] for p in prompts]).to(rewards) for i in range(2))
         return (rewards - mean) / (std + 1e-6)
 
     def state_dict(self) -> dict[str, list[float]]:

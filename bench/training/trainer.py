@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import Core
-from bench.errors import BenchError, NonFiniteError, did_you_mean
+from bench.errors import BenchError, NonFiniteError
 from bench.plugin import Copy, Loss, Method
 from bench.sampling.noise import generator, seeded
 from bench.sampling.trajectory import Batch, Trajectory
@@ -52,9 +52,7 @@ class Trainer:
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
-        if unknown := set(optimizer.networks) - set(core.networks):
-            name = sorted(unknown)[0]
-            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, core.networks)}")
+        optimizer.require_known(core.networks)
         self.parameters = {"policy": list(core.model.adapters().values())}
         self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
         self.optimizers = {name: self._optimizer(name, optimizer) for name in self.parameters}
@@ -175,11 +173,12 @@ class Trainer:
         """Sample names of a round: prompts go through a new permutation per pass, samples are numbered by round."""
         count, per = self.config.prompts_per_round, self.config.samples_per_prompt
         first = number * count
-        chosen = []
-        for position in range(first, first + count):
-            epoch, place = divmod(position, len(self.prompts))
-            order = generator(self.core.seed, "select", "prompts", step=epoch).permutation(len(self.prompts))
-            chosen.append((self.prompts[order[place]], epoch))
+        places = [divmod(position, len(self.prompts)) for position in range(first, first + count)]
+        orders = {
+            epoch: generator(self.core.seed, "select", "prompts", step=epoch).permutation(len(self.prompts))
+            for epoch in {epoch for epoch, _ in places}
+        }
+        chosen = [(self.prompts[orders[epoch][place]], epoch) for epoch, place in places]
         return [(prompt, epoch * per + i) for prompt, epoch in chosen for i in range(per)]
 
     def _update(self, data: Batch) -> Record:

@@ -76,7 +76,7 @@ class Repository:
         revision = "" if self.revision == "main" else f" --revision {self.revision}"
         return self.name + (" --repo-type dataset" if self.dataset else "") + revision
 
-    def _cached(self, file: str) -> Path | None:
+    def cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(
@@ -86,7 +86,7 @@ class Repository:
 
     def missing(self) -> list[str]:
         """Names of the files that are not in the cache."""
-        return [file for file in self.files if self._cached(file) is None]
+        return [file for file in self.files if self.cached(file) is None]
 
     def command(self) -> str:
         """`hf download` with the missing files."""
@@ -95,26 +95,37 @@ class Repository:
     def path(self, file: str | None = None) -> Path:
         """A file in the cache, or the snapshot's folder; fetched first if it is not there. Raises BenchError."""
         obtain([self])
-        first = self._cached(self.files[0])
+        first = self.cached(self.files[0])
         folder = first.parents[self.files[0].count("/")]
         return folder / file if file else folder
 
     def download(self) -> None:
         """Fetch the files into the hub's cache."""
-        from huggingface_hub import snapshot_download
-
-        try:
-            snapshot_download(
-                self.name,
-                repo_type="dataset" if self.dataset else "model",
-                revision=self.revision,
-                allow_patterns=[*self.files, *self.also],
-                cache_dir=hub_cache(),
-            )
-        except Exception as error:  # not found, gated, no space …: the hub's sentence says it best
-            raise BenchError(f"downloading {self.name!r} failed: {error}") from error
+        self.snapshot([*self.missing(), *self.also])
         if absent := self.missing():
             raise BenchError(f"the hub repository {self.name!r} has no {', '.join(absent)}: is it the right one?")
+
+    def snapshot(self, patterns: Sequence[str]) -> None:
+        """Fetch the files of these patterns. Raises BenchError, a closed repository told apart from one that is not."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        kind = "dataset" if self.dataset else "model"
+        options = {"repo_type": kind, "revision": self.revision, "cache_dir": hub_cache()}
+        try:
+            snapshot_download(self.name, allow_patterns=list(patterns), **options)
+        except GatedRepoError:
+            place = f"https://huggingface.co/{'datasets/' * self.dataset}{self.name}"
+            raise BenchError(
+                f"the hub repository {self.name!r} is gated: ask for access at {place}, then log in with "
+                "`hf auth login` or set HF_TOKEN"
+            ) from None
+        except RepositoryNotFoundError:
+            raise BenchError(
+                f"the hub has no {kind} {self.name!r}, or it is private: check the name, or log in with `hf auth login`"
+            ) from None
+        except Exception as error:  # not found, gated, no space …: the hub's sentence says it best
+            raise BenchError(f"downloading {self.name!r} failed: {error}") from error
 
 
 @dataclass(frozen=True)

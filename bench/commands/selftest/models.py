@@ -20,6 +20,7 @@ from bench.errors import BenchError
 from bench.models import catalogue
 from bench.models.architectures import ARCHITECTURES
 from bench.models.base import Conditioning, DiffusionModel
+from bench.models.layout import quiet_libraries
 from bench.models.pipeline import PipelineModel
 from bench.sampling.kernel import Kernel
 from bench.sampling.noise import Noise, generator, seeded
@@ -71,7 +72,7 @@ def _model(name: str, *, guidance: float = GUIDANCE, seed: int = 0, nudged: bool
 
 @lru_cache(maxsize=4)
 def _built(kind: type, folder: Path | None, guidance: float, seed: int, options: tuple) -> tuple[Any, dict]:
-    catalogue.quiet_libraries()
+    quiet_libraries()
     own = dict(options)
     place = own.pop("device", torch.device("cpu"))
     config = ModelConfig(name=str(folder), dtype="float32", lora_rank=2, **own)

@@ -1,0 +1,115 @@
+"""Runs at an equal cost or an equal reward gain, interpolated between their evaluations; what a gain costs."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+GAIN = "reward/train"  # its difference to the prior is the gain
+COSTS = {  # column → (what a table calls it, unit)
+    "updates": ("updates", ""),
+    "reward_calls": ("reward calls", ""),
+    "network_rows": ("network rows", ""),
+    "train_seconds": ("training time", "s"),
+}
+MEASURED = ["value", "prior", "difference", "standard_error"]
+SPENT = [*COSTS, "reward_gradients", "network_forwards", "network_backwards", "wall_seconds"]
+
+
+def at(
+    rows: pd.DataFrame, axis: str | None = None, limit: float = 0.0
+) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """Every run where it reaches `limit` of `axis` for the first time: a column of COSTS, or "gain".
+
+    Without an axis, its last evaluation. Between two evaluations everything is linear, and a run begins as the prior
+    at no cost. Runs that end before a cost count with their last evaluation; of a gain, only runs that reach it. Failed
+    runs stay, methods without training too, but for a gain: they are a point, no curve. What was measured by different
+    versions of a metric is dropped.
+    Also returns row → why it has no values, and sentences for below the table.
+    """
+    failed, good = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
+    trained = good.groupby("row")["updates"].transform("max") > 0
+    missing: dict[str, str] = {}
+    notes: list[str] = []
+    if axis is None:
+        found = good[good["budget"] == good.groupby(["row", "seed"])["budget"].transform("max")]
+    elif axis == "gain":
+        path = _path(good[trained & (good["metric"] == GAIN)], "difference")
+        found = _between(good[trained], _crossing(path, limit))
+        most, runs = path.groupby("row")["x"].max(), path.groupby("row")["seed"].nunique()
+        reached = found.groupby("row")["seed"].nunique().reindex(runs.index, fill_value=0)
+        missing = {name: f"never, at most {most[name]:+.3g}" for name in runs.index[reached == 0]}
+        some = [f"{name} ({n} of {runs[name]})" for name, n in reached.items() if 0 < n < runs[name]]
+        if some:
+            notes.append(f"Not reached by all seeds, and values are of those that did: {', '.join(some)}.")
+    else:
+        path = _path(good[trained], axis)
+        ends = path.groupby(["row", "seed"]).tail(1)
+        short = ends[ends["x"] < limit]
+        found = pd.concat([_between(good[trained], _crossing(path, limit), short), good[~trained]])
+        if less := sorted(short.loc[short["x"] < limit / 2, "row"].unique()):
+            notes.append(f"Not given as much: {', '.join(less)}.")
+    versions = found[found["value"].notna()].groupby("metric")["metric_version"].nunique()
+    if mixed := list(versions.index[versions > 1]):
+        notes.insert(0, f"Left out, for the runs hold different versions of it: {', '.join(mixed)}.")
+    return pd.concat([found[~found["metric"].isin(mixed)], failed]), missing, notes
+
+
+def _path(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A line for every evaluation of every run, in order: `x`, and `before`, `x_before` of the one before it."""
+    path = rows.drop_duplicates(["row", "seed", "budget"]).sort_values(["row", "seed", "budget"])
+    path = path[["row", "seed", "budget"]].assign(x=path[column])
+    runs = path.groupby(["row", "seed"])
+    return path.assign(before=runs["budget"].shift(), x_before=runs["x"].shift(fill_value=0.0))
+
+
+def _crossing(path: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """The first evaluation of every run at which `x` is `limit` or more, and the `share` of the way to it."""
+    first = path[path["x"] >= limit].drop_duplicates(["row", "seed"])
+    return first.assign(share=((limit - first["x_before"]) / (first["x"] - first["x_before"])).clip(0, 1).fillna(1.0))
+
+
+def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the `share` of the way from evaluation `before` (NaN: the prior) to `budget`; no share: at `budget`."""
+    places = pd.concat(chosen).drop(columns=["x", "x_before"])
+    after = rows.merge(
+        places.assign(share=places.get("share", 1.0)).fillna({"share": 1.0}), on=["row", "seed", "budget"]
+    )
+    names = ["budget", *MEASURED, *SPENT]
+    earlier = rows[["row", "seed", "metric", *names]].rename(columns={name: f"{name}_0" for name in names})
+    both = after.merge(
+        earlier, how="left", left_on=["row", "seed", "metric", "before"], right_on=["row", "seed", "metric", "budget_0"]
+    )
+    origin = both["before"].isna()
+    constant = both["metric"].str.endswith("/floor")
+    start = {"value": both["prior"].where(~constant, both["value"]), "prior": both["prior"]}
+    for name in names:
+        low = both[f"{name}_0"].mask(origin, start.get(name, 0.0)).astype(float)
+        moved = low + both["share"] * (both[name] - low)
+        both[name] = both[name].astype(float).mask(both["share"] < 1, moved)
+    return both[rows.columns]
+
+
+def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
+    """The rows and, as metrics, what every run cost; "lower" where the cheapest shall be marked."""
+    runs = rows[rows["status"] != "failed"].drop_duplicates(["row", "seed"])
+    blank = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
+    blank |= {"direction": direction, "metric_version": 1, "status": "ok", "note": ""}
+    costs = [
+        runs.assign(metric=name, unit=unit, value=runs[column].astype(float), **blank)
+        for column, (name, unit) in COSTS.items()
+    ]
+    return pd.concat([rows, *costs], ignore_index=True)
+
+
+def common_gains(rows: pd.DataFrame) -> list[float]:
+    """Two gains that methods can be compared at: what half of those that learn reach in every seed, and half of it."""
+    own = rows[(rows["metric"] == GAIN) & (rows["status"] != "failed") & (rows["updates"] > 0)]
+    reached = own.groupby(["row", "seed"])["difference"].max().groupby("row").min()
+    reached = reached[reached > 0].sort_values(ascending=False)
+    if len(reached) < 2:
+        return []
+    most = reached.iloc[(len(reached) - 1) // 2]
+    unit = 10.0 ** (math.floor(math.log10(most)) - 1)
+    most = math.floor(most / unit) * unit
+    return [float(f"{most / 2:.2g}"), float(f"{most:.2g}")]
