@@ -3,6 +3,7 @@
 Rows of another schema are refused, never converted: a column that changed its meaning must not be averaged in.
 """
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,8 +59,12 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "train_seconds": (pa.float64(), False),
     "peak_memory_bytes": (pa.int64(), False),
 }
+TYPES = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison
 REPEATED = ["settings", "packages", "hardware"]  # long, and equal in many rows
+STORED = pa.schema(
+    [(name, pa.dictionary(pa.int32(), kind) if name in REPEATED else kind) for name, (kind, _) in COLUMNS.items()]
+)
 DIRECTIONS = ("higher", "lower", "none")
 STATUSES = ("ok", "refused", "failed", RANDOM)
 
@@ -80,7 +85,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             if row[name] not in allowed:
                 raise ValueError(f"row of metric {row['metric']!r}: {name} {row[name]!r} is none of {allowed}")
     try:
-        table = pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()]))
+        table = pa.Table.from_pylist(rows, TYPES)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"a row holds a value of the wrong type: {error}") from error
     partial = path.with_name(path.name + ".partial")
@@ -106,17 +111,35 @@ def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        frame = pq.ParquetFile(path, read_dictionary=REPEATED).read().to_pandas()
+        table = pq.ParquetFile(path, read_dictionary=REPEATED).read()
+        found = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
         ) from None
-    found = set(frame["schema"]) if "schema" in frame else {"unknown"}
-    if found - {SCHEMA} or set(frame) != set(COLUMNS):
+    if found - {SCHEMA} or sorted(table.column_names) != sorted(COLUMNS):
         versions = ", ".join(sorted(map(str, found)))
         raise ValueError(
             f"{path} holds rows of schema {versions}, this version reads schema {SCHEMA}: "
             "run the benchmark again or read it with the version that wrote it"
         )
-    return frame.astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
+    try:
+        table = table.select(list(COLUMNS)).cast(STORED)
+        _check_values(table)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path} holds no rows of this version: {error}") from None
+    return table.to_pandas().astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
+
+
+def _check_values(table: pa.Table) -> None:
+    """Raise ValueError for an empty cell where there must be none, or a word or a JSON text that is none."""
+    for name, (_, optional) in COLUMNS.items():
+        if not optional and table[name].null_count:
+            raise ValueError(f"column {name} has empty cells")
+    for name, allowed in (("direction", DIRECTIONS), ("status", STATUSES)):
+        if strange := set(table[name].unique().to_pylist()) - set(allowed):
+            raise ValueError(f"{name} {strange.pop()!r} is none of {allowed}")
+    for name in ("settings", "packages"):
+        if not all(isinstance(json.loads(text), dict) for text in table[name].unique().to_pylist()):
+            raise ValueError(f"column {name} holds no JSON objects")

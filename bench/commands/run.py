@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from bench import config as configs
 from bench import environment, registry
@@ -473,13 +474,16 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
         state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
-    core.model.load(folder / "adapter")
-    core.copies |= {
-        name: {key: value.to(core.model.device) for key, value in stored.items()}
-        for name, stored in state["copies"].items()
-    }
+    try:
+        core.model.load(folder / "adapter")
+        core.copies |= {
+            name: {key: value.to(core.model.device) for key, value in stored.items()}
+            for name, stored in state["copies"].items()
+        }
+        if not packed:
+            core.meter.restore(state["meter"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         kept = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
-    if not packed:
-        core.meter.restore(state["meter"])
