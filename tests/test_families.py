@@ -276,24 +276,26 @@ def test_alpha_is_in_the_stored_adapter(pipeline_folder, tmp_path):
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "latent"), [("sd35_medium", 8), ("sdxl", 8)], indirect=["family"])
-def test_t5_can_be_left_out_where_there_is_one(family, latent, hub, bench):
-    """It is then not asked for either; its text states are zeros."""
-    whole, less = need(family), need(family, t5=False)
-    if family == "sdxl":
-        with pytest.raises(BenchError, match="has no T5 encoder"):
-            loaded(family, t5=False)
-        return
+def test_t5_can_be_left_out(bench, tmp_path, monkeypatch):
+    """It is then not asked for either, in a named model or another repository; its text states are zeros."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    write([HUB["sd35_medium"]], tmp_path, "tiny")
+    whole, less = need("sd35_medium"), need("sd35_medium", t5=False)
     assert whole.size - less.size > 9e9
-    shutil.rmtree(whole.path() / "text_encoder_3")
+    folder = whole.path()
+    shutil.rmtree(folder / "text_encoder_3")
     assert whole.missing() and not less.missing()
-    model = loaded(family, t5=False)
-    text = model.encode(["tiger"]).parts["text"]
-    assert text.shape == (1, 77 + 256, 40) and not text[:, 77:].any() and text[:, :77].any()
-    model.own_call(model.open(), model.encode(["tiger"]), torch.zeros(1, 4, 8, 8), models._kernel(model, 2), "latent")
+    for name in ("sd35_medium", HUB["sd35_medium"].name, str(folder)):
+        model = loaded(name, t5=False)
+        text = model.encode(["tiger"]).parts["text"]
+        assert text.shape == (1, 77 + 256, 40) and not text[:, 77:].any() and text[:, :77].any()
+    z = torch.zeros(1, *model.latent_shape)
+    model.own_call(model.open(), model.encode(["tiger"]), z, models._kernel(model, 2), "latent")
     status, text = bench("run", "--method", "ddpo", "--suite", "sd35-hps", "--set", "model.t5=false", "--dry-run")
     assert status == 0, text
     assert "CLIP alone reads a prompt" in text
+    with pytest.raises(BenchError, match="has no T5 encoder"):
+        load_model(ModelConfig(name="emoji", t5=False), SamplerConfig())
 
 
 def test_a_distilled_model_has_no_guidance(hub):
