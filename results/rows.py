@@ -113,7 +113,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path, read_dictionary=REPEATED).read()
         found = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:  # the last: a column is missing
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
