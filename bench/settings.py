@@ -152,7 +152,7 @@ class EvaluationConfig(Config):
     seed: Seed | None = Field(
         None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"
     )
-    at: list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]] = Field(
+    at: list[Annotated[int | float, Field(gt=0)]] = Field(
         [], description="updates, or shares of the run, after which to evaluate too; always after the last"
     )
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
@@ -184,6 +184,8 @@ class RunConfig(Config):
     def _evaluations_lie_within_the_run(self) -> "RunConfig":
         if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
             raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
+        if broken := [place for place in self.evaluation.at if place > 1 and place != int(place)]:
+            raise ValueError(f"evaluation.at = {broken} is neither an update nor a share of the run")
         return self
 
     def evaluated_at(self) -> list[int]:
