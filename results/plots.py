@@ -21,6 +21,7 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
 
     log: a row per update; columns `update`, and any of `reward_over_prior` (where not known, `reward`), `loss`,
         `gradient_norm/<network>`, and `seconds/<phase>` [s], the time's parts, with `round`.
+        Of a log that lost them all nothing is drawn.
     evaluations: a row each, `updates`, `prior`, `difference` and `standard_error` of the reward on training prompts.
     Points are single updates; the line is their centred mean over a twentieth of the run, so it does not lag.
     """
@@ -33,6 +34,8 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
         panels.append(_plot_norms)
     if any(name.startswith("seconds/") for name in log):
         panels.append(_plot_phases)
+    if not panels:
+        return
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):

@@ -59,10 +59,12 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "train_seconds": (pa.float64(), False),
     "peak_memory_bytes": (pa.int64(), False),
 }
+TYPES = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison
-REPEATED = ["settings", "packages", "hardware"]  # long, and equal in many rows: read as one string each
-ONCE = pa.dictionary(pa.int32(), pa.string())
-TYPES = pa.schema([(name, ONCE if name in REPEATED else kind) for name, (kind, _) in COLUMNS.items()])
+REPEATED = ["settings", "packages", "hardware"]  # long, and equal in many rows
+STORED = pa.schema(
+    [(name, pa.dictionary(pa.int32(), kind) if name in REPEATED else kind) for name, (kind, _) in COLUMNS.items()]
+)
 DIRECTIONS = ("higher", "lower", "none")
 STATUSES = ("ok", "refused", "failed", RANDOM)
 
@@ -111,7 +113,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path, read_dictionary=REPEATED).read()
         found = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:  # the last: a column is missing
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
@@ -123,11 +125,11 @@ def _read(path: Path) -> pd.DataFrame:
             "run the benchmark again or read it with the version that wrote it"
         )
     try:
-        table = table.select(list(COLUMNS)).cast(TYPES)
+        table = table.select(list(COLUMNS)).cast(STORED)
         _check_values(table)
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(f"{path} holds no rows of this version: {error}") from None
-    return table.to_pandas().astype(dict.fromkeys(REPEATED, object))
+    return table.to_pandas().astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
 
 
 def _check_values(table: pa.Table) -> None:

@@ -135,9 +135,11 @@ class Run:
         return False
 
     def go(self, force: bool, held: contextlib.ExitStack) -> bool:
-        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already."""
+        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already.
+
+        After a `preflight`, so that an impossible run leaves no folder.
+        """
         with processes.main_first():
-            preflight(self.config)
             finished = self.open(force and processes.is_main(), held)
         if not finished:
             with traceback_log(self.folder):
