@@ -149,8 +149,10 @@ def run(
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
     console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
+    with processes.main_first():
+        preflight(config)
     with ExitStack() as held:
-        from bench.commands.run import Run
+        from bench.commands.run import Run  # the libraries load when it is known that nothing is missing
 
         job = Run(config, folder, console, track or ())
         if not job.go(force, held):

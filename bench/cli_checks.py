@@ -80,27 +80,35 @@ def profile_setting(
 
 
 def test_plugin(
-    name: Annotated[str, typer.Argument(help="A method, reward or metric, yours included.")],
+    name: Annotated[str, typer.Argument(help="A method, reward, metric or model, or a folder of one; yours included.")],
     kind: Annotated[Kind | None, typer.Option(help="Needed only if the name is taken in several kinds.")] = None,
 ) -> None:
     """Check a plugin against the contract that all rows of a table rest on.
 
-    Shapes, declared needs, determinism, batch-size invariance, gradients, stored state, and the target distribution
-    where a method declares it. Exits with status 1 if a check fails.
+        bench selftest nabla_gfn
+        bench selftest emoji
+        bench selftest ./folder-of-a-pipeline
+
+    Shapes, declared needs, determinism, batch-size invariance, gradients, stored state, the target distribution where a
+    method declares it; of a model the adapter's switch, what its output means, and diffusers' own call. Exits with
+    status 1 if a check fails.
     """
     show_warnings()
     from bench import registry
-    from bench.commands.selftest import CHECKS, selftest
+    from bench.commands.selftest import KINDS, selftest
+    from bench.models.catalogue import NAMED
     from bench.weights.hub import obtain
 
-    kinds = [k for k in CHECKS if name in registry.plugins(k) and kind in (None, k)]
+    names = {k: [*registry.plugins(k), *(NAMED if k == "models" else ())] for k in KINDS}
+    kinds = [k for k in KINDS if name in names[k] and kind in (None, k)]
+    if not kinds and ("/" in name or Path(name).is_dir()):
+        kinds = ["models"]
     if len(kinds) > 1:
         raise BenchError(f"{name!r} is a name of {' and '.join(kinds)}: choose with --kind.")
     if not kinds:
-        known = [known for k in CHECKS for known in registry.plugins(k)]
-        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, known)}")
-    plugin = registry.load(kinds[0], name)
-    obtain(getattr(plugin, "files", ()))
+        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [own for k in KINDS for own in names[k]])}")
+    if kinds != ["models"]:
+        obtain(getattr(registry.load(kinds[0], name), "files", ()))
     colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
     with console.status(f"testing {name}"):
         for found in selftest(kinds[0], name):

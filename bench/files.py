@@ -36,8 +36,8 @@ def stored_in(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
         raise BenchError(
-            f"cannot read or write {place}: {reason}. What was stored before is whole: once the disk is well again, the "
-            "same command goes on."
+            f"cannot read or write {place}: {reason}. What was stored before is whole: once the disk is well again, "
+            "the same command goes on."
         ) from error
 
 

@@ -17,7 +17,7 @@ def contents(config: RunConfig, prompts: PromptSet) -> dict[str, str]:
     A file of the hub's cache is known by the name of its blob, the hash of its contents; any other is read, once.
     """
     found = {"prompts.name": prompts.digest}
-    if folder := catalogue.locate(config.model.name):
+    if folder := catalogue.locate(config.model.name, config.model.t5):
         found["model.name"] = _digest(folder)
     for section in ("method", "reward"):
         found |= {f"{section}.{key}": _digest(path) for key, path in _paths(getattr(config, section))}

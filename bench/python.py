@@ -11,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from bench import config as configs
+from bench.commands.preflight import preflight
 from bench.commands.run import Run, evaluate_again
 from bench.errors import BenchError
 from bench.evaluation.rows import default_folder
@@ -61,6 +62,7 @@ def run(
         method, reward=reward, suite=suite, overrides=overrides, assignments=_texts(settings), metrics=metrics
     )
     folder = Path(out) if out else default_folder(config)
+    preflight(config)
     with ExitStack() as held:
         Run(config, folder, Console(quiet=not progress)).go(force=False, held=held)
     return load(folder)

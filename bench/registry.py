@@ -258,8 +258,9 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
         "StableDiffusionPipeline": Plugin("bench.models.stable_diffusion:StableDiffusion"),
         "StableDiffusionXLPipeline": Plugin("bench.models.sdxl:StableDiffusionXL"),
-        "FluxPipeline": Plugin("bench.models.flux:Flux"),
         "StableDiffusion3Pipeline": Plugin("bench.models.sd3:StableDiffusion3"),
+        "FluxPipeline": Plugin("bench.models.flux:Flux"),
+        "Flux2KleinPipeline": Plugin("bench.models.flux2:Flux2Klein"),
     },
 }
 

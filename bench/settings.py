@@ -30,6 +30,8 @@ HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps")
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Rule = Literal["ddim", "sde", "cps", "euler", "dance"]
+Spacing = Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux", "flux2"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
 
 
@@ -51,6 +53,7 @@ class ModelConfig(Config):
 
     name: str = Field("emoji", description="a named model, a local diffusers folder, or a hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    t5: bool = Field(True, description="false: without the T5 encoder of Stable Diffusion 3, its text states are zeros")
     finetune: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(8, ge=1)
     lora_alpha: int | None = Field(None, ge=1, description="scale of the LoRA times its rank; null: the rank")
@@ -64,11 +67,11 @@ class SamplerConfig(Config):
     """The transition kernel (see bench.sampling.kernel) and guidance."""
 
     steps: int = Field(20, ge=1)
-    rule: Literal["ddim", "sde", "cps", "euler", "dance"] = Field("ddim", description="how eta makes a step's noise")
+    rule: Rule = Field("ddim", description="how eta makes a step's noise")
     eta: float = Field(1.0, ge=0, le=2)
     guidance: float = Field(5.0, ge=1)
-    spacing: Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux"] = Field(
-        "auto", description="the time grid: the model's own, one of a diffusion, or (the last three) of a flow"
+    spacing: Spacing = Field(
+        "auto", description="the time grid: the model's own, one of a diffusion, or (the last four) of a flow"
     )
     final_alpha: float | None = Field(None, gt=0, le=1, description="a diffusion's ᾱ_K; null: its scheduler's")
     final_noise: float | None = Field(None, ge=0, lt=1, description="a flow's s_K; null: 0.02, less on a finer grid")
@@ -133,9 +136,9 @@ class EvaluationSampler(Config):
     """What the evaluation's sampler has apart from the training's `sampler`; null: as there."""
 
     steps: int | None = Field(None, ge=1)
-    rule: Literal["ddim", "sde", "cps", "euler", "dance"] | None = None
+    rule: Rule | None = None
     eta: float | None = Field(None, ge=0, le=2)
-    spacing: Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux"] | None = None
+    spacing: Spacing | None = None
     final_alpha: float | None = Field(None, gt=0, le=1)
     final_noise: float | None = Field(None, ge=0, lt=1)
 
@@ -149,7 +152,7 @@ class EvaluationConfig(Config):
     seed: Seed | None = Field(
         None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"
     )
-    at: list[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]] = Field(
+    at: list[Annotated[int | float, Field(gt=0)]] = Field(
         [], description="updates, or shares of the run, after which to evaluate too; always after the last"
     )
     weights: str = Field("policy", description="whose samples: the policy's, or a copy's (train.ema keeps 'ema')")
@@ -181,6 +184,8 @@ class RunConfig(Config):
     def _evaluations_lie_within_the_run(self) -> "RunConfig":
         if beyond := [update for update in self.evaluation.at if update > self.train.updates]:
             raise ValueError(f"evaluation.at = {beyond} lies beyond train.updates = {self.train.updates}")
+        if broken := [place for place in self.evaluation.at if place > 1 and place != int(place)]:
+            raise ValueError(f"evaluation.at = {broken} is neither an update nor a share of the run")
         return self
 
     def evaluated_at(self) -> list[int]:

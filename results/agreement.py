@@ -39,8 +39,10 @@ def sentence(found: pd.DataFrame) -> str:
     """The verdicts counted, and the largest difference."""
     counts: Mapping[str, int] = found["verdict"].value_counts()
     text = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
+    found = found[found["verdict"] != "other version"]
+    total = sum(counts)
     size = np.maximum(found["published"].abs(), found["again"].abs())
     relative = (found["difference"].abs() / size.where(size > 0)).max()
     largest = f"; largest relative difference {relative:.1g}" if relative > 0 else ""
     errors = f", {found['errors'].max():.1g} standard errors" if found["errors"].max() > 0 else ""
-    return f"{len(found)} values: {text}{largest}{errors}."
+    return f"{total} values: {text}{largest}{errors}."

@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
 from results.budgets import COSTS, GAIN
@@ -126,6 +126,10 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
             axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
         for ax, (label, unit) in zip(grid[-1], COSTS.values(), strict=True):
             ax.set_xlabel(f"{label} [{unit}]" if unit else label)
+            low, high = np.log10(ax.get_xlim())
+            ticks = (1, 2, 5) if high - low < 1.3 else (1, 3) if high - low < 2.5 else (1,)
+            ax.xaxis.set_major_locator(LogLocator(subs=ticks))
+            ax.xaxis.set_major_formatter(lambda x, _: EngFormatter(sep="")(x) if x >= 1 else f"{x:g}")
 
 
 def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: Sequence[str], title: str = "") -> bool:

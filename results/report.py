@@ -47,7 +47,7 @@ class Section:
     boards: tuple[Board, ...]
 
     def shots(self) -> dict[tuple[str, str], list["Picture"]]:
-        """(prompt, sample) → the prior's kept image and those of the table's rows, on the same noise, if all have it.
+        """(prompt, sample) → the kept images of the prior and of the table's rows, on one noise, where all have it.
 
         Of all rows one seed, as seeds have noise of their own: the lowest that most rows have images of.
         """

@@ -107,8 +107,9 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     The column `row` names a row of the table: the method, and the settings in which its configurations here differ.
     Headings that would be equal name what was measured differently.
     """
-    chosen = {text: json.loads(text) for text in frame["settings"].unique()}
-    rewards = frame["settings"].map({text: json.dumps(_part(own, ("reward.",))) for text, own in chosen.items()})
+    numbers, texts = pd.factorize(frame["settings"])  # the long texts themselves are not copied row by row
+    chosen = {text: json.loads(text) for text in texts}
+    rewards = np.array([json.dumps(_part(own, ("reward.",))) for own in chosen.values()], dtype=object)[numbers]
     tables = [rows for _, rows in frame.assign(rewards=rewards).groupby([*SETTING, "rewards"], sort=False)]
     headings = [_heading(rows.iloc[0]) for rows in tables]
     for heading, rows in zip(headings, tables, strict=True):

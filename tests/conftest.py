@@ -100,11 +100,13 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def random_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache with scaled-down random weights of everything that the full-size settings load."""
+    from bench.models import catalogue
     from bench.weights import random_weights
     from bench.weights.hub import Repository
 
     cache = tmp_path_factory.mktemp("hub")
-    random_weights.write([Repository(name, ()) for name in random_weights.WRITERS], cache, "tiny")
+    later = {repository.name for name, repository in catalogue.HUB.items() if name not in ("sd15", "sd21")}
+    random_weights.write([Repository(name, ()) for name in random_weights.WRITERS if name not in later], cache, "tiny")
     return cache
 
 
@@ -113,6 +115,16 @@ def hub(random_hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That cache, in use."""
     monkeypatch.setenv("HF_HUB_CACHE", str(random_hub))
     return random_hub
+
+
+@pytest.fixture
+def family(hub: Path, request: pytest.FixtureRequest) -> str:
+    """`request.param`, the name of a full-size model whose scaled-down random weights are in that cache."""
+    from bench.models import catalogue
+    from bench.weights import random_weights
+
+    random_weights.write([catalogue.HUB[request.param]], hub, "tiny")
+    return request.param
 
 
 class Brightness(Reward):

@@ -36,8 +36,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_examples_run_as_an_installed_package(installed, tiny_run):
     assert "nabla_gfn" in registry.plugins("methods")
     assert registry.plugins("methods")["rwr"].package == "my-plugin"
-    metrics = "evaluation.metrics=[reward,path_kl,saturation]"
-    rows = read_rows(tiny_run("rwr", "--reward", "symmetry", "--set", metrics) / "rows.parquet")
+    options = ["--reward", "symmetry", "--metric", "saturation", "--set", "evaluation.metrics=[reward,path_kl]"]
+    rows = read_rows(tiny_run("rwr", *options) / "rows.parquet")
     assert set(rows["method"]) == {"rwr"}
     assert set(rows["reward"]) == {"symmetry"}
     values = rows.set_index("metric")["value"]

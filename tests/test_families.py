@@ -1,5 +1,8 @@
 """Families of pipelines: each agrees with diffusers' own call. Stable Diffusion 3's is tested on the embedded prior."""
 
+import shutil
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,31 +12,33 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
 )
 
+from bench.commands.estimate import networks
+from bench.commands.selftest import models
+from bench.config import resolve
+from bench.errors import BenchError
 from bench.models.base import DiffusionModel
-from bench.models.catalogue import load_model, make_kernel
+from bench.models.catalogue import HUB, load_model, make_kernel, need
 from bench.models.emoji import FLOW, WEIGHTS, shared
-from bench.models.flux import pack
+from bench.models.pipeline import PipelineModel
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
-from bench.sampling.kernel import Kernel
+from bench.sampling.kernel import Kernel, flow_kernel
 from bench.sampling.noise import Noise, seeded
 from bench.sampling.trajectory import Batch, rollout
 from bench.settings import ModelConfig, SamplerConfig
+from bench.weights.random_weights import write
 
 TEXT = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
 SAMPLES = [("tiger", 0), ("tiger", 1), ("noto fox", 0)]
@@ -104,50 +109,17 @@ def test_sd3_adapter_in_diffusers(model, tmp_path):
     assert torch.equal(model.predict(z, t, conditioning, prior=True), fresh.predict(z, t, conditioning))
 
 
-def test_sd3_rows_are_independent_and_checkpointing_changes_nothing(model):
-    perturb(model, 0.1)
-    alone = torch.cat([sample(model, [name]) for name in SAMPLES])
-    torch.testing.assert_close(alone, sample(model), rtol=1e-4, atol=1e-4)
-    kept = load_model(ModelConfig(name="emoji_flow", lora_rank=2, checkpointing=True), DETERMINISTIC)
-    perturb(kept, 0.1)
-    gradients = []
-    for one in (model, kept):
-        z = Noise(0, "train", SAMPLES)(0, one.latent_shape).requires_grad_()
-        output = one.predict(z, torch.tensor([1000.0, 500.0, 20.0]), one.encode([prompt for prompt, _ in SAMPLES]))
-        image = one.decode(z - output)
-        gradients.append(torch.autograd.grad(image.square().sum(), [z, *one.adapters().values()]))
-    for plain_gradient, recomputed in zip(*gradients, strict=True):  # images are decoded one by one there
-        torch.testing.assert_close(recomputed, plain_gradient, rtol=1e-4, atol=1e-4 * float(plain_gradient.abs().max()))
-    still = [name for name, g in zip(["z", *model.adapters()], gradients[0], strict=True) if not g.any()]
-    assert all("transformer_blocks.7.attn.add_q_proj" in name for name in still)  # the last block's text asks nothing
-
-
-@torch.no_grad()
-def test_a_perfect_velocity_recovers_the_clean_latent(model):
-    kernel = make_kernel(model, SamplerConfig(steps=5, eta=1.0))
-    clean, noise = (Noise(0, "train", SAMPLES)(k, model.latent_shape) for k in range(2))
-    for k in range(kernel.steps):
-        s = kernel.sigmas[k]
-        z = (1 - s) * clean + s * noise
-        torch.testing.assert_close(kernel.clean(z, noise - clean, k), clean, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(kernel.noise(z, noise - clean, k), noise, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"])
-def test_methods_end_to_end_on_the_flow_prior(bench, tmp_path, monkeypatch, method):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    settings = [
-        "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
-        "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=0",
-        "evaluation.samples_per_prompt=2", "evaluation.metrics=[reward,path_kl]", "evaluation.rewards=[]",
-    ]  # fmt: skip
-    sets = [word for setting in settings for word in ("--set", setting)]
-    out = tmp_path / "run"
-    status, text = bench("run", "--method", method, "--model", "emoji_flow", "--updates", 1, "--out", out, *sets)
-    assert status == 0, text
-    rows = pd.read_parquet(out / "rows.parquet").set_index("metric")
-    assert rows.loc["path_kl", "value"] > 0
-    assert set(rows["model"]) == {"emoji_flow"}
+@pytest.mark.parametrize(
+    "check",
+    [
+        models.neighbours_do_not_matter,
+        models.checkpointing_leaves_gradients_unchanged,
+        models.the_output_means_what_it_says,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_sd3_keeps_the_contract(check):
+    check("emoji_flow")
 
 
 @pytest.fixture(scope="module")
@@ -259,51 +231,152 @@ def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
     torch.testing.assert_close(theirs.latents[:, -1] / size[-1], ours.latents[:, -1], rtol=0, atol=2e-3)
 
 
-@pytest.fixture(scope="module", params=["dev", "schnell"])
-def flux_folder(request, tmp_path_factory):
-    """A random `FluxPipeline`, small, in the real layout; dev takes the guidance as an input."""
-    dev = request.param == "dev"
-    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | TEXT
-    folder = tmp_path_factory.mktemp(request.param)
-    with seeded(0, "flux"):
-        transformer = FluxTransformer2DModel(
-            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12, num_attention_heads=1,
-            joint_attention_dim=8, pooled_projection_dim=16, guidance_embeds=dev, axes_dims_rope=(4, 4, 4),
-        )  # fmt: skip
-        vae = AutoencoderKL(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, shift_factor=0.1,
-                            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4)  # fmt: skip
-        clip = CLIPTextModel(CLIPTextConfig(hidden_size=16, eos_token_id=tokenizer.eos_token_id, **words))
-        t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dev else 1.0, use_dynamic_shifting=dev)
-    FluxPipeline(scheduler, vae, clip, tokenizer, t5, tokenizer, transformer).save_pretrained(folder)
-    return folder
+METHODS = ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"]
+FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein"]
+TINY = [
+    "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
+    "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=0", "evaluation.samples_per_prompt=2",
+    "evaluation.metrics=[reward,path_kl]", "evaluation.rewards=[]",
+]  # fmt: skip
 
 
-@torch.no_grad()
-def test_flux_equals_diffusers_to_the_bit(flux_folder, tmp_path):
-    """Packing, position ids, guidance as an input and each time grid; then a trained adapter, loaded by diffusers."""
-    model = load_model(ModelConfig(name=str(flux_folder), lora_rank=2, lora_alpha=4), SamplerConfig(guidance=3.5))
-    kernel = make_kernel(model, SamplerConfig(steps=3, eta=0.0, final_noise=0.0))
-    names = SAMPLES[:2]
-    noise = Noise(0, "evaluate", names)
-    pipe = FluxPipeline.from_pretrained(flux_folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    conditioning = model.encode([prompt for prompt, _ in names])
-    settings = {"num_inference_steps": 3, "latents": pack(noise(0, model.latent_shape)), "output_type": "latent"}
+def guidance(name: str) -> float:
+    return 1.0 if name == "flux_schnell" else 3.0
 
-    def ours() -> torch.Tensor:
-        return rollout(model, kernel, Batch(["tiger"] * 2, names, conditioning), noise).latents[:, -1]
 
-    theirs = pipe(**model.pipeline_inputs(conditioning), **settings).images
-    assert torch.equal(pack(ours()), theirs)
-    before = ours()
-    perturb(model, 0.3)
-    assert (ours() - before).norm() > 0.001 * before.norm()
+def loaded(name: str, **options) -> PipelineModel:
+    return load_model(ModelConfig(name=name, lora_rank=2, **options), SamplerConfig(guidance=guidance(name)))
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_a_family_equals_diffusers_to_the_bit(family):
+    """Images of the pipeline's own call, also with an adapter that it loads; then where it reads the prompts itself."""
+    models.its_pipeline_agrees(family)
+    model = loaded(family, lora_alpha=4)
+    kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
+    prompts = [prompt for prompt, _ in SAMPLES]
+    ours = model.decode(rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1])
+    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance}
+    theirs = model.own_call(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
+
+
+def test_alpha_is_in_the_stored_adapter(pipeline_folder, tmp_path):
+    """A scale of alpha over rank other than 1: in diffusers, and read again."""
+    model, plain = (
+        load_model(ModelConfig(name=str(pipeline_folder), lora_rank=2, lora_alpha=alpha), SamplerConfig())
+        for alpha in (8, 2)
+    )
+    perturb(model, 0.1)
     model.save(tmp_path)
-    pipe.load_lora_weights(tmp_path)
-    after = pipe(**model.pipeline_inputs(conditioning), **settings).images
-    torch.testing.assert_close(pack(ours()), after, rtol=1e-3, atol=1e-4)
-    other = load_model(ModelConfig(name=str(flux_folder), lora_rank=2, lora_alpha=4), SamplerConfig(guidance=3.5))
-    other.load(tmp_path)
-    assert all(torch.equal(other.adapters()[name], value) for name, value in model.adapters().items())
+    for reader in (model, plain):
+        reader.load(tmp_path)
+    z, t = Noise(0, "train", SAMPLES)(0, model.latent_shape), torch.tensor(500)
+    outputs = [one.predict(z, t, one.encode(["tiger"] * 3)) for one in (model, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_t5_can_be_left_out(bench, tmp_path, monkeypatch):
+    """It is then not asked for either, in a named model or another repository; its text states are zeros."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    write([HUB["sd35_medium"]], tmp_path, "tiny")
+    whole, less = need("sd35_medium"), need("sd35_medium", t5=False)
+    assert whole.size - less.size > 9e9
+    folder = whole.path()
+    shutil.rmtree(folder / "text_encoder_3")
+    assert whole.missing() and not less.missing()
+    for name in ("sd35_medium", HUB["sd35_medium"].name, str(folder)):
+        model = loaded(name, t5=False)
+        text = model.encode(["tiger"]).parts["text"]
+        assert text.shape == (1, 77 + 256, 40) and not text[:, 77:].any() and text[:, :77].any()
+    z = torch.zeros(1, *model.latent_shape)
+    model.own_call(model.open(), model.encode(["tiger"]), z, models._kernel(model, 2), "latent")
+    status, text = bench("run", "--method", "ddpo", "--suite", "sd35-hps", "--set", "model.t5=false", "--dry-run")
+    assert status == 0, text
+    assert "CLIP alone reads a prompt" in text
+    with pytest.raises(BenchError, match="has no T5 encoder"):
+        load_model(ModelConfig(name="emoji", t5=False), SamplerConfig())
+
+
+def test_a_distilled_model_has_no_guidance(hub):
+    write([HUB["flux_schnell"]], hub, "tiny")
+    with pytest.raises(BenchError, match=r"use sampler\.guidance=1"):
+        load_model(ModelConfig(name="flux_schnell"), SamplerConfig(guidance=3.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_end_to_end_on_the_flow_prior(bench, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    out = tmp_path / "run"
+    status, text = bench("run", "--method", method, "--model", "emoji_flow", "--updates", 1, "--out", out, *sets)
+    assert status == 0, text
+    rows = pd.read_parquet(out / "rows.parquet").set_index("metric")
+    assert rows.loc["path_kl", "value"] > 0
+    assert set(rows["model"]) == {"emoji_flow"}
+
+
+SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching")}
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        pytest.param(name, method, marks=() if (name, method) in SHORT else pytest.mark.slow)
+        for name in FAMILIES
+        for method in METHODS
+    ],
+    indirect=["family"],
+)
+def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family, method):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "prompts.txt").write_text("cat\ndog\nred bird\nfish\n")
+    settings = [*TINY, f"sampler.guidance={guidance(family)}", "train.micro_batch=4", "train.sample_batch=4"]
+    settings += ["sampler.spacing=auto", "evaluation.features=efficientnet_lite0"]
+    settings += ["method.channels=[32,32]"] if method == "nabla_gfn" else []
+    sets = [word for setting in settings for word in ("--set", setting)]
+    status, text = bench(
+        "run", "--method", method, "--reward", "colorfulness", "--model", family, "--updates", 1,
+        "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "run", *sets,
+    )  # fmt: skip
+    assert status == 0, text
+    rows = pd.read_parquet(tmp_path / "run" / "rows.parquet").set_index("metric")
+    assert rows.loc["path_kl", "value"] > 0
+    assert set(rows["status"]) == {"random weights"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_full_sizes_are_known_without_weights(bench, tmp_path, monkeypatch, name):
+    """Parameters of the denoisers as their cards have them; a dry run and the sizes of a download."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9}.get(name, 11.9e9)
+    config = resolve("ddpo", overrides={"model.name": name})
+    kind, parts = networks(config)
+    assert sum(p.numel() for p in parts[kind.denoiser].parameters()) == pytest.approx(parameters, rel=0.01)
+    assert kind.shapes(parts[kind.denoiser].config, parts["vae"].config)[0][1] == (64 if name == "flux2_klein" else 128)
+    status, text = bench("fetch", "--model", name, "--dry-run")
+    assert status == 0, text
+    assert HUB[name].name in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_profile_of_random_weights(bench, tmp_path, name):
+    status, text = bench(
+        "profile", "--model", name, "--reward", "colorfulness", "--method", "draft_1", "--random-weights", "--size",
+        "tiny", "--repeats", 1, "--out", tmp_path / "profile.json", "--set", "sampler.steps=2",
+        "--set", f"sampler.guidance={guidance(name)}", "--set", "train.prompts_per_round=2",
+        "--set", "train.samples_per_prompt=1", "--set", "sampler.spacing=auto",
+    )  # fmt: skip
+    assert status == 0, text
+    assert "diffusers pipeline" in text
+
+
+@pytest.mark.parametrize("steps", [4, 28])
+def test_the_grid_of_flux2_is_that_of_its_pipeline(steps):
+    """Its shift depends on the number of steps too."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    mu = compute_empirical_mu(4096, steps)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    kernel = flow_kernel(steps, spacing="flux2", tokens=4096, final_noise=0.0)
+    assert torch.equal(kernel.sigmas, scheduler.sigmas)

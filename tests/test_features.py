@@ -10,6 +10,7 @@ from cleanfid.fid import get_folder_features
 from PIL import Image
 from torch import Tensor, nn
 
+from bench.commands.selftest.device import device, recording
 from bench.errors import BenchError
 from bench.evaluation.features import SPACES, ClipL, DreamSim, InceptionV3, find_space
 from bench.evaluation.statistics import frechet_distance
@@ -81,6 +82,17 @@ def test_inception_features_are_clean_fids(inception, tmp_path):
     assert frechet_distance(*map(torch.from_numpy, part)) == pytest.approx(clean_frechet_distance(*moments), rel=1e-5)
 
 
+def test_inception_on_a_device(inception):
+    """All but TorchScript, which no device in Python can hold: the same layers as modules are there in its place."""
+    expected = inception(images(0))
+    layers = Layers()
+    layers.load_state_dict(inception.network.layers.state_dict())
+    with recording():
+        inception.device, inception.network.layers = device(), layers.to(device())
+        found = inception(images(0).to(device()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_clip_features_depend_on_the_image_alone(hub):
     space = ClipL()
     x = images(0)
@@ -112,6 +124,9 @@ def test_dreamsim_on_random_weights(tmp_path, monkeypatch):
     x224 = torch.nn.functional.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     expected = space.network(x224[:1], x224[1:2])
     assert 1 - float(unit[0] @ unit[1]) == pytest.approx(float(expected), rel=1e-4)
+    with recording():
+        there = DreamSim(device())(x.to(device()))
+    torch.testing.assert_close(there, found, rtol=1e-4, atol=1e-4)
 
 
 def write_dreamsim(folder: Path) -> None:

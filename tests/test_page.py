@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from results.formats import latex, terminal, to_csv
+from results.formats import latex, markdown, terminal, to_csv
 from results.leaderboard import leaderboard
 from results.page import write_page
-from results.report import Question, sections, write_report
+from results.report import Question, boards_of, sections, write_report
 from results.rows import write_rows
 from results.selection import collect, settings
 from tests.test_results import PUBLISHED, chosen, fid, floor, row
@@ -146,17 +146,25 @@ def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
         assert "…" not in shown
 
 
-@pytest.mark.parametrize("folder", ["ring", "emoji"])
-def test_published_tables_come_from_their_rows_byte_by_byte(folder: str, tmp_path: Path) -> None:
-    """`bench report results/published/NAME --out …` writes the tables that are published beside the rows."""
-    found = sections(collect([PUBLISHED / folder])[0], Question(), with_gains=True)
-    again = sections(collect([PUBLISHED / folder])[0], Question(), with_gains=True)
-    for one, other in zip(found, again, strict=True):
-        assert to_csv(one.boards) == to_csv(other.boards)
-    if (PUBLISHED / folder / "report.md").is_file():
-        write_report(tmp_path, *collect([PUBLISHED / folder]), Question())
-        for path in tmp_path.glob("report.*"):
-            assert path.read_bytes() == (PUBLISHED / folder / path.name).read_bytes()
+@pytest.mark.parametrize("folder", sorted(path.parent for path in PUBLISHED.glob("*/report.csv")), ids=lambda p: p.name)
+def test_published_tables_come_from_their_rows_byte_by_byte(folder: Path) -> None:
+    """`bench report results/published/NAME --out results/published/NAME` wrote them."""
+    found = boards_of(sections(collect([folder])[0], Question(), with_gains=True))
+    assert to_csv(found).encode() == (folder / "report.csv").read_bytes()
+    for name, form in (("report.tex", latex), ("report.md", markdown)):
+        if (folder / name).is_file():
+            published = (folder / name).read_text(encoding="utf8")
+            assert all(form(board) in published for board in found)
+
+
+@pytest.mark.slow
+def test_a_report_is_written_twice_with_the_same_bytes(tmp_path: Path) -> None:
+    rows = collect([runs(tmp_path / "runs")])
+    for out in ("one", "two"):
+        write_report(tmp_path / out, *rows, Question())
+    first = sorted((tmp_path / "one").iterdir())
+    assert {path.name for path in first} >= {"sheet-0.png", "sheet-1.svg", "curves-reward-train-0.png", "profiles.png"}
+    assert all(path.read_bytes() == (tmp_path / "two" / path.name).read_bytes() for path in first)
 
 
 @pytest.mark.slow

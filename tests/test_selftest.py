@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from conftest import by_class
 from torch import Tensor
 
 from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
-from bench.commands.selftest import CHECKS, selftest
+from bench.commands.selftest import KINDS, checks, models, selftest
+from bench.models.analytic import RingModel
+from bench.models.pipeline import Call, Parts
+from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.trajectory import Batch
 from methods.adjoint_matching import AdjointMatching
 from methods.ddpo import DDPO
@@ -21,7 +25,7 @@ from methods.draft import DRaFT
 EXAMPLE = Path(__file__).parent / "example_plugin"
 ALL = [
     pytest.param(kind, name, id=name, marks=marks)
-    for kind in CHECKS
+    for kind in KINDS[:-1]
     for name, marks in (
         [(one.values[0], one.marks) for one in by_class(registry.BUILT_IN["methods"], "rtb_softmax")]
         if kind == "methods"
@@ -34,8 +38,25 @@ ALL = [
 def test_every_plugin_keeps_the_contract(hub, kind, name):
     """Those with weights on scaled-down random ones, through the real loading code."""
     outcomes = list(selftest(kind, name))
-    assert len(outcomes) == len(CHECKS[kind])
+    assert len(outcomes) == len(checks(kind))
     assert not [found for found in outcomes if found.status == "failed"]
+
+
+WHOLE = {name: () for name in ("ring", "gaussian", "ring_flow", "gaussian_flow")} | {
+    name: pytest.mark.slow
+    for name in ("emoji", "emoji_flow", *(n for n in registry.BUILT_IN["models"] if n.endswith("Pipeline")))
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in WHOLE.items()])
+def test_every_model_keeps_the_contract(name):
+    """Families on scaled-down random weights."""
+    outcomes = {found.check: found for found in selftest("models", name)}
+    assert len(outcomes) == len(models.CHECKS)
+    assert not [found for found in outcomes.values() if found.status == "failed"]
+    skipped = {check for check, found in outcomes.items() if found.status == "skipped"}
+    assert skipped <= {"its pipeline agrees" if models.catalogue.is_analytic(name) else "the output means what it says"}
+    assert "emoji" not in name or not skipped
 
 
 class MeanOverMicroBatch(DRaFT):
@@ -145,6 +166,99 @@ class Brittle(NotANumber):
         return [Measurement("broken", float(evaluation.finetuned.step_kl.mean()), n=1)]
 
 
+class Crowded(RingModel):
+    """A prediction depends on its batch."""
+
+    def predict(self, z: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return super().predict(z, *arguments, **options) + 0.01 * z.mean(0)
+
+
+class Doubled(RingModel):
+    """Predicts in float64."""
+
+    def predict(self, z: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return super().predict(z, *arguments, **options).double()
+
+
+class Unswitched(RingModel):
+    """Its prior is the policy."""
+
+    def predict(self, *arguments: Any, prior: bool = False, **options: Any) -> Tensor:
+        return super().predict(*arguments, **options)
+
+
+class Amnesiac(RingModel):
+    """Reads the file and forgets it."""
+
+    def load(self, folder: Path) -> None:
+        (folder / "analytic.safetensors").read_bytes()
+
+
+class Severed(RingModel):
+    """No gradient passes its decoder."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return 2 * z - z.detach()
+
+
+class Misread(RingModel):
+    """Its noise is said to be v."""
+
+    output = "v_prediction"
+
+
+class AtHome(RingModel):
+    """Leaves a tensor on the host."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z + torch.zeros(2)
+
+
+class Late(StableDiffusion):
+    """One training step off."""
+
+    @staticmethod
+    def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
+        return StableDiffusion.denoise(call, z, t - 1, parts)
+
+
+class Switching(StableDiffusion):
+    """The adapters are switched outside of what is computed again."""
+
+    def predict(self, *arguments: Any, prior: bool = False, **options: Any) -> Tensor:
+        if not prior:
+            return super().predict(*arguments, **options)
+        with self.using({}), self._adapters_off():
+            return super().predict(*arguments, **options)
+
+
+def planted(kind: str, name: str, broken: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name leads to the broken plugin."""
+    monkeypatch.setitem(registry.BUILT_IN[kind], name, registry.Plugin(f"{__name__}:{broken.__name__}"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[test_every_plugin_keeps_the_contract.__module__])
+    registry.plugins.cache_clear()
+
+
+@pytest.fixture
+def clean_registry() -> Iterator[None]:
+    """Names are read again after the test."""
+    yield
+    registry.plugins.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [(Late, models.its_pipeline_agrees), (Switching, models.checkpointing_leaves_gradients_unchanged)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_a_broken_family_fails_the_check_that_is_meant_for_it(
+    broken, check, pipeline_folder, monkeypatch, clean_registry
+):
+    planted("models", "StableDiffusionPipeline", broken, monkeypatch)
+    monkeypatch.setattr(models, "CHECKS", [models.the_prior_switch_is_exact, check])
+    assert [found.status for found in selftest("models", str(pipeline_folder))] == ["passed", "failed"]
+
+
 @pytest.mark.parametrize(
     ("kind", "broken", "checks"),
     [
@@ -161,17 +275,19 @@ class Brittle(NotANumber):
         ("metrics", Restless, {"measuring twice gives the same"}),
         ("metrics", Biased, {"an unchanged model differs by nothing"}),
         ("metrics", Brittle, {"hard cases are notes"}),
+        ("models", Crowded, {"neighbours do not matter"}),
+        ("models", Doubled, {"predictions and images are well formed"}),
+        ("models", Unswitched, {"the prior switch is exact"}),
+        ("models", Amnesiac, {"adapters are saved and loaded"}),
+        ("models", Severed, {"decode is differentiable"}),
+        ("models", Misread, {"the output means what it says"}),
+        ("models", AtHome, {"it runs on a device"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
-def test_a_broken_plugin_fails_the_check_that_is_meant_for_it(kind, broken, checks, monkeypatch):
-    monkeypatch.setitem(registry.BUILT_IN[kind], "broken", registry.Plugin(f"{__name__}:{broken.__name__}"))
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[test_every_plugin_keeps_the_contract.__module__])
-    registry.plugins.cache_clear()
-    try:
-        outcomes = {found.check: found for found in selftest(kind, "broken")}
-    finally:
-        registry.plugins.cache_clear()
+def test_a_broken_plugin_fails_the_check_that_is_meant_for_it(kind, broken, checks, monkeypatch, clean_registry):
+    planted(kind, "broken", broken, monkeypatch)
+    outcomes = {found.check: found for found in selftest(kind, "broken")}
     failed = {check for check, found in outcomes.items() if found.status == "failed"}
     assert checks <= failed < set(outcomes), outcomes
 
@@ -200,6 +316,12 @@ def test_an_installed_package_brings_its_plugins(installed):
         tested = installed("selftest", name)
         assert tested.returncode == 0, tested.stdout
         assert "failed" not in tested.stdout
+
+
+def test_selftest_of_a_folder(bench, pipeline_folder):
+    status, text = bench("selftest", pipeline_folder)
+    assert status == 0, text
+    assert "its pipeline agrees" in text
 
 
 def test_selftest_names_what_it_does_not_know(bench):

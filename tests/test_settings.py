@@ -26,6 +26,7 @@ from bench.errors import BenchError
         ("evaluation.seed=-1", "greater than"),
         ("optimizer.betas=[1,1]", "optimizer.betas.0 = 1: input should be less than 1"),
         ("evaluation.at=[0]", "evaluation.at.0 = 0"),
+        ("evaluation.at=[1.5]", "neither an update nor a share"),
         ("evaluation.at=[150,151]", r"evaluation.at = \[151\] lies beyond train.updates = 150"),
         ("train.updates_per_round=49", "a round of 48 trajectories cannot feed updates_per_round = 49"),
         ("train.threads=100000", "train.threads = 100000: this machine has"),

@@ -19,6 +19,7 @@ from bench import environment, registry
 from bench.commands.profile import profile_prompts, sampling_rows, stand_ins, update_rows
 from bench.commands.run import Run, build_core, build_method
 from bench.commands.selftest.checking import Skipped, require
+from bench.commands.selftest.models import nudge
 from bench.config import resolve
 from bench.core import Core
 from bench.evaluation.evaluator import load_reward
@@ -87,7 +88,7 @@ def one_update(config: RunConfig, device: torch.device, folder: Path | None = No
     folder: of checkpoints; what is there is gone on from.
     """
     core, method, prompts = build_core(config, device), build_method(config), profile_prompts(config)
-    nudge(core)
+    nudge(core.model)
     if not method.needs.training:
         with torch.no_grad():
             latents = method.sample(core, core.batch((prompt, 0) for prompt in prompts[:2])).latents[:, -1]
@@ -98,14 +99,6 @@ def one_update(config: RunConfig, device: torch.device, folder: Path | None = No
         trainer.resume()
         trainer.run(records.append)
     return records[-1]
-
-
-def nudge(core: Core) -> None:
-    """Move the adapters off their start, where policy and prior are equal and half of every equation is zero."""
-    numbers = generator(0, "weights", "doctor")
-    for parameter in core.model.adapters().values():
-        step = torch.from_numpy(numbers.standard_normal(tuple(parameter.shape), "float32"))
-        parameter.data += 0.1 * step.to(parameter.device)
 
 
 def relative(ours: Tensor | float, theirs: Tensor | float) -> float:

@@ -163,7 +163,7 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
     """
     if target not in FORMULAS:
         return None
-    rows = 1 if getattr(core.model, "guidance", 1) == 1 else 2
+    rows = core.model.rows(getattr(core.model, "guidance", 1))
     return FORMULAS[target](method.config, Setting(core.kernel.steps, rows, _chosen(core, method, batch)))
 
 

@@ -11,6 +11,7 @@ from bench import registry
 from bench.commands.estimate import estimate_memory
 from bench.config import beta_origin
 from bench.models.base import network_dtype
+from bench.models.catalogue import known_family
 from bench.prompts import HUB, load_prompts
 from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
@@ -30,6 +31,12 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
         total = sum(memory.values()) / 2**30
         console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)", highlight=False)
+    if not config.model.t5:
+        console.print(
+            "model.t5 = false: the T5 encoder is neither fetched nor loaded, and its text states are zeros. CLIP alone "
+            "reads a prompt, 77 tokens of it: long prompts and written words suffer, and rows are of another prior.",
+            soft_wrap=True,
+        )
     console.print(f"folder: {folder}", highlight=False)
     if needs := requirements(config):
         show_requirements(needs, console)
@@ -41,8 +48,10 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     needs = registry.load("methods", config.method.name).needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
     rounds = -(-train.updates // train.updates_per_round)
+    family = known_family(config.model.name, config.model.t5)
     rows, rows_seen = (
-        sampler.steps * (1 if sampler.guidance == 1 else 2) for sampler in (config.sampler, config.evaluation_sampler())
+        sampler.steps * (family.rows(sampler.guidance) if family else 2)  # of another class one hears when it is here
+        for sampler in (config.sampler, config.evaluation_sampler())
     )
     absent = (need := HUB.get(config.prompts.name)) and need.missing()
     prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -94,24 +93,14 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
     model, kernel, count = core.model, core.kernel, core.sample_batch
     batch = core.batch([(prompts[i % len(prompts)], i) for i in range(count)])
     noise = Noise(0, "evaluate", batch.samples)
-    pipe = model.pipeline
-    own = {}
-    if model.output != "flow":
-        pipe.scheduler, own = DDIMScheduler.from_config(pipe.scheduler.config), {"eta": kernel.eta}
-    pipe.set_progress_bar_config(disable=True)
 
     def ours() -> Any:
         with torch.no_grad():
             return rollout(model, kernel, batch, noise)
 
     def theirs() -> Any:
-        return pipe(
-            **model.pipeline_inputs(batch.conditioning),
-            num_inference_steps=kernel.steps,
-            **own,
-            latents=noise(0, model.latent_shape).to(model.device, model.network.dtype),
-            output_type="latent",
-        )
+        z = noise(0, model.latent_shape)
+        return model.own_call(model.pipeline, batch.conditioning, z, kernel, "latent")
 
     calls = {"rollout": ours, "diffusers pipeline": theirs}
     for call in calls.values():

@@ -136,10 +136,12 @@ class Run:
         return False
 
     def go(self, force: bool, held: contextlib.ExitStack) -> bool:
-        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already."""
+        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already.
+
+        After a `preflight`, so that an impossible run leaves no folder.
+        """
         with stored_in(self.folder):
             with processes.main_first():
-                preflight(self.config)
                 finished = self.open(force and processes.is_main(), held)
             if not finished:
                 with traceback_log(self.folder):
@@ -315,11 +317,18 @@ class Run:
             times = [name for name in frame if name.startswith("seconds/")]
             totals = frame[times].fillna(0.0)  # a phase that has not been yet is missing
             frame[times] = totals.diff().fillna(totals)
-            earlier = [read_rows(path) for path in self.folder.glob(rows_at(0).replace("0000000", "*"))]
-            evaluations = pd.concat([*earlier, pd.DataFrame(rows)])
+            evaluations = pd.concat([*self._evaluations(), pd.DataFrame(rows)])
             evaluations = evaluations[evaluations["metric"] == "reward/train"].sort_values("updates")
             plot_curves(frame, self.folder / "curves.png", title, evaluations)
         draw_samples(evaluation, measurements, core, self.folder, title)
+
+    def _evaluations(self) -> Iterator[pd.DataFrame]:
+        """Rows of the evaluations between updates, damaged ones left out with a warning."""
+        for path in self.folder.glob(rows_at(0).replace("0000000", "*")):
+            try:
+                yield read_rows(path)
+            except ValueError as error:
+                log.warning("%s", error)
 
     def report(self) -> None:
         """Print the table of the finished run and where its files are."""

@@ -70,8 +70,8 @@ def _facts(config: RunConfig) -> Iterator[str]:
             yield f"model.{name} = {str(getattr(model, name)).lower()}"
     with contextlib.suppress(Exception):  # these only inform: their faults must not hide the error
         if built := networks(config):
-            kind, network, _ = built
-            yield f"latents {'×'.join(map(str, kind.shapes(network.config)[0]))}"
+            kind, parts = built
+            yield f"latents {'×'.join(map(str, kind.shapes(parts[kind.denoiser].config, parts['vae'].config)[0]))}"
         if estimate := estimate_memory(config, network_dtype(model, device)):
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
             yield f"estimated {sum(estimate.values()) / 2**30:.1f} GiB ({parts})"

@@ -75,6 +75,11 @@ class DiffusionModel(ABC):
     ) -> "DiffusionModel":
         """The configured model; folder: of its weights, None for one without. seed: of the adapter's start."""
 
+    @classmethod
+    def rows(cls, guidance: float) -> int:
+        """How many rows go through the network for a guided prediction: two for classifier-free guidance."""
+        return 1
+
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning, one row per prompt; a prompt's row does not depend on its neighbours."""

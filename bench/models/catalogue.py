@@ -5,13 +5,14 @@ The names are read without torch, which is imported where a model is made.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.models import emoji
+from bench.models.architectures import ARCHITECTURES
 from bench.settings import ModelConfig, SamplerConfig
 from bench.weights.hub import Repository
 
@@ -30,6 +31,7 @@ NAMED = {
     "sd35_medium": "Stable Diffusion 3.5 Medium (flow); gated; not yet run here",
     "flux_schnell": "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; not yet run here",
     "flux_dev": "FLUX.1 dev (flow, non-commercial), 1024 pixels; gated; not yet run here",
+    "flux2_klein": "FLUX.2 klein base 4B (flow, Apache-2.0), 1024 pixels; not yet run here",
     "ring": "eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known",
     "gaussian": "one 2-D Gaussian, exact score; the finetuned optimum is known in closed form",
     "ring_flow": "the ring as a rectified flow, exact velocity",
@@ -45,6 +47,7 @@ LICENCES = {
     "sd35_medium": "Stability AI Community License",
     "flux_schnell": "Apache-2.0",
     "flux_dev": "FLUX.1 [dev] Non-Commercial License",
+    "flux2_klein": "Apache-2.0",
 }
 
 EMBEDDED = {"emoji": emoji.WEIGHTS, "emoji_flow": emoji.FLOW}
@@ -77,6 +80,8 @@ SD3 = (
     "text_encoder_3/model-00002-of-00002.safetensors",
 )
 
+T5_SIZE = 9_520_000_000  # bytes of its files
+
 FLUX = (
     "model_index.json",
     "transformer/config.json",
@@ -95,6 +100,14 @@ FLUX = (
 )
 
 
+FLUX2 = (
+    *(file for file in SD3 if not file.startswith(("text_encoder", "tokenizer_"))),
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors.index.json",
+    *(f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+)
+
+
 def _pipeline(name: str, size: int = 0, files: tuple[str, ...] = PIPELINE) -> Repository:
     return Repository(name, files, size=size, also=("tokenizer*/*", "scheduler/*"))
 
@@ -109,7 +122,12 @@ WEIGHTS = tuple(  # as far as can be said before those are here; some repositori
 
 @dataclass(frozen=True)
 class Pipeline(Repository):
-    """A pipeline's repository, whose `model_index.json` says which files are needed: it is fetched and judged first."""
+    """A pipeline's repository, whose `model_index.json` says which files are needed: it is fetched and judged first.
+
+    t5: with the parts that its family can do without.
+    """
+
+    t5: bool = True
 
     def missing(self) -> list[str]:
         """See `Repository.missing`; patterns, without `model_index.json`. Raises BenchError for its class."""
@@ -118,7 +136,7 @@ class Pipeline(Repository):
         if (index := self.cached("model_index.json")) is None:
             return [*SMALL, *WEIGHTS]
         files = []
-        for part, class_name in layout.used_parts(index.parent, family(index.parent)).items():
+        for part, class_name in layout.used_parts(index.parent, family(index.parent), self.t5).items():
             files += [f"{part}/{file}" for file in layout.files_of(index.parent / part, class_name)]
         return [file for file in files if self.cached(file) is None]
 
@@ -135,6 +153,7 @@ HUB = {
     "sd35_medium": _pipeline("stabilityai/stable-diffusion-3.5-medium", 16_300_000_000, SD3),
     "flux_schnell": _pipeline("black-forest-labs/FLUX.1-schnell", 33_700_000_000, FLUX),
     "flux_dev": _pipeline("black-forest-labs/FLUX.1-dev", 33_700_000_000, FLUX),
+    "flux2_klein": _pipeline("black-forest-labs/FLUX.2-klein-base-4B", 16_000_000_000, FLUX2),
 }
 
 
@@ -143,15 +162,19 @@ def is_analytic(name: str) -> bool:
     return name in registry.plugins("models") and not name.endswith("Pipeline")
 
 
-def need(name: str) -> Repository | None:
+def need(name: str, t5: bool = True) -> Repository | None:
     """The hub repository that a model's weights come from; None for one that ships or lies in a local folder.
 
+    t5: with the T5 encoder of Stable Diffusion 3.
     Raises BenchError for an unknown name or a folder that holds no pipeline; nothing is loaded or downloaded here.
     """
     if is_analytic(name) or name in EMBEDDED:
         return None
     if name in HUB:
-        return HUB[name]
+        whole = HUB[name]
+        if t5 or whole.files != SD3:
+            return whole
+        return replace(whole, files=tuple(file for file in SD3 if "_3/" not in file), size=whole.size - T5_SIZE)
     if (folder := Path(name).expanduser()).is_file():
         raise BenchError(
             f"the model {name!r} is a single file, which is not read: convert it to a folder, in diffusers "
@@ -164,10 +187,25 @@ def need(name: str) -> Repository | None:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         known = did_you_mean(name, NAMED)
         raise BenchError(f"unknown model {name!r}{known} Or give a local folder or a hub id (org/name).")
-    return Pipeline(name, ("model_index.json",), also=SMALL)
+    return Pipeline(name, ("model_index.json",), also=SMALL, t5=t5)
 
 
-def locate(name: str) -> Path | None:
+def is_here(name: str, t5: bool = True) -> bool:
+    """Whether nothing of the model has to be fetched; as `need`."""
+    repository = need(name, t5)
+    return repository is None or not repository.missing()
+
+
+def known_family(name: str, t5: bool = True) -> "type[DiffusionModel] | None":
+    """The class that reads a model, as far as that can be known before its files are here; as `need`."""
+    if is_analytic(name):
+        return registry.load("models", name)
+    if is_here(name, t5):
+        return family(locate(name, t5))
+    return registry.load("models", ARCHITECTURES[name].pipeline) if name in ARCHITECTURES else None
+
+
+def locate(name: str, t5: bool = True) -> Path | None:
     """The folder of a model's weights, which may be the local cache of a hub repository; None for an analytic model.
 
     A hub id that is not cached is downloaded if the hub can be reached. Raises BenchError, within seconds, for an
@@ -177,7 +215,7 @@ def locate(name: str) -> Path | None:
         return None
     if name in EMBEDDED:
         return EMBEDDED[name]
-    repository = need(name)
+    repository = need(name, t5)
     return repository.path() if repository else Path(name).expanduser()
 
 
@@ -199,17 +237,17 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[
     """
     from bench.models import layout
 
-    repository, found = need(config.name), []
+    repository, found = need(config.name, config.t5), []
     if repository and repository.missing():
         return []
-    folder = locate(config.name)
+    folder = locate(config.name, config.t5)
     for sampler in samplers:
         if folder is None:
             model = load_model(config, sampler)
         else:
             kind = family(folder)
             own = {"scheduler", kind.denoiser} if config.name in EMBEDDED else None  # the rest may ship elsewhere
-            model = layout.check(folder, kind, sampler.guidance, own)
+            model = layout.check(folder, kind, sampler.guidance, own, t5=config.t5)
         found.append((model, make_kernel(model, sampler)))
     return found
 
@@ -221,11 +259,11 @@ def load_model(
     from bench.models import layout
     from bench.training import memory
 
-    folder = locate(config.name)
+    folder = locate(config.name, config.t5)
     kind = registry.load("models", config.name) if folder is None else family(folder)
     layout.quiet_libraries()
     if folder and config.name not in EMBEDDED:
-        layout.check(folder, kind, sampler.guidance)
+        layout.check(folder, kind, sampler.guidance, t5=config.t5)
     try:
         with memory.phase():
             return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)

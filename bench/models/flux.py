@@ -7,11 +7,10 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from bench.models.base import Conditioning
+from bench.errors import BenchError
 from bench.models.layout import AUTOENCODER, FLOW_SCHEDULER, TOKENIZER, as_many, one_of
-from bench.models.pipeline import Call, Parts, PipelineModel
+from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
-SIDE = 128  # of a latent: the pipeline's default, 1024 pixels
 T5_TOKENS = 512
 
 
@@ -54,15 +53,18 @@ class Flux(PipelineModel):
 
     def read_configs(self, pipe: FluxPipeline) -> None:
         """The time grid: dev's shift grows with the number of tokens, schnell's levels are even."""
+        if self.guidance != 1 and not pipe.transformer.config.guidance_embeds:
+            raise BenchError(f"{self.folder} was distilled to no guidance: use sampler.guidance=1.")
         config = pipe.scheduler.config
         self.spacing = "flux" if config.use_dynamic_shifting else "shifted"
-        self.shift, self.tokens = config.shift, (SIDE // 2) ** 2
+        self.shift, self.tokens = config.shift, (side(pipe.vae.config) // 2) ** 2
 
     @staticmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
         """See `PipelineModel.shapes`; a scalar a row where guidance is an input."""
         parts = {"text": (T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
-        return (config["in_channels"] // 4, SIDE, SIDE), parts | ({"guidance": ()} if config["guidance_embeds"] else {})
+        guidance = {"guidance": ()} if config["guidance_embeds"] else {}
+        return (config["in_channels"] // 4, side(vae), side(vae)), parts | guidance
 
     def encode_one(self, prompt: str) -> Parts:
         """T5's text states, CLIP's pooled text, and the guidance."""
@@ -72,11 +74,9 @@ class Flux(PipelineModel):
             parts["guidance"] = torch.full([1], self.guidance, device=self.device)
         return parts
 
-    def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
-        """See `PipelineModel.pipeline_inputs`; latents given to the pipeline have to be packed (`pack`)."""
-        parts = conditioning.parts
-        embeds = {"prompt_embeds": parts["text"], "pooled_prompt_embeds": parts["pooled"]}
-        return embeds | {"guidance_scale": self.guidance}
+    def pipeline_latents(self, z: Tensor) -> Tensor:
+        """See `PipelineModel.pipeline_latents`; packed."""
+        return pack(z)
 
     @staticmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
@@ -96,6 +96,11 @@ class Flux(PipelineModel):
             return_dict=False,
         )[0]
         return output.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5).reshape(z.shape)
+
+
+def side(vae: Mapping[str, Any]) -> int:
+    """Of a latent, from the autoencoder's config: the transformer's own names no size."""
+    return vae["sample_size"] // 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def pack(z: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ DIFFUSION_SCHEDULERS = (  # on a schedule of β, read by their configurations al
     "UniPCMultistepScheduler",
 )
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+TEXT_ENCODER = ("CLIP", "T5", "Qwen3")  # how classes of transformers begin
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # of a tokenizer, one is enough
 DESCRIBED = ("output", "spacing", "steps_offset", "shift", "tokens")  # of a `DiffusionModel`, for its kernel
 LFS = b"version https://git-lfs"
@@ -111,12 +113,15 @@ def read(path: Path) -> dict[str, Any]:
         raise BenchError(f"cannot read {path}: {error}.") from None
 
 
-def used_parts(folder: Path, kind: Family) -> dict[str, str]:
-    """Classes by part of those that the family loads. Raises BenchError for a part that it has no place for."""
+def used_parts(folder: Path, kind: Family, t5: bool = True) -> dict[str, str]:
+    """Classes by part of those that the family loads. Raises BenchError for a part that it has no place for.
+
+    t5: with the parts that the family can do without.
+    """
     path = folder / "model_index.json"
-    found = {}
+    found, left_out = {}, {*kind.unused, *(() if t5 else kind.optional)}
     for name, entry in read(path).items():
-        if name.startswith("_") or not isinstance(entry, list) or entry == [None, None] or name in kind.unused:
+        if name.startswith("_") or not isinstance(entry, list) or entry == [None, None] or name in left_out:
             continue
         wanted = kind.parts.get(name, ())
         library, own = entry if len(entry) == 2 else (None, None)
@@ -149,17 +154,18 @@ def check(
     guidance: float,
     only: Collection[str] | None = None,
     weights: bool = True,
+    t5: bool = True,
 ) -> Any:
     """Raise BenchError for what the family cannot represent, by file, key and value, or for weights that do not fit.
 
     Returns as much of the model as kernels and further networks are made from. only: parts to look at; None: all.
-    weights: whether they lie in the folder too.
+    weights: whether they lie in the folder too. t5: see `used_parts`.
     """
     quiet_libraries()
     configs: dict[str, Mapping[str, Any]] = {}
     differences: dict[Path, Mapping[str, Any]] = {}
-    pipe = SimpleNamespace()  # of networks without storage
-    for name, class_name in used_parts(folder, kind).items():
+    pipe = SimpleNamespace(config=read(folder / "model_index.json"))  # of networks without storage
+    for name, class_name in used_parts(folder, kind, t5).items():
         place = folder / name
         if only is not None and name not in only:
             continue
@@ -168,7 +174,7 @@ def check(
             configs[name] = pipe.scheduler.config
         elif name.startswith("tokenizer"):
             _tokenizer(place)
-        elif class_name.startswith(("CLIP", "T5")):
+        elif class_name.startswith(TEXT_ENCODER):
             configs[name], differences[place] = _text_encoder(place, class_name, weights)
         else:
             network = _network(place, class_name)
@@ -194,7 +200,7 @@ def check(
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise BenchError(f"{folder / 'scheduler' / 'scheduler_config.json'} describes no schedule: {error}.") from None
     denoiser = getattr(pipe, kind.denoiser)
-    described.latent_shape, shapes = kind.shapes(denoiser.config)
+    described.latent_shape, shapes = kind.shapes(denoiser.config, configs.get("vae", {}))
     described._text_width = shapes["text"][-1]
     described.latent_network = partial(_latent_network, kind, described)
     if only is None:
@@ -288,13 +294,13 @@ def files_of(folder: Path, class_name: str) -> list[str]:
     """Names of the files of a part, as far as its class tells; of weights in several files, if their index is here."""
     if class_name.endswith("Scheduler"):
         return ["scheduler_config.json"]
-    if class_name in TOKENIZER:
+    if class_name in (*TOKENIZER, *QWEN_TOKENIZER):
         return ["tokenizer_config.json"]
     return ["config.json", *_weight_files(folder, class_name)]
 
 
 def _weight_files(folder: Path, class_name: str) -> list[str]:
-    stem = "model" if class_name.startswith(("CLIP", "T5")) else "diffusion_pytorch_model"
+    stem = "model" if class_name.startswith(TEXT_ENCODER) else "diffusion_pytorch_model"
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return [f"{stem}.safetensors"]
@@ -327,12 +333,12 @@ def _header(path: Path) -> dict[str, Tensor]:
 @torch.no_grad()
 def _try(kind: Family, denoiser: nn.Module, vae: nn.Module, folder: Path) -> None:
     """One pass through denoiser and decoder, of shapes alone."""
-    shape, parts = kind.shapes(denoiser.config)
+    shape, parts = kind.shapes(denoiser.config, vae.config)
     try:
         with torch.device("meta"):
             z, conditioning = torch.empty(1, *shape), {name: torch.empty(1, *own) for name, own in parts.items()}
             output = kind.denoise(denoiser, z, torch.empty(1), conditioning)
-            images = vae.decode(z, return_dict=False)[0]
+            images = vae.decode(kind.vae_latents(z, vae), return_dict=False)[0]
         if output.shape != z.shape or images.shape[:2] != (1, 3):
             raise ValueError(f"latents {list(z.shape)} become {list(output.shape)} and images {list(images.shape)}")
     except Exception as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from bench.errors import BenchError
 from bench.models import emoji
 from bench.models.base import Conditioning, DiffusionModel, network_dtype
 from bench.models.layout import Rule, read
+from bench.sampling.kernel import Kernel
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
 
@@ -33,6 +35,7 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TEXTS = 256  # encoded prompts that are kept: FLUX's are 4 MB each
 
 Parts = dict[str, Tensor]  # of a Conditioning
+Shapes = tuple[tuple[int, ...], dict[str, tuple[int, ...]]]
 Call = Callable[..., tuple[Tensor, ...]]  # a denoiser's forward, called with return_dict=False
 
 
@@ -51,7 +54,7 @@ class PipelineModel(DiffusionModel):
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     parts: ClassVar[Mapping[str, tuple[str, ...]]]  # of the pipeline, and the classes that are read
-    optional: ClassVar[frozenset[str]] = frozenset()  # of these, the ones that a pipeline may lack
+    optional: ClassVar[frozenset[str]] = frozenset()  # of these, the ones that a pipeline may lack: T5's
     rules: ClassVar[Mapping[str, Rule]]  # what can be represented, by "part.key" of the configurations
     denoiser: ClassVar[str]  # the pipeline's name for it
     lora_targets: ClassVar[tuple[str, ...]]
@@ -75,27 +78,18 @@ class PipelineModel(DiffusionModel):
         components: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
-        self.device, self.guidance = torch.device(device), guidance
+        self.device, self.guidance, self.folder = torch.device(device), guidance, Path(folder)
         self.finetune, self.checkpointing = finetune, checkpointing
         self._lora_scale = (lora_alpha or lora_rank) / lora_rank
-        index = read(Path(folder) / "model_index.json")
-        absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
-        self.pipeline = pipe = self.pipeline_class.from_pretrained(
-            folder,
-            dtype={"default": dtype, "vae": torch.float32},
-            use_safetensors=True,
-            local_files_only=True,
-            **absent | dict(self.unused) | dict(components or {}),
-        )
+        self._components = dict(components or {})
+        self.pipeline = pipe = self.open(dtype)
         self.network = network = getattr(pipe, self.denoiser)
         self.read_configs(pipe)
-        self.latent_shape, shapes = self.shapes(network.config)
+        self.latent_shape, shapes = self.shapes(network.config, pipe.vae.config)
         self._text_width = shapes["text"][-1]
         parts = [self.denoiser, "vae", *(name for name in TEXT_ENCODERS if getattr(pipe, name, None) is not None)]
         self._fingerprint = _hash(pipe, parts, guidance, dtype)
         pipe.to(self.device)
-        for part in parts:
-            getattr(pipe, part).requires_grad_(False).eval()
         self._texts: dict[str, Conditioning] = {}
         self._prior: nn.Module | None = None
         if finetune == "full":
@@ -126,9 +120,30 @@ class PipelineModel(DiffusionModel):
         cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
     ) -> "PipelineModel":
         """See `DiffusionModel.create`."""
-        settings = config.model_dump(exclude={"name", "dtype"}) | {"components": emoji.shared(folder)}
+        settings = config.model_dump(exclude={"name", "dtype", "t5"}) | {"components": emoji.shared(folder)}
+        if not config.t5:
+            if not cls.optional:
+                raise BenchError(f"model.t5 = false: {config.name!r} has no T5 encoder that could be left out.")
+            settings["components"] |= dict.fromkeys(cls.optional)
         dtype = network_dtype(config, device)
         return cls(folder, guidance=guidance, dtype=dtype, device=device, seed=seed, **settings)
+
+    def open(self, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+        """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32."""
+        index = read(self.folder / "model_index.json")
+        absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
+        pipe = self.pipeline_class.from_pretrained(
+            self.folder,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            local_files_only=True,
+            **absent | dict(self.unused) | self._components,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        return pipe
 
     # What a family says of itself ---------------------------------------------------------------------------------
 
@@ -138,8 +153,8 @@ class PipelineModel(DiffusionModel):
 
     @staticmethod
     @abstractmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
-        """Of one row, from the denoiser's config: the latent's shape, and those of the conditioning's parts.
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
+        """Of one row, from the configs of denoiser and autoencoder: of the latent, and of the conditioning's parts.
 
         The part "text" holds the text states, the width last.
         """
@@ -152,6 +167,20 @@ class PipelineModel(DiffusionModel):
     @abstractmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
         """The network's output for latents [B, *latent] at times [B]; `call` is the denoiser, parts have its dtype."""
+
+    @staticmethod
+    def vae_latents(z: Tensor, vae: nn.Module) -> Tensor:
+        """What the decoder takes in the place of latents [B, *latent]."""
+        return z / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+
+    def pipeline_latents(self, z: Tensor) -> Tensor:
+        """Latents [B, *latent] as the pipeline's own call takes them."""
+        return z
+
+    @classmethod
+    def rows(cls, guidance: float) -> int:
+        """See `DiffusionModel.rows`."""
+        return 1 if guidance == 1 or cls.embedded_guidance else 2
 
     # The verbs ----------------------------------------------------------------------------------------------------
 
@@ -173,18 +202,36 @@ class PipelineModel(DiffusionModel):
 
     def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
         """Keywords of the pipeline's own call that give it these rows and this guidance."""
-        null = self.unconditional().expand(len(conditioning))
         names = {"prompt_embeds": "text", "pooled_prompt_embeds": "pooled"}
         inputs = {ours: conditioning.parts.get(part) for ours, part in names.items()}
-        inputs |= {f"negative_{ours}": null.parts.get(part) for ours, part in names.items()}
+        if self.rows(self.guidance) > 1:
+            null = self.unconditional().expand(len(conditioning))
+            inputs |= {f"negative_{ours}": null.parts.get(part) for ours, part in names.items()}
         return {"guidance_scale": self.guidance} | {name: given for name, given in inputs.items() if given is not None}
+
+    def own_call(
+        self, pipe: DiffusionPipeline, conditioning: Conditioning, z: Tensor, kernel: Kernel, output_type: str
+    ) -> Any:
+        """What the call of `pipe`, the model's or another of its folder, makes of start latents `z` [B, *latent].
+
+        Same steps, guidance and, but for a flow's pipeline, which has none, η. output_type: as diffusers has it.
+        """
+        own = {}
+        if self.output != "flow":
+            pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+            own = {"eta": kernel.eta}
+        z = z.to(self.device)
+        height, width = (pipe.vae_scale_factor * side for side in self.vae_latents(z, self.pipeline.vae).shape[2:])
+        own |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
+        steps = {"num_inference_steps": kernel.steps, "output_type": output_type}
+        return pipe(**self.pipeline_inputs(conditioning), **own, **steps).images
 
     def predict(
         self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
         """See `DiffusionModel.predict`. Guidance is `o_∅ + w (o_c − o_∅)` in one call of doubled batch."""
         t = t.expand(len(z))
-        guided = guided and self.guidance != 1 and not self.embedded_guidance
+        guided = guided and self.rows(self.guidance) > 1
         if guided:
             null = self.unconditional().expand(len(z))
             z, t, conditioning = torch.cat([z, z]), torch.cat([t, t]), Conditioning.join([null, conditioning])
@@ -261,8 +308,7 @@ class PipelineModel(DiffusionModel):
 
     def decode(self, z: Tensor) -> Tensor:
         """See `DiffusionModel.decode`; the decoder runs in float32."""
-        config = self.pipeline.vae.config
-        z = z / config.scaling_factor + (config.get("shift_factor") or 0)
+        z = self.vae_latents(z, self.pipeline.vae)
         if self.checkpointing and torch.is_grad_enabled() and z.requires_grad:
             again = {"use_reentrant": False, "preserve_rng_state": False}
             return torch.cat([checkpoint(self._decode, row, **again) for row in z.split(1)])
@@ -342,5 +388,5 @@ def _hash(pipe: DiffusionPipeline, parts: Sequence[str], *settings: object) -> s
     for part in parts:
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
             digest.update(f"{part}.{name}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

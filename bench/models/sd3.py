@@ -15,7 +15,7 @@ from bench.models.layout import (
     as_many,
     one_of,
 )
-from bench.models.pipeline import Call, Parts, PipelineModel
+from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 T5_TOKENS = 256  # the pipeline's default
 
@@ -64,7 +64,7 @@ class StableDiffusion3(PipelineModel):
         self.shift = pipe.scheduler.config.shift
 
     @staticmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
         """See `PipelineModel.shapes`; CLIP's 77 tokens and T5's."""
         size, width, pooled = config["sample_size"], config["joint_attention_dim"], config["pooled_projection_dim"]
         return (config["in_channels"], size, size), {"text": (77 + _t5_tokens(config), width), "pooled": (pooled,)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.models.base import Conditioning
 from bench.models.layout import TOKENIZER, as_many, one_of
-from bench.models.pipeline import Call, Parts
+from bench.models.pipeline import Call, Parts, Shapes
 from bench.models.stable_diffusion import UNET, StableDiffusion
 
 
@@ -39,9 +39,9 @@ class StableDiffusionXL(StableDiffusion):
     unused = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
 
     @staticmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
         """See `PipelineModel.shapes`."""
-        shape, parts = StableDiffusion.shapes(config)
+        shape, parts = StableDiffusion.shapes(config, vae)
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
         return shape, parts | {"pooled": (pooled,), "time_ids": (6,)}
 

@@ -15,7 +15,7 @@ from bench.models.layout import (
     as_many,
     one_of,
 )
-from bench.models.pipeline import Call, Parts, PipelineModel
+from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
 
 UNET = AUTOENCODER | {
     "unet.in_channels": LATENT_CHANNELS,  # more: inpainting
@@ -61,7 +61,7 @@ class StableDiffusion(PipelineModel):
         self.steps_offset, self.output = scheduler.config.steps_offset, scheduler.config.prediction_type
 
     @staticmethod
-    def shapes(config: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
         """See `PipelineModel.shapes`; the text has CLIP's 77 tokens."""
         size = config["sample_size"]
         sides = (size, size) if isinstance(size, int) else tuple(size)

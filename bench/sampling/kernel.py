@@ -266,8 +266,8 @@ def ddim_kernel(
             levels = torch.from_numpy(1 / (1 + np.exp(even))).to(alphas_cumprod.dtype)
         case _:
             raise BenchError(
-                f"sampler.spacing = {spacing!r} is no grid of a diffusion model: use 'leading', 'trailing', 'linspace' "
-                "or 'logsnr'."
+                f"sampler.spacing = {spacing!r} is no grid of a diffusion model: use 'auto' (its own), 'leading', "
+                "'trailing', 'linspace' or 'logsnr'."
             )
     timesteps = torch.from_numpy(grid.astype(np.int64)).clamp(max=total - 1)
     if levels is None:
@@ -299,7 +299,8 @@ def flow_kernel(
     """The kernel of a rectified flow, on a grid of diffusers' FlowMatchEulerDiscreteScheduler.
 
     spacing: "sd3", Stable Diffusion 3's (`shift` is applied twice); "shifted", even levels with `shift` applied once;
-        "flux", even levels with the shift `μ` that grows with the number of latent `tokens` (.5 at 256, 1.15 at 4096).
+        "flux", even levels with the shift `μ` that grows with the number of latent `tokens` (.5 at 256, 1.15 at 4096);
+        "flux2", one that depends on the number of steps too.
     final_noise: s_K, the noise left in the finished sample. 0 ends as diffusers does, but then the last step has no
         density; None means 0.02, or half of the grid's last level if that is less (Stable Diffusion 1.5 leaves 0.03).
     Raises BenchError for a spacing, rule, eta or final level that does not fit.
@@ -309,21 +310,22 @@ def flow_kernel(
     _check(rule, eta, ("ddim", "sde", "cps", "euler", "dance"))
     match spacing:
         case "sd3":
-            scheduler, grid = FlowMatchEulerDiscreteScheduler(shift=shift), {"num_inference_steps": steps}
+            grid = {"num_inference_steps": steps}
         case "shifted":
-            scheduler, grid = (
-                FlowMatchEulerDiscreteScheduler(shift=shift),
-                {"sigmas": np.linspace(1, 0, steps + 1)[:-1]},
-            )
+            grid = {"sigmas": np.linspace(1, 0, steps + 1)[:-1]}
         case "flux":
-            scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
             mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
             grid = {"sigmas": np.linspace(1, 1 / steps, steps), "mu": mu}
+        case "flux2":
+            from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+            grid = {"sigmas": np.linspace(1, 1 / steps, steps), "mu": compute_empirical_mu(tokens, steps)}
         case _:
             raise BenchError(
-                f"sampler.spacing = {spacing!r} is no grid of a flow-matching model: use 'sd3', 'shifted' or 'flux'."
+                f"sampler.spacing = {spacing!r} is no grid of a flow-matching model: use 'auto' (its own), 'sd3', "
+                "'shifted', 'flux' or 'flux2'."
             )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=spacing == "flux")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=spacing in ("flux", "flux2"))
     scheduler.set_timesteps(**grid)
     sigmas = scheduler.sigmas.to(dtype)
     sigmas[-1] = min(0.02, float(sigmas[-2]) / 2) if final_noise is None else final_noise

