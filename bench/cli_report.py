@@ -94,7 +94,7 @@ def report(
     else:
         formats.show(results.boards_of(found), console)
         for sentence in left_out:
-            console.print(f"Left out: {sentence}", highlight=False, markup=False)
+            console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 def serve(

@@ -23,7 +23,7 @@ class PathKl(Metric):
 
 
 class PathKlSteps(Metric):
-    """`path_kl` step by step: `path_kl/step/01` is the first step's part; the parts of all sum to `path_kl`."""
+    """`path_kl` step by step: `path_kl_steps/01` is the first step's part; the parts of all sum to `path_kl`."""
 
     direction = "lower"
     unit = "nats"
@@ -31,7 +31,7 @@ class PathKlSteps(Metric):
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         found = evaluation.finetuned.step_kl
         steps = 1 if found is None else found.shape[1]
-        return _measured(evaluation, {f"path_kl/step/{k + 1:02}": slice(k, k + 1) for k in range(steps)})
+        return _measured(evaluation, {f"path_kl_steps/{k + 1:02}": slice(k, k + 1) for k in range(steps)})
 
 
 def _measured(evaluation: Evaluation, parts: dict[str, slice]) -> list[Measurement]:

@@ -96,7 +96,7 @@ def test_a_run_on_an_analytic_model(model, bench, tmp_path, monkeypatch):
     assert set(rows.index) >= expected | ({"tilt_tv", "tilt_tv/floor"} if model == "ring" else set())
     assert rows.loc["tilt_sw2/floor", "value"] < rows.loc["tilt_sw2", "value"] < 1.1 * rows.loc["tilt_sw2", "prior"]
     assert rows.loc["path_kl", "value"] > 0
-    steps = rows[rows.index.str.startswith("path_kl/step/")]
+    steps = rows[rows.index.str.startswith("path_kl_steps/")]
     assert len(steps) == 20 and steps["value"].sum() == pytest.approx(rows.loc["path_kl", "value"], rel=1e-5)
     assert steps["value"][-2:].sum() == pytest.approx(rows.loc["path_kl/late", "value"], rel=1e-5)
     data = np.load(out / "points.npz")

@@ -43,10 +43,7 @@ def test_a_run_writes_everything_and_reports_without_recomputing(tiny_run, bench
         assert record["reward_over_prior"] == pytest.approx(record["reward"] - rows.loc["reward/train", "prior"])
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert {"loss", "reward_over_prior", "evaluation/reward/train"} <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Images("samples/finetuned")] == [
-        1,
-        2,
-    ]  # the suite evaluates along the run too
+    assert [event.step for event in events.Images("samples/finetuned")] == [2]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     tiny_run("nabla_gfn", *options)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
@@ -283,6 +280,7 @@ def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_speaks(bench, tmp_path, pipeline_folder):
     """A loss that is not finite in one of them: one sentence, a row that says failed, the status of a mistake."""
     settings = ("reward.beta=1e30", "sampler.steps=2", "train.prompts_per_round=2", "train.micro_batch=2",

@@ -101,7 +101,7 @@ def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folde
     if needs.trajectory:
         noise = sum(count for place, count in sampling.uploads.items() if "sampling/noise.py" in place)
         assert noise == STEPS + 1
-        assert sampling.uploads.total() <= noise + 1  # prompts to group by
+        assert sampling.uploads.total() <= noise + 1, sampling.describe()  # prompts to group by
     assert sampling.waits.total() <= 1, sampling.describe()
 
 

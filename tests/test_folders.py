@@ -78,6 +78,7 @@ def test_a_damaged_cache_is_drawn_anew(core, tmp_path: Path, caplog, fault: str)
     assert "is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_ends_no_run(tiny_run, tmp_path: Path, caplog) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert (tiny_run("prior") / "rows.parquet").is_file()

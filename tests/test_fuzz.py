@@ -155,6 +155,7 @@ def json_leaves(folder: Path) -> list[tuple[str, str]]:
     return [(file, key) for file in files for key in json.loads((folder / file).read_text())]
 
 
+@pytest.mark.slow
 @levels
 def test_model_configurations(level: str, pipeline_folder: Path) -> None:
     places = json_leaves(pipeline_folder)
@@ -215,6 +216,7 @@ DAMAGE: dict[str, Callable[[bytes, float], bytes | None]] = {
 }
 
 
+@pytest.mark.slow
 @levels
 def test_run_folders(level: str, finished: Path) -> None:
     files = sorted(str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and p.suffix != ".png")

@@ -140,6 +140,7 @@ def broken(monkeypatch) -> Iterator[None]:
     registry.plugins.cache_clear()
 
 
+@pytest.mark.slow
 def test_doctor_goes_on_after_a_failure(broken, bench, tmp_path):
     out = tmp_path / "report.json"
     wanted = ("broken", "draft_1", "prior", "aesthetic", "features", "two processes", "speed of")

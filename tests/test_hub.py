@@ -92,6 +92,7 @@ def test_a_reward_alone_selects_its_setting():
     assert resolve("nabla_gfn", reward="hps + 0.1*aesthetic").reward.name == "hps+0.1*aesthetic"
 
 
+@pytest.mark.slow
 def test_full_size_runs_of_every_setting_on_random_weights(bench, hub, tmp_path, monkeypatch):
     """End to end through the real loading code, reduced; and their rows are in no leaderboard."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -280,6 +281,7 @@ def test_a_repository_is_downloaded_once_and_only_what_is_needed(server, tmp_pat
     assert "hf download org/tiny --include absent.bin" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_fetched_by_what_its_index_names(server, pipeline_folder, tmp_path):
     """Configurations first; weights of a class that is supported only; and a gated repository is no missing one."""
     files = {str(p.relative_to(pipeline_folder)): p.read_bytes() for p in pipeline_folder.rglob("*.*") if p.is_file()}

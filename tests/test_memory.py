@@ -59,7 +59,7 @@ def attempt(bench, pipeline_folder, tmp_path, monkeypatch):
             "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1", "sampler.steps=3",
             "train.checkpoint_every=1", "train.micro_batch=4", "train.sample_batch=4",
             "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1",
-            "evaluation.metrics=[reward]", *options,
+            "evaluation.metrics=[reward]", "evaluation.at=[]", *options,
         ]  # fmt: skip
         out = tmp_path / folder
         status, text = bench(
@@ -99,7 +99,7 @@ def test_one_sentence_says_the_phase_and_what_to_lower(attempt, monkeypatch, pha
     method, (owner, name), after, failing, lower = PLACES[phase]
     cut = Cut(getattr(owner, name), after, failing)
     monkeypatch.setattr(owner, name, cut)
-    options = ["evaluation.metrics=[fid_prior]"] if phase == "evaluation/features" else []
+    options = ["evaluation.metrics=[fid_prior]", "evaluation.rewards=[]"] if phase == "evaluation/features" else []
     options += ["evaluation.rewards=[jpeg_compressibility]"] if phase == "loading" else []
     options += ["method.channels=[32,32]", "method.fraction=1"] if method == "nabla_gfn" else []
     status, text, folder = attempt(method, *options)

@@ -92,17 +92,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_the_page_works_in_a_browser(page: Any) -> None:
-    def methods() -> list[str]:
-        return page.locator("table.board").first.locator("tbody th").all_inner_texts()
+    from playwright.sync_api import expect  # which waits, up to a limit
 
-    assert methods() == ["prior", "sampling floor", "ddpo", "draft"]
+    methods = page.locator("table.board").first.locator("tbody th")
+    expect(methods).to_have_text(["prior", "sampling floor", "ddpo", "draft"])
     page.locator("table.board").first.locator("thead [role=button]").first.press("Enter")  # by keyboard
-    assert methods() == ["ddpo", "draft", "prior", "sampling floor"]
+    expect(methods).to_have_text(["ddpo", "draft", "prior", "sampling floor"])
     reward = page.locator("table.board").first.locator("thead th").nth(1)
     reward.click()
-    assert methods()[-3:] == ["prior", "draft", "ddpo"]  # by number
+    expect(methods).to_have_text(["sampling floor", "prior", "draft", "ddpo"])  # by number
     page.get_by_label("Filter").first.fill("draft")
-    assert methods() == ["draft"]
+    expect(methods).to_have_text(["draft"])
     assert page.locator("section[data-setting]:visible").count() == 2
     page.locator("#setting").select_option("1")
     assert page.locator("section[data-setting]:visible h2").all_inner_texts() == [

@@ -34,14 +34,16 @@ class PromptStatistics:
 
     def advantages(self, prompts: list[str], rewards: Tensor) -> Tensor:
         """[B] rewards → [B] advantages, after adding the rewards to the buffers."""
-        for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
+        values = rewards.tolist()  # on the host, as the buffers are
+        for prompt, reward in zip(prompts, values, strict=True):
             self._rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
-        batch = rewards.mean(), rewards.std(correction=0)
+        whole = torch.tensor(values)
+        batch = whole.mean(), whole.std(correction=0)
         known = {}
         for prompt in dict.fromkeys(prompts):
             own = torch.tensor(list(self._rewards[prompt]))
             known[prompt] = (own.mean(), own.std(correction=0)) if len(own) >= self.minimum else batch
-        mean, std = (torch.tensor([known[p][i] for p in prompts]).to(rewards) for i in range(2))
+        mean, std = torch.tensor([known[prompt] for prompt in prompts]).to(rewards).T
         return (rewards - mean) / (std + 1e-6)
 
     def state_dict(self) -> dict[str, Any]:
