@@ -19,6 +19,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 def test_the_cards_lines_as_they_stand_redraw_an_image_of_the_run(tiny_run, bench, tmp_path):
     folder = tiny_run("draft_1", "--set", "optimizer.lr=0.05", "--set", "evaluation.metrics=[reward]")
     shutil.copytree(folder / "adapter", tmp_path / "moved")  # it stands alone

@@ -238,7 +238,8 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(bench, tmp_path, monkeypa
     assert "float32" in lines["gpu"]
 
 
-@pytest.mark.parametrize("launcher", ["option", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["option", "accelerate"])
 def test_a_whole_run_in_two_processes(tiny_run, tmp_path, pipeline_folder, launcher):
     """Sampling, training, evaluation, files: as one process makes them, but for the order of sums."""
     shards = ["--set", "train.micro_batch=1", "--set", "train.sample_batch=2"]
