@@ -210,7 +210,9 @@ DAMAGE: dict[str, Callable[[bytes, float], bytes | None]] = {
     "gone": lambda data, share: None,
     "empty": lambda data, share: b"",
     "cut": lambda data, share: data[: int(share * len(data))],
-    "flipped": lambda data, share: data[: (i := int(share * (len(data) - 1)))] + bytes([data[i] ^ 8]) + data[i + 1 :],
+    "flipped": lambda data, share: (
+        data and data[: (i := int(share * (len(data) - 1)))] + bytes([data[i] ^ 8]) + data[i + 1 :]
+    ),
     "another's": lambda data, share: b'{"a": [1, null]}',
     "zeros": lambda data, share: bytes(len(data)),
 }

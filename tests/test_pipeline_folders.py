@@ -75,6 +75,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "part left out": (keys(INDEX, tokenizer=[None, None]), "names no tokenizer"),
     "custom pipeline": (keys(INDEX, _class_name=["pipeline", "Mine"]), "supported are StableDiffusionPipeline"),
     "other pipeline": (keys(INDEX, _class_name="KandinskyPipeline"), "'KandinskyPipeline' is not supported"),
+    "null part": (keys(INDEX, feature_extractor=None), "feature_extractor = null"),
     "empty index": (content(INDEX, ""), "cannot read .*model_index.json"),
     "listed index": (content(INDEX, "[1]"), "no JSON object"),
     "nothing in the index": (content(INDEX, "{}"), "_class_name = None"),
