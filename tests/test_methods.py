@@ -235,12 +235,12 @@ def test_a_killed_run_resumes_bitwise(name, pipeline_folder, tmp_path):
     resumed.run(later.append)
     assert [comparable(record) for record in later] == [comparable(record) for record in records[2:]]
     ours, theirs = resumed.state_dict(), straight.state_dict()
-    assert ours["method"] == theirs["method"]
+    assert str(ours["method"]) == str(theirs["method"])  # names and counts; its tensors follow
     assert bool(ours["method"]) == (name == "ddpo")
-    for part in ("parameters", "optimizers", "queue"):
+    for part in ("parameters", "optimizers", "queue", "method"):
         pairs = list(zip(all_tensors(ours[part]), all_tensors(theirs[part]), strict=True))
         assert all(torch.equal(x, y) for x, y in pairs)
-        assert pairs or (part == "queue" and not straight.config.data_lag)
+        assert pairs or (part == "queue" and not straight.config.data_lag) or (part, name) == ("method", "nabla_gfn")
 
 
 def test_a_truncated_checkpoint_is_passed_over(pipeline_folder, tmp_path, caplog):
