@@ -223,7 +223,7 @@ def evaluate_run(
     Results go into a folder of their own inside the run's.
     """
     show_warnings()
-    from bench.commands.run import evaluate_again
+    from bench.commands.evaluate import evaluate_again
 
     path = evaluate_again(folder, assignments or [], console)
     console.print(f"Results in {path}")

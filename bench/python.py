@@ -11,8 +11,9 @@ import pandas as pd
 from rich.console import Console
 
 from bench import config as configs
+from bench.commands.evaluate import evaluate_again
 from bench.commands.preflight import preflight
-from bench.commands.run import Run, evaluate_again
+from bench.commands.run import Run
 from bench.errors import BenchError
 from bench.evaluation.rows import default_folder
 from bench.settings import RunConfig

@@ -10,8 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from bench.commands.build import build_core, build_method
 from bench.commands.preflight import preflight
-from bench.commands.run import build_core, build_method, warn_of_cut
+from bench.commands.run import warn_of_cut
 from bench.config import resolve
 from bench.identity import contents
 from bench.training import checkpoint

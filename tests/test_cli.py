@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bench import config, registry
 from bench.commands import doctor, probe
-from bench.commands.run import build_core
+from bench.commands.build import build_core
 from bench.config import resolve
 from bench.errors import BenchError
 from bench.sampling.noise import Noise

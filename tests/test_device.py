@@ -11,7 +11,7 @@ from conftest import Brightness, by_class, perturb
 
 from bench import config as configs
 from bench import registry
-from bench.commands.run import build_method
+from bench.commands.build import build_method
 from bench.commands.selftest.device import device, recording
 from bench.core import Core
 from bench.evaluation.evaluator import Evaluator, load_reward

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import Brightness, perturb
 
-from bench.commands.run import build_core, evaluation_core
+from bench.commands.build import build_core, evaluation_core
 from bench.config import resolve
 from bench.errors import NonFiniteError
 from bench.evaluation.evaluator import Evaluator, draw, sample_names

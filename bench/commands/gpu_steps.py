@@ -16,8 +16,9 @@ from rich.console import Console
 from torch import Tensor
 
 from bench import environment, registry
+from bench.commands.build import build_core, build_method
 from bench.commands.profile import profile_prompts, sampling_rows, stand_ins, update_rows
-from bench.commands.run import Run, build_core, build_method
+from bench.commands.run import Run
 from bench.commands.selftest.checking import Skipped, require
 from bench.commands.selftest.models import nudge
 from bench.config import resolve

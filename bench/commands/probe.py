@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.commands.run import build_core, evaluation_core, use_threads
+from bench.commands.build import build_core, evaluation_core, use_threads
 from bench.evaluation.evaluator import draw, score_samples
 from bench.prompts import load_prompts
 from bench.settings import RunConfig

@@ -19,8 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import environment, registry
+from bench.commands.build import build_core, build_method
 from bench.commands.necessary import necessary
-from bench.commands.run import build_core, build_method
 from bench.core import Core
 from bench.errors import BenchError
 from bench.files import write_atomic

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from bench import config as configs
 from bench import environment, registry
+from bench.commands.evaluate import evaluate_stored
 from bench.commands.preflight import preflight
-from bench.commands.run import Run, evaluate_stored
+from bench.commands.run import Run
 from bench.errors import BenchError, did_you_mean
 from bench.evaluation.rows import comparable_settings
 from bench.settings import EXECUTION, RunConfig

@@ -6,20 +6,19 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
 
 from bench import config as configs
 from bench import environment, registry
 from bench.commands.adapter import adapter_name, finish_adapter
+from bench.commands.build import build_core, build_method, evaluation_core, use_threads
 from bench.commands.preflight import preflight
 from bench.commands.shortage import explained
 from bench.core import Core
@@ -32,10 +31,9 @@ from bench.evaluation.rows import row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, stored_in, write_atomic
 from bench.identity import contents
-from bench.models.catalogue import load_model, make_kernel
-from bench.plugin import Measurement, Method
+from bench.plugin import Measurement
 from bench.prompts import PromptSet, load_prompts
-from bench.settings import EXECUTION, RunConfig
+from bench.settings import RunConfig
 from bench.training import checkpoint, memory, processes
 from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
 from bench.training.trainer import Record, Trainer
@@ -363,47 +361,6 @@ def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
         log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
 
 
-def use_threads(config: RunConfig) -> None:
-    """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
-    points = registry.load("rewards", config.reward.name).inputs == "points"
-    if count := config.train.threads or (1 if points else None):
-        torch.set_num_threads(count)
-
-
-def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
-    """Model, kernel and reward of a configuration, on this process's device or another."""
-    device = device or processes.state().device
-    model = load_model(config.model, config.sampler, device=device, seed=config.seed)
-    kernel = make_kernel(model, config.sampler)
-    if registry.load("methods", config.method.name).needs.density:
-        kernel.require_density(f"method {config.method.name!r}")
-    options = config.reward.model_dump(exclude={"name", "beta"})
-    reward_class = registry.load("rewards", config.reward.name)
-    core = Core(
-        model,
-        kernel,
-        reward_class(reward_class.Config(**options), device),
-        config.reward.beta,
-        seed=config.seed,
-        micro_batch=config.train.micro_batch,
-        sample_batch=config.train.sample_batch,
-        reward_name=config.reward.name,
-    )
-    core.meter.watch(model.network)
-    return core
-
-
-def evaluation_core(core: Core, config: RunConfig) -> Core:
-    """The same model, reward and copies with the evaluation's own sampler."""
-    return replace(core, kernel=make_kernel(core.model, config.evaluation_sampler()))
-
-
-def build_method(config: RunConfig) -> Method:
-    """The configured method."""
-    method = registry.load("methods", config.method.name)
-    return method(method.Config(**config.method.model_dump(exclude={"name"})))
-
-
 def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[Measurement]]:
     """Evaluate the core's model with a progress bar; of this, the meter counts the time alone."""
     with evaluating(evaluator, console) as on_batch:
@@ -424,80 +381,3 @@ def evaluating(evaluator: Evaluator, console: Console) -> Iterator[Callable[[str
 
         with evaluator.core.meter.paused("evaluation"):
             yield on_batch
-
-
-def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
-    """Evaluate a finished run with other evaluation settings; returns the folder of the new rows and picture.
-
-    Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
-    it is computed.
-    """
-    if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
-        raise BenchError(
-            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
-            f"{', '.join(EXECUTION)}."
-        )
-    core, evaluation, measurements, rows = evaluate_stored(folder, assignments, console)
-    config = configs.read(folder / "config.yaml", assignments)
-    out = folder / f"eval-{config.hash()[:8]}"
-    out.mkdir(exist_ok=True)
-    write_rows(out / "rows.parquet", rows)
-    title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
-    draw_samples(evaluation, measurements, core, out, title)
-    console.print(run_table(read_rows(out / "rows.parquet")))
-    return out
-
-
-def evaluate_stored(
-    folder: Path, assignments: list[str], console: Console
-) -> tuple[Core, Evaluation, list[Measurement], list[dict[str, Any]]]:
-    """Evaluate the adapter in the folder of a run; returns the core, the samples, what was measured and the rows.
-
-    Raises BenchError if it holds no finished run, or one begun with other contents behind the same names.
-    """
-    stored = folder / "config.yaml"
-    if not stored.is_file():
-        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
-    config = configs.read(stored, assignments)
-    require_contents(folder, config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
-    use_threads(config)
-    trained = registry.load("methods", config.method.name).needs.training
-    with explained(config, folder):
-        with memory.phase("loading"):
-            core = build_core(config)
-            if trained:
-                _load_trained(core, config, folder)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
-        evaluation, measurements = evaluate(evaluator, console)
-    info = environment.describe() | {"random_weights": is_random(requirements(config))}
-    updates, counts = config.train.updates if trained else 0, core.meter.total()
-    noted = Alarms(config.reward.beta).noted(measurements)
-    rows = [row(config, prompts, counts, info, found, updates) for found in noted]
-    return core, evaluation, measurements, rows
-
-
-def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Give the core the adapter, the copies and the counts of the finished run in `folder`; a packed one has no counts.
-
-    Raises BenchError for another run.
-    """
-    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
-        state = {"update": config.train.updates, "copies": {}}
-    else:
-        state = checkpoint.load(folder / "checkpoints")
-    if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
-        raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
-    try:
-        core.model.load(folder / "adapter")
-        core.copies |= {
-            name: {key: value.to(core.model.device) for key, value in stored.items()}
-            for name, stored in state["copies"].items()
-        }
-        if not packed:
-            core.meter.restore(state["meter"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
-    if (name := config.evaluation.weights) not in ("policy", *core.copies):
-        kept = ", ".join(["policy", *core.copies])
-        raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")

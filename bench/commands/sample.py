@@ -7,7 +7,7 @@ from rich.console import Console
 from torch import Tensor
 
 from bench.commands.adapter import trained
-from bench.commands.run import build_core, evaluation_core, use_threads
+from bench.commands.build import build_core, evaluation_core, use_threads
 from bench.errors import BenchError
 from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.kept import keep
