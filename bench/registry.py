@@ -234,6 +234,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
     },
     "metrics": {
         "reward": Plugin("metrics.reward:RewardGain"),
+        "reward_prompts": Plugin("metrics.reward:RewardPrompts"),
         "fid_prior": Plugin("metrics.fid_prior:FidPrior"),
         "fid_prior_per_prompt": Plugin("metrics.fid_prior:FidPriorPerPrompt"),
         "kid_prior": Plugin("metrics.kid_prior:KidPrior"),

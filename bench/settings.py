@@ -25,8 +25,8 @@ EXECUTION = (
     "model.attention",
     "model.compile",
 )
-# measured only if asked for: they need weights or further samples, or make a row for every step
-HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps")
+# measured only if asked for: they need weights or further samples, or make a row for every step or prompt
+HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps", "reward_prompts")
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]

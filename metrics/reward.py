@@ -1,9 +1,9 @@
-"""Reward on training and held-out prompts, and every other reward as a check for over-optimisation."""
+"""Reward on training and held-out prompts, of each prompt, and every other reward as a check for over-optimisation."""
 
 from dataclasses import replace
 
 from bench import Evaluation, Measurement, Metric
-from bench.evaluation.statistics import error_at_fixed_prompts, paired, per_prompt
+from bench.evaluation.statistics import error_at_fixed_prompts, mean_and_error, paired, per_prompt
 
 
 class RewardGain(Metric):
@@ -40,4 +40,23 @@ class RewardGain(Metric):
                     error, degrees = error_at_fixed_prompts(gain, groups)
                     measurement = replace(measurement, standard_error=error, degrees=degrees)
                 found.append(measurement)
+        return found
+
+
+class RewardPrompts(Metric):
+    """The trained reward prompt by prompt, `reward_prompts/<split>/<prompt>`, with an error over the prompt's noise."""
+
+    direction = "higher"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        finetuned, prior = (own.rewards[evaluation.reward] for own in (evaluation.finetuned, evaluation.prior))
+        found = []
+        for split in ("train", "heldout"):
+            for prompt, rows in evaluation.finetuned.rows(split).items():
+                name, n = f"reward_prompts/{split}/{prompt}", len(rows)
+                difference, error = mean_and_error((finetuned[rows] - prior[rows]).double())
+                means = float(finetuned[rows].mean()), float(prior[rows].mean())
+                degrees = None if error is None else n - 1
+                rest = {"n": n, "direction": self.direction}
+                found.append(Measurement(name, *means, difference, error, degrees, **rest))
         return found

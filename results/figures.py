@@ -174,6 +174,54 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
     return True
 
 
+def plot_steps(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "") -> None:
+    """`path_kl` of every sampling step, from noise to sample; small multiples by family, the others in grey.
+
+    rows: those of the table that have a value, with `path_kl_steps/NN` among their metrics.
+    """
+    found = summary(rows)["value"].unstack("metric").filter(like="path_kl_steps/").sort_index(axis=1)
+    lines = {name: values.to_numpy() for name, values in found.reindex(order).dropna(how="all").iterrows()}
+    families, steps, palette = _families(list(lines)), np.arange(1, found.shape[1] + 1), sns.color_palette("colorblind")
+    size, note = (3.3 * len(families) + 0.4, 3.9), "from noise (step 1) to the sample; means over seeds as in the table"
+    with _figure(path, size, title, note) as figure:
+        grid = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
+        for ax, (kind, names) in zip(grid, families.items(), strict=True):
+            for name in lines.keys() - set(names):
+                ax.plot(steps, lines[name], color=FAINT, linewidth=0.8, zorder=1)
+            for i, name in enumerate(names):
+                look = {"color": palette[i % 10], "marker": "osD^vPX*<>"[i % 10], "markersize": 3.5, "linewidth": 1.4}
+                ax.plot(steps, lines[name], label=name, **look)
+            ax.set(title=kind, xlabel="sampling step", yscale="log")
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.legend(fontsize=7, loc="best")
+        grid[0].set_ylabel("path_kl of the step [nats]")
+
+
+def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "", most: int = 40) -> None:
+    """Heat map of the reward's gain over the prior on the same noise: rows of the table × prompts, held-out ones apart.
+
+    rows: those of the table that have a value, with `reward_prompts/SPLIT/PROMPT` among their metrics. The first `most`
+    prompts of a split are drawn. Colours are cut at the 98th percentile.
+    """
+    found = summary(rows)["difference"].unstack("metric").filter(like="reward_prompts/")
+    found = found.reindex(order).dropna(how="all")
+    names = list(dict.fromkeys(rows.loc[rows["metric"].isin(found.columns), "metric"]))
+    splits = {split: [name for name in names if name.split("/")[1] == split][:most] for split in ("train", "heldout")}
+    splits = {split: own for split, own in splits.items() if own}
+    widths = [len(own) for own in splits.values()]
+    reach = float(np.nanpercentile(found.abs().to_numpy(), 98)) or 1.0
+    size = 0.36 * sum(widths) + 0.07 * max(map(len, found.index)) + 2.2, 0.26 * len(found) + 3.0
+    with _figure(path, size, title, "paired difference to the prior, means over seeds as in the table") as figure:
+        grid = figure.subplots(1, len(splits), sharey=True, squeeze=False, width_ratios=widths)[0]
+        for ax, (split, own) in zip(grid, splits.items(), strict=True):
+            look = {"cmap": "vlag", "vmin": -reach, "vmax": reach, "cbar": ax is grid[-1], "linewidths": 0.5}
+            sns.heatmap(found[own], ax=ax, cbar_kws={"label": "reward gain", "extend": "both"}, **look)
+            prompts = [textwrap.shorten(name.split("/", 2)[2], 32, placeholder=" …") for name in own]
+            ax.set_xticks(np.arange(len(own)) + 0.5, prompts, rotation=60, ha="right", fontsize=8, parse_math=False)
+            ax.set(xlabel="", ylabel="", title=f"{'held-out' if split == 'heldout' else 'training'} prompts")
+            ax.tick_params(axis="y", rotation=0)
+
+
 def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str = "") -> None:
     """Performance profiles: of every method the share of runs that reach a share of the best method's gain.
 

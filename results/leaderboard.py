@@ -13,6 +13,7 @@ from results.statistics import MANY
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
+DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
 # what a table shows unless told otherwise: of these the metrics that there are, in this order, in every feature space
 DEFAULT = (
     *("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
@@ -65,7 +66,7 @@ def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bo
         return list(metrics)
     names = list(dict.fromkeys(rows.loc[rows["value"].notna(), "metric"]))
     if every:
-        return [*(name for name in names if not name.endswith("/floor")), *COST_NAMES]
+        return [*(name for name in names if not name.endswith("/floor") and not name.startswith(DRAWN)), *COST_NAMES]
     names = [*(name for name in names if not name.endswith(DETAILS)), *COST_NAMES]
     return [name for kind in DEFAULT for name in names if name == kind or name.startswith(f"{kind}/")]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from results.budgets import COSTS, GAIN, at, common_gains
-from results.figures import plot_curves, plot_methods, plot_profiles, plot_sheet, plot_trades
+from results.figures import plot_curves, plot_methods, plot_profiles, plot_prompts, plot_sheet, plot_steps, plot_trades
 from results.formats import latex, markdown, to_csv
 from results.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
 from results.points import plot_points
@@ -206,6 +206,9 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     trades = path("trades")
     if not plot_trades(rows, panels, trades, order, section.heading):
         drawn.remove(trades.name)
+    for kind, plot in {"path_kl_steps": plot_steps, "reward_prompts": plot_prompts}.items():
+        if drawable["metric"].str.startswith(f"{kind}/").any():
+            plot(drawable, path(kind), order, section.heading)
     if shots := section.shots():
         first = {prompt: [picture[:2] for picture in own] for (prompt, _), own in reversed(list(shots.items()))}
         plot_sheet(dict(reversed(first.items())), path("sheet"), f"{section.heading}: same prompts, same noise")

@@ -23,8 +23,8 @@ from metrics.diversity import Diversity, DiversityClip, DiversityDreamSim
 from metrics.fid_prior import FidPrior, FidPriorPerPrompt
 from metrics.fid_target import FidTarget
 from metrics.kid_prior import KidPrior
-from metrics.path_kl import PathKl
-from metrics.reward import RewardGain
+from metrics.path_kl import PathKl, PathKlSteps
+from metrics.reward import RewardGain, RewardPrompts
 from metrics.tilt_gap import TiltGap
 from metrics.tilt_tv import TiltTv
 from metrics.vendi import Vendi
@@ -150,6 +150,12 @@ def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
     assert (found["reward/heldout"].difference, found["reward/heldout"].standard_error) == (9, None)
     assert (found["reward/other/train"].difference, found["reward/other/train"].direction) == (-1, "none")
     assert list(found) == ["reward/train", "reward/heldout", "reward/other/train", "reward/other/heldout"]
+    found = measure(RewardPrompts, evaluation(finetuned, prior))
+    assert {name: (own.value, own.difference, own.standard_error) for name, own in found.items()} == {
+        "reward_prompts/train/a": (2, 2, 1),  # gains 1 and 3: deviation √2, over √2
+        "reward_prompts/train/b": (6, 6, 1),
+        "reward_prompts/heldout/c": (9, 9, 0),
+    }
 
 
 def test_distances_to_the_prior_carry_the_floor() -> None:
@@ -256,6 +262,13 @@ def test_path_kl_of_known_numbers() -> None:
     own = samples(torch.zeros(4), ["a", "a", "b", "b"], step_kl=kl)
     found = measure(PathKl, evaluation(own, own))
     assert {name: part.value for name, part in found.items()} == {"path_kl": 6, "path_kl/early": 2, "path_kl/late": 4}
+    steps = measure(PathKlSteps, evaluation(own, own))
+    assert {name: part.value for name, part in steps.items()} == {
+        "path_kl_steps/01": 1,
+        "path_kl_steps/02": 1,
+        "path_kl_steps/03": 1.5,
+        "path_kl_steps/04": 2.5,
+    }
     whole = found["path_kl"]
     assert (whole.prior, whole.difference, whole.standard_error, whole.n) == pytest.approx((0, 6, 5, 4))
 

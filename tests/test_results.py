@@ -585,6 +585,37 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
         assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20
 
 
+def test_figures_by_step_and_by_prompt_show_means_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for method, scale in (("ddpo", 1.0), ("rtb", 2.0)):
+        for seed, noise in ((0, -0.25), (1, 0.25)):
+            own = {"method": method, "run": f"{method}{seed}", "seed": seed}
+            rows.append(row(**own))
+            for k in (1, 2, 3):
+                price = {"metric": f"path_kl_steps/{k:02}", "value": scale * k + noise, "direction": "lower"}
+                rows.append(row(**own, **price, prior=0.0, difference=scale * k + noise))
+            for i, prompt in enumerate(("train/a/b $x$", "train/c", "heldout/d")):
+                rows.append(row(**own, metric=f"reward_prompts/{prompt}", difference=scale * i + noise))
+    drawn = {}
+
+    def keep(figure: Figure, path: Path, **options: Any) -> None:
+        if path.suffix == ".png":
+            drawn[path.name] = figure.axes
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    frame = pd.DataFrame([{"schema": 2, "source": "x/rows.parquet"} | one for one in rows])
+    page = write_report(tmp_path, frame, [], Question()).read_text()
+    assert "](path_kl_steps-0.png)" in page and "](reward_prompts-0.png)" in page
+    assert "reward_prompts/train" not in page.replace("reward_prompts-0", "")
+    lines = {line.get_label(): line.get_ydata().tolist() for ax in drawn["path_kl_steps-0.png"] for line in ax.lines}
+    assert {name: lines[name] for name in ("ddpo", "rtb")} == {"ddpo": [1, 2, 3], "rtb": [2, 4, 6]}
+    training, heldout, _ = drawn["reward_prompts-0.png"]
+    maps = [np.asarray(ax.collections[0].get_array()).tolist() for ax in (training, heldout)]
+    order = [text.get_text() for text in training.get_yticklabels()]
+    assert [text.get_text() for text in training.get_xticklabels()] == ["a/b $x$", "c"]
+    assert dict(zip(order, zip(*maps, strict=True), strict=True)) == {"ddpo": ([0, 1], [2]), "rtb": ([0, 2], [4])}
+
+
 def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> None:
     failed = {"metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
     for i, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
