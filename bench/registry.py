@@ -96,6 +96,11 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
             {"method.flow_target": "adjoint"},
             "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
         ),
+        "nabla_gfn_shared": Plugin(
+            "methods.nabla_gfn:NablaGFN",
+            {"method.reverse_at": "end"},
+            "residual ∇-DB whose two losses share passes through the network; a variant of ours",
+        ),
         "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"),
         "db": Plugin("methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"),
         "res_db": Plugin(

@@ -24,6 +24,9 @@ class NablaConfig(Config):
         "policy", description="what g_φ regresses on: the policy's reverse score, or the lean adjoint (our variant)"
     )
     reverse: Literal["pathwise", "expected"] = Field("expected", description="the reverse score, or its mean on-policy")
+    reverse_at: Literal["start", "end"] = Field(
+        "start", description="the end of a transition where g_φ learns; at the later one fewer passes are needed"
+    )
     reverse_weight: float = Field(1.0, ge=0, description="w_B")
     trust: float = Field(0.0, ge=0, description="λ of the trust region")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network g_φ")
@@ -34,6 +37,12 @@ class NablaConfig(Config):
             raise ValueError("reverse: expected is the mean of the residual score; use residual: true, or pathwise")
         if self.flow_target == "adjoint" and not (self.residual and self.flow):
             raise ValueError("flow_target: adjoint is the residual flow's; use residual: true and flow: true")
+        shared = self.flow and self.detach_target and (self.reverse, self.flow_target) == ("expected", "policy")
+        if self.reverse_at == "end" and not shared:
+            raise ValueError(
+                "reverse_at: end is for the residual flow's own target, detached and in expectation: use flow: true, "
+                "detach_target: true, flow_target: policy and reverse: expected"
+            )
         return self
 
 
@@ -50,7 +59,9 @@ class NablaGFN(Method):
 
     Plain ∇-DB replaces the prior's transition score by the noising kernel's (`residual: false`). `nabla_gfn_adjoint`,
     which goes beyond the paper, lets g_φ regress on the lean adjoint of Adjoint Matching, `∇ log F̃(z_k) = −a_k`, so
-    that the reward's information need not walk back through the policy one step at a time.
+    that the reward's information need not walk back through the policy one step at a time. `nabla_gfn_shared`, also
+    ours, takes the reverse loss at `z_{k+1}` instead of `z_k`: the policy's prediction and the reward's gradient there
+    are those of the forward loss.
     """
 
     Config = NablaConfig
@@ -85,24 +96,31 @@ class NablaGFN(Method):
         """Loss of each transition [n], and its parts; known: `a_k`, which then is g_φ's target, and `μ_#(z_k)`."""
         config = self.config
         variance = core.kernel.std(part.k, part.z) ** 2
-        weight = variance.flatten() if config.weighting == "kl" else torch.ones_like(variance.flatten())
-        target, rewards = self.reward_score(core, part)  # first, and freed before the policy's graph is made
-        z = part.z.detach().requires_grad_(config.flow)
+        weight = self._weight(variance)
+        at_start, inner = config.flow and config.reverse_at == "start", part.unfinished
+        target, rewards, mean_next = self.reward_score(core, part)  # first, and freed before the policy's graph is made
+        z = part.z.detach().requires_grad_(at_start)
         output = core.predict(z, part.k, part.conditioning)
         mean = core.kernel.mean(z, output, part.k)
         adjoint, prior = known or (None, None)
-        prior_z = part.z.detach().requires_grad_(config.flow)  # for the reverse score
+        prior_z = part.z.detach().requires_grad_(at_start)  # for the reverse score
         if config.residual and not known:
             with torch.set_grad_enabled(prior_z.requires_grad):
                 prior = core.kernel.mean(prior_z, core.predict(prior_z, part.k, part.conditioning, prior=True), part.k)
         score = self.forward_score(core, part, mean, None if prior is None else prior.detach(), variance)
         losses = {}
-        if config.flow:
+        if at_start:
             back = (None, adjoint) if known else self.reverse_score(core, part, mean.detach(), prior_z, prior, variance)
             back = self.reverse_target(core, part, z, output, mean, back)
             own, own_next, own_last = self.flows(core, part)
-            target = target.index_add(0, part.unfinished, own_next)  # the finished sample's flow is the reward alone
             losses["reverse"] = config.reverse_weight * weight * self.reverse_loss(part, own, back)
+        elif config.flow:
+            own = core.network("flow", part.z_next, part.k + 1, part.conditioning)
+            own_next, own_last = own[inner], own[part.finished]
+            missing = self.reverse_ahead(core, part, own_next, target[inner], mean_next)
+            losses["reverse"], own_next = config.reverse_weight * missing, own_next.detach()
+        if config.flow:
+            target = target.index_add(0, inner, own_next)  # the finished sample's flow is the reward alone
             losses["terminal"] = self.terminal_loss(part, own_last)
         losses["forward"] = weight * _mean_square(score - target)
         if config.trust:
@@ -110,18 +128,38 @@ class NablaGFN(Method):
         metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
         return sum(losses.values()), metrics
 
-    def reward_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
-        """`β γ_{k+1} ∇ r(decode(ẑ_θ(z_{k+1})))` [n, *latent], and the rewards [n] of these clean latents; detached."""
-        inner, k, clean = part.unfinished, part.k + 1, part.z_next
+    def reverse_ahead(self, core: Core, part: Transitions, own: Tensor, ahead: Tensor, mean: Tensor | None) -> Tensor:
+        """`L_rev` at `z_{k+1}` of the unfinished, weighted, zero for the finished [n]; detached but for `own = g_φ`.
+
+        ahead, mean: the forward-looking term and the policy's mean at these states.
+        """
+        inner, k, loss = part.unfinished, part.k[part.unfinished] + 1, ahead.new_zeros(len(part))
+        if mean is None:
+            return loss
+        z = part.z_next[inner].requires_grad_()
+        variance = core.kernel.std(k, z) ** 2
+        prior = core.kernel.mean(z, core.predict(z, k, part.conditioning[inner], prior=True), k)
+        back = -torch.autograd.grad(prior, z, (mean - prior.detach()) / variance)[0]
+        return loss.index_copy(0, inner, self._weight(variance) * _mean_square(back + ahead + own))
+
+    def _weight(self, variance: Tensor) -> Tensor:
+        return variance.flatten() if self.config.weighting == "kl" else torch.ones_like(variance.flatten())
+
+    def reward_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`β γ_{k+1} ∇ r(decode(ẑ_θ(z_{k+1})))` [n, *latent], the rewards [n] of these clean latents, and the policy's
+        mean at `z_{k+1}` of the unfinished (None if there is none); all detached.
+        """
+        inner, k, clean, mean = part.unfinished, part.k + 1, part.z_next, None
         if len(inner):
             z = part.z_next[inner].requires_grad_()
             with core.model.merged():
-                predicted = core.kernel.clean(z, core.predict(z, k[inner], part.conditioning[inner]), k[inner])
+                output = core.predict(z, k[inner], part.conditioning[inner])
+            predicted, mean = core.kernel.clean(z, output, k[inner]), core.kernel.mean(z, output, k[inner]).detach()
             clean = clean.index_copy(0, inner, predicted.detach())
         rewards, gradient = core.reward_gradient(clean, part.prompts)
         if len(inner):
             gradient = gradient.index_copy(0, inner, torch.autograd.grad(predicted, z, gradient[inner])[0])
-        return core.beta * self.gamma(core, k, gradient) * gradient, rewards
+        return core.beta * self.gamma(core, k, gradient) * gradient, rewards, mean
 
     def reverse_score(
         self, core: Core, part: Transitions, mean: Tensor, z: Tensor, prior_mean: Tensor | None, variance: Tensor

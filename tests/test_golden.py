@@ -288,7 +288,7 @@ def test_training_step(name, golden_pipeline, record_property):
 
     for record, prefix, part in parts:
         last = any(record["end_mask"])
-        score, rewards = method.reward_score(core, part)
+        score, rewards, _ = method.reward_score(core, part)
         compare("reward score of z_{k+1}", score, tensors[prefix + "score_r_next"], last)
         compare("reward", rewards, record["logr_next"], last)
         values, found = method.transition_losses(core, part)

@@ -18,6 +18,8 @@ BY_HAND = {
     "nabla_gfn_noflow": (APART, (4, 5, 3)),
     "nabla_gfn_published": (APART, (4, 5, 7)),
     "nabla_gfn_adjoint": (APART, (4, 3 + 4, 5 + 4)),
+    # policy and prior at z_0, z_1, z_3 | parameters 2, reward and prior's Jacobian at z_1
+    "nabla_gfn_shared": (APART, (4, 6, 4)),
     "nabla_db": (APART, (4, 3, 5)),
     "res_db": (APART, (4, 4.5, 2)),  # without guidance ahead, half a prediction
     "db": (APART, (4, 2.5, 2)),

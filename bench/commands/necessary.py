@@ -49,6 +49,10 @@ def nabla(config: Any, setting: Setting) -> Rows:
     pathwise = config.flow_target == "policy" and config.reverse == "pathwise"
     for steps in map(set, setting.chosen):
         ahead = {k + 1 for k in steps} - {setting.steps}  # z_K is scored as it is
+        if config.reverse_at == "end":  # policy and prior at both ends; reward and prior are taken back at the later
+            forward += 2 * len(steps | ahead)
+            backward += len(steps) + 2 * len(ahead)
+            continue
         forward += len(steps | ahead)
         backward += len(steps) + len(ahead)
         if config.flow:  # the reward gradient at z_k; one with the look-ahead's unless the reverse score is added to it
