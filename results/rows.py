@@ -61,6 +61,7 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
 }
 TYPES = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison
+FINGERPRINT = "model.fingerprint"  # among the settings, where a model has weights: of these, precision and guidance
 REPEATED = ["settings", "packages", "hardware"]  # long, and equal in many rows
 STORED = pa.schema(
     [(name, pa.dictionary(pa.int32(), kind) if name in REPEATED else kind) for name, (kind, _) in COLUMNS.items()]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from results.rows import RANDOM, read_rows
+from results.rows import FINGERPRINT, RANDOM, read_rows
 from results.statistics import MANY, over_seeds, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
 RUN = ["method", "configuration", "seed"]
 SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
-MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.")  # settings that tables may differ in
+MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.", "model.dtype", FINGERPRINT)  # tables may differ in these
 
 
 def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
@@ -109,8 +109,8 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """
     numbers, texts = pd.factorize(frame["settings"])  # the long texts themselves are not copied row by row
     chosen = {text: json.loads(text) for text in texts}
-    rewards = np.array([json.dumps(_part(own, ("reward.",))) for own in chosen.values()], dtype=object)[numbers]
-    tables = [rows for _, rows in frame.assign(rewards=rewards).groupby([*SETTING, "rewards"], sort=False)]
+    apart = np.array([json.dumps(_part(own, ("reward.", FINGERPRINT))) for own in chosen.values()], dtype=object)
+    tables = [rows for _, rows in frame.assign(apart=apart[numbers]).groupby([*SETTING, "apart"], sort=False)]
     headings = [_heading(rows.iloc[0]) for rows in tables]
     for heading, rows in zip(headings, tables, strict=True):
         alike = [other for title, other in zip(headings, tables, strict=True) if title == heading]

@@ -53,6 +53,8 @@ def test_the_saved_adapter_loads_with_diffusers(tiny_run, pipeline_folder):
     folder = tiny_run("draft", "--set", "optimizer.lr=0.05")
     stored = config.read(folder / "config.yaml")
     core = build_core(stored)
+    (settings,) = set(read_rows(folder / "rows.parquet")["settings"])
+    assert json.loads(settings)["model.fingerprint"] == core.model.fingerprint()[:12]
     core.model.load(folder / "adapter")
     pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)

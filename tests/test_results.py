@@ -298,6 +298,18 @@ def test_rows_name_the_settings_in_which_they_differ() -> None:
     assert lines[4].endswith("| 1 |")
 
 
+def test_runs_on_other_weights_or_in_another_precision_have_tables_of_their_own() -> None:
+    kinds = [{}, {"model__fingerprint": "aa"}, {"model__fingerprint": "bb", "model__dtype": "bfloat16"}]
+    rows = [row(method=name, settings=chosen(**kind)) for kind in kinds for name in ("draft", "rtb")]
+    tables = list(settings(pd.DataFrame(rows)))
+    assert [list(table["row"]) for _, table in tables] == [["draft", "rtb"]] * 3
+    assert [heading.partition("; ")[2] for heading, _ in tables] == [
+        "model.fingerprint = –, model.dtype = –",
+        'model.fingerprint = "aa", model.dtype = –',
+        'model.fingerprint = "bb", model.dtype = "bfloat16"',
+    ]
+
+
 def test_settings_have_tables_of_their_own_with_headings_of_their_own() -> None:
     more = {"evaluation": "e2", "settings": chosen(evaluation__samples_per_prompt=64)}
     tables = dict(settings(pd.DataFrame([row(), row(**more), row(beta=2.0), row(reward="colorfulness")])))

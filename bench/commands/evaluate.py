@@ -7,7 +7,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from bench import config as configs
-from bench import environment, registry
+from bench import registry
 from bench.commands.build import build_core, build_method, evaluation_core, use_threads
 from bench.commands.run import evaluate, require_contents
 from bench.commands.shortage import explained
@@ -16,14 +16,13 @@ from bench.errors import BenchError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
-from bench.evaluation.rows import row
+from bench.evaluation.rows import provenance, row
 from bench.evaluation.samples import Evaluation
 from bench.plugin import Measurement
 from bench.prompts import load_prompts
 from bench.settings import EXECUTION, RunConfig
 from bench.training import checkpoint, memory
-from bench.weights.hub import is_random, own_cache
-from bench.weights.requirements import requirements
+from bench.weights.hub import own_cache
 from results.rows import read_rows, write_rows
 from results.table import run_table
 
@@ -72,7 +71,7 @@ def evaluate_stored(
                 _load_trained(core, config, folder)
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
-    info = environment.describe() | {"random_weights": is_random(requirements(config))}
+    info = provenance(config, core.model)
     updates, counts = config.train.updates if trained else 0, core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
     rows = [row(config, prompts, counts, info, found, updates) for found in noted]

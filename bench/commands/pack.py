@@ -22,7 +22,7 @@ from bench.evaluation.rows import comparable_settings, evaluation_id, label
 from bench.files import write_atomic
 from bench.prompts import load_prompts
 from bench.settings import RunConfig
-from results.rows import RANDOM, read_rows, write_rows
+from results.rows import FINGERPRINT, RANDOM, read_rows, write_rows
 from results.selection import ASIDE, MEASURED
 
 FILES = ("config.yaml", CONTENTS, "environment.json", "samples.png", "adapter")
@@ -174,7 +174,7 @@ def _faults(run: Path, rows: pd.DataFrame) -> list[str]:
         faults.append("its rows are of several runs.")
     names = {"config_hash": config.hash(), "method": label(config), "seed": config.seed, "reward": config.reward.name}
     names |= {"beta": config.reward.beta, "model": config.model.name}
-    if any(first[key] != value for key, value in names.items()) or json.loads(first["settings"]) != _plain(config):
+    if any(first[key] != value for key, value in names.items()) or _settings(first["settings"])[0] != _plain(config):
         faults.append("its rows are not those of its config.yaml.")
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     if first["evaluation"] != evaluation_id(config, prompts):
@@ -192,6 +192,13 @@ def _faults(run: Path, rows: pd.DataFrame) -> list[str]:
     if not _is_commit(first["revision"]):
         faults.append(f"revision {first['revision'][:12]} is no commit of this repository.")
     return faults
+
+
+def _settings(text: str) -> tuple[dict[str, Any], str | None]:
+    """A row's settings, and its prior's fingerprint."""
+    own = json.loads(text)
+    prior = own.pop(FINGERPRINT, None)
+    return own, prior
 
 
 def _plain(config: RunConfig) -> Any:
@@ -214,6 +221,9 @@ def _strange(rows: pd.DataFrame, known: pd.DataFrame) -> list[str]:
         own, others = (json.loads(frame["settings"].iloc[0]) for frame in (rows, alike))
         keys = [key for key in {**own, **others} if key.startswith(MEASURED) and own.get(key) != others.get(key)]
         faults.append(f"it was evaluated on other samples than the published rows ({', '.join(keys) or 'prompts'}).")
+    priors = {_settings(text)[1] for text in alike["settings"].unique()}
+    if priors and _settings(rows["settings"].iloc[0])[1] not in priors:
+        faults.append("its prior has other weights or another precision than that of the published rows.")
     versions = dict(zip(alike["metric"], alike["metric_version"], strict=True))
     other = {m for m, v in zip(rows["metric"], rows["metric_version"], strict=True) if versions.get(m, v) != v}
     if other:

@@ -18,7 +18,7 @@ from bench.errors import BenchError, did_you_mean
 from bench.evaluation.rows import comparable_settings
 from bench.settings import EXECUTION, RunConfig
 from results.agreement import agreement, sentence
-from results.rows import read_rows
+from results.rows import FINGERPRINT, read_rows
 
 COLORS = {"equal": "green", "rounding": "green", "noise": "yellow"}
 
@@ -59,6 +59,7 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     """
     first = rows.iloc[0]
     settings = json.loads(first["settings"])
+    settings.pop(FINGERPRINT, None)
     if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
         raise BenchError(f"--set {foreign[0]} would make another run: only {', '.join(EXECUTION)} may change.")
     bases = dict.fromkeys(name.partition("/")[0] for name in rows["metric"])
@@ -120,6 +121,8 @@ def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool
     first, here = published.iloc[0], environment.describe()
     then = {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
     now = {"revision": here["revision"], "hardware": here["hardware"], **here["packages"]}
+    before, after = (json.loads(frame["settings"].iloc[0]).get(FINGERPRINT, "") for frame in (published, again))
+    then, now = then | {"weights": before[:8]}, now | {"weights": after[:8]}
     different = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] and then[name] != now.get(name)]
     if different:
         console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)

@@ -27,7 +27,7 @@ from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
-from bench.evaluation.rows import row
+from bench.evaluation.rows import provenance, row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, stored_in, write_atomic
 from bench.identity import contents
@@ -207,13 +207,13 @@ class Run:
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
-        pipeline = getattr(core.model, "pipeline", None)
+        pipeline, origin = getattr(core.model, "pipeline", None), provenance(config, core.model)
         if main and pipeline:
             warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
-            return [row(config, prompts, counts, info, measurement, updates) for measurement in measurements]
+            return [row(config, prompts, counts, origin, measurement, updates) for measurement in measurements]
 
         if trainer and trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")

@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import registry
+from bench import environment, registry
+from bench.models.base import DiffusionModel
+from bench.models.catalogue import is_analytic
 from bench.plugin import Measurement
 from bench.prompts import PromptSet
 from bench.settings import EXECUTION, RunConfig
+from bench.weights.hub import is_random
+from bench.weights.requirements import requirements
+from results.rows import FINGERPRINT
 
 
 def run_name(config: RunConfig) -> str:
@@ -61,18 +66,21 @@ def label(config: RunConfig) -> str:
     return f"{config.method.name} ({', '.join(own)})" if own else config.method.name
 
 
+def provenance(config: RunConfig, model: DiffusionModel) -> dict[str, Any]:
+    """What a row says of where it comes from; the prior's fingerprint where it has weights, the others being code."""
+    found = environment.describe() | {"random_weights": is_random(requirements(config)), "prior": {}}
+    return found if is_analytic(config.model.name) else found | {"prior": {FINGERPRINT: model.fingerprint()[:12]}}
+
+
 def row(
     config: RunConfig, prompts: PromptSet, counts: dict, info: dict[str, Any], found: Measurement, updates: int
 ) -> dict[str, Any]:
-    """One row of `results.rows`, measured after `updates`.
-
-    counts: `Meter.total()`; info: `bench.environment.describe()` with `random_weights`, whether any weights are random.
-    """
+    """One row of `results.rows`, measured after `updates`. counts: `Meter.total()`; info: `provenance`."""
     base = found.name.partition("/")[0]
     return {
         "run": run_name(config),
         "config_hash": config.hash(),
-        "settings": json.dumps(comparable_settings(config), sort_keys=True),
+        "settings": json.dumps(comparable_settings(config) | info["prior"], sort_keys=True),
         "method": label(config),
         "reward": config.reward.name,
         "model": config.model.name,
