@@ -306,7 +306,7 @@ def test_runs_on_other_weights_or_in_another_precision_have_tables_of_their_own(
     assert [heading.partition("; ")[2] for heading, _ in tables] == [
         "model.fingerprint = –, model.dtype = –",
         'model.fingerprint = "aa", model.dtype = –',
-        'model.fingerprint = "bb", model.dtype = "bfloat16"',
+        'model.dtype = "bfloat16", model.fingerprint = "bb"',
     ]
 
 
