@@ -61,6 +61,7 @@ class ModelConfig(Config):
     attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
     compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")
     vae_slicing: bool = Field(False, description="decode one image at a time")
+    negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
 
 
 class SamplerConfig(Config):
@@ -69,7 +70,7 @@ class SamplerConfig(Config):
     steps: int = Field(20, ge=1)
     rule: Rule = Field("ddim", description="how eta makes a step's noise")
     eta: float = Field(1.0, ge=0, le=2)
-    guidance: float = Field(5.0, ge=1)
+    guidance: float = Field(5.0, ge=1, description="classifier-free guidance of every rollout and loss; 1: none")
     spacing: Spacing = Field(
         "auto", description="the time grid: the model's own, one of a diffusion, or (the last four) of a flow"
     )
@@ -138,6 +139,7 @@ class EvaluationSampler(Config):
     steps: int | None = Field(None, ge=1)
     rule: Rule | None = None
     eta: float | None = Field(None, ge=0, le=2)
+    guidance: float | None = Field(None, ge=1)
     spacing: Spacing | None = None
     final_alpha: float | None = Field(None, gt=0, le=1)
     final_noise: float | None = Field(None, ge=0, lt=1)
@@ -179,6 +181,12 @@ class RunConfig(Config):
     def evaluation_sampler(self) -> SamplerConfig:
         """The sampler of every evaluation, the prior's sets included."""
         return SamplerConfig(**self.sampler.model_dump() | self.evaluation.sampler.model_dump(exclude_none=True))
+
+    @model_validator(mode="after")
+    def _negative_prompt_is_used(self) -> "RunConfig":
+        if self.model.negative_prompt and self.sampler.guidance == self.evaluation_sampler().guidance == 1:
+            raise ValueError("model.negative_prompt does nothing without guidance: set sampler.guidance above 1")
+        return self
 
     @model_validator(mode="after")
     def _evaluations_lie_within_the_run(self) -> "RunConfig":

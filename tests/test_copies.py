@@ -112,14 +112,15 @@ def test_copies_follow_their_schedules_and_survive_a_restart(tmp_path):
 def test_an_evaluation_of_the_average_on_another_sampler(tiny_run, bench):
     """The row's method says both; `bench eval` of the same run may go back to the policy."""
     settings = ["train.ema=0.9", "evaluation.weights=ema", "evaluation.sampler.steps=2", "evaluation.sampler.eta=0.5"]
+    settings += ["sampler.guidance=1", "evaluation.sampler.guidance=3", "model.negative_prompt=dog"]
     folder = tiny_run("draft_1", *[word for setting in settings for word in ("--set", setting)])
     rows = pd.read_parquet(folder / "rows.parquet").set_index("metric")
-    assert set(rows["method"]) == {"draft_1 (ema, trained on 3 steps of ddim 1)"}
+    assert set(rows["method"]) == {"draft_1 (ema, trained with guidance 1, trained on 3 steps of ddim 1)"}
     status, text = bench("eval", folder, "--set", "evaluation.weights=policy")
     assert status == 0, text
     (other,) = folder.glob("eval-*")
     policy = pd.read_parquet(other / "rows.parquet").set_index("metric")
-    assert set(policy["method"]) == {"draft_1 (trained on 3 steps of ddim 1)"}
+    assert set(policy["method"]) == {"draft_1 (trained with guidance 1, trained on 3 steps of ddim 1)"}
     assert set(policy["evaluation"]) == set(rows["evaluation"])
     assert rows.loc["reward/train", "prior"] == policy.loc["reward/train", "prior"]
     assert rows.loc["reward/train", "value"] != policy.loc["reward/train", "value"]
@@ -136,3 +137,5 @@ def test_a_baseline_is_not_said_to_be_trained():
     assert label(resolve("prior", suite="gaussian", assignments=changed)) == "prior"
     assert label(resolve("draft", suite="gaussian", assignments=changed)).startswith("draft (trained on ")
     assert label(resolve("draft", suite="gaussian")) == "draft"
+    guided = resolve("draft", suite="emoji", assignments=["sampler.guidance=1", "evaluation.sampler.guidance=3"])
+    assert label(guided) == "draft (trained with guidance 1)"

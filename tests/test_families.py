@@ -1,5 +1,6 @@
 """Families of pipelines: each agrees with diffusers' own call. Stable Diffusion 3's is tested on the embedded prior."""
 
+import inspect
 import shutil
 
 import numpy as np
@@ -253,10 +254,17 @@ def test_a_family_equals_diffusers_to_the_bit(family):
     """Images of the pipeline's own call, also with an adapter that it loads; then where it reads the prompts itself."""
     models.its_pipeline_agrees(family)
     model = loaded(family, lora_alpha=4)
+    agree_from_prompts(model)
+    if "negative_prompt" in inspect.signature(model.pipeline.__call__).parameters and model.rows(2) == 2:
+        agree_from_prompts(loaded(family, negative_prompt="a fox").with_guidance(2.0), negative_prompt=["a fox"] * 3)
+
+
+def agree_from_prompts(model: PipelineModel, **inputs: list[str]) -> None:
+    """Our images are those of the pipeline's own call that reads the prompts."""
     kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
     prompts = [prompt for prompt, _ in SAMPLES]
     ours = model.decode(rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1])
-    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance}
+    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance, **inputs}
     theirs = model.own_call(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
 
@@ -296,6 +304,19 @@ def test_t5_can_be_left_out(bench, tmp_path, monkeypatch):
     assert "CLIP alone reads a prompt" in text
     with pytest.raises(BenchError, match="has no T5 encoder"):
         load_model(ModelConfig(name="emoji", t5=False), SamplerConfig())
+
+
+def test_a_negative_prompt_needs_guidance(bench, hub):
+    for model, settings, words in (
+        ("emoji", ["sampler.guidance=1"], "does nothing without guidance"),
+        ("ring", ["sampler.guidance=2"], "no guidance of 'ring'"),
+        ("flux_dev", [], "no guidance of 'flux_dev'"),
+    ):
+        if model == "flux_dev":
+            write([HUB["flux_dev"]], hub, "tiny")
+        sets = [word for setting in (*settings, "model.negative_prompt=dull") for word in ("--set", setting)]
+        status, text = bench("run", "draft_1", "--model", model, "--dry-run", *sets)
+        assert (status, words in " ".join(text.split())) == (2, True), text
 
 
 def test_a_distilled_model_has_no_guidance(hub):

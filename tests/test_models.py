@@ -39,6 +39,16 @@ def test_guidance_combines_two_unguided_predictions(model):
     assert not torch.allclose(guided, text, atol=1e-3)
 
 
+def test_another_guidance_shares_the_adapters(model):
+    other = model.with_guidance(2.0)
+    assert other.fingerprint() != model.fingerprint() == other.with_guidance(3.0).fingerprint()
+    for parameter in other.adapters().values():
+        parameter.data += 0.1
+    text, null = predict(model, guided=False), predict(model.with_guidance(1.0))
+    assert torch.equal(text, null)
+    torch.testing.assert_close((predict(model) - text) / 2, predict(other) - text, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_the_prior_stays_what_it_was(pipeline_folder, finetune):
     model = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)

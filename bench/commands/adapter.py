@@ -67,7 +67,7 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
         "method": f"`{config.method.name}`, {config.train.updates} updates, seed {config.seed}",
         "reward": f"`{config.reward.name}`, β = {config.reward.beta:g}",
         "sampler": f"{sampler.steps} steps of `{sampler.rule}`, η = {sampler.eta:g}, grid `{_spacing(config, model)}`",
-        "guidance": f"{sampler.guidance:g}, in training and sampling",
+        "guidance": f"{sampler.guidance:g} in sampling, {config.sampler.guidance:g} in training",
         "prompts": f"`{config.prompts.name}`",
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
@@ -130,6 +130,8 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
     if hasattr(model.pipeline, "_pack_latents"):  # FLUX takes them as tokens
         start = f"pipe._pack_latents(noise(0), 1, {', '.join(map(str, model.latent_shape))})"
     call = f"num_inference_steps={sampler.steps}, guidance_scale={sampler.guidance:g}, latents={start}"
+    if config.model.negative_prompt:
+        call += f", negative_prompt={config.model.negative_prompt!r}"
     lines.append(f'pipe({prompt!r}, {call}).images[0].save("redrawn.png")')
     return "\n".join([*imports, f"from diffusers import {kind}", "", *lines]) + "\n"
 

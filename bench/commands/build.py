@@ -43,8 +43,9 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
 
 
 def evaluation_core(core: Core, config: RunConfig) -> Core:
-    """The same model, reward and copies with the evaluation's own sampler."""
-    return replace(core, kernel=make_kernel(core.model, config.evaluation_sampler()))
+    """The same model, reward and copies with the evaluation's own sampler and guidance."""
+    sampler = config.evaluation_sampler()
+    return replace(core, model=core.model.with_guidance(sampler.guidance), kernel=make_kernel(core.model, sampler))
 
 
 def build_method(config: RunConfig) -> Method:

@@ -71,7 +71,7 @@ def evaluate_stored(
                 _load_trained(core, config, folder)
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
-    info = provenance(config, core.model)
+    info = provenance(config, evaluator.core.model)
     updates, counts = config.train.updates if trained else 0, core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
     rows = [row(config, prompts, counts, info, found, updates) for found in noted]

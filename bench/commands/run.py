@@ -207,7 +207,7 @@ class Run:
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
-        pipeline, origin = getattr(core.model, "pipeline", None), provenance(config, core.model)
+        pipeline, origin = getattr(core.model, "pipeline", None), provenance(config, evaluator.core.model)
         if main and pipeline:
             warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 

@@ -55,13 +55,17 @@ def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
 def label(config: RunConfig) -> str:
     """The row's method: its name and, in brackets, what else tells it from rows of the same evaluation.
 
-    That is the copy of the adapters that was evaluated, and the training sampler where the evaluation has another.
+    That is the copy of the adapters that was evaluated, and the training's sampler and guidance where the evaluation
+    has others.
     A baseline without training has neither.
     """
     if not registry.load("methods", config.method.name).needs.training:
         return config.method.name
     own = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
-    if (sampler := config.sampler) != config.evaluation_sampler():
+    sampler, other = config.sampler, config.evaluation_sampler()
+    if sampler.guidance != other.guidance:
+        own.append(f"trained with guidance {sampler.guidance:g}")
+    if sampler.model_copy(update={"guidance": other.guidance}) != other:
         own.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
     return f"{config.method.name} ({', '.join(own)})" if own else config.method.name
 

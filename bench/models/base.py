@@ -80,6 +80,10 @@ class DiffusionModel(ABC):
         """How many rows go through the network for a guided prediction: two for classifier-free guidance."""
         return 1
 
+    def with_guidance(self, guidance: float) -> "DiffusionModel":
+        """This model, its adapters and all, with another guidance scale; itself where it knows no guidance."""
+        return self
+
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning, one row per prompt; a prompt's row does not depend on its neighbours."""

@@ -242,10 +242,12 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> list[tuple[
         return []
     folder = locate(config.name, config.t5)
     for sampler in samplers:
+        kind = known_family(config.name, config.t5)
+        if config.negative_prompt and kind.rows(2) == 1:
+            raise BenchError(f"model.negative_prompt: no guidance of {config.name!r} could lead away from it.")
         if folder is None:
             model = load_model(config, sampler)
         else:
-            kind = family(folder)
             own = {"scheduler", kind.denoiser} if config.name in EMBEDDED else None  # the rest may ship elsewhere
             model = layout.check(folder, kind, sampler.guidance, own, t5=config.t5)
         found.append((model, make_kernel(model, sampler)))

@@ -43,7 +43,8 @@ class PipelineModel(DiffusionModel):
     """A diffusers pipeline with a finetuned part that can be switched off. A family is a subclass, one file each.
 
     folder: a local folder of the pipeline.
-    guidance: classifier-free guidance scale, in sampling and in every loss; 1 means none.
+    guidance: classifier-free guidance scale, in sampling and in every loss; 1 means none. negative_prompt: what it
+        leads away from.
     dtype: of the denoiser and the text encoders; adapters, latents, decoder and rewards stay float32.
     finetune: "lora" (gaussian start, the family's targets; `lora_alpha`: the rank if None) or "full".
     checkpointing: keep only the inputs of denoiser and decoder for the backward pass and run them again there.
@@ -75,11 +76,12 @@ class PipelineModel(DiffusionModel):
         attention: str = "sdpa",
         compile: bool = False,
         vae_slicing: bool = False,
+        negative_prompt: str = "",
         components: Mapping[str, Any] | None = None,
         seed: int = 0,
     ):
         self.device, self.guidance, self.folder = torch.device(device), guidance, Path(folder)
-        self.finetune, self.checkpointing = finetune, checkpointing
+        self.finetune, self.checkpointing, self.negative_prompt = finetune, checkpointing, negative_prompt
         self._lora_scale = (lora_alpha or lora_rank) / lora_rank
         self._components = dict(components or {})
         self.pipeline = pipe = self.open(dtype)
@@ -88,7 +90,7 @@ class PipelineModel(DiffusionModel):
         self.latent_shape, shapes = self.shapes(network.config, pipe.vae.config)
         self._text_width = shapes["text"][-1]
         parts = [self.denoiser, "vae", *(name for name in TEXT_ENCODERS if getattr(pipe, name, None) is not None)]
-        self._fingerprint = _hash(pipe, parts, guidance, dtype)
+        self._fingerprint = _hash(pipe, parts, dtype, negative_prompt)
         pipe.to(self.device)
         self._texts: dict[str, Conditioning] = {}
         self._prior: nn.Module | None = None
@@ -182,6 +184,14 @@ class PipelineModel(DiffusionModel):
         """See `DiffusionModel.rows`."""
         return 1 if guidance == 1 or cls.embedded_guidance else 2
 
+    def with_guidance(self, guidance: float) -> "PipelineModel":
+        """See `DiffusionModel.with_guidance`."""
+        if guidance == self.guidance:
+            return self
+        other = copy.copy(self)
+        other.guidance, other._texts = guidance, {}  # where guidance is an input, the texts hold it
+        return other
+
     # The verbs ----------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -198,7 +208,7 @@ class PipelineModel(DiffusionModel):
 
     def unconditional(self) -> Conditioning:
         """The row that guidance starts from."""
-        return self.encode([""])
+        return self.encode([self.negative_prompt])
 
     def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
         """Keywords of the pipeline's own call that give it these rows and this guidance."""
@@ -351,8 +361,8 @@ class PipelineModel(DiffusionModel):
         return _LatentUNet(self.latent_shape, channels, layers_per_block, self._text_width)
 
     def fingerprint(self) -> str:
-        """Hash of weights, scheduler, guidance and precision."""
-        return self._fingerprint
+        """Hash of weights, scheduler, precision, guidance and negative prompt."""
+        return hashlib.blake2b(f"{self._fingerprint} {self.guidance}".encode(), digest_size=16).hexdigest()
 
 
 class _LatentUNet(nn.Module):

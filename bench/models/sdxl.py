@@ -54,8 +54,8 @@ class StableDiffusionXL(StableDiffusion):
 
     def unconditional(self) -> Conditioning:
         """Zeros in the place of the empty prompt's text, where the pipeline's config says so."""
-        null = self.encode([""])
-        if self.pipeline.config.force_zeros_for_empty_prompt:
+        null = super().unconditional()
+        if self.pipeline.config.force_zeros_for_empty_prompt and not self.negative_prompt:
             zeros = {name: torch.zeros_like(null.parts[name]) for name in ("text", "pooled")}
             null = Conditioning(null.parts | zeros)
         return null
