@@ -133,7 +133,10 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     texts = rows.groupby("method")["settings"].unique().to_dict()
 
     def name(method: str, text: str) -> str:
-        different = _differences(chosen[text], [chosen[other] for other in texts[method]])
+        several = [chosen[other] for other in texts[method]]
+        known = set.intersection(*map(set, several))  # a setting that came later was as its default
+        own, *others = ({key: one[key] for key in one if key in known} for one in (chosen[text], *several))
+        different = _differences(own, others)
         return f"{method} ({different})" if different else method
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))

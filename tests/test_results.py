@@ -298,6 +298,15 @@ def test_rows_name_the_settings_in_which_they_differ() -> None:
     assert lines[4].endswith("| 1 |")
 
 
+def test_a_setting_that_came_later_makes_no_other_row() -> None:
+    newer = {"settings": chosen(model__negative_prompt=""), "run": "r2"}
+    ((_, found),) = settings(pd.DataFrame([row(), row(seed=1, **newer), row(seed=2, **newer)]))
+    assert set(found["row"]) == {"draft"}
+    changed = {"settings": chosen(model__negative_prompt="", optimizer__lr=0.1), "run": "r3"}
+    ((_, found),) = settings(pd.DataFrame([row(), row(seed=1, **newer), row(**changed)]))
+    assert list(found["row"]) == ["draft (optimizer.lr = 0.002)"] * 2 + ["draft (optimizer.lr = 0.1)"]
+
+
 def test_runs_on_other_weights_or_in_another_precision_have_tables_of_their_own() -> None:
     kinds = [{}, {"model__fingerprint": "aa"}, {"model__fingerprint": "bb", "model__dtype": "bfloat16"}]
     rows = [row(method=name, settings=chosen(**kind)) for kind in kinds for name in ("draft", "rtb")]
