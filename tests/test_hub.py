@@ -170,7 +170,9 @@ def test_the_simple_animals_are_the_45_of_ddpo():
 # --- missing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://10.255.255.1"])
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9", pytest.param("http://10.255.255.1", marks=pytest.mark.slow)]
+)
 def test_missing_weights_are_told_within_ten_seconds(tmp_path, endpoint):
     """A hub that refuses, and one that never answers; left alone its client takes 23 seconds to give up."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}

@@ -307,6 +307,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproc
     return call
 
 
+@pytest.mark.slow  # test_contributing.py installs one too
 def test_an_installed_package_brings_its_plugins(installed):
     listed = installed("ls")
     assert listed.returncode == 0, listed.stderr
