@@ -73,9 +73,10 @@ def pack_runs(folder: Path, out: Path) -> tuple[int, list[str]]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Run folders, not those moved aside, nor a sweep's trials."""
+    """Run folders, not those moved aside, nor a sweep's trials, nor adapters in them."""
     found = sorted(path.parent for path in folder.rglob("config.yaml"))
-    return [run for run in found if not any(ASIDE.search(part) for part in run.relative_to(folder).parts)]
+    own = [run for run in found if not (run.parent / "config.yaml").is_file()]  # an adapter carries its run's
+    return [run for run in own if not any(ASIDE.search(part) for part in run.relative_to(folder).parts)]
 
 
 def _private(place: Path) -> Iterator[str]:
