@@ -86,6 +86,7 @@ def test_a_pack_tells_nothing_of_the_machine(runs: Path, tmp_path: Path, bench) 
 
 def test_merging_takes_good_runs_once_and_names_every_fault(runs: Path, tmp_path: Path, bench) -> None:
     pack, published = tmp_path / "pack", tmp_path / "published"
+    shutil.copy(runs / "one" / "config.yaml", runs / "one" / "adapter")  # as a pipeline's adapter has it
     assert bench("pack", runs, "--out", pack)[0] == bench("pack", runs, "--out", tmp_path / "pack.zip")[0] == 0
     status, text = bench("merge", tmp_path / "pack.zip", published)
     assert (status, "1 runs added" in text) == (0, True), text
