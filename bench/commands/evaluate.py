@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
-from bench.evaluation.rows import provenance, row
+from bench.evaluation.rows import prior_settings, provenance, row
 from bench.evaluation.samples import Evaluation
 from bench.plugin import Measurement
 from bench.prompts import load_prompts
@@ -71,7 +71,7 @@ def evaluate_stored(
                 _load_trained(core, config, folder)
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
-    info = provenance(config, evaluator.core.model)
+    info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     updates, counts = config.train.updates if trained else 0, core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
     rows = [row(config, prompts, counts, info, found, updates) for found in noted]

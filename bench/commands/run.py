@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import config as configs
-from bench import environment, registry
+from bench import registry
 from bench.commands.adapter import adapter_name, finish_adapter
 from bench.commands.build import build_core, build_method, evaluation_core, use_threads
 from bench.commands.preflight import preflight
@@ -27,7 +27,7 @@ from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
-from bench.evaluation.rows import provenance, row
+from bench.evaluation.rows import prior_settings, provenance, row
 from bench.evaluation.samples import Evaluation
 from bench.files import LOCK, leftovers, owned, stored_in, write_atomic
 from bench.identity import contents
@@ -37,8 +37,7 @@ from bench.settings import RunConfig
 from bench.training import checkpoint, memory, processes
 from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
 from bench.training.trainer import Record, Trainer
-from bench.weights.hub import is_random, own_cache
-from bench.weights.requirements import requirements
+from bench.weights.hub import own_cache
 from results.plots import plot_curves
 from results.rows import read_rows, write_rows
 from results.table import run_table
@@ -196,8 +195,7 @@ class Run:
 
     def _execute(self, prompts: PromptSet) -> None:
         config = self.config
-        info = environment.describe() | {"processes": processes.count()}
-        info["random_weights"] = is_random(requirements(config))
+        info = provenance(config) | {"processes": processes.count()}
         main, alarms = processes.is_main(), Alarms(config.reward.beta)
         if main:
             write_atomic(self.folder / "environment.json", json.dumps(info, indent=2).encode())
@@ -207,13 +205,14 @@ class Run:
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
-        pipeline, origin = getattr(core.model, "pipeline", None), provenance(config, evaluator.core.model)
+        info["prior"] = prior_settings(config, evaluator.core.model)
+        pipeline = getattr(core.model, "pipeline", None)
         if main and pipeline:
             warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
-            return [row(config, prompts, counts, origin, measurement, updates) for measurement in measurements]
+            return [row(config, prompts, counts, info, measurement, updates) for measurement in measurements]
 
         if trainer and trainer.resume():
             self.console.print(f"Resuming after update {trainer.update} of {config.train.updates}.")

@@ -70,16 +70,23 @@ def label(config: RunConfig) -> str:
     return f"{config.method.name} ({', '.join(own)})" if own else config.method.name
 
 
-def provenance(config: RunConfig, model: DiffusionModel) -> dict[str, Any]:
-    """What a row says of where it comes from; the prior's fingerprint where it has weights, the others being code."""
-    found = environment.describe() | {"random_weights": is_random(requirements(config)), "prior": {}}
-    return found if is_analytic(config.model.name) else found | {"prior": {FINGERPRINT: model.fingerprint()[:12]}}
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """Where a run's rows come from, as far as that is known before the model loads."""
+    return environment.describe() | {"random_weights": is_random(requirements(config))}
+
+
+def prior_settings(config: RunConfig, model: DiffusionModel) -> dict[str, str]:
+    """What a row's settings say of its prior: a fingerprint where there are weights, nothing of one that is code."""
+    return {} if is_analytic(config.model.name) else {FINGERPRINT: model.fingerprint()[:12]}
 
 
 def row(
     config: RunConfig, prompts: PromptSet, counts: dict, info: dict[str, Any], found: Measurement, updates: int
 ) -> dict[str, Any]:
-    """One row of `results.rows`, measured after `updates`. counts: `Meter.total()`; info: `provenance`."""
+    """One row of `results.rows`, measured after `updates`.
+
+    counts: `Meter.total()`; info: `provenance`, and `prior_settings` under "prior".
+    """
     base = found.name.partition("/")[0]
     return {
         "run": run_name(config),
