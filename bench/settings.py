@@ -52,7 +52,9 @@ class ModelConfig(Config):
     """The model and its finetuned part."""
 
     name: str = Field("emoji", description="a named model, a local diffusers folder, or a hub id")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
+        "auto", description="of the denoiser; tf32: float32 whose products a GPU rounds; see docs/cost.md"
+    )
     t5: bool = Field(True, description="false: without the T5 encoder of Stable Diffusion 3, its text states are zeros")
     finetune: Literal["lora", "full"] = "lora"
     lora_rank: int = Field(8, ge=1)
@@ -93,8 +95,12 @@ class TrainConfig(Config):
     samples_per_prompt: int = Field(4, ge=1)
     updates_per_round: int = Field(2, ge=1, description="each on its own part of the round's trajectories")
     data_lag: int = Field(0, ge=0, le=1, description="1: train on data sampled a round earlier")
-    micro_batch: int = Field(64, ge=1, description="rows per micro-loss")
-    sample_batch: int = Field(64, ge=1, description="rows per rollout call, in training and evaluation")
+    micro_batch: int | None = Field(
+        None, ge=1, description="rows per micro-loss; null: 64, or as many as the memory estimate lets fit"
+    )
+    sample_batch: int | None = Field(
+        None, ge=1, description="rows per rollout call, in training and evaluation; null: twice micro_batch, at most 64"
+    )
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; null: all, and one for a model of points")
     ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")

@@ -5,8 +5,10 @@ from dataclasses import replace
 import torch
 
 from bench import registry
+from bench.commands.estimate import with_batches
 from bench.core import Core
 from bench.models.catalogue import load_model, make_kernel
+from bench.models.precision import use_precision
 from bench.plugin import Method
 from bench.settings import RunConfig
 from bench.training import processes
@@ -22,6 +24,8 @@ def use_threads(config: RunConfig) -> None:
 def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     """Model, kernel and reward of a configuration, on this process's device or another."""
     device = device or processes.state().device
+    use_precision(config.model, device)
+    config = with_batches(config, device)
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model, config.sampler)
     if registry.load("methods", config.method.name).needs.density:

@@ -16,10 +16,14 @@ from bench import registry
 from bench.models import catalogue, emoji, layout
 from bench.models.architectures import ARCHITECTURES, build
 from bench.models.pipeline import TEXT_ENCODERS, PipelineModel
+from bench.models.precision import network_dtype
 from bench.settings import RunConfig
+from bench.training import memory
 from bench.weights.requirements import requirements
 
 FLOAT = 4  # bytes of a float32
+LARGEST = 64  # rows at once; an H200 gains nothing by more
+SHARE = 0.8  # of a GPU's memory; the rest is for what the estimate leaves out
 ADAM = 4  # a trained float32 number is kept four times: itself, its gradient, two moments
 
 
@@ -65,6 +69,30 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
         "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * kept,
         "backward": rows * denoise + images * decode,
     }
+
+
+def with_batches(config: RunConfig, device: torch.device) -> RunConfig:
+    """The configuration with the batches chosen that it leaves open.
+
+    The largest power of two whose estimate takes at most `SHARE` of the device's memory, and never above `LARGEST`.
+    """
+    micro = config.train.micro_batch or _fitting(config, device)
+    return _with_micro_batch(config, micro, config.train.sample_batch or min(LARGEST, 2 * micro))
+
+
+def _with_micro_batch(config: RunConfig, micro: int, sample: int | None = None) -> RunConfig:
+    batches = {"micro_batch": micro, "sample_batch": sample}
+    return config.model_copy(update={"train": config.train.model_copy(update=batches)})
+
+
+def _fitting(config: RunConfig, device: torch.device) -> int:
+    dtype, known = network_dtype(config.model, device), memory.available(device)
+    one, two = (estimate_memory(_with_micro_batch(config, rows), dtype) for rows in (1, 2))
+    if not (one and known):
+        return LARGEST
+    first, further = sum(one.values()), sum(two.values()) - sum(one.values())
+    fitting = min(LARGEST, 1 + (SHARE * known[1] - first) // further)
+    return 2 ** int(math.log2(max(1, fitting)))
 
 
 def networks(config: RunConfig) -> tuple[type[PipelineModel], dict[str, Any]] | None:

@@ -204,9 +204,8 @@ def _whole_run(device: torch.device, cache: Path) -> Found:
 
 
 def _run(config: RunConfig, folder: Path) -> list[Record]:
-    job = Run(config, folder, Console(quiet=True))
-    job.open(force=False)
-    job.execute()
+    with ExitStack() as held:
+        Run(config, folder, Console(quiet=True)).go(False, held)
     require((folder / "rows.parquet").is_file(), "the run has no rows")
     return read_log(folder).to_dict("records")
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import registry
-from bench.commands.estimate import estimate_memory
+from bench.commands.estimate import estimate_memory, with_batches
 from bench.config import beta_origin
-from bench.models.base import network_dtype
 from bench.models.catalogue import known_family
+from bench.models.precision import network_dtype
 from bench.prompts import HUB, load_prompts
 from bench.settings import RunConfig
 from bench.weights.hub import Need, size_text
@@ -22,9 +22,10 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
     """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
     console.print(config.to_yaml(), markup=False, highlight=False)
     console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})", highlight=False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = with_batches(config, device)
     for name, value in plan(config, processes).items():
         console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = network_dtype(config.model, device)
     memory = estimate_memory(config, dtype)
     if memory:

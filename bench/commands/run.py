@@ -206,6 +206,8 @@ class Run:
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
         info["prior"] = prior_settings(config, evaluator.core.model)
+        if main and core.model.device.type == "cuda":
+            self.console.print(f"train.micro_batch = {core.micro_batch}, train.sample_batch = {core.sample_batch}")
         pipeline = getattr(core.model, "pipeline", None)
         if main and pipeline:
             warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)

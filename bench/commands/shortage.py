@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.commands.estimate import estimate_memory, networks
+from bench.commands.estimate import estimate_memory, networks, with_batches
 from bench.errors import OutOfMemoryError
-from bench.models.base import network_dtype
 from bench.models.catalogue import is_analytic
+from bench.models.precision import network_dtype
 from bench.settings import RunConfig
 from bench.training import checkpoint, memory, processes
 
@@ -20,13 +20,14 @@ BY_MICRO_BATCH, BY_SAMPLE_BATCH = GRADIENT | {"reward", "features"}, {"rollout",
 def explained(config: RunConfig, folder: Path) -> Iterator[None]:
     """Add to an OutOfMemoryError of the block where, with which sizes, and the setting to lower.
 
-    config: of the run in `folder`, its batches chosen.
+    config: of the run in `folder`.
     """
     try:
         with memory.phase():
             yield
     except OutOfMemoryError as error:
-        raise OutOfMemoryError(_explanation(error, config, folder)) from error
+        chosen = with_batches(config, processes.state().device)
+        raise OutOfMemoryError(_explanation(error, chosen, folder)) from error
 
 
 def remedies(phases: tuple[str, ...], config: RunConfig) -> list[str]:

@@ -137,9 +137,3 @@ class DiffusionModel(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the prior's weights and settings; it keys the cache of prior samples."""
-
-
-def network_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype:
-    """The denoiser's precision; "auto" is bfloat16 on a GPU and float32 elsewhere."""
-    auto = "bfloat16" if torch.device(device).type == "cuda" else "float32"
-    return getattr(torch, auto if config.dtype == "auto" else config.dtype)

@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.errors import BenchError
 from bench.models import emoji
-from bench.models.base import Conditioning, DiffusionModel, network_dtype
+from bench.models.base import Conditioning, DiffusionModel
 from bench.models.layout import Rule, read
+from bench.models.precision import network_dtype
 from bench.sampling.kernel import Kernel
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
@@ -45,7 +46,8 @@ class PipelineModel(DiffusionModel):
     folder: a local folder of the pipeline.
     guidance: classifier-free guidance scale, in sampling and in every loss; 1 means none. negative_prompt: what it
         leads away from.
-    dtype: of the denoiser and the text encoders; adapters, latents, decoder and rewards stay float32.
+    dtype: of the denoiser and the text encoders; adapters, latents, decoder and rewards stay float32. tf32: said of
+        products that a GPU may round (`bench.models.precision.use_precision` lets it), for the fingerprint.
     finetune: "lora" (gaussian start, the family's targets; `lora_alpha`: the rank if None) or "full".
     checkpointing: keep only the inputs of denoiser and decoder for the backward pass and run them again there.
     attention: "sdpa" (torch's fused kernels), "eager" (plain matrix products) or "sliced" (those, a head at a time).
@@ -68,6 +70,7 @@ class PipelineModel(DiffusionModel):
         *,
         guidance: float,
         dtype: torch.dtype = torch.float32,
+        tf32: bool = False,
         device: torch.device | str = "cpu",
         finetune: str = "lora",
         lora_rank: int = 8,
@@ -90,7 +93,7 @@ class PipelineModel(DiffusionModel):
         self.latent_shape, shapes = self.shapes(network.config, pipe.vae.config)
         self._text_width = shapes["text"][-1]
         parts = [self.denoiser, "vae", *(name for name in TEXT_ENCODERS if getattr(pipe, name, None) is not None)]
-        self._fingerprint = _hash(pipe, parts, dtype, negative_prompt)
+        self._fingerprint = _hash(pipe, parts, "tf32" if tf32 else dtype, negative_prompt)
         pipe.to(self.device)
         self._texts: dict[str, Conditioning] = {}
         self._prior: nn.Module | None = None
@@ -127,8 +130,8 @@ class PipelineModel(DiffusionModel):
             if not cls.optional:
                 raise BenchError(f"model.t5 = false: {config.name!r} has no T5 encoder that could be left out.")
             settings["components"] |= dict.fromkeys(cls.optional)
-        dtype = network_dtype(config, device)
-        return cls(folder, guidance=guidance, dtype=dtype, device=device, seed=seed, **settings)
+        settings |= {"dtype": network_dtype(config, device), "tf32": config.dtype == "tf32"}
+        return cls(folder, guidance=guidance, device=device, seed=seed, **settings)
 
     def open(self, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
         """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32."""
