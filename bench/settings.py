@@ -53,7 +53,7 @@ class ModelConfig(Config):
 
     name: str = Field("emoji", description="a named model, a local diffusers folder, or a hub id")
     dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
-        "auto", description="of the denoiser; tf32: float32 whose products a GPU rounds; see docs/cost.md"
+        "auto", description="of the denoiser; tf32: float32 whose products a GPU rounds"
     )
     t5: bool = Field(True, description="false: without the T5 encoder of Stable Diffusion 3, its text states are zeros")
     finetune: Literal["lora", "full"] = "lora"

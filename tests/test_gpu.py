@@ -9,7 +9,7 @@ import torch
 from conftest import perturb
 
 from bench import Batch, Core, Loss, Method, Needs, registry
-from bench.commands.gpu_steps import exact_float32, relative
+from bench.commands.gpu_steps import exact_float32, relative, two_processes
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import Noise
@@ -138,6 +138,18 @@ def broken(monkeypatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     registry.plugins.cache_clear()
+
+
+def test_doctor_tries_a_whole_run(bench, tmp_path):
+    status, text = bench("doctor", "--gpu", "--device", "cpu", "--only", "whole run", "--out", tmp_path / "report.json")
+    assert status == 0, text
+    assert "2 updates, evaluation, pictures" in text
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_doctor(tmp_path):
+    note, found = two_processes(tmp_path)
+    assert len(found["one"]) == len(found["two"]) == 2, note
 
 
 @pytest.mark.slow

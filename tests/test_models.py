@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -10,14 +11,16 @@ import torch
 from conftest import perturb
 from diffusers import DDIMScheduler
 
-from bench.commands.estimate import estimate_memory
+from bench.commands.estimate import estimate_memory, with_batches
 from bench.config import resolve
 from bench.errors import BenchError
 from bench.models.catalogue import load_model, locate, make_kernel
 from bench.models.pipeline import LORA_FILE
+from bench.models.precision import network_dtype, use_precision
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.noise import Noise
-from bench.settings import SamplerConfig
+from bench.settings import ModelConfig, SamplerConfig, TrainConfig
+from bench.training import memory
 from bench.training.meter import Meter
 from bench.weights.hub import RANDOM
 
@@ -231,6 +234,64 @@ def test_estimated_memory_is_what_autograd_keeps(family):
     trained = sum(p.numel() for p in model.adapters().values())
     assert estimate["trained"] == trained * 16
     assert estimate["round"] == 64 * 51 * math.prod(model.latent_shape) * 4 * 2
+
+
+@pytest.mark.parametrize("gib", [24, 40, 80, 140, 1000])
+def test_batches_left_open_are_the_largest_that_fit(monkeypatch, gib):
+    monkeypatch.setattr(memory, "available", lambda device: (0, gib * 2**30))
+    gpu = torch.device("cuda")
+
+    def chosen(*settings: str) -> TrainConfig:
+        return with_batches(resolve("nabla_gfn", suite="sd15-hps", assignments=list(settings)), gpu).train
+
+    def share(rows: int) -> float:
+        config = resolve("nabla_gfn", suite="sd15-hps", overrides={"train.micro_batch": rows})
+        return sum(estimate_memory(config, torch.bfloat16).values()) / (gib * 2**30)
+
+    rows = chosen().micro_batch
+    assert rows == 1 or share(rows) <= 0.8
+    assert rows == 64 or share(2 * rows) > 0.8
+    assert chosen().sample_batch == min(64, 2 * rows)
+    assert chosen("train.micro_batch=3").sample_batch == 6
+    assert chosen("train.sample_batch=5").micro_batch == rows
+
+
+def test_a_model_that_ships_is_float32_on_a_gpu_too():
+    found = {name: network_dtype(ModelConfig(name=name), "cuda") for name in ("emoji", "emoji_flow", "ring", "sd15")}
+    assert found.pop("sd15") == torch.bfloat16
+    assert set(found.values()) == {torch.float32}
+    assert network_dtype(ModelConfig(name="emoji", dtype="bfloat16"), "cpu") == torch.bfloat16
+    assert network_dtype(ModelConfig(name="sd15"), "cpu") == torch.float32
+
+
+@pytest.fixture
+def flags() -> Iterator[tuple]:
+    """torch's two switches of TF32, as they were after the test."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "rounded"),
+    [("emoji", "auto", False), ("emoji", "tf32", True), ("sd15", "auto", True), ("sd15", "float32", False)],
+)
+def test_products_are_rounded_beside_16_bits_or_on_request(flags, name, dtype, rounded):
+    for flag in flags:
+        flag.allow_tf32 = not rounded
+    use_precision(ModelConfig(name=name, dtype=dtype), "cuda")
+    assert [flag.allow_tf32 for flag in flags] == [rounded, rounded]
+
+
+def test_tf32_is_a_prior_of_its_own(pipeline_folder):
+    """Of the same weights: its numbers on a GPU are others, so neither tables nor stored samples may mix them."""
+    names = ("float32", "tf32", "bfloat16")
+    kinds = [ModelConfig(name=str(pipeline_folder), dtype=dtype) for dtype in names]
+    models = [load_model(kind, SamplerConfig(guidance=3.0)) for kind in kinds]
+    assert len({model.fingerprint() for model in models}) == 3
+    assert torch.equal(predict(models[0]), predict(models[1]))
 
 
 def test_nothing_is_estimated_for_an_analytic_model():
