@@ -72,7 +72,7 @@ class SamplerConfig(Config):
     steps: int = Field(20, ge=1)
     rule: Rule = Field("ddim", description="how eta makes a step's noise")
     eta: float = Field(1.0, ge=0, le=2)
-    guidance: float = Field(5.0, ge=1, description="classifier-free guidance of every rollout and loss; 1: none")
+    guidance: float = Field(5.0, ge=1, description="classifier-free guidance; 1: none")
     spacing: Spacing = Field(
         "auto", description="the time grid: the model's own, one of a diffusion, or (the last four) of a flow"
     )
@@ -104,6 +104,9 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
     threads: int | None = Field(None, ge=1, description="CPU threads; null: all, and one for a model of points")
     ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")
+    guidance: float | None = Field(
+        None, ge=1, description="classifier-free guidance of the losses; null: the sampler's"
+    )
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 
     @model_validator(mode="after")
@@ -188,9 +191,14 @@ class RunConfig(Config):
         """The sampler of every evaluation, the prior's sets included."""
         return SamplerConfig(**self.sampler.model_dump() | self.evaluation.sampler.model_dump(exclude_none=True))
 
+    def loss_guidance(self) -> float:
+        """The guidance of every prediction in the losses."""
+        return self.sampler.guidance if self.train.guidance is None else self.train.guidance
+
     @model_validator(mode="after")
     def _negative_prompt_is_used(self) -> "RunConfig":
-        if self.model.negative_prompt and self.sampler.guidance == self.evaluation_sampler().guidance == 1:
+        scales = {self.sampler.guidance, self.evaluation_sampler().guidance, self.loss_guidance()}
+        if self.model.negative_prompt and scales == {1}:
             raise ValueError("model.negative_prompt does nothing without guidance: set sampler.guidance above 1")
         return self
 

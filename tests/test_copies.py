@@ -139,3 +139,5 @@ def test_a_baseline_is_not_said_to_be_trained():
     assert label(resolve("draft", suite="gaussian")) == "draft"
     guided = resolve("draft", suite="emoji", assignments=["sampler.guidance=1", "evaluation.sampler.guidance=3"])
     assert label(guided) == "draft (trained with guidance 1)"
+    apart = resolve("nft", suite="emoji", assignments=["train.guidance=1", "evaluation.weights=policy"])
+    assert label(apart) == "nft (losses with guidance 1)"

@@ -319,6 +319,21 @@ def test_a_negative_prompt_needs_guidance(bench, hub):
         assert (status, words in " ".join(text.split())) == (2, True), text
 
 
+@pytest.mark.parametrize(
+    ("method", "model", "words"),
+    [
+        ("ddpo", "emoji", "very predictions of its rollouts"),
+        ("draft_1", "emoji", "very predictions of its rollouts"),
+        ("nft", "ring", "knows no guidance"),
+        ("nft", "emoji", ""),
+    ],
+)
+def test_losses_with_another_guidance_are_refused_where_they_mean_nothing(bench, method, model, words):
+    status, text = bench("run", method, "--model", model, "--dry-run", "--set", "train.guidance=2")
+    assert status == (2 if words else 0), text
+    assert words in " ".join(text.split())
+
+
 def test_a_distilled_model_has_no_guidance(hub):
     write([HUB["flux_schnell"]], hub, "tiny")
     with pytest.raises(BenchError, match=r"use sampler\.guidance=1"):

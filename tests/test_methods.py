@@ -67,6 +67,28 @@ def move_networks(core: Core) -> None:
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.parametrize("name", ["nft", "awm", "adjoint_matching", "rtb"])
+def test_losses_may_have_their_own_guidance(name, core, tmp_path):
+    """Paths of the sampler's guidance, and on them the loss of a core that has the other."""
+    method, rows = method_of(name), []
+    perturb(core.model)
+    sampling, other = core.model, core.model.with_guidance(1.0)
+    train = TrainConfig(updates=1, prompts_per_round=2, samples_per_prompt=2, updates_per_round=1, guidance=1.0)
+    trainer = Trainer(core, method, PROMPTS, train, OptimizerConfig(), tmp_path)
+    data = trainer._sample(0)
+    assert core.model is sampling
+    guided = core.rollout(core.batch(data.samples), weights="old" if "old" in core.copies else None)
+    assert torch.allclose(data.latents, guided.latents, atol=1e-5)
+    core.model = other
+    expected, _ = update(core, method, data)
+    core.model = sampling
+    guided_loss, _ = update(core, method, data)
+    trainer.run(rows.append)
+    assert rows[0]["loss"] == pytest.approx(expected, rel=2e-5)
+    assert rows[0]["loss"] != pytest.approx(guided_loss, rel=2e-4)
+    assert core.model is sampling
+
+
 @pytest.mark.parametrize("name", TRAINING)
 def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
     method = method_of(name)

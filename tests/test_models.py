@@ -254,6 +254,8 @@ def test_batches_left_open_are_the_largest_that_fit(monkeypatch, gib):
     assert chosen().sample_batch == min(64, 2 * rows)
     assert chosen("train.micro_batch=3").sample_batch == 6
     assert chosen("train.sample_batch=5").micro_batch == rows
+    eight = with_batches(resolve("nabla_gfn", suite="sd15-hps"), gpu, processes=8).train  # 64 trajectories, two updates
+    assert (eight.micro_batch, eight.sample_batch) == (min(rows, 4), min(2 * rows, 8))
 
 
 def test_a_model_that_ships_is_float32_on_a_gpu_too():

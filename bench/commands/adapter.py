@@ -67,7 +67,8 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
         "method": f"`{config.method.name}`, {config.train.updates} updates, seed {config.seed}",
         "reward": f"`{config.reward.name}`, β = {config.reward.beta:g}",
         "sampler": f"{sampler.steps} steps of `{sampler.rule}`, η = {sampler.eta:g}, grid `{_spacing(config, model)}`",
-        "guidance": f"{sampler.guidance:g} in sampling, {config.sampler.guidance:g} in training",
+        "guidance": f"{sampler.guidance:g} in sampling, {config.sampler.guidance:g} in training, "
+        f"{config.loss_guidance():g} in its losses",
         "prompts": f"`{config.prompts.name}`",
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in facts.items())

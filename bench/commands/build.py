@@ -25,7 +25,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     """Model, kernel and reward of a configuration, on this process's device or another."""
     device = device or processes.state().device
     use_precision(config.model, device)
-    config = with_batches(config, device)
+    config = with_batches(config, device, processes.count())
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model, config.sampler)
     if registry.load("methods", config.method.name).needs.density:

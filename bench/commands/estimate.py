@@ -58,7 +58,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
     copies = len(method(options).copies().keys() | ({"ema"} if config.train.ema else set()))
     train = config.train
-    rows = train.micro_batch * kind.rows(config.sampler.guidance)
+    rows = train.micro_batch * kind.rows(config.loss_guidance())
     images = (1 if config.model.checkpointing else train.micro_batch) if needs.reward_gradient else 0
     latent = math.prod(shape) * FLOAT
     kept = 1 + len(needs.record & {"model_output", "prior_output"})
@@ -71,23 +71,31 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     }
 
 
-def with_batches(config: RunConfig, device: torch.device) -> RunConfig:
+def with_batches(config: RunConfig, device: torch.device, processes: int = 1) -> RunConfig:
     """The configuration with the batches chosen that it leaves open.
 
-    The largest power of two whose estimate takes at most `SHARE` of the device's memory, and never above `LARGEST`.
+    The largest power of two whose estimate takes at most `SHARE` of the device's memory, never above `LARGEST`, and no
+    more than leaves a part of a round and of an update to every process.
     """
-    micro = config.train.micro_batch or _fitting(config, device)
-    return _with_micro_batch(config, micro, config.train.sample_batch or min(LARGEST, 2 * micro))
+    train = config.train
+    if train.micro_batch and train.sample_batch:
+        return config
+    rows = train.micro_batch or _fitting(config, device)
+    whole = train.prompts_per_round * train.samples_per_prompt
+    sample = train.sample_batch or min(LARGEST, 2 * rows, -(-whole // processes) if processes > 1 else LARGEST)
+    update = -(-whole // train.updates_per_round)
+    micro = train.micro_batch or min(rows, -(-update // processes) if processes > 1 else rows)
+    return _with_batches(config, micro, sample)
 
 
-def _with_micro_batch(config: RunConfig, micro: int, sample: int | None = None) -> RunConfig:
+def _with_batches(config: RunConfig, micro: int, sample: int | None = None) -> RunConfig:
     batches = {"micro_batch": micro, "sample_batch": sample}
     return config.model_copy(update={"train": config.train.model_copy(update=batches)})
 
 
 def _fitting(config: RunConfig, device: torch.device) -> int:
     dtype, known = network_dtype(config.model, device), memory.available(device)
-    one, two = (estimate_memory(_with_micro_batch(config, rows), dtype) for rows in (1, 2))
+    one, two = (estimate_memory(_with_batches(config, rows), dtype) for rows in (1, 2))
     if not (one and known):
         return LARGEST
     first, further = sum(one.values()), sum(two.values()) - sum(one.values())

@@ -23,7 +23,7 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
     console.print(config.to_yaml(), markup=False, highlight=False)
     console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})", highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = with_batches(config, device)
+    config = with_batches(config, device, processes)
     for name, value in plan(config, processes).items():
         console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
     dtype = network_dtype(config.model, device)

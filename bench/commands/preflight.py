@@ -48,13 +48,22 @@ def check(config: RunConfig) -> None:
             f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
             "keeps an 'ema' of any method's adapters."
         )
+    if config.loss_guidance() != config.sampler.guidance:
+        if method.needs.record or not method.needs.trajectory:
+            raise BenchError(
+                f"train.guidance = {config.train.guidance:g}: the loss of {config.method.name!r} is about the very "
+                f"predictions of its rollouts, made with sampler.guidance = {config.sampler.guidance:g}: leave it out."
+            )
+        if is_analytic(config.model.name):
+            raise BenchError(f"train.guidance: {config.model.name!r} knows no guidance; leave it out.")
     if getattr(config.reward, "combine", "rewards") == "advantages" and not built.normalises():
         raise BenchError(
             f"reward.combine = advantages normalises each reward within a prompt's group, and {config.method.name!r} "
             "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
             "method of normalised advantages, such as grpo, flow_grpo or nft."
         )
-    for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler()])[:1]:
+    learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
+    for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
         if method.needs.density:
             kernel.require_density(f"method {config.method.name!r}")
         config.optimizer.require_known(_networks(built, model))

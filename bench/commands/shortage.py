@@ -26,7 +26,7 @@ def explained(config: RunConfig, folder: Path) -> Iterator[None]:
         with memory.phase():
             yield
     except OutOfMemoryError as error:
-        chosen = with_batches(config, processes.state().device)
+        chosen = with_batches(config, processes.state().device, processes.count())
         raise OutOfMemoryError(_explanation(error, chosen, folder)) from error
 
 

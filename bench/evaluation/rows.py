@@ -55,8 +55,8 @@ def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
 def label(config: RunConfig) -> str:
     """The row's method: its name and, in brackets, what else tells it from rows of the same evaluation.
 
-    That is the copy of the adapters that was evaluated, and the training's sampler and guidance where the evaluation
-    has others.
+    That is the copy of the adapters that was evaluated, the training's sampler and guidance where the evaluation
+    has others, and the losses' guidance where the training's rollouts have another.
     A baseline without training has neither.
     """
     if not registry.load("methods", config.method.name).needs.training:
@@ -65,6 +65,8 @@ def label(config: RunConfig) -> str:
     sampler, other = config.sampler, config.evaluation_sampler()
     if sampler.guidance != other.guidance:
         own.append(f"trained with guidance {sampler.guidance:g}")
+    if config.loss_guidance() != sampler.guidance:
+        own.append(f"losses with guidance {config.loss_guidance():g}")
     if sampler.model_copy(update={"guidance": other.guidance}) != other:
         own.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
     return f"{config.method.name} ({', '.join(own)})" if own else config.method.name

@@ -47,6 +47,7 @@ class Trainer:
     ):
         self.core, self.method, self.prompts, self.config = core, method, prompts, train
         self.clip, self.decay, self.checkpoints = optimizer.clip, optimizer.decay, folder / "checkpoints"
+        self.learner = core.model if train.guidance is None else core.model.with_guidance(train.guidance)
         self.beta = core.beta
         self.prior_rewards: dict[str, float] = {}  # the mean of each prompt before training, where known; for the log
         with seeded(core.seed, "networks"):
@@ -167,7 +168,10 @@ class Trainer:
                 data = replace(data, **processes.map_parts(list(data.split(self.core.micro_batch)), score))
                 with processes.together():
                     self.core.check()
-        return self.method.prepare(self.core, data)
+        if self.learner is not self.core.model:  # where guidance is an input of the network, the texts hold it
+            data = replace(data, conditioning=self.learner.encode(data.prompts))
+        with self._guided():
+            return self.method.prepare(self.core, data)
 
     def names(self, number: int) -> list[tuple[str, int]]:
         """Sample names of a round: prompts go through a new permutation per pass, samples are numbered by round."""
@@ -218,15 +222,25 @@ class Trainer:
     def _backward(self, shard: Batch, whole: int, tally: "_Tally") -> None:
         """Backward through a shard's losses over the size of the whole update."""
         meter = self.core.meter
-        losses = self.method.losses(self.core, shard)
-        while True:
-            with meter.phase("losses"):
-                loss = next(losses, None)
-            if loss is None:
-                return
-            with meter.phase("backward"):
-                (loss.values.sum() / whole).backward()
-            tally.add(loss, shard.prompts)
+        with self._guided():
+            losses = self.method.losses(self.core, shard)
+            while True:
+                with meter.phase("losses"):
+                    loss = next(losses, None)
+                if loss is None:
+                    return
+                with meter.phase("backward"):
+                    (loss.values.sum() / whole).backward()
+                tally.add(loss, shard.prompts)
+
+    @contextmanager
+    def _guided(self) -> Iterator[None]:
+        """Inside the block the core's model has the losses' guidance."""
+        sampling, self.core.model = self.core.model, self.learner
+        try:
+            yield
+        finally:
+            self.core.model = sampling
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         """Sum the gradients over the processes and clip them; their norms before that, still on the device."""
