@@ -32,6 +32,7 @@ FAMILIES = {  # what a method learns from; one of another package is among the o
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_tv")  # against the reward
 INK, FAINT = "#111827", "#d1d5db"
+OFF = 10  # quartile ranges from the quartiles, beyond which a value is off the scale
 
 
 @contextmanager
@@ -146,10 +147,12 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
     colors = dict(zip(kinds, sns.color_palette("colorblind"), strict=False))
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     size = 4.6 * len(panels) + 0.4, max(4.6, 0.17 * len(reward) + 1.6)
-    note = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
+    note = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table;"
+    note += f" more than {OFF} quartile ranges away is off the scale"
     with _figure(path, size, title, note) as figure:
         for ax, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _scale(ax, rows.loc[(rows["metric"] == metric) & (rows["updates"] > 0), "value"], "y")
+            _scale(ax, rows.loc[(rows["metric"] == GAIN) & (rows["updates"] > 0), "value"])
             start, ends = (before["value"].get(GAIN), before["value"].get(metric)), []
             shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
             for name, line in lines_of(rows, metric):
@@ -306,6 +309,15 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, tuple[float, .
 
 
 def _scale(ax: Axes, values: pd.Series, axis: str = "x") -> None:
-    """Logarithmic where the values are positive and span more than two decades."""
+    """Logarithmic where the values are positive and span more than two decades.
+
+    Elsewhere cut to those within `OFF` quartile ranges: a diverged run would squeeze all others into a line.
+    """
     if values.min() > 0 and math.log10(values.max() / values.min()) > 2:
         ax.set(**{f"{axis}scale": "log"})
+        return
+    first, third = values.quantile([0.25, 0.75])
+    shown = values[values.between(first - OFF * (third - first), third + OFF * (third - first))]
+    if len(shown) < len(values):
+        margin = 0.05 * (shown.max() - shown.min())
+        ax.set(**{f"{axis}lim": (shown.min() - margin, shown.max() + margin)})

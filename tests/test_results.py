@@ -657,7 +657,7 @@ def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pyt
             drawn[ax.get_title()] = dict(
                 zip(labels, sorted(bars[0].get_xydata().tolist(), key=lambda p: p[1]), strict=True)
             )
-            assert len(ax.collections[0].get_offsets()) == 10 * len(labels)
+            assert len(ax.collections[0].get_offsets()) == 10 * len(labels) - 2  # of nabla_db, two runs failed
 
     monkeypatch.setattr(Figure, "savefig", keep)
     frame, _ = collect([PUBLISHED / "ring"])
@@ -666,7 +666,7 @@ def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pyt
     plot_methods(selected, ["tilt_tv"], tmp_path / "x.png", heading)
     shown = {line.name: line.cells[0].value for line in leaderboard(rows, ["tilt_tv"]).lines if line.n}
     assert {name: value for name, (value, _) in drawn["tilt_tv ↓"].items()} == pytest.approx(shown)
-    assert shown["draft_full"] == pytest.approx(0.669541, abs=1e-6)
+    assert shown["draft_full"] == pytest.approx(0.308338, abs=1e-6)
 
 
 def test_published_rows_are_read_whole() -> None:
