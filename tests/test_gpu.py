@@ -9,7 +9,8 @@ import torch
 from conftest import perturb
 
 from bench import Batch, Core, Loss, Method, Needs, registry
-from bench.commands.gpu_steps import exact_float32, relative, two_processes
+from bench.commands.gpu_steps import EXACT, relative, two_processes
+from bench.models.precision import use_precision
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.noise import Noise
@@ -44,8 +45,8 @@ def paths(model: StableDiffusion, batch: Batch) -> Trajectory:
 
 @pytest.mark.gpu
 def test_rollouts_are_those_of_the_cpu(cuda, pipeline_folder):
-    with exact_float32():
-        ours, theirs = (paths(*sampled(pipeline_folder, device)) for device in (cuda, "cpu"))
+    use_precision(EXACT, cuda)
+    ours, theirs = (paths(*sampled(pipeline_folder, device)) for device in (cuda, "cpu"))
     for name in ("latents", "model_output", "prior_output", "log_prob"):
         assert relative(getattr(ours, name), getattr(theirs, name)) < 1e-4, name
 

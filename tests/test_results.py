@@ -28,7 +28,7 @@ from bench.prompts import load_prompts
 from bench.training.log import UpdateLog, read_log
 from results import report as reports
 from results.budgets import at
-from results.figures import plot_methods
+from results.figures import _scale, plot_methods
 from results.formats import markdown
 from results.leaderboard import Board, leaderboard
 from results.plots import plot_curves, plot_samples
@@ -642,6 +642,13 @@ def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> No
     for i, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
         run_folder(tmp_path / str(i), one)
         assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(i)]), Question()).read_text()
+
+
+def test_a_diverged_run_leaves_the_others_their_scale() -> None:
+    for values, low, high in (([-3.0, -2.5, -2.0, -1.0, -1e6], -3.1, -0.9), ([-3.0, -2.5, -2.0, -1.0, -9.0], 0.0, 1.0)):
+        axes = Figure().subplots()
+        _scale(axes, pd.Series(values))
+        assert axes.get_xlim() == pytest.approx((low, high))  # (0, 1): left to what is drawn
 
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

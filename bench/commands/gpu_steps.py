@@ -5,8 +5,8 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from bench.config import resolve
 from bench.core import Core
 from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import SPACES
+from bench.models.precision import use_precision
 from bench.sampling.noise import generator
-from bench.settings import RunConfig
+from bench.settings import ModelConfig, RunConfig
 from bench.training import processes
 from bench.training.log import read_log
 from bench.training.trainer import Record, Trainer
@@ -34,6 +35,7 @@ from bench.weights.hub import Need
 from bench.weights.requirements import training_requirements
 
 TOLERANCE = 1e-2  # relative, float32 on the device against float32 on the CPU
+EXACT = ModelConfig(dtype="float32")  # what a run with such a denoiser computes with, whatever a step before this did
 SUITE = "sd15-aesthetic"  # its prompts ship; its reward is learned and differentiable
 HALF = ("nabla_gfn", "ddpo", "draft_1", "adjoint_matching")  # methods also tried in bfloat16
 TINY = {  # two updates' worth of trajectories, of which one update trains: the mean of a whole round's advantages is 0
@@ -61,17 +63,6 @@ SHORT = {  # at full size: enough to time, little enough for five minutes and 24
     "train.sample_batch": 4,
 }
 Found = tuple[str, dict[str, Any]]  # a note for the table, numbers for the report
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Convolutions as precise as float32 is: by default cuDNN rounds their inputs to TF32, an error of 1e-3."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def tiny(method: str, dtype: str = "float32", **changes: Any) -> RunConfig:
@@ -124,8 +115,7 @@ def steps(device: torch.device, full: bool, cache: Path, stack: ExitStack) -> di
 
 
 def _method(name: str, device: torch.device) -> Found:
-    with exact_float32():
-        ours, theirs = (one_update(tiny(name), place) for place in (device, torch.device("cpu")))
+    ours, theirs = (one_update(tiny(name), place) for place in (device, torch.device("cpu")))
     _require_finite(ours)
     compared = [key for key in ours if key == "loss" or key.startswith("gradient_norm/")]
     errors = {key: relative(ours[key], theirs[key]) for key in compared}
@@ -152,9 +142,10 @@ def _reward(name: str, device: torch.device) -> Found:
         raise Skipped("it scores points")
     _require_here(kind.files)
     found = []
+    use_precision(EXACT, device)
     for place in (device, torch.device("cpu")):
         reward, images = load_reward(name, device=place), _images().to(place).requires_grad_(kind.differentiable)
-        with exact_float32(), torch.set_grad_enabled(kind.differentiable):
+        with torch.set_grad_enabled(kind.differentiable):
             scores = reward(images, ["cat", "dog"])
         gradient = torch.autograd.grad(scores.sum(), images)[0] if kind.differentiable else torch.ones(1)
         found.append((scores.detach(), gradient))
@@ -165,8 +156,8 @@ def _reward(name: str, device: torch.device) -> Found:
 
 def _features(name: str, device: torch.device) -> Found:
     _require_here(SPACES[name].files)
-    with exact_float32():
-        ours, theirs = (SPACES[name](place)(_images()) for place in (device, "cpu"))
+    use_precision(EXACT, device)
+    ours, theirs = (SPACES[name](place)(_images()) for place in (device, "cpu"))
     error = relative(ours, theirs)
     require(error <= TOLERANCE, f"differs from the CPU's by {error:.1e}")
     return f"{error:.0e} from the CPU's", {"relative": error}
@@ -185,7 +176,7 @@ def _checkpoint(device: torch.device) -> Found:
     """Three updates, and two with one more after a restart."""
     config = tiny("nabla_gfn", **{"train.updates": 3, "train.checkpoint_every": 1})
     part = config.model_copy(update={"train": config.train.model_copy(update={"updates": 2})})
-    with tempfile.TemporaryDirectory() as folder, exact_float32():
+    with tempfile.TemporaryDirectory() as folder:
         straight = one_update(config, device)
         one_update(part, device, Path(folder))
         resumed = one_update(config, device, Path(folder))
