@@ -1,7 +1,10 @@
-"""What a run survives, tried: `python -m tests.faults` prints the table of docs/contract.md (about ten minutes).
+"""What a run survives, tried: `python -m tests.faults` prints the tables of docs/contract.md (about forty minutes).
+
+`python -m tests.faults MODEL [MOST]` tries one of `RUNS` alone, with at most so many trials of a kind.
 
 Every trial is a process of its own, forked from one that has imported everything. Something happens to it; then the
-same command runs again undisturbed, and adapter, log and rows must equal those of a run that nothing happened to.
+same command runs again undisturbed, and adapter, images, log and rows must equal those of a run that nothing happened
+to.
 """
 
 import contextlib
@@ -27,13 +30,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from bench.cli import app
 from results.rows import read_rows
 
-SETTINGS = {
-    "train.checkpoint_every": 1,
-    "train.updates_per_round": 2,
-    "evaluation.at": [2],
-    "evaluation.samples_per_prompt": 64,
-    "evaluation.metrics": ["reward", "path_kl"],
+# Of seconds, with an evaluation between. `emoji` writes images, a model card and a pipeline's adapter as well.
+RUNS = {
+    "ring": {
+        "train.updates": 6,
+        "train.updates_per_round": 2,
+        "evaluation.at": [2],
+        "evaluation.samples_per_prompt": 64,
+    },
+    "emoji": {
+        "train.updates": 2,
+        "train.updates_per_round": 1,
+        "train.prompts_per_round": 1,
+        "train.samples_per_prompt": 2,
+        "evaluation.at": [1],
+        "evaluation.samples_per_prompt": 2,
+        "evaluation.rewards": [],
+        "method.channels": [32, 32],
+        "sampler.steps": 2,
+        "prompts.limit": 5,
+    },
 }
+REWARDS = {"ring": "quadratic", "emoji": "colorfulness"}
+EVERY = {"train.checkpoint_every": 1, "evaluation.metrics": ["reward", "path_kl"]}
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")  # audit events of file operations
 TIMES = ("seconds", "peak_memory", "wall", "revision", "dirty", "hardware", "packages")
 
@@ -48,10 +67,44 @@ class Fault:
     broken: list[str] = field(default_factory=list)
 
 
-def command(folder: Path, updates: int = 6) -> list[str]:
-    """Arguments of a run of seconds."""
-    sets = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    return ["run", "--method", "nabla_gfn", "--model", "ring", "--updates", str(updates), "--out", str(folder), *sets]
+@dataclass
+class Tried:
+    """The run that faults happen to; what an undisturbed one leaves, and how often it changes files."""
+
+    model: str
+    scratch: Path
+    straight: dict[str, object] = field(default_factory=dict)
+    operations: int = 0
+
+    def command(self, folder: Path, **changes: object) -> list[str]:
+        """Arguments of `bench`."""
+        settings = RUNS[self.model] | EVERY | {key.replace("__", "."): value for key, value in changes.items()}
+        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        return ["run", "nabla_gfn", "--model", self.model, "--reward", REWARDS[self.model], "--out", str(folder), *sets]
+
+    def begin(self) -> None:
+        """The undisturbed run."""
+        folder = self.scratch / "straight"
+        assert called(self.command(folder)) == 0  # here, so that what a run imports is imported once for all trials
+        shutil.rmtree(folder)
+        status, text = forked(self.command(folder), at_operation(folder, 0, lambda: None))
+        assert status == 0, text
+        self.straight, self.operations = contents(folder), int((self.scratch / "count").read_text())
+
+    def recovers(self, fault: Fault, folder: Path, label: str) -> None:
+        """Run the same command again, judge what it leaves, and clear it away."""
+        status, text = forked(self.command(folder))
+        if status or "Traceback" in text:
+            fault.broken.append(f"{label}: resumed with status {status}: {text[-500:]}")
+            return
+        found = contents(folder)
+        if wrong := [name for name in self.straight if found[name] != self.straight[name]]:
+            fault.broken.append(f"{label}: {', '.join(wrong)} differ")
+        elif parts := [p for p in folder.rglob("*") if p.name.endswith((".part", ".partial"))]:
+            fault.broken.append(f"{label}: left {parts}")
+        else:
+            fault.outcomes["finished to the bit"] += 1
+        shutil.rmtree(folder)
 
 
 def forked(
@@ -111,31 +164,16 @@ def at_operation(folder: Path, number: int, act: Callable[[], None]) -> Callable
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """What must be equal to the bit: the adapter, every update's record and every row, times apart."""
+    """What must be equal to the bit: adapter, images, every update's record and every row, times apart."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    frame = read_rows(folder / "rows.parquet")
-    frame = frame[[c for c in frame if not any(word in c for word in TIMES) and c != "run"]]
+    tables = {path.name: read_rows(path) for path in folder.glob("rows*.parquet")}
+    timed = [c for frame in tables.values() for c in frame if c == "run" or any(word in c for word in TIMES)]
     return {
-        "adapter": {p.name: p.read_bytes() for p in (folder / "adapter").iterdir()},
+        "adapter": {p.name: p.read_bytes() for p in (folder / "adapter").glob("*.safetensors")},
+        "images": {p.name: p.read_bytes() for p in (folder / "images").glob("*")},
         "log": [{k: v for k, v in r.items() if not any(word in k for word in TIMES)} for r in records],
-        "rows": frame.to_json(),
-        "between": (folder / "rows-at-0000002.parquet").is_file(),
+        "rows": {name: frame.drop(columns=timed, errors="ignore").to_json() for name, frame in tables.items()},
     }
-
-
-def recovers(fault: Fault, folder: Path, straight: dict[str, object], label: str) -> None:
-    """Run the same command again, and judge."""
-    status, text = forked(command(folder))
-    if status or "Traceback" in text:
-        fault.broken.append(f"{label}: resumed with status {status}: {text[-500:]}")
-        return
-    found = contents(folder)
-    if wrong := [name for name in straight if found[name] != straight[name]]:
-        fault.broken.append(f"{label}: {', '.join(wrong)} differ")
-    elif parts := [p for p in folder.rglob("*") if p.name.endswith((".part", ".partial"))]:
-        fault.broken.append(f"{label}: left {parts}")
-    else:
-        fault.outcomes["finished to the bit"] += 1
 
 
 def refused_well(status: int, text: str, folder: Path) -> bool:
@@ -149,19 +187,16 @@ def every(count: int, most: int) -> Iterator[int]:
     yield from range(1, count + 1, step)
 
 
-def killed_at_operations(scratch: Path, straight: dict, operations: int, most: int) -> Fault:
+def killed_at_operations(run: Tried, most: int) -> Fault:
     """SIGKILL before a file operation."""
-    fault = Fault("SIGKILL at a file operation of the run's folder")
-    for number in every(operations, most):
-        folder = scratch / "killed"
-        status, text = forked(
-            command(folder), at_operation(folder, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        )
+    fault, folder = Fault("SIGKILL at a file operation of the run's folder"), run.scratch / "killed"
+    for number in every(run.operations, most):
+        kill = at_operation(folder, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        status, text = forked(run.command(folder), kill)
         fault.trials += 1
         if status != -signal.SIGKILL:
             fault.broken.append(f"operation {number}: status {status}: {text[-300:]}")
-        recovers(fault, folder, straight, f"operation {number}")
-        shutil.rmtree(folder, ignore_errors=True)
+        run.recovers(fault, folder, f"operation {number}")
     return fault
 
 
@@ -174,73 +209,65 @@ def failing(number: int) -> Callable[[], None]:
     return act
 
 
-def failed_operations(scratch: Path, straight: dict, operations: int, most: int) -> Fault:
+def failed_operations(run: Tried, most: int) -> Fault:
     """Each operation refused once, as a read-only or failing disk does."""
-    fault = Fault("read-only disk: a file operation fails")
-    for number in every(operations, most):
-        folder = scratch / "failing"
-        status, text = forked(command(folder), at_operation(folder, number, failing(errno.EROFS)))
+    fault, folder = Fault("read-only disk: a file operation fails"), run.scratch / "failing"
+    for number in every(run.operations, most):
+        status, text = forked(run.command(folder), at_operation(folder, number, failing(errno.EROFS)))
         fault.trials += 1
         if status == 0:
             fault.outcomes["went on without it"] += 1
         elif not (status in (1, 2) and "Traceback" not in text and "Error:" in text):
             fault.broken.append(f"operation {number}: status {status}: {text[-1500:]}")
-            continue
-        recovers(fault, folder, straight, f"operation {number}")
-        shutil.rmtree(folder, ignore_errors=True)
+        run.recovers(fault, folder, f"operation {number}")
     return fault
 
 
-def full_disk(scratch: Path, straight: dict, trials: int) -> Fault:
+def full_disk(run: Tried, most: int) -> Fault:
     """A small tmpfs with so many bytes left, then all of them."""
-    fault = Fault("full disk (a small tmpfs)")
-    disk = scratch / "disk"
+    fault, disk, trials = Fault("full disk (a small tmpfs)"), run.scratch / "disk", min(most, 20)
+    need = sum(p.stat().st_size for p in (run.scratch / "straight").rglob("*") if p.is_file())
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]).returncode:
+    size = f"size={3 * need}"
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(disk)]).returncode:
         fault.outcomes["not tried: no tmpfs can be mounted here"] += 1
         return fault
     try:
-        whole = scratch / "straight"
-        need = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
         for i in range(trials):
             folder, left = disk / "run", int(need * (i + 0.5) / trials)
             free = shutil.disk_usage(disk).free
             (disk / "ballast").write_bytes(bytes(max(0, free - left)))
-            status, text = forked(command(folder))
+            status, text = forked(run.command(folder))
             fault.trials += 1
             (disk / "ballast").unlink()
             if status and not refused_well(status, text, folder):
                 fault.broken.append(f"{left} bytes left: status {status}: {text[-1500:]}")
-            else:
-                recovers(fault, folder, straight, f"{left} bytes left")
-            shutil.rmtree(folder, ignore_errors=True)
+            run.recovers(fault, folder, f"{left} bytes left")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     return fault
 
 
-def terminated(scratch: Path, straight: dict, trials: int) -> Fault:
+def terminated(run: Tried, most: int) -> Fault:
     """SIGTERM at moments spread over a run."""
-    fault = Fault("SIGTERM at any moment")
+    fault, folder, trials = Fault("SIGTERM at any moment"), run.scratch / "terminated", min(most, 20)
     start = time.monotonic()
-    forked(command(scratch / "timed"))
+    forked(run.command(run.scratch / "timed"))
     length = time.monotonic() - start
     for i in range(trials):
-        folder = scratch / "terminated"
-        status, text = forked(command(folder), after=length * (i + 0.5) / trials)
+        status, text = forked(run.command(folder), after=length * (i + 0.5) / trials)
         fault.trials += 1
         if status not in (0, 143, -signal.SIGTERM) or "Traceback" in text:
             fault.broken.append(f"trial {i}: status {status}: {text[-1500:]}")
         fault.outcomes["status 143"] += status == 143
-        recovers(fault, folder, straight, f"trial {i}")
-        shutil.rmtree(folder, ignore_errors=True)
+        run.recovers(fault, folder, f"trial {i}")
     return fault
 
 
-def killed_launcher(scratch: Path) -> Fault:
+def killed_launcher(run: Tried, most: int) -> Fault:
     """SIGKILL of the process that launched two others; they must end too."""
-    fault, folder = Fault("SIGKILL of a launcher of two processes"), scratch / "launched"
-    arguments = [*command(folder, updates=100_000), "--num-processes", "2", "--set", "train.micro_batch=16"]
+    fault, folder = Fault("SIGKILL of a launcher of two processes"), run.scratch / "launched"
+    arguments = [*run.command(folder, train__updates=100_000, train__micro_batch=1), "--num-processes", "2"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -274,28 +301,13 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def all_faults(scratch: Path, most: int = 1000) -> list[Fault]:
-    """Every kind, with at most so many trials each."""
-    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
-    folder = scratch / "straight"
-    assert called(command(folder)) == 0  # here, so that what a run imports is imported once for all trials
-    shutil.rmtree(folder)
-    status, text = forked(command(folder), at_operation(folder, 0, lambda: None))
-    assert status == 0, text
-    straight, operations = contents(folder), int((scratch / "count").read_text())
-    return [
-        killed_at_operations(scratch, straight, operations, most),
-        failed_operations(scratch, straight, operations, most),
-        full_disk(scratch, straight, min(most, 20)),
-        terminated(scratch, straight, min(most, 20)),
-        killed_launcher(scratch),
-    ]
+FAULTS = (killed_at_operations, failed_operations, full_disk, terminated, killed_launcher)
 
 
-def table(faults: list[Fault]) -> str:
+def table(model: str, faults: list[Fault]) -> str:
     """In Markdown."""
     said = io.StringIO()
-    said.write("| fault | trials | outcome |\n| --- | --- | --- |\n")
+    said.write(f"| fault, to a run on `{model}` | trials | outcome |\n| --- | --- | --- |\n")
     for fault in faults:
         outcomes = [f"{count} {name}" for name, count in fault.outcomes.items() if count]
         outcomes += [f"**{len(fault.broken)} broken**"] * bool(fault.broken)
@@ -303,11 +315,20 @@ def table(faults: list[Fault]) -> str:
     return said.getvalue()
 
 
+def main(model: str | None = None, most: str = "1000") -> None:
+    """Try every fault on one model's run, or on every model's; exit with status 1 if something broke."""
+    broken = []
+    for name in [model] if model else RUNS:
+        with tempfile.TemporaryDirectory() as place:
+            os.environ["XDG_CACHE_HOME"] = f"{place}/cache"
+            run = Tried(name, Path(place))
+            run.begin()
+            found = [fault(run, int(most)) for fault in FAULTS]
+        print(table(name, found), flush=True)
+        broken += [f"{name}: {fault.name}: {line}" for fault in found for line in fault.broken]
+    print(*broken, sep="\n", file=sys.stderr)
+    sys.exit(bool(broken))
+
+
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        found = all_faults(Path(place), *map(int, sys.argv[1:2]))
-    print(table(found))
-    for fault in found:
-        for line in fault.broken:
-            print(f"{fault.name}: {line}", file=sys.stderr)
-    sys.exit(any(fault.broken for fault in found))
+    main(*sys.argv[1:])

@@ -170,7 +170,8 @@ def test_model_configurations(level: str, pipeline_folder: Path) -> None:
             if gone:
                 del tree[key]
             (folder / file).write_text(json.dumps(tree))
-            config = resolve("draft_1", reward="colorfulness", overrides={"model.name": str(folder)})
+            overrides = {"model.name": str(folder), "train.micro_batch": 1}
+            config = resolve("draft_1", reward="colorfulness", overrides=overrides)
             try:
                 check(config)
                 estimate_memory(config, torch.float32)

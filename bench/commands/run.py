@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -265,6 +266,8 @@ class Run:
             core.model.save(self.folder / adapter_name(self.config))
             for key, parameter in core.model.adapters().items():
                 parameter.data = own[key]
+        for file in self.folder.glob("adapter*/**/*.safetensors"):  # which safetensors lets nobody else read
+            shutil.copymode(self.folder / "config.yaml", file)
 
     def _train(
         self,
