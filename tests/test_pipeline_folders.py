@@ -76,6 +76,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "custom pipeline": (keys(INDEX, _class_name=["pipeline", "Mine"]), "supported are StableDiffusionPipeline"),
     "other pipeline": (keys(INDEX, _class_name="KandinskyPipeline"), "'KandinskyPipeline' is not supported"),
     "null part": (keys(INDEX, feature_extractor=None), "feature_extractor = null"),
+    "empty entry": (keys(INDEX, safety_checker=[]), r"safety_checker = \[\]; a part is written"),
     "empty index": (content(INDEX, ""), "cannot read .*model_index.json"),
     "listed index": (content(INDEX, "[1]"), "no JSON object"),
     "nothing in the index": (content(INDEX, "{}"), "_class_name = None"),

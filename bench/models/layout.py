@@ -120,9 +120,13 @@ def used_parts(folder: Path, kind: Family, t5: bool = True) -> dict[str, str]:
     """
     path = folder / "model_index.json"
     found, left_out = {}, {*kind.unused, *(() if t5 else kind.optional)}
+    places = {*kind.parts, *(name for name, value in kind.unused.items() if value is None)}
     for name, entry in read(path).items():
-        if entry is None:  # diffusers fails on it
-            raise BenchError(f"{path}: {name} = null; a part that is left out is written [null, null].")
+        if entry is None or (name in places and not (isinstance(entry, list) and len(entry) == 2)):  # diffusers fails
+            raise BenchError(
+                f"{path}: {name} = {json.dumps(entry)}; a part is written [library, class], one that is left out "
+                "[null, null]."
+            )
         if name.startswith("_") or not isinstance(entry, list) or entry == [None, None] or name in left_out:
             continue
         wanted = kind.parts.get(name, ())
