@@ -31,6 +31,7 @@ FAMILIES = {  # what a method learns from; one of another package is among the o
 }
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_tv")  # against the reward
+TOGETHER = 16  # lines in a panel that can still be told apart
 INK, FAINT = "#111827", "#d1d5db"
 OFF = 10  # quartile ranges from the quartiles, beyond which a value is off the scale
 
@@ -136,45 +137,75 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
 def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: Sequence[str], title: str = "") -> bool:
     """The training reward against what it costs: a dot a checkpoint, a line a method, from the prior on.
 
-    Draws those of `metrics` that are worth a panel and returns whether there were any.
+    More than `TOGETHER` lines are small multiples, a line of them for every family, the others in grey. Draws those of
+    `metrics` that are worth a panel and returns whether there were any.
     """
     reward = {name: line for name, line in lines_of(rows, GAIN) if name in order}
     panels = [name for name in metrics if name.split("/")[0].startswith(TRADED) and name != GAIN]
     if not reward or not panels:
         return False
-    before, least = priors(rows), floors(rows)
-    kinds = list(_families(order))
-    colors = dict(zip(kinds, sns.color_palette("colorblind"), strict=False))
-    titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
-    size = 4.6 * len(panels) + 0.4, max(4.6, 0.17 * len(reward) + 1.6)
+    families = _families([name for name in order if name in reward])
+    apart, palette = len(reward) > TOGETHER, sns.color_palette("colorblind")
+    groups = families if apart else {"": list(reward)}
+    looks = {
+        name: {"color": palette[(j if apart else i) % 10], "marker": "osD^vPX*<>"[j % 10] if apart else "o"}
+        for i, names in enumerate(families.values())
+        for j, name in enumerate(names)
+    }
+    height = 2.3 if apart else max(4.6, 0.17 * len(reward) + 1.6)
+    size = (3.9 if apart else 4.6) * len(panels) + (2.0 if apart else 0.4), height * len(groups) + 1.1 * apart
     note = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table;"
     note += f" more than {OFF} quartile ranges away is off the scale"
+    titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     with _figure(path, size, title, note) as figure:
-        for ax, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _scale(ax, rows.loc[(rows["metric"] == metric) & (rows["updates"] > 0), "value"], "y")
-            _scale(ax, rows.loc[(rows["metric"] == GAIN) & (rows["updates"] > 0), "value"])
-            start, ends = (before["value"].get(GAIN), before["value"].get(metric)), []
-            shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
-            for name, line in lines_of(rows, metric):
-                if name not in reward:
-                    continue
-                both = reward[name].merge(line, on="budget", suffixes=("_reward", ""))
-                x, y = (both[column].to_numpy() for column in ("value_reward", "value"))
-                color = colors[family(name)]
-                trained = both["updates"].iloc[0] > 0 if len(both) else False
-                if trained and shown:
-                    ax.plot([start[0], x[0]], [start[1], y[0]], color=color, linewidth=0.8, alpha=0.5)
-                ax.plot(x, y, color=color, marker="o", markersize=3, linewidth=1.2)
-                if len(both):
-                    ends.append((x[-1], y[-1], name, color))
-            if shown:
-                ax.plot(*start, "D", color=INK, markersize=6, zorder=5)
-            _references(ax, metric, before.iloc[:0], least, "y")
-            ax.set(xlabel=titles[GAIN], ylabel=titles[metric])
-            _label_ends(ax, ends, size[1] - 1.2)
-        handles = [matplotlib.lines.Line2D([], [], color=colors[kind], label=kind) for kind in kinds]
-        figure.axes[0].legend(handles=handles, fontsize=8, loc="best", framealpha=0.9)
+        grid = figure.subplots(len(groups), len(panels), squeeze=False, sharex="col", sharey="col")
+        for axes, (kind, names) in zip(grid, groups.items(), strict=True):
+            for ax, metric in zip(axes, panels, strict=True):
+                ends = _trades(ax, rows, reward, metric, {name: looks[name] for name in names})
+                if not apart:
+                    _label_ends(ax, ends, size[1] - 1.2)
+            for ax, metric in zip(axes, panels, strict=True):
+                ax.set_ylabel(f"{kind}\n{titles[metric]}" if apart and ax is axes[0] else titles[metric])
+            if apart:
+                handles = [matplotlib.lines.Line2D([], [], **looks[name], markersize=4, label=name) for name in names]
+                axes[-1].legend(
+                    handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8
+                )
+        for ax in grid[-1]:
+            ax.set_xlabel(titles[GAIN])
+        if not apart:
+            colors = {kind: looks[names[0]]["color"] for kind, names in families.items()}
+            handles = [matplotlib.lines.Line2D([], [], color=color, label=kind) for kind, color in colors.items()]
+            grid[0, 0].legend(handles=handles, fontsize=8, loc="best", framealpha=0.9)
     return True
+
+
+def _trades(
+    ax: Axes, rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str, looks: Mapping[str, dict]
+) -> list[tuple[float, float, str, tuple[float, ...]]]:
+    """Draw a panel, lines without a look in grey; returns where the others end: x, y, name, colour."""
+    before, ends, trained = priors(rows), [], rows[rows["updates"] > 0]
+    _scale(ax, trained.loc[trained["metric"] == metric, "value"], "y")
+    _scale(ax, trained.loc[trained["metric"] == GAIN, "value"])
+    start = before["value"].get(GAIN), before["value"].get(metric)
+    shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
+    for name, line in lines_of(rows, metric):
+        if name not in reward:
+            continue
+        both = reward[name].merge(line, on="budget", suffixes=("_reward", ""))
+        if both.empty:
+            continue
+        x, y = (both[column].to_numpy() for column in ("value_reward", "value"))
+        look = looks.get(name, {"color": FAINT, "zorder": 1})
+        if both["updates"].iloc[0] > 0 and shown:
+            ax.plot([start[0], x[0]], [start[1], y[0]], color=look["color"], linewidth=0.8, alpha=0.5, zorder=1)
+        ax.plot(x, y, **look, markersize=3, linewidth=1.2 if name in looks else 0.8)
+        if name in looks:
+            ends.append((x[-1], y[-1], name, look["color"]))
+    if shown:
+        ax.plot(*start, "D", color=INK, markersize=6, zorder=5)
+    _references(ax, metric, before.iloc[:0], floors(rows), "y")
+    return ends
 
 
 def plot_steps(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "") -> None:

@@ -453,6 +453,20 @@ def test_broken_files_of_a_run_are_named_in_one_sentence(tmp_path: Path, caplog:
     assert [json.loads(line)["update"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_under_tensorboard_is_an_error_of_the_run_and_no_traceback(tmp_path, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), UpdateLog(tmp_path, 0) as log:
+        monkeypatch.setattr(RecordWriter, "write", full)
+        for update in range(1, 1000):
+            log.write({"update": update, "loss": 0.5})
+            log._writer.flush()
+
+
 def test_nothing_to_compare_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no result rows found"):
         collect([tmp_path])

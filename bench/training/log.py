@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,22 @@ class UpdateLog:
         self._writer.flush()
 
     def __enter__(self) -> "UpdateLog":
+        hook = self._hook = threading.excepthook
+
+        def others(error: threading.ExceptHookArgs) -> None:
+            """A disk that fails TensorBoard's thread is told by the next call that writes; all else is printed."""
+            if not issubclass(error.exc_type, OSError):
+                hook(error)
+
+        threading.excepthook = others
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
         for tracker in self._trackers:
             tracker.finish()
 
