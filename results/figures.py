@@ -33,7 +33,7 @@ FAMILY = {name: family for family, names in FAMILIES.items() for name in names.s
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_tv")  # against the reward
 TOGETHER = 16  # lines in a panel that can still be told apart
 INK, FAINT = "#111827", "#d1d5db"
-OFF = 10  # quartile ranges from the quartiles, beyond which a value is off the scale
+OFF = 4  # quartile ranges from the quartiles, beyond which a value is off the scale
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             height = [place[name] for name in cells.index]
             bar = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
             ax.errorbar(cells["value"], height, xerr=reach, **bar)
-            _scale(ax, own["value"])
+            _scale(ax, own, metric)
             _references(ax, metric, before, least, "x")
             ax.set_title(textwrap.fill(titles[metric].replace("/", "/ "), 26).replace("/ ", "/"), fontsize=10)
             ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
@@ -105,7 +105,6 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     before, least = priors(rows), floors(rows)
     size = 2.9 * len(COSTS) + 2.2, 2.3 * len(families) + 1.1
     palette = sns.color_palette("colorblind")
-    own = rows[rows["metric"] == metric]
     with _figure(
         path, size, f"{title}: {metric}", "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor"
     ) as figure:
@@ -123,7 +122,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
                 _references(ax, metric, before, least, "y")
                 ax.set(xscale="log")
                 ax.minorticks_off()
-            _scale(axes[0], own["value"], "y")
+            _scale(axes[0], rows, metric, "y")
             axes[0].set_ylabel(kind)
             axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
         for ax, (label, unit) in zip(grid[-1], COSTS.values(), strict=True):
@@ -184,9 +183,9 @@ def _trades(
     ax: Axes, rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str, looks: Mapping[str, dict]
 ) -> list[tuple[float, float, str, tuple[float, ...]]]:
     """Draw a panel, lines without a look in grey; returns where the others end: x, y, name, colour."""
-    before, ends, trained = priors(rows), [], rows[rows["updates"] > 0]
-    _scale(ax, trained.loc[trained["metric"] == metric, "value"], "y")
-    _scale(ax, trained.loc[trained["metric"] == GAIN, "value"])
+    before, ends = priors(rows), []
+    _scale(ax, rows, metric, "y")
+    _scale(ax, rows, GAIN)
     start = before["value"].get(GAIN), before["value"].get(metric)
     shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
     for name, line in lines_of(rows, metric):
@@ -339,16 +338,21 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, tuple[float, .
         )  # fmt: skip
 
 
-def _scale(ax: Axes, values: pd.Series, axis: str = "x") -> None:
+def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
     """Logarithmic where the values are positive and span more than two decades.
 
-    Elsewhere cut to those within `OFF` quartile ranges: a diverged run would squeeze all others into a line.
+    Cut to those within `OFF` quartile ranges of how runs end: a diverged run would squeeze all others into a line.
     """
-    if values.min() > 0 and math.log10(values.max() / values.min()) > 2:
-        ax.set(**{f"{axis}scale": "log"})
-        return
-    first, third = values.quantile([0.25, 0.75])
+    own = rows[(rows["metric"] == metric) & (rows["updates"] > 0) & rows["value"].notna()]
+    own = own if len(own) else rows[rows["metric"] == metric]  # nothing was trained
+    log = own["value"].min() > 0 and math.log10(own["value"].max() / own["value"].min()) > 2
+    values = np.log10(own["value"]) if log else own["value"]
+    last = own["updates"] == own.groupby(["row", "seed"])["updates"].transform("max")
+    first, third = values[last].quantile([0.25, 0.75])
     shown = values[values.between(first - OFF * (third - first), third + OFF * (third - first))]
+    if log:
+        ax.set(**{f"{axis}scale": "log"})
     if len(shown) < len(values):
-        margin = 0.05 * (shown.max() - shown.min())
-        ax.set(**{f"{axis}lim": (shown.min() - margin, shown.max() + margin)})
+        ends = shown.min(), shown.max()
+        low, high = (end + sign * 0.05 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True))
+        ax.set(**{f"{axis}lim": (10**low, 10**high) if log else (low, high)})

@@ -658,11 +658,24 @@ def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> No
         assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(i)]), Question()).read_text()
 
 
-def test_a_diverged_run_leaves_the_others_their_scale() -> None:
-    for values, low, high in (([-3.0, -2.5, -2.0, -1.0, -1e6], -3.1, -0.9), ([-3.0, -2.5, -2.0, -1.0, -9.0], 0.0, 1.0)):
-        axes = Figure().subplots()
-        _scale(axes, pd.Series(values))
-        assert axes.get_xlim() == pytest.approx((low, high))  # (0, 1): left to what is drawn
+@pytest.mark.parametrize(
+    ("values", "scale", "limits"),
+    [
+        ([-3.0, -2.5, -2.0, -1.0, -1e6], "linear", (-3.1, -0.9)),
+        ([-3.0, -2.5, -2.0, -1.0, -6.5], "linear", None),  # left to what is drawn
+        ([0.1, 1.0, 10.0, 100.0, 1e30], "log", (10**-1.15, 10**2.15)),
+        ([0.1, 1.0, 10.0, 100.0, 1e4], "log", None),
+    ],
+)
+def test_a_diverged_run_leaves_the_others_their_scale(values, scale, limits) -> None:
+    axes = Figure().subplots()
+    _scale(axes, pd.DataFrame({"metric": "m", "row": list("abcde"), "seed": 0, "updates": 5, "value": values}), "m")
+    assert axes.get_xscale() == scale
+    if limits is None:
+        untouched = Figure().subplots()
+        untouched.set_xscale(scale)
+        limits = untouched.get_xlim()
+    assert axes.get_xlim() == pytest.approx(limits)
 
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
