@@ -56,6 +56,8 @@ EVERY = {"train.checkpoint_every": 1, "evaluation.metrics": ["reward", "path_kl"
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")  # audit events of file operations
 TIMES = ("seconds", "peak_memory", "wall", "revision", "dirty", "hardware", "packages")
 
+SIGNALLED = {143: "status 143", 0: "were finished", -signal.SIGTERM: "had not begun"}
+
 
 @dataclass
 class Fault:
@@ -257,9 +259,10 @@ def terminated(run: Tried, most: int) -> Fault:
     for i in range(trials):
         status, text = forked(run.command(folder), after=length * (i + 0.5) / trials)
         fault.trials += 1
-        if status not in (0, 143, -signal.SIGTERM) or "Traceback" in text:
+        if status not in SIGNALLED or "Traceback" in text:
             fault.broken.append(f"trial {i}: status {status}: {text[-1500:]}")
-        fault.outcomes["status 143"] += status == 143
+        else:
+            fault.outcomes[SIGNALLED[status]] += 1
         run.recovers(fault, folder, f"trial {i}")
     return fault
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_methods import method_of, trainer_of
 
 from bench.training import checkpoint
-from bench.training.stopping import STOP, Interrupted
+from bench.training.stopping import STOP, Interrupted, signals_stop
 
 
 def start(folder: Path, updates: int, *settings: str) -> subprocess.Popen:
@@ -118,3 +118,27 @@ def test_an_evaluation_that_was_interrupted_is_done_when_the_run_goes_on(tiny_ru
 
 
 LORA = "pytorch_lora_weights.safetensors"
+
+
+def test_a_signal_within_a_finaliser_is_not_lost():
+    """What is raised there is swallowed."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))  # where the handler runs
+
+    with pytest.raises(Interrupted, match="SIGTERM"), signals_stop():
+        Finalised()
+        time.sleep(5)
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_the_signal():
+    with pytest.raises(Interrupted, match="SIGTERM"), signals_stop():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))
+        except BaseException as error:
+            raise OSError("Unable to load weights") from error
+    with pytest.raises(OSError, match="no signal"), signals_stop():
+        raise OSError("no signal")
