@@ -7,9 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import perturb
+from rich.console import Console
 
 from bench import Batch, Core, Loss, Method, Needs, registry
 from bench.commands.gpu_steps import EXACT, relative, two_processes
+from bench.commands.profile import stand_ins
 from bench.models.precision import use_precision
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.kernel import ddim_kernel
@@ -17,6 +19,8 @@ from bench.sampling.noise import Noise
 from bench.sampling.trajectory import RECORDS, Trajectory, rollout
 from bench.training import checkpoint
 from bench.training.log import read_log
+from bench.weights.hub import Repository
+from bench.weights.random_weights import WRITERS
 from results.rows import read_rows
 
 NAMES = [("cat", 0), ("dog", 1), ("red bird", 0)]
@@ -149,7 +153,8 @@ def test_doctor_tries_a_whole_run(bench, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_of_the_doctor(tmp_path):
-    note, found = two_processes(tmp_path)
+    with stand_ins([Repository(name, ()) for name in WRITERS], "tiny", Console(quiet=True)):
+        note, found = two_processes(tmp_path)
     assert len(found["one"]) == len(found["two"]) == 2, note
 
 
