@@ -71,6 +71,12 @@ def test_the_device_keeps_the_rules():
         assert ledger.waits.total() == ledger.uploads.total() == 3
         torch.zeros(2).to(device(), non_blocking=True)
         assert (ledger.waits.total(), ledger.uploads.total()) == (3, 4)
+        y, z = x.new_zeros(2, 3), torch.arange(6.0).view(2, 3)
+        for key in ([1, 0], (slice(None), [0, 2]), range(2), ([[0], [1]], [0, 2]), []):  # a list goes there too
+            y[key] = 1.0
+            assert torch.equal(z.to(device())[key].cpu(), z[key])
+        assert y.cpu().all()
+        assert ledger.waits.total() == 3 + 5 + 12
     assert all(place.startswith("tests/test_device.py:") for place in ledger.uploads)
 
 

@@ -74,7 +74,7 @@ class _Pretended(Tensor):
 
 
 class _Entries(TorchFunctionMode):
-    """What torch's dispatcher does not see: constants from data, `tolist`, the setter of `.data`."""
+    """What torch's dispatcher does not see: constants from data, lists as indices, `tolist`, the setter of `.data`."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -83,10 +83,21 @@ class _Entries(TorchFunctionMode):
             return function(*args, **kwargs).to(device)
         if function is Tensor.tolist and isinstance(args[0], _Pretended):
             return args[0].cpu().tolist()
+        if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], _Pretended):
+            args = args[0], _index(args[1], args[0].device), *args[2:]
         result = function(*args, **kwargs)
         if function == Tensor.data.__set__ and isinstance(args[0], _Pretended):
             args[0].raw = args[1].raw
         return result
+
+
+def _index(key: Any, place: torch.device) -> Any:
+    """An index whose lists of numbers are tensors where the data lie, as CUDA makes of them."""
+    if isinstance(key, tuple):
+        return tuple(_index(part, place) for part in key)
+    if isinstance(key, (list, range)) and all(isinstance(x, (int, list)) for x in key):
+        return torch.tensor(list(key), dtype=None if len(key) else torch.long).to(place)
+    return key
 
 
 class _Module:
