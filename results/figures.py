@@ -349,10 +349,11 @@ def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
     values = np.log10(own["value"]) if log else own["value"]
     last = own["updates"] == own.groupby(["row", "seed"])["updates"].transform("max")
     first, third = values[last].quantile([0.25, 0.75])
-    shown = values[values.between(first - OFF * (third - first), third + OFF * (third - first))]
+    reach = OFF * (third - first)
+    shown = values[values.between(first - reach, third + reach)]
     if log:
         ax.set(**{f"{axis}scale": "log"})
-    if len(shown) < len(values):
+    if reach and len(shown) < len(values):
         ends = shown.min(), shown.max()
         low, high = (end + sign * 0.05 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True))
         ax.set(**{f"{axis}lim": (10**low, 10**high) if log else (low, high)})

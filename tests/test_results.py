@@ -669,13 +669,20 @@ def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> No
 )
 def test_a_diverged_run_leaves_the_others_their_scale(values, scale, limits) -> None:
     axes = Figure().subplots()
-    _scale(axes, pd.DataFrame({"metric": "m", "row": list("abcde"), "seed": 0, "updates": 5, "value": values}), "m")
+    rows = pd.DataFrame({"metric": "m", "row": list("abcde"), "seed": 0, "updates": 5, "value": values})
+    _scale(axes, rows, "m")
     assert axes.get_xscale() == scale
     if limits is None:
         untouched = Figure().subplots()
         untouched.set_xscale(scale)
         limits = untouched.get_xlim()
     assert axes.get_xlim() == pytest.approx(limits)
+
+
+def test_the_scale_of_one_run_is_left_to_its_evaluations() -> None:
+    axes = Figure().subplots()
+    _scale(axes, pd.DataFrame({"metric": "m", "row": "a", "seed": 0, "updates": [1, 2], "value": [-5.0, 3.0]}), "m")
+    assert axes.get_xlim() == (0, 1)
 
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
