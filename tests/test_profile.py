@@ -13,13 +13,12 @@ NEXT = [[2, 3]] * B  # the second begins where the first ends
 
 # in predictions a trajectory: rollout, forward and backward of the losses
 BY_HAND = {
-    # policy at z_0, z_1 (ahead), z_3; prior at z_0, z_3 | parameters 2, rewards at z_0, z_1, z_3, prior's Jacobian 2
-    "nabla_gfn": (APART, (4, 5, 7)),
+    # policy and prior at z_0, z_1 (ahead), z_3 | parameters 2, reward and prior's Jacobian at z_1
+    "nabla_gfn": (APART, (4, 6, 4)),
     "nabla_gfn_noflow": (APART, (4, 5, 3)),
+    # policy at z_0, z_1 (ahead), z_3; prior at z_0, z_3 | parameters 2, rewards at z_0, z_1, z_3, prior's Jacobian 2
     "nabla_gfn_published": (APART, (4, 5, 7)),
     "nabla_gfn_adjoint": (APART, (4, 3 + 4, 5 + 4)),
-    # policy and prior at z_0, z_1, z_3 | parameters 2, reward and prior's Jacobian at z_1
-    "nabla_gfn_shared": (APART, (4, 6, 4)),
     "nabla_db": (APART, (4, 3, 5)),
     "res_db": (APART, (4, 4.5, 2)),  # without guidance ahead, half a prediction
     "db": (APART, (4, 2.5, 2)),
@@ -55,7 +54,7 @@ BY_HAND = {
     "refl": ([[2]] * B, (0, 3, 1)),
 }
 SHARED = {  # z_3 is both ahead and chosen
-    "nabla_gfn": (4, 2 + 2, 2 + 1 + 1 + 2),
+    "nabla_gfn": (4, 2 + 2, 2 + 2),
     "nabla_gfn_published": (4, 2 + 2, 2 + 1 + 2 + 2),  # the sum with the reverse score is another cotangent
     "nabla_gfn_noflow": (4, 2 + 2, 2 + 1),
     "db": (4, 2, 2),
