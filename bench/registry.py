@@ -36,10 +36,11 @@ _PUBLISHED = {  # the choices of the authors' code
     "method.weighting": "score",
     "method.detach_target": False,
     "method.reverse": "pathwise",
+    "method.reverse_at": "start",
     "method.trust": 1e3,
     "train.data_lag": 1,
 }
-_PLAIN = {"method.residual": False, "method.reverse": "pathwise"}
+_PLAIN = {"method.residual": False, "method.reverse": "pathwise", "method.reverse_at": "start"}
 _RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
 _GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
 _NFT = _GLOBAL | {
@@ -93,13 +94,8 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         ),
         "nabla_gfn_adjoint": Plugin(
             "methods.nabla_gfn:NablaGFN",
-            {"method.flow_target": "adjoint"},
+            {"method.flow_target": "adjoint", "method.reverse_at": "start"},
             "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
-        ),
-        "nabla_gfn_shared": Plugin(
-            "methods.nabla_gfn:NablaGFN",
-            {"method.reverse_at": "end"},
-            "residual ∇-DB whose two losses share passes through the network; a variant of ours",
         ),
         "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"),
         "db": Plugin("methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"),

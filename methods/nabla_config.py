@@ -21,7 +21,7 @@ class NablaConfig(Config):
     )
     reverse: Literal["pathwise", "expected"] = Field("expected", description="the reverse score, or its mean on-policy")
     reverse_at: Literal["start", "end"] = Field(
-        "start", description="the end of a transition where g_φ learns; at the later one fewer passes are needed"
+        "end", description="where in a transition g_φ learns: at z_k, or at z_{k+1}, which takes fewer passes"
     )
     reverse_weight: float = Field(1.0, ge=0, description="w_B")
     trust: float = Field(0.0, ge=0, description="λ of the trust region")
@@ -33,10 +33,10 @@ class NablaConfig(Config):
             raise ValueError("reverse: expected is the mean of the residual score; use residual: true, or pathwise")
         if self.flow_target == "adjoint" and not (self.residual and self.flow):
             raise ValueError("flow_target: adjoint is the residual flow's; use residual: true and flow: true")
-        shared = self.flow and self.detach_target and (self.reverse, self.flow_target) == ("expected", "policy")
-        if self.reverse_at == "end" and not shared:
+        shared = self.detach_target and (self.reverse, self.flow_target) == ("expected", "policy")
+        if self.flow and self.reverse_at == "end" and not shared:
             raise ValueError(
-                "reverse_at: end is for the residual flow's own target, detached and in expectation: use flow: true, "
-                "detach_target: true, flow_target: policy and reverse: expected"
+                "reverse_at: end is for a detached target in expectation; use reverse_at: start, or detach_target: "
+                "true, flow_target: policy and reverse: expected"
             )
         return self

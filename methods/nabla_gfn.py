@@ -17,15 +17,15 @@ class NablaGFN(Method):
     For a transition `z_k → z_{k+1}`, means over elements:
 
     - forward  `L_fwd = ‖(μ_θ − μ_#)/σ_k² − ∇ log F̃(z_{k+1})‖²`
-    - reverse  `L_rev = ‖sg[∇_{z_k} log (p_θ/p_#)(z_{k+1}|z_k)] + ∇ log F̃(z_k)‖²`, trains g_φ only, every k
+    - reverse  `L_rev = ‖sg[∇_{z_k} log (p_θ/p_#)(z_{k+1}|z_k)] + ∇ log F̃(z_k)‖²`, trains g_φ only, every k. Its
+      expectation over z_{k+1} depends on z_k alone, so that it may be taken one step later, where the policy's
+      prediction and the reward's gradient are those of the forward loss (`reverse_at: end`)
     - terminal `L_term = ‖g_φ(z_K)‖²` on the last transition
     - trust    `λ ‖o_θ − o_old‖²`, o_old the output of the policy that sampled
 
     Plain ∇-DB replaces the prior's transition score by the noising kernel's (`residual: false`). `nabla_gfn_adjoint`,
     which goes beyond the paper, lets g_φ regress on the lean adjoint of Adjoint Matching, `∇ log F̃(z_k) = −a_k`, so
-    that the reward's information need not walk back through the policy one step at a time. `nabla_gfn_shared`, also
-    ours, takes the reverse loss at `z_{k+1}` instead of `z_k`: the policy's prediction and the reward's gradient there
-    are those of the forward loss.
+    that the reward's information need not walk back through the policy one step at a time.
     """
 
     Config = NablaConfig

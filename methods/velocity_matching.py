@@ -123,7 +123,7 @@ class VelocityMatching(Method):
         steps = self.steps(core, data)
         for part in core.diffused(data, steps, core.micro_batch):
             output = core.predict(part.z, part.k, part.conditioning)
-            others = {name: self.other(core, part, name) for name in [*self.config.anchors, *self.copies()]}
+            others = {name: self.other(core, part, name) for name in {*self.config.anchors, *self.copies()}}
             gradient, metrics = self.gradient(core, part, output.detach(), others)
             # twice the gradient in o_θ, to the last digit, and the mean square as the value
             values = (gradient.square() + 2 * gradient * (output - output.detach())).flatten(1).mean(1)

@@ -193,6 +193,7 @@ def test_closed_form_of_the_optimum(path):
     assert ((final.var(0) / variance - 1).abs() < 4 * (2 / 2000) ** 0.5).all()
 
 
+AT_START = {"fraction": 1, "reverse_at": "start"}  # every transition, g_φ taught at z_k
 REVERSE = pytest.mark.parametrize(
     ("reverse", "at"), [("pathwise", "start"), ("expected", "start"), ("expected", "end")]
 )
@@ -522,7 +523,7 @@ def losses_and_departures(core: Core, method: Method, data: Trajectory, tables: 
 @pytest.mark.parametrize("eta", [1.0, 0.6])
 def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(path, eta):
     core = gaussian_core(8, path=path, eta=eta)
-    method = NablaGFN(NablaConfig(fraction=1, flow_target="adjoint", weighting="score"))
+    method = NablaGFN(NablaConfig(**AT_START, flow_target="adjoint", weighting="score"))
     set_optimum(core, method)
     times, flow = places(core).tolist(), core.networks["flow"]
     tables = [(table, times) for table in core.model.adapters().values()]
@@ -549,7 +550,7 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
         shift_policy(core, drift)
         zeros = []
         for method_class in (LastLeftOut, NablaGFN):
-            method = method_class(NablaConfig(fraction=1))
+            method = method_class(NablaConfig(**AT_START))
             core.networks = method.networks(core.model)
             core.networks["flow"].bias.data[places(core)] = torch.stack(flow) - look[:-1]
             data = sample(core, 16)
@@ -752,14 +753,14 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
 @pytest.mark.parametrize(
     ("method", "updates", "rates", "flow_rates"),  # of the policy and of the method's network
     [
-        (NablaGFN(NablaConfig(fraction=1, reverse="pathwise", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
-        (NablaGFN(NablaConfig(fraction=1, flow_target="adjoint")), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
-        (NablaGFN(NablaConfig(fraction=1, reverse_at="end", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFN(NablaConfig(fraction=1, weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFN(NablaConfig(**AT_START, reverse="pathwise", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFN(NablaConfig(**AT_START, flow_target="adjoint")), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
         (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
         (DB(DBConfig(residual=True, reduction="sum", trust=0)), 900, (3e-3, 0.1), (6e-3, 0.1)),
         (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
     ],
-    ids=["nabla_gfn", "nabla_gfn_adjoint", "nabla_gfn_shared", "adjoint_matching", "res_db", "rtb"],
+    ids=["nabla_gfn", "nabla_gfn_pathwise", "nabla_gfn_adjoint", "adjoint_matching", "res_db", "rtb"],
 )
 def test_training_reaches_the_target(path, method, updates, rates, flow_rates):
     """From the prior, a method's own losses reach the tilted mean (5 % of the shift) and leave the variance alone."""

@@ -234,6 +234,7 @@ def golden_step(
             weighting="score",
             detach_target=False,
             reverse="pathwise",
+            reverse_at="start",
         )
     )
     method.strength = config["pretrained_strength"]

@@ -143,11 +143,9 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
-    found = []
+    found, options = [], {"fraction": 1, "channels": [16, 16], "reverse": "pathwise", "reverse_at": "start"}
     for weight in (0.0, 1.0):
-        method = NablaGFN(
-            NablaConfig(fraction=1, channels=[16, 16], reverse="pathwise", reverse_weight=weight, residual=residual)
-        )
+        method = NablaGFN(NablaConfig(**options, reverse_weight=weight, residual=residual))
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)
@@ -164,7 +162,7 @@ def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
 def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
     found = []
     for detach in (True, False):
-        method = NablaGFN(NablaConfig(channels=[16, 16], reverse_weight=0, detach_target=detach))
+        method = NablaGFN(NablaConfig(channels=[16, 16], reverse_weight=0, reverse_at="start", detach_target=detach))
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)

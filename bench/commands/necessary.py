@@ -49,7 +49,7 @@ def nabla(config: Any, setting: Setting) -> Rows:
     pathwise = config.flow_target == "policy" and config.reverse == "pathwise"
     for steps in map(set, setting.chosen):
         ahead = {k + 1 for k in steps} - {setting.steps}  # z_K is scored as it is
-        if config.reverse_at == "end":  # policy and prior at both ends; reward and prior are taken back at the later
+        if config.flow and config.reverse_at == "end":  # policy and prior at both; reward and prior back at the later
             forward += 2 * len(steps | ahead)
             backward += len(steps) + 2 * len(ahead)
             continue
