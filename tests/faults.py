@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,9 +78,9 @@ class Tried:
     straight: dict[str, object] = field(default_factory=dict)
     operations: int = 0
 
-    def command(self, folder: Path, **changes: object) -> list[str]:
+    def command(self, folder: Path, changes: Mapping[str, object] = {}) -> list[str]:
         """Arguments of `bench`."""
-        settings = RUNS[self.model] | EVERY | {key.replace("__", "."): value for key, value in changes.items()}
+        settings = RUNS[self.model] | EVERY | dict(changes)
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         return ["run", "nabla_gfn", "--model", self.model, "--reward", REWARDS[self.model], "--out", str(folder), *sets]
 
@@ -96,17 +96,16 @@ class Tried:
     def recovers(self, fault: Fault, folder: Path, label: str) -> None:
         """Run the same command again, judge what it leaves, and clear it away."""
         status, text = forked(self.command(folder))
+        found = contents(folder) if not status else {}
         if status or "Traceback" in text:
             fault.broken.append(f"{label}: resumed with status {status}: {text[-500:]}")
-            return
-        found = contents(folder)
-        if wrong := [name for name in self.straight if found[name] != self.straight[name]]:
+        elif wrong := [name for name in self.straight if found[name] != self.straight[name]]:
             fault.broken.append(f"{label}: {', '.join(wrong)} differ")
         elif parts := [p for p in folder.rglob("*") if p.name.endswith((".part", ".partial"))]:
             fault.broken.append(f"{label}: left {parts}")
         else:
             fault.outcomes["finished to the bit"] += 1
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def forked(
@@ -270,7 +269,7 @@ def terminated(run: Tried, most: int) -> Fault:
 def killed_launcher(run: Tried, most: int) -> Fault:
     """SIGKILL of the process that launched two others; they must end too."""
     fault, folder = Fault("SIGKILL of a launcher of two processes"), run.scratch / "launched"
-    arguments = [*run.command(folder, train__updates=100_000, train__micro_batch=1), "--num-processes", "2"]
+    arguments = [*run.command(folder, {"train.updates": 100_000, "train.micro_batch": 1}), "--num-processes", "2"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
