@@ -138,8 +138,10 @@ class OptimizerConfig(Config):
 
     def require_known(self, names: Collection[str]) -> None:
         """Raise BenchError if `networks` has an entry for none of the method's networks."""
+        none = ": as it is set, the method has none. A recipe's are left out by --set 'optimizer.networks={}'."
         for name in sorted(self.networks.keys() - set(names)):
-            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{did_you_mean(name, names)}")
+            known = did_you_mean(name, names) if names else none
+            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{known}")
 
 
 class EvaluationSampler(Config):
