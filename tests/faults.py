@@ -52,7 +52,11 @@ RUNS = {
     },
 }
 REWARDS = {"ring": "quadratic", "emoji": "colorfulness"}
-EVERY = {"train.checkpoint_every": 1, "evaluation.metrics": ["reward", "path_kl"]}
+EVERY = {
+    "train.threads": 1,  # a forked process waits for ever for threads that its parent had
+    "train.checkpoint_every": 1,
+    "evaluation.metrics": ["reward", "path_kl"],
+}
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")  # audit events of file operations
 TIMES = ("seconds", "peak_memory", "wall", "revision", "dirty", "hardware", "packages")
 
