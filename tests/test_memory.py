@@ -84,7 +84,7 @@ PLACES = {  # phase: method, what fails, how many calls of it go well, how it fa
     "reward": ("ddpo", (Colorfulness, "__call__"), 2 + 1, fail, "micro_batch=2"),
     "backward": ("draft_1", (Colorfulness, "__call__"), 2 + 1, backwards, "micro_batch=2"),
     "losses/reward/decode": ("draft_1", (StableDiffusion, "decode"), 2 + 1, fail, "micro_batch=2"),
-    "losses/backward": ("nabla_gfn", (Colorfulness, "__call__"), 2 + 6, backwards, "micro_batch=2"),
+    "losses/backward": ("nabla_gfn", (Colorfulness, "__call__"), 2 + 3, backwards, "micro_batch=2"),
     "optimizer": ("ddpo", (torch.optim.AdamW, "step"), 1, fail, None),
     "evaluation/rollout": ("prior", (StableDiffusion, "predict"), 0, fail, "sample_batch=2"),
     "evaluation/decode": ("prior", (StableDiffusion, "decode"), 0, fail, "sample_batch=2"),

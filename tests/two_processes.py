@@ -51,6 +51,7 @@ def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) ->
         chosen = registry.load("methods", name)
         preset = registry.find("methods", name).preset
         options = {"channels": [32, 32]} if name in ("nabla_gfn", "dag_kl") else {}
+        options |= {"fraction": 0.5} if name == "nabla_gfn" else {}  # a step whose flow learns, besides the last
         options |= {key.removeprefix("method."): v for key, v in preset.items() if key.startswith("method.")}
         method = chosen(chosen.Config(**options))
     # 3 prompts x 2 samples in one update of 3 shards: two processes have two and one
