@@ -161,10 +161,9 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
         for axes, (kind, names) in zip(grid, groups.items(), strict=True):
             for ax, metric in zip(axes, panels, strict=True):
                 ends = _trades(ax, rows, reward, metric, {name: looks[name] for name in names})
+                ax.set_ylabel(f"{kind}\n{titles[metric]}" if apart and ax is axes[0] else titles[metric])
                 if not apart:
                     _label_ends(ax, ends, size[1] - 1.2)
-            for ax, metric in zip(axes, panels, strict=True):
-                ax.set_ylabel(f"{kind}\n{titles[metric]}" if apart and ax is axes[0] else titles[metric])
             if apart:
                 handles = [matplotlib.lines.Line2D([], [], **looks[name], markersize=4, label=name) for name in names]
                 axes[-1].legend(

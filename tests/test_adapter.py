@@ -22,8 +22,6 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.mark.slow
 def test_the_cards_lines_as_they_stand_redraw_an_image_of_the_run(tiny_run, bench, tmp_path):
     folder = tiny_run("draft_1", "--set", "optimizer.lr=0.05", "--set", "evaluation.metrics=[reward]")
-    modes = {path.stat().st_mode & 0o777 for path in (folder / "adapter").iterdir()}
-    assert len(modes) == 1  # who may read the run may read the weights
     shutil.copytree(folder / "adapter", tmp_path / "moved")  # it stands alone
     card = (tmp_path / "moved" / "README.md").read_text()
     for words in (

@@ -51,6 +51,8 @@ def test_a_run_writes_everything_and_reports_without_recomputing(tiny_run, bench
 
 def test_the_saved_adapter_loads_with_diffusers(tiny_run, pipeline_folder):
     folder = tiny_run("draft", "--set", "optimizer.lr=0.05")
+    modes = {path.stat().st_mode & 0o777 for path in (folder / "adapter").iterdir()}
+    assert modes == {(folder / "config.yaml").stat().st_mode & 0o777}  # who may read the run may read the weights
     stored = config.read(folder / "config.yaml")
     core = build_core(stored)
     (settings,) = set(read_rows(folder / "rows.parquet")["settings"])

@@ -71,6 +71,7 @@ def signals_stop() -> Iterator[None]:
     def swallowed(lost: Any) -> None:
         """Nothing that is raised in a finaliser leaves it: the signal comes once more, after it."""
         if isinstance(lost.exc_value, Interrupted):
+            # not threading's: its start waits, and the signal could come while this is still being run
             _thread.start_new_thread(_send_later, (lost.exc_value.status - 128,))
         else:
             hook(lost)
