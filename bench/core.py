@@ -114,6 +114,10 @@ class Core:
         with self._using(weights):
             return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
 
+    def predict_both(self, z: Tensor, k: Step, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """The policy's output with guidance, and the one without that it is made of, at no further cost."""
+        return self.model.predict_both(z, self.kernel.timesteps[k], conditioning)
+
     def _using(self, weights: str | None) -> AbstractContextManager[None]:
         return self.model.using(self.copies[weights]) if weights else nullcontext()
 
@@ -193,15 +197,14 @@ class Core:
         with memory.phase("backward"):
             return rewards.detach(), gradient(self.reward_name, rewards, clean)
 
-    def look_ahead(self, data: Trajectory, steps: Tensor) -> Tensor:
-        """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at both ends of the chosen steps [B, S], NaN elsewhere.
+    def look_ahead(self, data: Trajectory, states: Tensor) -> Tensor:
+        """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at the `states`, bool [B, K+1] on the CPU, and NaN elsewhere.
 
-        Each state is scored once, without gradient, on the conditional prediction alone (no guidance); at k = K the
-        latent is the finished sample itself.
+        Each is scored without gradient, on the conditional prediction alone (no guidance); at k = K the latent is the
+        finished sample itself.
         """
-        found = data.latents.new_full((len(data), self.kernel.steps + 1), float("nan"))
-        used = torch.zeros(found.shape, dtype=torch.bool).scatter_(1, steps, True).scatter_(1, steps + 1, True)
-        for part in used.nonzero().split(self.micro_batch):
+        found = data.latents.new_full(states.shape, float("nan"))
+        for part in states.nonzero().split(self.micro_batch):
             prompts = [data.prompts[i] for i in part[:, 0].tolist()]
             inner = upload((part[:, 1] < self.kernel.steps).nonzero().flatten(), found.device)
             row, k = upload(part, found.device).unbind(1)

@@ -67,38 +67,43 @@ class DB(Method):
         return {"flow": model.latent_network(self.config.channels)}
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
-        """Micro-losses over transitions; DAG-KL first computes every advantage of the update."""
-        steps = core.choose_steps(data, self.config.fraction)
-        known = core.beta * core.look_ahead(data, steps)
+        """Micro-losses over transitions, the last first, so that `βr(x̂)` where one ends is known before it.
+
+        DAG-KL's advantages are normalised over all trajectories of a step, or of its bin. Where a micro-batch does not
+        hold these, a pass over the whole update comes first.
+        """
+        steps, rows, size = core.choose_steps(data, self.config.fraction).flip(1), len(data), core.micro_batch
+        chosen = torch.zeros(rows, core.kernel.steps + 1, dtype=torch.bool).scatter_(1, steps, True)
+        known = core.beta * core.look_ahead(data, chosen.scatter(1, steps + 1, True) & ~chosen)
         advantages = None
-        if self.config.clip:
-            parts = [self.balance(core, p, known[p.row])[0].detach() for p in data.transitions(steps, core.micro_batch)]
-            table = leave_one_out(-torch.cat(parts).view(steps.shape[1], -1).T)  # a column is a bin of steps
-            advantages = table.clamp(-self.config.advantage_clip, self.config.advantage_clip).T.flatten()
-        start = 0
-        for part in data.transitions(steps, core.micro_batch):
-            own = None if advantages is None else advantages[start : start + len(part)]
-            start += len(part)
-            values, metrics = self.transition_losses(core, part, known[part.row], own)
+        if self.config.clip and rows <= size:
+            size = size // rows * rows
+        elif self.config.clip:
+            with torch.no_grad():
+                parts = data.transitions(steps, size)
+                balances = [self.balance(core, part, self.predict(core, part, known), known)[0] for part in parts]
+            advantages = self.advantages(torch.cat(balances), rows).split(size)
+        for place, part in enumerate(data.transitions(steps, size)):
+            if advantages:  # known holds everything already
+                output, own = core.predict(part.z, part.k, part.conditioning), advantages[place]
+                balance, log_prob = self.balance(core, part, output, known)
+            else:
+                output = self.predict(core, part, known)
+                balance, log_prob = self.balance(core, part, output, known)
+                own = self.advantages(balance.detach(), rows) if self.config.clip else None
+            values, metrics = self.transition_losses(part, output, balance, log_prob, own)
             yield Loss(values / steps.shape[1], metrics)
 
-    def transition_losses(
-        self, core: Core, part: Transitions, known: Tensor, advantages: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each transition [n], and its parts; known: `βr(x̂_k)` [n, K+1]; advantages: [n], of DAG-KL."""
-        balance, log_prob, output = self.balance(core, part, known)
-        losses = {"balance": balance**2}
-        if advantages is not None:
-            ratio = torch.exp(log_prob - part.log_prob / self.scale(part))
-            clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
-            losses["policy"] = -self.config.policy_weight * torch.minimum(advantages * ratio, advantages * clipped)
-        if self.config.trust:
-            losses["trust"] = self.config.trust * (output - part.model_output).square().flatten(1).mean(1)
-        return sum(losses.values()), {name: value.detach() for name, value in losses.items()}
+    def predict(self, core: Core, part: Transitions, known: Tensor) -> Tensor:
+        """`o_θ(z_k)` [n, *latent]; puts `βr(x̂_k)` into its places of `known` [B, K+1]."""
+        output, text_output = core.predict_both(part.z, part.k, part.conditioning)
+        with torch.no_grad():
+            clean = core.kernel.clean(part.z, text_output, part.k)
+            known[part.row, part.k] = core.beta * core.reward(clean, part.prompts)
+        return output
 
-    def balance(self, core: Core, part: Transitions, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The equation's left side minus its right side [n]; `log p_θ` [n] under the reduction; `ε_θ`."""
-        output = core.predict(part.z, part.k, part.conditioning)
+    def balance(self, core: Core, part: Transitions, output: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """The equation's left side minus its right side [n], and `log p_θ` [n] under the reduction."""
         mean, std = core.kernel.mean(part.z, output, part.k), core.kernel.std(part.k, part.z)
         log_prob = gaussian_log_prob(part.z_next, mean, std) / self.scale(part)
         if self.config.residual:
@@ -109,12 +114,30 @@ class DB(Method):
         flow = self.flow(core, part, part.z, part.k, known)
         flow_next = self.flow(core, part, part.z_next, part.k + 1, known)
         used = log_prob.detach() if self.config.clip else log_prob
-        return flow + used - other / self.scale(part) - flow_next, log_prob, output
+        return flow + used - other / self.scale(part) - flow_next, log_prob
+
+    def advantages(self, balances: Tensor, rows: int) -> Tensor:
+        """DAG-KL's advantages [n] of detached balances [n], whole steps of `rows` trajectories each."""
+        table = leave_one_out(-balances.view(-1, rows).T)
+        return table.clamp(-self.config.advantage_clip, self.config.advantage_clip).T.flatten()
+
+    def transition_losses(
+        self, part: Transitions, output: Tensor, balance: Tensor, log_prob: Tensor, advantages: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each transition [n], and its parts; advantages: [n], of DAG-KL."""
+        losses = {"balance": balance**2}
+        if advantages is not None:
+            ratio = torch.exp(log_prob - part.log_prob / self.scale(part))
+            clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
+            losses["policy"] = -self.config.policy_weight * torch.minimum(advantages * ratio, advantages * clipped)
+        if self.config.trust:
+            losses["trust"] = self.config.trust * (output - part.model_output).square().flatten(1).mean(1)
+        return sum(losses.values()), {name: value.detach() for name, value in losses.items()}
 
     def flow(self, core: Core, part: Transitions, z: Tensor, k: Tensor, known: Tensor) -> Tensor:
-        """`f(z_k)` [n]."""
+        """`f(z_k)` [n]; known: `βr(x̂)` [B, K+1]."""
         own = core.network("flow", z, k, part.conditioning).flatten(1).sum(1)
-        return own.masked_fill(k == core.kernel.steps, 0) + known.gather(1, k[:, None])[:, 0]
+        return own.masked_fill(k == core.kernel.steps, 0) + known[part.row, k]
 
     def scale(self, part: Transitions) -> int:
         """Divisor of log-densities."""

@@ -70,8 +70,8 @@ class SoftmaxRTB(Method):
     - `rtb_softmax`: the target is `p_# exp(βr)`, as of `rtb`.
     - `tmpo`: leaves out `p_#`.
 
-    The gradient reaches a trajectory with a weight that its group determines, so the group is looked at first, and a
-    micro-batch need not hold it. The logged loss is the equation's.
+    The gradient reaches a trajectory with a weight that its group determines, so a group that a micro-batch does not
+    hold is looked at first. The logged loss is the equation's.
     """
 
     Config = SoftmaxRTBConfig
@@ -84,19 +84,32 @@ class SoftmaxRTB(Method):
         return self.config.prior
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
-        """Micro-losses over whole trajectories, after a pass over all for the weights of their gradients."""
+        """Micro-losses over whole trajectories, or over whole groups where a micro-batch holds them.
+
+        Where it does not, a pass over all comes first, for the weights of their gradients.
+        """
         size = max(1, core.micro_batch // core.kernel.steps)
-        ratios = []
-        for rows in data.split(size):
-            ratio = log_density(core, rows).detach()
-            ratios.append(ratio - log_density(core, rows, prior=True) if self.config.prior else ratio)
-        policy, residual, weight = self.balance(torch.cat(ratios), core.beta * data.rewards, data.prompts)
+        groups = [[i for i, own in enumerate(data.prompts) if own == prompt] for prompt in dict.fromkeys(data.prompts)]
+        if max(map(len, groups)) <= size:
+            for group in map(torch.tensor, groups):
+                rows = data[group]
+                policy, residual, _ = self.balance(self.ratios(core, rows), core.beta * rows.rewards, rows.prompts)
+                yield Loss(residual**2, {"log_softmax": policy.detach()})
+            return
+        with torch.no_grad():
+            ratios = torch.cat([self.ratios(core, rows) for rows in data.split(size)])
+        policy, residual, weight = self.balance(ratios, core.beta * data.rewards, data.prompts)
         start = 0
         for rows in data.split(size):
             own = slice(start, start := start + len(rows))
             moving = log_density(core, rows)
             values = residual[own] ** 2 + weight[own] * (moving - moving.detach())
             yield Loss(values, {"log_softmax": policy[own]})
+
+    def ratios(self, core: Core, data: Trajectory) -> Tensor:
+        """`Σ_k log p_θ/p_#` of whole trajectories [B], or `Σ_k log p_θ`."""
+        policy = log_density(core, data)
+        return policy - log_density(core, data, prior=True) if self.config.prior else policy
 
     def balance(self, ratios: Tensor, tilts: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """`log softmax` of the log-ratios [B], minus that of `βr` [B], and the squares' gradient in the log-ratios."""

@@ -601,6 +601,15 @@ def test_residual_db_vanishes_at_the_optimum_and_nowhere_near(path, eta):
         losses_and_departures(core, method, data, tables)
 
 
+def test_balance_of_some_transitions_knows_where_each_ends():
+    core = gaussian_core(8)
+    method = DB(DBConfig(residual=True, reduction="sum", trust=0, fraction=0.3))
+    set_balanced_flow(core, method)
+    losses = torch.cat([loss.values for loss in method.losses(core, sample(core, 16, prior=True))])
+    assert len(losses) == 3 * 16
+    assert losses.max() < 1e-18
+
+
 def test_averaged_densities_have_another_target():
     """The same policy and flow under densities averaged over elements: the published reduction counts β d times."""
     core = gaussian_core(8)
@@ -610,18 +619,20 @@ def test_averaged_densities_have_another_target():
     assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-2
 
 
-def test_dag_kl_gradients_go_where_they_belong():
+@pytest.mark.parametrize("micro_batch", [70, 20], ids=["a pass", "two passes"])
+def test_dag_kl_gradients_go_where_they_belong(micro_batch):
     """The flow learns from the balance alone, the policy from the advantage alone, and A = −balance, left one out."""
     core = gaussian_core(6)
+    core.micro_batch = micro_batch  # of 32 trajectories
     core.model.adapters()["bias"].data[places(core)] = 0.1
     data = sample(core, 32)
     method, balance_only = (DB(DBConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12))
     core.networks = method.networks(core.model)
     policy = list(core.model.adapters().values())
     total, gradient = gradients(method.losses(core, data), len(data), policy)
-    known = core.beta * core.look_ahead(data, torch.arange(6).expand(32, 6))
+    known = core.beta * core.look_ahead(data, torch.ones(32, 7, dtype=torch.bool))
     (part,) = data.transitions(torch.arange(6).expand(32, 6), 1000)
-    balance, log_prob, _ = method.balance(core, part, known[part.row])
+    balance, log_prob = method.balance(core, part, core.predict(part.z, part.k, part.conditioning), known)
     table = balance.detach().view(6, 32)
     advantages = []
     for column in -table:

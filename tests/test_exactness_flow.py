@@ -16,12 +16,13 @@ from methods.rtb import SoftmaxRTB, SoftmaxRTBConfig
 from methods.vgg_flow import VGGFlow, VGGFlowConfig
 
 
+@pytest.mark.parametrize("micro_batch", [5, 12], ids=["two passes", "a pass"])
 @pytest.mark.parametrize("prior", [True, False], ids=["rtb_softmax", "tmpo"])
-def test_balance_within_a_group_has_the_gradient_of_its_equation(prior):
-    """Whatever the micro-batch; the equation is written for every prompt's rows at once."""
+def test_balance_within_a_group_has_the_gradient_of_its_equation(prior, micro_batch):
+    """Whatever the micro-batch, of groups of 4 · 3 rows; the equation is written for every prompt's rows at once."""
     core = gaussian_core(3, Wavy)
     core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
-    core.micro_batch = 5
+    core.micro_batch = micro_batch
     batch = core.batch((prompt, i) for i in range(4) for prompt in "ab")
     with torch.no_grad():
         data = with_rewards(core, core.rollout(batch))
@@ -39,7 +40,7 @@ def test_balance_within_a_group_has_the_gradient_of_its_equation(prior):
     theirs = torch.cat([g.flatten() for g in torch.autograd.grad(expected, weights)])
     method = SoftmaxRTB(SoftmaxRTBConfig(prior=prior))
     ours, gradient = gradients(method.losses(core, data), len(data), weights)
-    assert ours == pytest.approx(float(expected), rel=1e-10)
+    assert ours == pytest.approx(expected.item(), rel=1e-10)
     assert torch.allclose(gradient, theirs, rtol=1e-8, atol=1e-12)
     assert theirs.any()
 

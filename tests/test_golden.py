@@ -23,7 +23,6 @@ from bench.options import Config
 from bench.reward import Reward
 from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel, gaussian_log_prob
 from bench.sampling.trajectory import Trajectory, Transitions
-from bench.training.advantages import leave_one_out
 from methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from methods.db import DB, DBConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
@@ -448,12 +447,9 @@ def test_dag(case, table, record_property):
     eps = core.predict(part.z, k, part.conditioning)
     std, (back_mean, back_std) = kernel.std(k, part.z), kernel.noising(part.z_next, k)
     count = part.z[0].numel()
-    balance, log_prob, _ = method.balance(core, part, now)
-    advantages = leave_one_out(-balance.detach()[:, None]).flatten() if kl else None
-    if kl:
-        limit = params["adv_clip_max"]
-        advantages = advantages.clamp(-limit, limit)
-    values, parts = method.transition_losses(core, part, now, advantages)
+    balance, log_prob = method.balance(core, part, eps, now)
+    advantages = method.advantages(balance.detach(), 3) if kl else None
+    values, parts = method.transition_losses(part, eps, balance, log_prob, advantages)
     gradients = torch.autograd.grad(values.mean(), [core.model.weights, *leaves])
     clean = kernel.clean(part.z, core.predict(part.z, k, part.conditioning, guided=False), k)
     inner = ~ends  # the last transition's next state is finished

@@ -17,6 +17,7 @@ from bench.errors import BenchError
 from bench.models.catalogue import load_model, locate, make_kernel
 from bench.models.pipeline import LORA_FILE
 from bench.models.precision import network_dtype, use_precision
+from bench.models.base import DiffusionModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.noise import Noise
 from bench.settings import ModelConfig, SamplerConfig, TrainConfig
@@ -40,6 +41,11 @@ def test_guidance_combines_two_unguided_predictions(model):
     guided = model.predict(z, t, model.encode(["cat", "dog"]))
     assert torch.allclose(guided, null + 3.0 * (text - null), atol=1e-5)
     assert not torch.allclose(guided, text, atol=1e-3)
+    for own in (model, model.with_guidance(1.0)):  # both predictions of one call, and of the class's own two calls
+        expected = (guided if own is model else text), text
+        torch.testing.assert_close(own.predict_both(z, t, model.encode(["cat", "dog"])), expected, rtol=0, atol=1e-5)
+        found = DiffusionModel.predict_both(own, z, t, model.encode(["cat", "dog"]))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_another_guidance_shares_the_adapters(model):

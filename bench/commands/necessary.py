@@ -167,7 +167,7 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
     """
     if target not in FORMULAS:
         return None
-    rows = core.model.rows(getattr(core.model, "guidance", 1))
+    rows = core.model.rows(core.model.guidance)
     return FORMULAS[target](method.config, Setting(core.kernel.steps, rows, _chosen(core, method, batch)))
 
 

@@ -49,6 +49,7 @@ class DiffusionModel(ABC):
     """encode, predict, decode, adapters, save/load. The core reaches a model through these alone.
 
     latent_shape: shape of one latent, without the batch; device: where it runs.
+    guidance: scale of classifier-free guidance; 1: none.
     output: what the network predicts (see `bench.sampling.kernel.Kernel`); spacing: the grid that is its own.
     A diffusion has alphas_cumprod: float32 [T], signal levels of the training schedule, on the CPU; final_alpha: the
     scheduler's level of a finished sample; steps_offset: of its "leading" grid. A flow has shift, of its time grid, and
@@ -58,6 +59,7 @@ class DiffusionModel(ABC):
 
     latent_shape: tuple[int, ...]
     device: torch.device
+    guidance: float = 1
     output: Output = "epsilon"
     spacing: str = "leading"
     alphas_cumprod: Tensor
@@ -96,6 +98,14 @@ class DiffusionModel(ABC):
 
         prior: with the finetuned part switched off. guided: with classifier-free guidance (the model's own scale).
         """
+
+    def predict_both(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """The policy's prediction with guidance, and the one without that it is made of; the same where there is none.
+
+        A family that makes both in one call overrides this.
+        """
+        guided = self.predict(z, t, conditioning)
+        return guided, guided if self.rows(self.guidance) == 1 else self.predict(z, t, conditioning, guided=False)
 
     def merged(self) -> AbstractContextManager[None]:
         """A block in which no gradient reaches the adapters, so that they may be folded into the weights: faster.

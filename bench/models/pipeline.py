@@ -242,23 +242,32 @@ class PipelineModel(DiffusionModel):
     def predict(
         self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
-        """See `DiffusionModel.predict`. Guidance is `o_∅ + w (o_c − o_∅)` in one call of doubled batch."""
-        t = t.expand(len(z))
-        guided = guided and self.rows(self.guidance) > 1
+        """See `DiffusionModel.predict`."""
         if guided:
-            null = self.unconditional().expand(len(z))
-            z, t, conditioning = torch.cat([z, z]), torch.cat([t, t]), Conditioning.join([null, conditioning])
+            return self._guided(z, t, conditioning, prior)[0]
+        return self._call(z, t.expand(len(z)), conditioning, prior)
+
+    def predict_both(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """See `DiffusionModel.predict_both`."""
+        return self._guided(z, t, conditioning, prior=False)
+
+    def _guided(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> tuple[Tensor, Tensor]:
+        """`o_∅ + w (o_c − o_∅)` in one call of doubled batch, and `o_c`."""
+        t = t.expand(len(z))
+        if self.rows(self.guidance) == 1:
+            output = self._call(z, t, conditioning, prior)
+            return output, output
+        conditioning = Conditioning.join([self.unconditional().expand(len(z)), conditioning])
+        null_output, output = self._call(torch.cat([z, z]), torch.cat([t, t]), conditioning, prior).chunk(2)
+        return null_output + self.guidance * (output - null_output), output
+
+    def _call(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:
         names, tensors = list(conditioning.parts), list(conditioning.parts.values())
         if self.checkpointing and torch.is_grad_enabled():
             # The adapter switch is inside the checkpointed function, so the recomputation runs the same network.
             again = {"use_reentrant": False, "preserve_rng_state": False}
-            output = checkpoint(self._denoise, z, t, names, prior, self._replaced, self._merged, *tensors, **again)
-        else:
-            output = self._denoise(z, t, names, prior, self._replaced, self._merged, *tensors)
-        if guided:
-            null_output, text_output = output.chunk(2)
-            output = null_output + self.guidance * (text_output - null_output)
-        return output
+            return checkpoint(self._denoise, z, t, names, prior, self._replaced, self._merged, *tensors, **again)
+        return self._denoise(z, t, names, prior, self._replaced, self._merged, *tensors)
 
     def _denoise(
         self,
