@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler
 from bench.commands.estimate import estimate_memory, with_batches
 from bench.config import resolve
 from bench.errors import BenchError
+from bench.models.base import DiffusionModel
 from bench.models.catalogue import load_model, locate, make_kernel
 from bench.models.pipeline import LORA_FILE
 from bench.models.precision import network_dtype, use_precision
-from bench.models.base import DiffusionModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.noise import Noise
 from bench.settings import ModelConfig, SamplerConfig, TrainConfig
