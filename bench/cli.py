@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import __version__
-from bench.cli_adapter import push, sample
 from bench.cli_checks import doctor, profile_setting, test_plugin
+from bench.cli_models import convert, push, sample
 from bench.cli_options import (
     AddedMetrics,
     Engine,
@@ -281,7 +281,7 @@ def sweep(
 
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
-for command in (report, serve, sample, push, doctor, reproduce, verify, pack, merge):
+for command in (report, serve, sample, push, convert, doctor, reproduce, verify, pack, merge):
     application.command()(command)
 
 

@@ -162,4 +162,4 @@ def test_a_single_file_is_refused(bench, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     status, text = bench("run", "--method", "ddpo", "--model", tmp_path / "model.safetensors", "--dry-run")
     assert status == 2
-    assert "from_single_file(…).save_pretrained(…)" in text
+    assert f"`bench convert {tmp_path / 'model.safetensors'} --like sd15`" in " ".join(text.split())

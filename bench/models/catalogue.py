@@ -177,8 +177,8 @@ def need(name: str, t5: bool = True) -> Repository | None:
         return replace(whole, files=tuple(file for file in SD3 if "_3/" not in file), size=whole.size - T5_SIZE)
     if (folder := Path(name).expanduser()).is_file():
         raise BenchError(
-            f"the model {name!r} is a single file, which is not read: convert it to a folder, in diffusers "
-            "StableDiffusionPipeline.from_single_file(…).save_pretrained(…), and give that."
+            f"the model {name!r} is a single file: `bench convert {name} --like sd15` (or sdxl, …) makes the folder of "
+            "it that a run takes."
         )
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():

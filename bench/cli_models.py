@@ -1,4 +1,4 @@
-"""The commands on a trained adapter: `bench sample` and `bench push`."""
+"""The commands on models: `bench convert`, and on a trained adapter `bench sample` and `bench push`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -45,3 +45,33 @@ def push(
     from bench.commands.adapter import push as upload
 
     console.print(f"Uploaded to {upload(folder, name, public)}", soft_wrap=True)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of Stable Diffusion in one .safetensors.")],
+    like: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Of the same architecture: sd15, sd21, sdxl, a folder or a hub id. Its configurations and tokenizers "
+            "are used, and only these are fetched.",
+            autocompletion=completed("models"),
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: beside the file, with its name.")] = None,
+) -> None:
+    """Make a single-file checkpoint the folder that a run takes.
+
+    bench convert dreamshaper_8.safetensors --like sd15
+    bench run --model ./dreamshaper_8 --reward hps
+    """
+    show_warnings()
+    from bench.commands.convert import convert as write
+
+    out = out or file.with_suffix("")
+    output = write(file, like, out)
+    console.print(
+        f"Wrote {out}. It predicts {output}, as {like} does; a file does not say it, so look at samples: "
+        f"bench run --model {out.resolve()} --method prior",
+        soft_wrap=True,
+    )

@@ -1,0 +1,217 @@
+"""`bench convert`: files named as the original Stable Diffusion code names its tensors, made folders again."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_families import sdxl_folder  # noqa: F401
+from torch import Tensor
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+VAE = {
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "samplers.0.conv": "sample.conv",
+    "group_norm": "norm",
+    "to_out.0": "proj_out",
+    **{f"to_{name}": name for name in "qkv"},
+}
+OPEN_CLIP = {
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "text_model.encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def replaced(name: str, table: Mapping[str, str]) -> str:
+    for ours, theirs in table.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def original_unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The blocks are numbered through, one for each resnet and each change of size."""
+    down, up = (sum(name.startswith(f"{side}_blocks.0.resnets.") for name in {n.rpartition(".")[0] for n in state}
+                    if name.endswith("conv1")) for side in ("down", "up"))  # fmt: skip
+    found = {}
+    for name, tensor in state.items():
+        if match := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name):
+            side, block, kind, place, rest = match.groups()
+            first = 1 + int(block) * (down + 1) if side == "down" else int(block) * up
+            attends = any(other.startswith(f"{side}_blocks.{block}.attentions") for other in state)
+            number, part = {
+                "resnets": (int(place), 0),
+                "attentions": (int(place), 1),
+                "downsamplers": (down, 0),
+                "upsamplers": (up - 1, 1 + attends),
+            }[kind]
+            rest = rest.replace("conv.", "op.") if kind == "downsamplers" else rest
+            name = f"{'input' if side == 'down' else 'output'}_blocks.{first + number}.{part}.{rest}"
+        name = replaced(name, UNET)
+        found[name if "transformer_blocks" in name else replaced(name, RESNET)] = tensor
+    return found
+
+
+def original_vae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Decoder blocks are counted from the other end; what is linear here is a convolution there."""
+    last = max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up_blocks"))
+    found = {}
+    for name, tensor in state.items():
+        tensor = tensor[:, :, None, None] if ".attentions." in name and tensor.dim() == 2 else tensor
+        name = re.sub(r"up_blocks\.(\d+)\.", lambda m: f"up.{last - int(m[1])}.", name)
+        name = re.sub(r"((?:up|down)(?:_blocks)?\.\d+)\.resnets", r"\1.block", name).replace("down_blocks", "down")
+        found[replaced(name, VAE)] = tensor
+    return found
+
+
+def original_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value are one tensor, and the projection is transposed."""
+    found = {}
+    for name, tensor in state.items():
+        if name == "text_projection.weight":
+            found["text_projection"] = tensor.T.contiguous()
+        elif "q_proj" in name:
+            whole = torch.cat([state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            found[replaced(name, OPEN_CLIP).replace(".q_proj.", ".in_proj_")] = whole
+        elif not re.search("[kv]_proj", name):
+            found[replaced(name, OPEN_CLIP)] = tensor
+    return found
+
+
+def original(folder: Path, version: str) -> dict[str, Tensor]:
+    """The single file's tensors of a pipeline's folder; the versions differ in their text encoders."""
+    unet, vae = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
+    whole = {f"model.diffusion_model.{name}": tensor for name, tensor in original_unet(unet).items()}
+    whole |= {f"first_stage_model.{name}": tensor for name, tensor in original_vae(vae).items()}
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    text = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in text.items()}
+    if version == "2":
+        text, prefix = original_open_clip(text), "cond_stage_model.model"
+    else:
+        prefix = "conditioner.embedders.0.transformer" if version == "xl" else "cond_stage_model.transformer"
+    whole |= {f"{prefix}.{name}": tensor for name, tensor in text.items()}
+    if version == "xl":
+        second = original_open_clip(load_file(folder / "text_encoder_2" / "model.safetensors"))
+        whole |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in second.items()}
+    return {name: tensor.contiguous() for name, tensor in whole.items()}
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*/*.safetensors"))
+    return {f"{file.parent.name}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("version", ["1", "2", "xl"])
+def test_a_single_file_becomes_the_folder_that_it_was(bench, version, tmp_path, request):
+    """To the bit, in the file's 16 bits if all tensors have them; a run takes the folder."""
+    folder = request.getfixturevalue("sdxl_folder" if version == "xl" else "pipeline_folder")
+    whole, theirs = original(folder, version), tensors(folder)
+    halves = {name: tensor.half() for name, tensor in whole.items()}
+    mixed = halves | {name: tensor for name, tensor in whole.items() if name.startswith("first_stage_model")}
+    for name, stored in {"a model": whole, "half": halves, "mixed": mixed}.items():
+        save_file(stored, tmp_path / f"{name}.safetensors")
+        status, text = bench("convert", tmp_path / f"{name}.safetensors", "--like", folder)
+        assert status == 0, text
+        assert f"It predicts epsilon, as {folder} does" in " ".join(text.split())
+        ours = tensors(tmp_path / name)
+        assert ours.keys() == theirs.keys()
+        assert {tensor.dtype for tensor in ours.values()} == {torch.half if name == "half" else torch.float}
+        for key, tensor in theirs.items():
+            exact = name == "a model" or (name == "mixed" and key.startswith("vae."))
+            assert torch.equal(ours[key].float(), tensor if exact else tensor.half().float())
+    status, text = bench("run", "--method", "prior", "--model", tmp_path / "a model", "--dry-run")
+    assert status == 0, text
+
+
+def lacking(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda whole: {name: tensor for name, tensor in whole.items() if not name.startswith(part)}
+
+
+NORM = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
+EXTRA = "model.diffusion_model.output_blocks.9.0.in_layers.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lacking(NORM), "lacks text_encoder.final_layer_norm.bias"),
+        (lacking("first_stage_model.decoder.conv_out"), "tensors of its denoiser or autoencoder are missing"),
+        (lacking("cond_stage_model"), "is no pipeline like"),
+        (lacking("model.diffusion_model"), "no whole checkpoint of Stable Diffusion"),
+        (lambda whole: whole | {NORM: torch.zeros(3)}, "is no pipeline like"),
+        (lambda whole: whole | {EXTRA: torch.zeros(3)}, "tensors of a denoiser"),
+        (lambda whole: whole | {"v_pred": torch.zeros(())}, "says that it predicts v"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(bench, pipeline_folder, tmp_path, change, words):
+    file = tmp_path / "model.safetensors"
+    save_file(change(original(pipeline_folder, "1")), file)
+    status, text = bench("convert", file, "--like", pipeline_folder)
+    assert status == 2, text
+    assert words in " ".join(text.split())
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        ("ring", "is no pipeline"),
+        ("emoji_flow", "is a StableDiffusion3Pipeline"),
+        ("emoji", "is no pipeline like 'emoji'"),
+        ("sdxl", "hf download stabilityai/stable-diffusion-xl-base-1.0"),
+    ],
+)
+def test_what_a_file_is_like_has_to_be_like_it(bench, pipeline_folder, tmp_path, monkeypatch, like, words):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    file = tmp_path / "model.safetensors"
+    save_file(original(pipeline_folder, "1"), file)
+    status, text = bench("convert", file, "--like", like)
+    assert status == 2, text
+    assert words in " ".join(text.split())
+
+
+def test_only_a_whole_safetensors_file_is_read(bench, pipeline_folder, tmp_path):
+    for name, content, words in [
+        ("old.ckpt", b"PK", "pickled ones (.ckpt) are not loaded"),
+        ("absent.safetensors", None, "does not exist"),
+    ]:
+        if content:
+            (tmp_path / name).write_bytes(content)
+        status, text = bench("convert", tmp_path / name, "--like", pipeline_folder)
+        assert status == 2, text
+        assert words in " ".join(text.split())
+    (tmp_path / "there").mkdir()
+    status, text = bench("convert", tmp_path / "old.ckpt", "--like", pipeline_folder, "--out", tmp_path / "there")
+    assert status == 2
+    assert "exists already: choose another --out" in " ".join(text.split())
