@@ -15,7 +15,7 @@ from bench.models.base import Conditioning, DiffusionModel
 from bench.reward import Reward, gradient, score
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
-from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
+from bench.sampling.trajectory import Batch, Noised, Trajectory, Transitions, join, rollout
 from bench.training import memory
 from bench.training.meter import Meter
 
@@ -114,10 +114,6 @@ class Core:
         with self._using(weights):
             return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
 
-    def predict_both(self, z: Tensor, k: Step, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        """The policy's output with guidance, and the one without that it is made of, at no further cost."""
-        return self.model.predict_both(z, self.kernel.timesteps[k], conditioning)
-
     def _using(self, weights: str | None) -> AbstractContextManager[None]:
         return self.model.using(self.copies[weights]) if weights else nullcontext()
 
@@ -200,8 +196,7 @@ class Core:
     def look_ahead(self, data: Trajectory, states: Tensor) -> Tensor:
         """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at the `states`, bool [B, K+1] on the CPU, and NaN elsewhere.
 
-        Each is scored without gradient, on the conditional prediction alone (no guidance); at k = K the latent is the
-        finished sample itself.
+        Each is scored as by `predict_and_score`; at k = K the latent is the finished sample itself.
         """
         found = data.latents.new_full(states.shape, float("nan"))
         for part in states.nonzero().split(self.micro_batch):
@@ -215,6 +210,15 @@ class Core:
                     z[inner] = self.kernel.clean(z[inner], output, k[inner])
                 found[row, k] = self.reward(z, prompts)
         return found
+
+    def predict_and_score(self, part: Transitions) -> tuple[Tensor, Tensor]:
+        """The policy's output `o_θ(z_k)` [n, *latent], and rewards `r(decode(ẑ_θ(z_k)))` [n], in one pass.
+
+        The rewards are those of the conditional prediction alone (no guidance), without gradient.
+        """
+        output, conditional = self.model.predict_both(part.z, self.kernel.timesteps[part.k], part.conditioning)
+        with torch.no_grad():
+            return output, self.reward(self.kernel.clean(part.z, conditional, part.k), part.prompts)
 
     def lean_adjoint(self, data: Trajectory, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`a_K = −β ∇ r(decode(z_K))`, `a_k = (∂μ_#/∂z_k)ᵀ a_{k+1}` at sampled states (Domingo-Enrich et al., 2025).

@@ -96,10 +96,8 @@ class DB(Method):
 
     def predict(self, core: Core, part: Transitions, known: Tensor) -> Tensor:
         """`o_θ(z_k)` [n, *latent]; puts `βr(x̂_k)` into its places of `known` [B, K+1]."""
-        output, text_output = core.predict_both(part.z, part.k, part.conditioning)
-        with torch.no_grad():
-            clean = core.kernel.clean(part.z, text_output, part.k)
-            known[part.row, part.k] = core.beta * core.reward(clean, part.prompts)
+        output, rewards = core.predict_and_score(part)
+        known[part.row, part.k] = core.beta * rewards
         return output
 
     def balance(self, core: Core, part: Transitions, output: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,7 +165,7 @@ class NablaGFN(Method):
         own, rest = core.network("flow", *map(torch.cat, states), conditioning).split([len(part), len(taught)])
         ahead, rest = rest[: len(taught) - len(last)], rest[len(taught) - len(last) :]
         if self.config.detach_target and len(inner):
-            with torch.set_grad_enabled(False):
+            with torch.no_grad():
                 ahead = core.network("flow", part.z_next[inner], part.k[inner] + 1, part.conditioning[inner])
         return own, ahead, rest
 

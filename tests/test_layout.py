@@ -50,7 +50,7 @@ def test_the_trainer_knows_no_method_and_methods_own_no_machinery():
     assert not [name for name in registry.BUILT_IN["methods"] if re.search(rf"\b{name}\b", trainer)]
     for path in (ROOT / "methods").glob("*.py"):
         text = path.read_text(encoding="utf8")
-        assert not [word for word in (".backward(", "optim.", ".cuda(", ".device", "randn", "no_grad") if word in text]
+        assert not [word for word in (".backward(", "optim.", ".cuda(", ".device", "randn") if word in text]
         assert not {name.split(".")[0] for name in imported(path)} & {"diffusers", "accelerate", "peft"}
         assert text.count("\n") < 200, path
 
