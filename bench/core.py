@@ -284,13 +284,13 @@ class Core:
     ) -> Tensor:
         """Long [B, S]: for every row one random step of each of `⌊K·fraction⌋` equal bins, and always the last step.
 
-        With a fraction of 1 these are all K steps. Where the last step is "like any" the bins, one at least, are of all
-        steps; "never" leaves it out. The choice is named by the sample, like its noise. It is on the CPU, like every
-        choice: what decides which work is done must not be asked from the device.
+        A fraction above zero means one bin at least, and 1 all K steps. Where the last step is "like any" the bins are
+        of all steps, and there is one in any case; "never" leaves it out. The choice is named by the sample, like its
+        noise. It is on the CPU, like every choice: what decides which work is done must not be asked from the device.
         """
         always = last == "always"
         others = self.kernel.steps - (last != "like any")
-        bins = min(max(int(self.kernel.steps * fraction + 1e-9), not always), others)
+        bins = min(max(int(self.kernel.steps * fraction + 1e-9), fraction > 0 or not always), others)
         edges = np.linspace(0, others, bins + 1).round().astype(int)
         rows = [
             [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), *[others] * always]

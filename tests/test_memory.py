@@ -77,9 +77,9 @@ def backwards(self, images, prompts):
 
 PLACES = {  # phase: method, what fails, how many calls of it go well, how it fails, what is to be lowered
     # before training, 6 samples of the prior in two parts: 3 steps, a decode and a reward each
-    # a round of ddpo: 3 steps of a rollout, one decode and one reward, then 4 transitions in one micro-batch
+    # a round of ddpo: 3 steps of a rollout, one decode and one reward, then 8 transitions in two micro-batches
     "rollout": ("ddpo", (StableDiffusion, "predict"), 6 + 6, fail, "sample_batch=2"),
-    "losses": ("ddpo", (StableDiffusion, "predict"), 6 + 7, fail, "micro_batch=2"),
+    "losses": ("ddpo", (StableDiffusion, "predict"), 6 + 5 + 3, fail, "micro_batch=2"),
     "reward/decode": ("ddpo", (StableDiffusion, "decode"), 2 + 1, fail, "micro_batch=2"),
     "reward": ("ddpo", (Colorfulness, "__call__"), 2 + 1, fail, "micro_batch=2"),
     "backward": ("draft_1", (Colorfulness, "__call__"), 2 + 1, backwards, "micro_batch=2"),
