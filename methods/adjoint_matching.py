@@ -11,7 +11,9 @@ from bench import Config, Core, Loss, Method, Needs, Trajectory
 class AdjointMatchingConfig(Config):
     """Options of Adjoint Matching."""
 
-    fraction: float = Field(0.15, ge=0, le=1, description="transitions used, besides the last one, over K")
+    fraction: float = Field(
+        0.15, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none"
+    )
 
 
 class AdjointMatching(Method):

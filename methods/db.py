@@ -35,7 +35,7 @@ class DBConfig(Config):
     advantage_clip: float = Field(5.0, gt=0, description="DAG-KL: largest absolute advantage")
     policy_weight: float = Field(1.0, gt=0, description="DAG-KL: weight of the policy gradient")
     trust: float = Field(1.0, ge=0, description="λ of ‖o_θ − o_old‖², mean over elements")
-    fraction: float = Field(1.0, ge=0, le=1, description="transitions used, besides the last one, over K")
+    fraction: float = Field(1.0, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the flow network f_φ")
 
 

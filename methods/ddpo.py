@@ -38,7 +38,7 @@ class DDPOConfig(Config):
     deviation: Deviation = Deviation()
     advantage_clip: float | None = Field(5.0, gt=0, description="largest absolute advantage; null: any")
     kl: float = Field(0.0, ge=0, description="weight of the divergence from the prior, under `reduction`")
-    fraction: float = Field(1.0, ge=0, le=1, description="transitions used, besides the last one, over K")
+    fraction: float = Field(1.0, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none")
     buffer: int = Field(32, ge=2, description="rewards kept per prompt")
     minimum: int = Field(16, ge=2, description="entries below which batch statistics stand in")
 

@@ -12,7 +12,7 @@ class NablaConfig(Config):
 
     residual: bool = Field(True, description="residual ∇-DB (target p_# exp(βr)); false: plain ∇-DB (target exp(βr))")
     flow: bool = Field(True, description="train g_φ; false keeps the forward loss alone")
-    fraction: float = Field(0.1, ge=0, le=1, description="transitions used, besides the last one, over K")
+    fraction: float = Field(0.1, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none")
     gamma: Literal["alpha", "sqrt_alpha", "one"] = Field("alpha", description="γ_k of the forward-looking term")
     weighting: Literal["score", "kl"] = Field("kl", description="'kl' multiplies transition losses by σ_k²")
     detach_target: bool = Field(True, description="keep the forward loss's gradient out of g_φ")

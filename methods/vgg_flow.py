@@ -13,7 +13,9 @@ from bench import Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory,
 class VGGFlowConfig(Config):
     """Options of VGG-Flow; symbols as in the class docstring."""
 
-    fraction: float = Field(0.25, ge=0, le=1, description="transitions used, besides the last one, over K")
+    fraction: float = Field(
+        0.25, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none"
+    )
     schedule: Literal["quad", "linear", "constant"] = Field("quad", description="η: (1−s)², 1−s, or 1")
     largest: float | None = Field(1.0, gt=0, description="largest norm of a reward gradient; null: any")
     gradient_at: Literal["prediction", "sample"] = Field("prediction", description="where r is differentiated")
