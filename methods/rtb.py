@@ -89,10 +89,12 @@ class SoftmaxRTB(Method):
         Where it does not, a pass over all comes first, for the weights of their gradients.
         """
         size = max(1, core.micro_batch // core.kernel.steps)
-        groups = [[i for i, own in enumerate(data.prompts) if own == prompt] for prompt in dict.fromkeys(data.prompts)]
-        if max(map(len, groups)) <= size:
-            for group in map(torch.tensor, groups):
-                rows = data[group]
+        parts: list[list[int]] = [[]]
+        for prompt in dict.fromkeys(data.prompts):
+            group = [i for i, own in enumerate(data.prompts) if own == prompt]
+            parts = [*parts[:-1], parts[-1] + group] if len(parts[-1] + group) <= size else [*parts, group]
+        if max(map(len, parts)) <= size:
+            for rows in (data[torch.tensor(part)] for part in parts):
                 policy, residual, _ = self.balance(self.ratios(core, rows), core.beta * rows.rewards, rows.prompts)
                 yield Loss(residual**2, {"log_softmax": policy.detach()})
             return

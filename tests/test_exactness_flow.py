@@ -16,7 +16,7 @@ from methods.rtb import SoftmaxRTB, SoftmaxRTBConfig
 from methods.vgg_flow import VGGFlow, VGGFlowConfig
 
 
-@pytest.mark.parametrize("micro_batch", [5, 12], ids=["two passes", "a pass"])
+@pytest.mark.parametrize("micro_batch", [5, 12, 24], ids=["two passes", "a pass a group", "a pass"])
 @pytest.mark.parametrize("prior", [True, False], ids=["rtb_softmax", "tmpo"])
 def test_balance_within_a_group_has_the_gradient_of_its_equation(prior, micro_batch):
     """Whatever the micro-batch, of groups of 4 · 3 rows; the equation is written for every prompt's rows at once."""
@@ -116,7 +116,7 @@ def test_the_values_equation_vanishes_at_its_solution_and_nowhere_near():
     for moved in (table, model.adapters()["bias"], core.networks["value"].slope):
         for place in places.tolist():
             moved.data[place] += 0.1
-            assert sum(float(loss.values.sum()) for loss in method.losses(core, data)) > 1e-6
+            assert sum(loss.values.sum().item() for loss in method.losses(core, data)) > 1e-6
             moved.data[place] -= 0.1
 
 
