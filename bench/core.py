@@ -185,13 +185,17 @@ class Core:
         """Rewards [n] of the clean latents, and their gradients `∇ r(decode(·))`, shaped like `clean`; both detached.
 
         Where `clean` is a function of other states, `torch.autograd.grad(clean, z, gradient)` hands the gradient on;
-        the graphs of decoder and reward are gone by then.
+        the graphs of decoder and reward, never of more than `model.decoder_batch` rows, are gone by then.
         """
-        clean = clean.detach().requires_grad_()
-        with torch.enable_grad():
-            rewards = self.reward(clean, prompts)
-        with memory.phase("backward"):
-            return rewards.detach(), gradient(self.reward_name, rewards, clean)
+        found, size = [], self.model.decoder_batch
+        for start in range(0, len(clean), size):
+            part = clean[start : start + size].detach().requires_grad_()
+            with torch.enable_grad():
+                rewards = self.reward(part, prompts[start : start + size])
+            with memory.phase("backward"):
+                found.append((rewards.detach(), gradient(self.reward_name, rewards, part)))
+        rewards, gradients = map(torch.cat, zip(*found, strict=True))
+        return rewards, gradients
 
     def look_ahead(self, data: Trajectory, states: Tensor) -> Tensor:
         """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at the `states`, bool [B, K+1] on the CPU, and NaN elsewhere.

@@ -63,6 +63,7 @@ class NablaGFN(Method):
         weight = self._weight(variance)
         at_start, inner = config.flow and config.reverse_at == "start", part.unfinished
         target, rewards, mean_next = self.reward_score(core, part)  # first, and freed before the policy's graph is made
+        ahead = self.reverse_ahead(core, part, target[inner], mean_next) if config.flow and not at_start else None
         z = part.z.detach().requires_grad_(at_start)
         output = core.predict(z, part.k, part.conditioning)
         mean = core.kernel.mean(z, output, part.k)
@@ -81,8 +82,9 @@ class NablaGFN(Method):
         elif config.flow:
             own = core.network("flow", part.z_next, part.k + 1, part.conditioning)
             own_next, own_last = own[inner], own[part.finished]
-            missing = self.reverse_ahead(core, part, own_next, target[inner], mean_next)
-            losses["reverse"], own_next = config.reverse_weight * missing, own_next.detach()
+            missing = self._weight(core.kernel.std(part.k[inner] + 1, own_next) ** 2) * _mean_square(ahead + own_next)
+            losses["reverse"] = config.reverse_weight * missing.new_zeros(len(part)).index_copy(0, inner, missing)
+            own_next = own_next.detach()
         if config.flow:
             target = target.index_add(0, inner, own_next)  # the finished sample's flow is the reward alone
             losses["terminal"] = self.terminal_loss(part, own_last)
@@ -92,19 +94,17 @@ class NablaGFN(Method):
         metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
         return sum(losses.values()), metrics
 
-    def reverse_ahead(self, core: Core, part: Transitions, own: Tensor, ahead: Tensor, mean: Tensor | None) -> Tensor:
-        """`L_rev` at `z_{k+1}` of the unfinished, weighted, zero for the finished [n]; detached but for `own = g_φ`.
+    def reverse_ahead(self, core: Core, part: Transitions, ahead: Tensor, mean: Tensor | None) -> Tensor:
+        """Minus what `g_φ` should be at `z_{k+1}` of the unfinished [m, *latent], detached.
 
-        ahead, mean: the forward-looking term and the policy's mean at these states.
+        ahead, mean: the forward-looking term and the policy's mean there.
         """
-        inner, k, loss = part.unfinished, part.k[part.unfinished] + 1, ahead.new_zeros(len(part))
         if mean is None:
-            return loss
-        z = part.z_next[inner].requires_grad_()
-        variance = core.kernel.std(k, z) ** 2
+            return ahead
+        inner, k, z = part.unfinished, part.k[part.unfinished] + 1, part.z_next[part.unfinished].requires_grad_()
         prior = core.kernel.mean(z, core.predict(z, k, part.conditioning[inner], prior=True), k)
-        back = -torch.autograd.grad(prior, z, (mean - prior.detach()) / variance)[0]
-        return loss.index_copy(0, inner, self._weight(variance) * _mean_square(back + ahead + own))
+        drift = (mean - prior.detach()) / core.kernel.std(k, z) ** 2
+        return ahead - torch.autograd.grad(prior, z, drift)[0]
 
     def _weight(self, variance: Tensor) -> Tensor:
         return variance.flatten() if self.config.weighting == "kl" else torch.ones_like(variance.flatten())

@@ -54,7 +54,8 @@ class DiffusionModel(ABC):
     A diffusion has alphas_cumprod: float32 [T], signal levels of the training schedule, on the CPU; final_alpha: the
     scheduler's level of a finished sample; steps_offset: of its "leading" grid. A flow has shift, of its time grid, and
     tokens, how many its latent makes. network: the denoiser, whose passes are counted.
-    modes: [M, d], centres of the prior's modes where they are known.
+    decoder_batch: rows whose decoder and reward are differentiated at a time: no slower than more, and their graphs are
+    the largest there are. modes: [M, d], centres of the prior's modes where they are known.
     """
 
     latent_shape: tuple[int, ...]
@@ -68,6 +69,7 @@ class DiffusionModel(ABC):
     shift: float = 3.0
     tokens: int = 4096
     network: nn.Module
+    decoder_batch: int = 1 << 20
     modes: Tensor | None = None
 
     @classmethod
