@@ -129,6 +129,12 @@ class Core:
         Whether they are finite is looked at by the next `check`, since a look makes the device wait. Raises BenchError
         for a reward that breaks its contract (see bench.reward.score).
         """
+        if not (torch.is_grad_enabled() and z.requires_grad and self.reward_model.differentiable):
+            return self._score(z, prompts)
+        rewards, gradient = self.reward_gradient(z, prompts)  # at once, so that no graph of decoder and reward stays
+        return rewards + (gradient * (z - z.detach())).flatten(1).sum(1)
+
+    def _score(self, z: Tensor, prompts: list[str]) -> Tensor:
         return self._scored(z, prompts, partial(score, self.reward_model, self.reward_name))
 
     def rewards(self, z: Tensor, prompts: list[str]) -> dict[str, Tensor]:
@@ -191,7 +197,7 @@ class Core:
         for start in range(0, len(clean), size):
             part = clean[start : start + size].detach().requires_grad_()
             with torch.enable_grad():
-                rewards = self.reward(part, prompts[start : start + size])
+                rewards = self._score(part, prompts[start : start + size])
             with memory.phase("backward"):
                 found.append((rewards.detach(), gradient(self.reward_name, rewards, part)))
         rewards, gradients = map(torch.cat, zip(*found, strict=True))

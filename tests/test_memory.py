@@ -75,6 +75,10 @@ def backwards(self, images, prompts):
     return Backward.apply(images).flatten(1).mean(1)
 
 
+def learns(self, z, *_, **__):
+    return Backward.apply(z + sum(parameter.sum() for parameter in self.adapters().values()))
+
+
 PLACES = {  # phase: method, what fails, how many calls of it go well, how it fails, what is to be lowered
     # before training, 6 samples of the prior in two parts: 3 steps, a decode and a reward each
     # a round of ddpo: 3 steps of a rollout, one decode and one reward, then 8 transitions in two micro-batches
@@ -82,7 +86,7 @@ PLACES = {  # phase: method, what fails, how many calls of it go well, how it fa
     "losses": ("ddpo", (StableDiffusion, "predict"), 6 + 5 + 3, fail, "micro_batch=2"),
     "reward/decode": ("ddpo", (StableDiffusion, "decode"), 2 + 1, fail, "micro_batch=2"),
     "reward": ("ddpo", (Colorfulness, "__call__"), 2 + 1, fail, "micro_batch=2"),
-    "backward": ("draft_1", (Colorfulness, "__call__"), 2 + 1, backwards, "micro_batch=2"),
+    "backward": ("draft_1", (StableDiffusion, "predict"), 6 + 3 + 2, learns, "micro_batch=2"),
     "losses/reward/decode": ("draft_1", (StableDiffusion, "decode"), 2 + 1, fail, "micro_batch=2"),
     "losses/backward": ("nabla_gfn", (Colorfulness, "__call__"), 2 + 3, backwards, "micro_batch=2"),
     "optimizer": ("ddpo", (torch.optim.AdamW, "step"), 1, fail, None),

@@ -33,7 +33,8 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     weights: of the model and its text encoders, the rewards and the feature spaces, these as large as their files.
     trained: adapters with gradient, optimiser and copies. round: the trajectories held. backward: what one
     micro-batch keeps for its backward pass through one call of the denoiser and, for methods that ask for the reward's
-    gradient, the decoder. The method's own networks, the reward network's activations and scratch space come on top.
+    gradient, as many rows of the decoder as are differentiated at a time. The method's own networks, the reward
+    network's activations and scratch space come on top.
     """
     layout.quiet_libraries()
     built = networks(config)
@@ -53,13 +54,14 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
         z, t = torch.empty(1, *shape), torch.empty(1)
         conditioning = {name: torch.empty(1, *text, dtype=dtype) for name, text in texts.items()}
         denoise = _saved(network, lambda: kind.denoise(network, z.to(dtype), t, conditioning))
+        decoded = kind.decoder_rows(z, vae)
         decode = _saved(vae, lambda: vae.decode(kind.vae_latents(z, vae).requires_grad_()).sample)
     method = registry.load("methods", config.method.name)
     needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
     copies = len(method(options).copies().keys() | ({"ema"} if config.train.ema else set()))
     train = config.train
     rows = train.micro_batch * kind.rows(config.loss_guidance())
-    images = (1 if config.model.checkpointing else train.micro_batch) if needs.reward_gradient else 0
+    images = 1 if config.model.checkpointing else min(train.micro_batch, decoded)
     latent = math.prod(shape) * FLOAT
     kept = 1 + len(needs.record & {"model_output", "prior_output"})
     others = requirements(config)[bool(catalogue.need(config.model.name)) :]  # the model's weights come first
@@ -67,7 +69,7 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
         "weights": weights + sum(need.size for need in others),
         "trained": trained * (ADAM + copies) * FLOAT,
         "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * kept,
-        "backward": rows * denoise + images * decode,
+        "backward": rows * denoise + images * decode * needs.reward_gradient,
     }
 
 
@@ -95,12 +97,13 @@ def _with_batches(config: RunConfig, micro: int, sample: int | None = None) -> R
 
 def _fitting(config: RunConfig, device: torch.device) -> int:
     dtype, known = network_dtype(config.model, device), memory.available(device)
-    one, two = (estimate_memory(_with_batches(config, rows), dtype) for rows in (1, 2))
-    if not (one and known):
-        return LARGEST
-    first, further = sum(one.values()), sum(two.values()) - sum(one.values())
-    fitting = min(LARGEST, 1 + (SHARE * known[1] - first) // further)
-    return 2 ** int(math.log2(max(1, fitting)))
+    rows = LARGEST
+    while known and rows > 1:
+        estimate = estimate_memory(_with_batches(config, rows), dtype)
+        if estimate is None or sum(estimate.values()) <= SHARE * known[1]:
+            break
+        rows //= 2
+    return rows
 
 
 def networks(config: RunConfig) -> tuple[type[PipelineModel], dict[str, Any]] | None:
