@@ -84,13 +84,11 @@ class DB(Method):
                 balances = [self.balance(core, part, self.predict(core, part, known), known)[0] for part in parts]
             advantages = self.advantages(torch.cat(balances), rows).split(size)
         for place, part in enumerate(data.transitions(steps, size)):
-            if advantages:  # known holds everything already
-                output, own = core.predict(part.z, part.k, part.conditioning), advantages[place]
-                balance, log_prob = self.balance(core, part, output, known)
-            else:
-                output = self.predict(core, part, known)
-                balance, log_prob = self.balance(core, part, output, known)
-                own = self.advantages(balance.detach(), rows) if self.config.clip else None
+            output = core.predict(part.z, part.k, part.conditioning) if advantages else self.predict(core, part, known)
+            balance, log_prob = self.balance(core, part, output, known)
+            own = None
+            if self.config.clip:
+                own = advantages[place] if advantages else self.advantages(balance.detach(), rows)
             values, metrics = self.transition_losses(part, output, balance, log_prob, own)
             yield Loss(values / steps.shape[1], metrics)
 
