@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from test_families import sdxl_folder  # noqa: F401
 from torch import Tensor
 
+from bench.models.catalogue import locate
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -152,6 +154,18 @@ def test_a_single_file_becomes_the_folder_that_it_was(bench, version, tmp_path, 
             assert torch.equal(ours[key].float(), tensor if exact else tensor.half().float())
     status, text = bench("run", "--method", "prior", "--model", tmp_path / "a model", "--dry-run")
     assert status == 0, text
+
+
+@pytest.mark.parametrize(("like", "version", "output"), [("sd15", "1", "epsilon"), ("sd21", "2", "v_prediction")])
+def test_configurations_come_from_the_hubs_cache(bench, hub, tmp_path, like, version, output):
+    folder = locate(like)
+    save_file(original(folder, version), tmp_path / "model.safetensors")
+    status, text = bench("convert", tmp_path / "model.safetensors", "--like", like)
+    assert status == 0, text
+    assert f"It predicts {output}, as {like} does" in " ".join(text.split())
+    ours, theirs = tensors(tmp_path / "model"), tensors(folder)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].float(), tensor.float()) for name, tensor in theirs.items())
 
 
 def lacking(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
