@@ -60,7 +60,8 @@ def _folders(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
             raise FileNotFoundError(f"there is no file or folder {path}")
         below = sorted([*path.rglob("*.parquet"), *path.rglob("config.yaml")]) if path.is_dir() else [path]
         for file in below:
-            if not any(ASIDE.search(part) for part in file.relative_to(path).parts):
+            adapter = file.name == "config.yaml" and (file.parent.parent / file.name).is_file()  # it carries its run's
+            if not adapter and not any(ASIDE.search(part) for part in file.relative_to(path).parts):
                 found.setdefault(file.parent.resolve(), {}).setdefault(file.resolve(), file)
     if not found:
         raise FileNotFoundError(f"no result rows found below {', '.join(map(str, paths))}")

@@ -393,6 +393,8 @@ def test_a_run_counts_once(tmp_path: Path) -> None:
 
 def test_unfinished_failed_and_unreadable_runs_are_left_out_with_a_reason(tmp_path: Path) -> None:
     run_folder(tmp_path / "good", row())
+    (tmp_path / "good" / "adapter").mkdir()
+    shutil.copy(tmp_path / "good" / "config.yaml", tmp_path / "good" / "adapter")  # as a run leaves it
     begun = run_folder(tmp_path / "begun", row(seed=1), finished=False)
     stopped = run_folder(tmp_path / "stopped", row(seed=2), finished=False)
     (stopped / "error.log").write_text("Traceback:\n  somewhere\nValueError: too hot\n")
@@ -415,6 +417,7 @@ def test_unfinished_failed_and_unreadable_runs_are_left_out_with_a_reason(tmp_pa
     assert "empty/rows.parquet cannot be read" in text
     assert "schema/rows.parquet holds rows of schema 1" in text
     assert "made with random weights" in text
+    assert len(left_out) == 5  # and no adapter
     page = report(frame, left_out)
     assert "| 1, 1 failed |" in page
     assert "draft, seed 5, failed: update 3: not finite" in page
