@@ -163,3 +163,42 @@ def test_grad_from_and_stop_at(core):
     grad = core.rollout(batch, grad_from=3).latents
     assert grad.requires_grad
     torch.testing.assert_close(grad, whole, rtol=1e-5, atol=1e-5)  # without a graph the adapters are merged
+
+
+def test_the_rewards_gradient_is_taken_a_few_rows_at_a_time(core, monkeypatch):
+    """Value and gradient are those of one graph over all rows, here under a loss that is not linear in the reward."""
+    z, prompts = torch.randn(5, *core.model.latent_shape, generator=torch.Generator().manual_seed(0)), list("abcde")
+    whole = z.clone().requires_grad_()
+    expected = core.reward_model(core.model.decode(whole), prompts)
+    (slope,) = torch.autograd.grad(expected.sum(), whole, retain_graph=True)
+    (squared,) = torch.autograd.grad(expected.square().sum(), whole)
+    sizes, decode = [], core.model.decode
+    monkeypatch.setattr(core.model, "decode", lambda part: (sizes.append(len(part)), decode(part))[1])
+    core.model.decoder_batch = 2
+    rewards, gradient = core.reward_gradient(z, prompts)
+    assert sizes == [2, 2, 1]
+    torch.testing.assert_close(rewards, expected.detach())
+    torch.testing.assert_close(gradient, slope)
+    moving = z.clone().requires_grad_()
+    rewards = core.reward(2 * (moving / 2), prompts)
+    assert sizes == 2 * [2, 2, 1]
+    torch.testing.assert_close(rewards, expected)
+    torch.testing.assert_close(torch.autograd.grad(rewards.square().sum(), moving)[0], squared)
+    with torch.no_grad():
+        core.reward(moving, prompts)
+    assert sizes[-1] == 5  # without a graph all at once
+
+
+@pytest.mark.parametrize(("pixels", "rows"), [(32, 8), (256, 8), (512, 2), (1024, 1), (2048, 1)])
+def test_a_decoder_is_differentiated_half_a_megapixel_at_a_time(model, pixels, rows):
+    vae = model.pipeline.vae
+    side = pixels // 2 ** (len(vae.config.block_out_channels) - 1)
+    assert model.decoder_rows(torch.zeros(1, 4, side, side, device="meta"), vae) == rows
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0, 1), (0.1, 2), (0.5, 3), (1, 5)])
+def test_a_fraction_above_zero_chooses_a_step_besides_the_last(core, fraction, count):
+    steps = core.choose_steps(core.batch((f"prompt {i}", 0) for i in range(20)), fraction)
+    assert steps.shape == (20, count)
+    assert (steps[:, -1] == 4).all()
+    assert (steps.diff(dim=1) > 0).all()

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bench.errors import BenchError
@@ -20,7 +19,6 @@ from bench.weights.hub import Repository
 
 DENOISER = "model.diffusion_model."  # how the names of its tensors begin in such a file
 V_PREDICTION = "v_pred"  # a tensor that says so, in some
-SIXTEEN_BITS = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def convert(file: Path, like: str, out: Path) -> str:
@@ -31,7 +29,11 @@ def convert(file: Path, like: str, out: Path) -> str:
     """
     if out.exists():
         raise BenchError(f"{out} exists already: choose another --out.")
-    denoiser, precisions, says_v = _look(file)
+    if file.suffix != ".safetensors":
+        raise BenchError(f"{file} is no .safetensors file; pickled ones (.ckpt) are not loaded.")
+    stored = layout.header(file)
+    if not (denoiser := sum(name.startswith(DENOISER) for name in stored)):
+        raise BenchError(f"{file} holds no {DENOISER}…: it is no whole checkpoint of Stable Diffusion.")
     configs = _configs(like)
     kind = catalogue.family(configs)
     if not issubclass(kind, StableDiffusion):
@@ -39,18 +41,18 @@ def convert(file: Path, like: str, out: Path) -> str:
             f"--like {like} is a {kind.pipeline_class.__name__}; files of Stable Diffusion alone are converted."
         )
     described = layout.check(configs, kind, guidance=1, weights=False)
-    if says_v and described.output != "v_prediction":
+    if V_PREDICTION in stored and described.output != "v_prediction":
         raise BenchError(
             f"{file} says that it predicts v, and {like!r} predicts {described.output}: give --like a copy of its "
             "folder with prediction_type = v_prediction in scheduler/scheduler_config.json."
         )
-    sixteen = precisions.pop() if len(precisions) == 1 else None
+    precisions = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point() and tensor.dim()}
     try:
         pipe = kind.pipeline_class.from_single_file(
             str(file),
             config=str(configs),
             local_files_only=True,
-            dtype=SIXTEEN_BITS.get(sixteen),
+            dtype=precisions.pop() if len(precisions) == 1 else torch.float32,
             **kind.unused,
         )
     except Exception as error:  # whatever a library raises over files of the user's
@@ -84,19 +86,3 @@ def _configs(like: str) -> Path:
             raise BenchError(f"--like {like}: it is no pipeline; give sd15, sd21, sdxl, a folder or a hub id.")
         return folder
     return Repository(repository.name, ("model_index.json",), also=catalogue.SMALL[1:]).path()
-
-
-def _look(file: Path) -> tuple[int, set[str], bool]:
-    """Of a file's header: how many tensors its denoiser has, the precisions of all, and whether it says v."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            names = list(tensors.keys())
-            slices = map(tensors.get_slice, names)
-            precisions = {own.get_dtype() for own in slices if own.get_shape() and "F" in own.get_dtype()}
-    except FileNotFoundError:
-        raise BenchError(f"{file} does not exist.") from None
-    except (OSError, SafetensorError) as error:
-        raise BenchError(f"{file} is no safetensors file ({error}); pickled ones (.ckpt) are not loaded.") from None
-    if not (count := sum(name.startswith(DENOISER) for name in names)):
-        raise BenchError(f"{file} holds no {DENOISER}…: it is no whole checkpoint of Stable Diffusion.")
-    return count, precisions, V_PREDICTION in names

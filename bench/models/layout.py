@@ -45,6 +45,7 @@ QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 TEXT_ENCODER = ("CLIP", "T5", "Qwen3")  # how classes of transformers begin
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # of a tokenizer, one is enough
 DESCRIBED = ("output", "spacing", "steps_offset", "shift", "tokens")  # of a `DiffusionModel`, for its kernel
+PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}  # others count as float32
 LFS = b"version https://git-lfs"
 
 Configs = Mapping[str, Mapping[str, Any]]  # by part
@@ -319,13 +320,18 @@ def _weight_files(folder: Path, class_name: str) -> list[str]:
 def _headers(folder: Path, class_name: str) -> dict[str, Tensor]:
     """The tensors of a part's safetensors files, without their contents."""
     files = _weight_files(folder, class_name)
-    return {name: tensor for file in files for name, tensor in _header(folder / file).items()}
+    return {name: tensor for file in files for name, tensor in header(folder / file).items()}
 
 
-def _header(path: Path) -> dict[str, Tensor]:
+def header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, without their contents. Raises BenchError for a file that is none."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: torch.empty(own.get_shape(), dtype=PRECISIONS.get(own.get_dtype()), device="meta")
+                for name, own in slices.items()
+            }
     except FileNotFoundError:
         pickled = "; pickled weights (.bin) are not loaded" if list(path.parent.glob("*.bin")) else ""
         raise BenchError(f"{path} is missing{pickled}.") from None
