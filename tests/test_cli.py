@@ -327,6 +327,15 @@ def test_more_updates_extend_the_run(bench, tmp_path, monkeypatch):
     assert "optimizer.decay is a share of all updates: starting anew" in text
 
 
+def test_a_sampler_with_one_step_that_counts_is_warned_of(bench, tmp_path, caplog):
+    run = ("run", "rtb", "--model", "ring_flow", "--updates", 1, "--out")
+    assert bench(*run, tmp_path / "one", "--set", "sampler.spacing=sd3")[0] == 0
+    assert "step 19 of 20 holds 98 % of the sampler's weights" in caplog.text
+    caplog.clear()
+    assert bench(*run, tmp_path / "all", "--set", "sampler.final_noise=0.06")[0] == 0
+    assert "of the sampler's weights" not in caplog.text
+
+
 def test_prompts_cut_by_the_encoder_are_counted(tiny_run, tmp_path, caplog):
     path = tmp_path / "long.txt"
     path.write_text("cat\ndog\n" + "many letters " * 9 + "\n")

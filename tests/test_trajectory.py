@@ -7,7 +7,7 @@ from conftest import perturb
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from bench.errors import BenchError
-from bench.sampling.kernel import ddim_kernel, gaussian_log_prob
+from bench.sampling.kernel import ddim_kernel, flow_kernel, gaussian_log_prob
 from bench.sampling.noise import Noise, generator
 from bench.sampling.trajectory import Batch, rollout
 
@@ -46,6 +46,30 @@ def test_grids_are_those_of_diffusers(spacing):
         theirs = DDIMScheduler(timestep_spacing=spacing, steps_offset=1)
         theirs.set_timesteps(steps)
         assert torch.equal(ddim_kernel(table, steps, spacing=spacing, steps_offset=1).timesteps, theirs.timesteps)
+
+
+TABLE = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+
+
+@pytest.mark.parametrize(
+    "kernel, step, share",
+    [
+        (flow_kernel(10, spacing="sd3"), 8, 952 / 957),
+        (flow_kernel(20, spacing="shifted", final_noise=0.06), 19, 3.82 / 7.36),
+        (ddim_kernel(TABLE, 20), 18, 29.5 / 40.4),
+        (ddim_kernel(TABLE, 20, output="v_prediction", rule="sde"), None, None),
+    ],
+)
+def test_the_heaviest_step_is_that_of_the_means_slope(kernel, step, share):
+    weights = []
+    for k in range(kernel.steps):
+        z, output = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(k)).requires_grad_()
+        (slope,) = torch.autograd.grad(kernel.mean(z, output, k).sum(), output)
+        weights.append(float(slope[0, 0] / kernel.std(k, z)) ** 2)
+    found = kernel.heaviest()
+    assert found == (int(np.argmax(weights)), pytest.approx(max(weights) / sum(weights), rel=1e-5))
+    if step is not None:
+        assert found == (step, pytest.approx(share, abs=0.005))
 
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -34,6 +34,7 @@ from bench.files import LOCK, leftovers, owned, stored_in, write_atomic
 from bench.identity import contents
 from bench.plugin import Measurement
 from bench.prompts import PromptSet, load_prompts
+from bench.sampling.kernel import Kernel
 from bench.settings import RunConfig
 from bench.training import checkpoint, memory, processes
 from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
@@ -44,6 +45,7 @@ from results.rows import read_rows, write_rows
 from results.table import run_table
 
 CONTENTS = "contents.json"
+ONE_STEP = 0.9  # a share of all weights; Stable Diffusion 1.5's own grid of 20 steps has 0.73
 log = logging.getLogger(__name__)
 
 
@@ -212,6 +214,8 @@ class Run:
         pipeline = getattr(core.model, "pipeline", None)
         if main and pipeline:
             warn_of_cut([*prompts.train, *prompts.heldout], pipeline.tokenizer)
+        if main and method.needs.density:
+            warn_of_one_step(core.kernel)
 
         def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             updates, counts = trainer.update if trainer else 0, core.meter.total()
@@ -363,6 +367,20 @@ def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
     doubtful = [prompt for prompt in prompts if len(prompt.encode()) > limit - 3]  # a token is a byte or more
     if doubtful and (long := sum(len(tokens) > limit for tokens in tokenizer(doubtful, verbose=False).input_ids)):
         log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
+
+
+def warn_of_one_step(kernel: Kernel) -> None:
+    """Say that nearly all of what a method of densities sees lies in one step of the sampler."""
+    step, share = kernel.heaviest()
+    if share > ONE_STEP:
+        log.warning(
+            "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: the method will learn little elsewhere, at "
+            "a high path_kl. Leave more noise in the finished sample: sampler.final_noise=0.06 with "
+            "sampler.spacing=shifted for a flow, a lower sampler.final_alpha for a diffusion",
+            step + 1,
+            kernel.steps,
+            100 * share,
+        )
 
 
 def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[Measurement]]:

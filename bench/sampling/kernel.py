@@ -206,6 +206,16 @@ class Kernel:
         """Whether every transition has a positive variance."""
         return bool((self._tables["std"] > 0).all())
 
+    def heaviest(self) -> tuple[int, float]:
+        """The step with the largest weight `(∂μ/∂o / σ)²`, which prices a change of the output, and its share of all.
+
+        Of a kernel that `has_density`. Close to 1 the other steps hardly count in `path_kl` and in losses of densities.
+        """
+        k = torch.arange(self.steps, device=self.timesteps.device)
+        one = torch.ones(self.steps, 1, device=k.device)
+        weight = ((self.mean(0 * one, one, k) / self.std(k, one)) ** 2).double().flatten()
+        return int(weight.argmax()), float(weight.max() / weight.sum())
+
     def require_density(self, user: str) -> None:
         """Raise BenchError unless `has_density`."""
         if not self.has_density:
