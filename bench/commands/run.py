@@ -374,8 +374,8 @@ def warn_of_one_step(kernel: Kernel) -> None:
     step, share = kernel.heaviest()
     if share > ONE_STEP:
         log.warning(
-            "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: the method will learn little elsewhere, at "
-            "a high path_kl. Leave more noise in the finished sample: sampler.final_noise=0.06 with "
+            "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: little is learnt elsewhere, "
+            "at a high path_kl. Leave more noise in the finished sample: sampler.final_noise=0.06 with "
             "sampler.spacing=shifted for a flow, a lower sampler.final_alpha for a diffusion",
             step + 1,
             kernel.steps,
