@@ -1,7 +1,7 @@
 """∇-GFlowNet: gradient-informed detailed balance (Liu et al., "Efficient Diversity-Preserving Diffusion Alignment via
 Gradient-Informed GFlowNets", ICLR 2025)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +64,19 @@ class NablaGFN(Method):
         at_start, inner = config.flow and config.reverse_at == "start", part.unfinished
         target, rewards, mean_next = self.reward_score(core, part)  # first, and freed before the policy's graph is made
         ahead = self.reverse_ahead(core, part, target[inner], mean_next) if config.flow and not at_start else None
-        z = part.z.detach().requires_grad_(at_start)
-        output = core.predict(z, part.k, part.conditioning)
-        mean = core.kernel.mean(z, output, part.k)
         adjoint, prior = known or (None, None)
         prior_z = part.z.detach().requires_grad_(at_start)  # for the reverse score
         if config.residual and not known:
             with torch.set_grad_enabled(prior_z.requires_grad):
                 prior = core.kernel.mean(prior_z, core.predict(prior_z, part.k, part.conditioning, prior=True), part.k)
+        reverse = self.reverse_score(core, part, prior_z, prior, variance) if at_start and not known else None
+        z = part.z.detach().requires_grad_(at_start)
+        output = core.predict(z, part.k, part.conditioning)
+        mean = core.kernel.mean(z, output, part.k)
         score = self.forward_score(core, part, mean, None if prior is None else prior.detach(), variance)
         losses = {}
         if at_start:
-            back = (None, adjoint) if known else self.reverse_score(core, part, mean.detach(), prior_z, prior, variance)
+            back = reverse(mean.detach()) if reverse else (None, adjoint)
             back = self.reverse_target(core, part, z, output, mean, back)
             own, own_next, own_last = self.flows(core, part)
             losses["reverse"] = config.reverse_weight * weight * self.reverse_loss(part, own, back)
@@ -126,21 +127,22 @@ class NablaGFN(Method):
         return core.beta * self.gamma(core, k, gradient) * gradient, rewards, mean
 
     def reverse_score(
-        self, core: Core, part: Transitions, mean: Tensor, z: Tensor, prior_mean: Tensor | None, variance: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """`∇_{z_k} log p_θ/p_#(z_{k+1}|z_k)` (plain: `log p_θ/p_B`), `z_{k+1}` held fixed, in two detached parts.
+        self, core: Core, part: Transitions, z: Tensor, prior_mean: Tensor | None, variance: Tensor
+    ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
+        """`∇_{z_k} log p_θ/p_#(z_{k+1}|z_k)` (plain: `log p_θ/p_B`), `z_{k+1}` held fixed, of the detached `μ_θ(z_k)`.
 
-        A cotangent of `μ_θ(z_k)`, to be taken back through the policy with whatever else goes that way, or None; and
-        the rest. Both [n, *latent]; `prior_mean` carries the graph from `z`.
+        In two detached parts: a cotangent of `μ_θ(z_k)`, to be taken back through the policy with whatever else goes
+        that way, or None; and the rest. Both [n, *latent]. `prior_mean` carries the graph from `z`, which is freed
+        before the policy's mean is known unless the expectation needs both.
         """
         if self.config.reverse == "expected":
-            drift = (mean - prior_mean.detach()) / variance
-            return None, -torch.autograd.grad(prior_mean, z, drift)[0]
-        cotangent = (part.z_next - mean) / variance
+            return lambda mean: (None, -torch.autograd.grad(prior_mean, z, (mean - prior_mean.detach()) / variance)[0])
         if prior_mean is None:
             back_mean, back_std = core.kernel.noising(part.z_next, part.k)
-            return cotangent, (part.z - back_mean) / back_std**2
-        return cotangent, -torch.autograd.grad(prior_mean, z, (part.z_next - prior_mean.detach()) / variance)[0]
+            rest = (part.z - back_mean) / back_std**2
+        else:
+            rest = -torch.autograd.grad(prior_mean, z, (part.z_next - prior_mean.detach()) / variance)[0]
+        return lambda mean: ((part.z_next - mean) / variance, rest)
 
     def reverse_target(
         self, core: Core, part: Transitions, z: Tensor, out: Tensor, mean: Tensor, score: tuple[Tensor | None, Tensor]

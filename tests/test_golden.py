@@ -174,7 +174,8 @@ class Published(NablaGFN):
         return (mean - part.z_next) / variance - self.strength * (prior_mean - part.z_next) / variance
 
     def reverse_score(self, *arguments):
-        return tuple(self.strength * score for score in super().reverse_score(*arguments))
+        score = super().reverse_score(*arguments)
+        return lambda mean: tuple(self.strength * part for part in score(mean))
 
     def reverse_target(self, core, part, z, eps, mean, score):
         (self.own_score,) = torch.autograd.grad(mean, z, score[0], retain_graph=True)

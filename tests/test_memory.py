@@ -1,11 +1,16 @@
 """Memory that runs out: one sentence with the phase and the way out, and the run that goes on with less."""
 
 import re
+import weakref
 
 import pytest
 import torch
 import yaml
+from conftest import perturb
 from safetensors.torch import load_file
+from test_methods import trainer_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.commands import estimate
 from bench.commands.shortage import remedies
@@ -15,9 +20,30 @@ from bench.evaluation import evaluator
 from bench.models.pipeline import LORA_FILE
 from bench.models.stable_diffusion import StableDiffusion
 from bench.training import checkpoint, memory
+from methods.nabla_config import NablaConfig
+from methods.nabla_gfn import NablaGFN
 from rewards.colorfulness import Colorfulness
 
 CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB"
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors made under it that are alive, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return found
 
 
 def fail(*_: object, **__: object) -> None:
@@ -188,3 +214,20 @@ def test_the_smaller_setting_resumes_the_same_run(bench, tiny_run, pipeline_fold
     assert max(calls[5:]) == 2
     for name, value in straight.items():
         torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse_at": "start", "reverse": "pathwise"}])
+def test_a_loss_of_nabla_holds_no_other_graph_than_the_policys(options, core, tmp_path, monkeypatch):
+    method = NablaGFN(NablaConfig(channels=[16, 16], fraction=1, **options))
+    trainer = trainer_of(core, method, tmp_path)
+    perturb(core.model)
+    data, core.micro_batch, core.model.decoder_batch = trainer._sample(0), 64, 1
+    (part,) = data.transitions(core.choose_steps(data, 1), 64)
+    weight = torch.zeros(1, requires_grad=True)
+    monkeypatch.setattr(core, "network", lambda name, z, k, conditioning: weight * z)  # the real one is as large here
+    z, peaks = part.z.detach().requires_grad_("reverse_at" in options), []
+    for work in (lambda: core.predict(z, part.k, part.conditioning), lambda: method.transition_losses(core, part)):
+        with Alive() as alive:
+            work()
+        peaks.append(alive.peak)
+    assert peaks[1] < 1.3 * peaks[0]
