@@ -131,9 +131,8 @@ class NablaGFN(Method):
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
         """`∇_{z_k} log p_θ/p_#(z_{k+1}|z_k)` (plain: `log p_θ/p_B`), `z_{k+1}` held fixed, of the detached `μ_θ(z_k)`.
 
-        In two detached parts: a cotangent of `μ_θ(z_k)`, to be taken back through the policy with whatever else goes
-        that way, or None; and the rest. Both [n, *latent]. `prior_mean` carries the graph from `z`, which is freed
-        before the policy's mean is known unless the expectation needs both.
+        In two detached parts [n, *latent]: a cotangent of `μ_θ(z_k)`, to be taken back through the policy, or None; and
+        the rest. The graph from `z` to `prior_mean` is freed at once, unless the expectation needs `μ_θ` too.
         """
         if self.config.reverse == "expected":
             return lambda mean: (None, -torch.autograd.grad(prior_mean, z, (mean - prior_mean.detach()) / variance)[0])
