@@ -1,4 +1,4 @@
-"""Memory that runs out: one sentence with the phase and the way out, and the run that goes on with less."""
+"""Memory: what a loss holds, and when it runs out one sentence with the way out, and the run that goes on with less."""
 
 import re
 import weakref
