@@ -142,6 +142,7 @@ def test_tuning_runs_trials_chooses_and_trains_with_the_choice(
     values = {trial["values"]["optimizer.lr"]: trial["reward/train"] for trial in choice["trials"]}
     assert values[1e30] is None  # it diverged, which is a result
     assert choice["chosen"]["optimizer.lr"] == max((1e-4, 1e-2), key=values.get)
+    assert all(trial["path_kl"] >= 0 for trial in choice["trials"][1:])  # what the rule does not look at is kept too
     assert choice["cost"]["runs"] == 3
     assert choice["cost"]["reward_calls"] == 2 * 2 * 128 + choice["trials"][0]["reward_calls"]
     final = read_rows(sorted((tmp_path / "out").glob("draft_1-*/rows.parquet")))

@@ -1,7 +1,8 @@
 """The `tune:` section of a sweep: the same trials for every method, one stated rule, the choice and its cost on file.
 
 Trials are ordinary runs on a seed that the sweep's own runs do not have. The choice of a method stands in `tuned.yaml`
-beside the names of its trials, which hold a hash of their settings: it is made again when those have changed.
+beside the names of its trials, which hold a hash of their settings: it is made again when those have changed. All that
+a trial measured stands there too, so that what another rule would have chosen can be read off.
 """
 
 import itertools
@@ -72,8 +73,9 @@ class Tune(Config):
 def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any], pd.DataFrame]]) -> dict[str, Any]:
     """The best of a method's trials (run, values, rows) by the rule, as an entry of `tuned.yaml`.
 
-    A trial that failed or lacks a value is never chosen. Where none keeps the bounds it is the one nearest to them (by
-    the sum of what is missing over the bounds' size), and `within` is false. Of equals the first in the grid.
+    Every metric of a trial's last evaluation is kept. A trial that failed or lacks a value is never chosen. Where none
+    keeps the bounds it is the one nearest to them (by the sum of what is missing over the bounds' size), and `within` is
+    false. Of equals the first in the grid.
     Raises BenchError where no trial has a value, or no row the metric.
     """
     found = []
@@ -82,9 +84,9 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
         failed = last[last["status"] == "failed"]
         by_metric = dict(zip(last["metric"], last["value"], strict=True))
         record: dict[str, Any] = {"run": run, "values": dict(values)}
-        for name in tune.metrics():
-            if failed.empty and name not in by_metric:
-                raise BenchError(f"tune: {run} measured no {name!r}{did_you_mean(name, by_metric)}")
+        if failed.empty and (missing := [name for name in tune.metrics() if name not in by_metric]):
+            raise BenchError(f"tune: {run} measured no {missing[0]!r}{did_you_mean(missing[0], by_metric)}")
+        for name in by_metric if failed.empty else tune.metrics():
             value = by_metric.get(name)
             record[name] = None if value is None or math.isnan(value) else float(value)
         if not failed.empty:
