@@ -74,8 +74,8 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
     """The best of a method's trials (run, values, rows) by the rule, as an entry of `tuned.yaml`.
 
     Every metric of a trial's last evaluation is kept. A trial that failed or lacks a value is never chosen. Where none
-    keeps the bounds it is the one nearest to them (by the sum of what is missing over the bounds' size), and `within` is
-    false. Of equals the first in the grid.
+    keeps the bounds it is the one nearest to them (by the sum of what is missing over the bounds' size), and `within`
+    is false. Of equals the first in the grid.
     Raises BenchError where no trial has a value, or no row the metric.
     """
     found = []
