@@ -97,6 +97,10 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
             {"method.flow_target": "adjoint", "method.reverse_at": "start"},
             "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
         ),
+        "nabla_gfn_shared": Plugin(
+            "methods.nabla_shared:NablaGFNShared",
+            text="residual ∇-DB on neighbouring transitions, which share passes; a variant of ours",
+        ),
         "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"),
         "db": Plugin("methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"),
         "res_db": Plugin(

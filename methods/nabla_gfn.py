@@ -50,8 +50,7 @@ class NablaGFN(Method):
         steps = core.choose_steps(data, self.config.fraction)
         tables = core.lean_adjoint(data, steps.min(1).values)[:2] if self.config.flow_target == "adjoint" else ()
         for part in data.transitions(steps, core.micro_batch):
-            known = tuple(table[part.row, part.k] for table in tables)
-            values, metrics = self.transition_losses(core, part, known)
+            values, metrics = self.transition_losses(core, part, tuple(table[part.row, part.k] for table in tables))
             yield Loss(values / steps.shape[1], metrics)
 
     def transition_losses(
@@ -83,15 +82,15 @@ class NablaGFN(Method):
         elif config.flow:
             own = core.network("flow", part.z_next, part.k + 1, part.conditioning)
             own_next, own_last = own[inner], own[part.finished]
-            missing = self._weight(core.kernel.std(part.k[inner] + 1, own_next) ** 2) * _mean_square(ahead + own_next)
+            missing = self._weight(core.kernel.std(part.k[inner] + 1, own_next) ** 2) * mean_square(ahead + own_next)
             losses["reverse"] = config.reverse_weight * missing.new_zeros(len(part)).index_copy(0, inner, missing)
             own_next = own_next.detach()
         if config.flow:
             target = target.index_add(0, inner, own_next)  # the finished sample's flow is the reward alone
             losses["terminal"] = self.terminal_loss(part, own_last)
-        losses["forward"] = weight * _mean_square(score - target)
+        losses["forward"] = weight * mean_square(score - target)
         if config.trust:
-            losses["trust"] = config.trust * _mean_square(output - part.model_output)
+            losses["trust"] = config.trust * mean_square(output - part.model_output)
         metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
         return sum(losses.values()), metrics
 
@@ -172,11 +171,11 @@ class NablaGFN(Method):
 
     def reverse_loss(self, part: Transitions, own: Tensor, back: Tensor) -> Tensor:
         """`L_rev` [n], unweighted, of `own = g_φ(z_k)` and `reverse_target`."""
-        return _mean_square(back + own)
+        return mean_square(back + own)
 
     def terminal_loss(self, part: Transitions, own: Tensor) -> Tensor:
         """`L_term` [n] of `own = g_φ(z_K)`, a row for each finished sample; zero elsewhere."""
-        return own.new_zeros(len(part)).index_copy(0, part.finished, _mean_square(own))
+        return own.new_zeros(len(part)).index_copy(0, part.finished, mean_square(own))
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`γ_k`, shaped to broadcast over `like`; 1 at k = K."""
@@ -195,5 +194,6 @@ class NablaGFN(Method):
         return (mean - part.z_next) / variance - root * (part.z - back_mean) / back_std**2
 
 
-def _mean_square(x: Tensor) -> Tensor:
+def mean_square(x: Tensor) -> Tensor:
+    """[n] of [n, *latent]."""
     return (x**2).flatten(1).mean(1)

@@ -25,6 +25,7 @@ from methods.db import DB, DBConfig
 from methods.ddpo import DDPO, DDPOConfig
 from methods.draft import DRaFT, DRaFTConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
+from methods.nabla_shared import NablaGFNShared, NablaSharedConfig
 from methods.refl import ReFL, ReFLConfig
 from methods.rtb import RTB, RTBConfig
 
@@ -765,13 +766,22 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
     ("method", "updates", "rates", "flow_rates"),  # of the policy and of the method's network
     [
         (NablaGFN(NablaConfig(fraction=1, weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFNShared(NablaSharedConfig(fraction=0.4, weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
         (NablaGFN(NablaConfig(**AT_START, reverse="pathwise", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
         (NablaGFN(NablaConfig(**AT_START, flow_target="adjoint")), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
         (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
         (DB(DBConfig(residual=True, reduction="sum", trust=0)), 900, (3e-3, 0.1), (6e-3, 0.1)),
         (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
     ],
-    ids=["nabla_gfn", "nabla_gfn_pathwise", "nabla_gfn_adjoint", "adjoint_matching", "res_db", "rtb"],
+    ids=[
+        "nabla_gfn",
+        "nabla_gfn_shared",
+        "nabla_gfn_pathwise",
+        "nabla_gfn_adjoint",
+        "adjoint_matching",
+        "res_db",
+        "rtb",
+    ],
 )
 def test_training_reaches_the_target(path, method, updates, rates, flow_rates):
     """From the prior, a method's own losses reach the tilted mean (5 % of the shift) and leave the variance alone."""

@@ -1,5 +1,6 @@
 """Every training method on the random pipeline: where gradients go, invariances, resuming, stopping."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
-from bench.plugin import Method
+from bench.plugin import Loss, Method
 from bench.sampling.kernel import ddim_kernel
 from bench.sampling.trajectory import Batch
 from bench.settings import OptimizerConfig, TrainConfig
@@ -20,6 +21,7 @@ from bench.training import checkpoint
 from bench.training.trainer import Record, Trainer
 from methods.ddpo import DDPO, DDPOConfig
 from methods.nabla_gfn import NablaConfig, NablaGFN
+from methods.nabla_shared import NablaGFNShared, NablaSharedConfig
 
 PROMPTS = ["cat", "dog", "fish"]
 BUILT_IN = registry.BUILT_IN["methods"]
@@ -180,6 +182,31 @@ def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
     assert all(torch.equal(detached[key], attached[key]) for key in adapters)
     assert not any(detached[key].any() for key in detached if key not in adapters)
     assert any(attached[key].any() for key in attached if key not in adapters)
+
+
+@pytest.mark.parametrize("steps", [4, 7])
+def test_shared_passes_change_no_loss_and_no_gradient(steps, core, tmp_path):
+    """Windows of two and of three transitions, against the same transitions one by one."""
+    core = replace(core, kernel=ddim_kernel(core.model.alphas_cumprod, steps, steps_offset=1))
+    options = {"channels": [16, 16], "fraction": 0.5, "trust": 2.0}
+    shared = NablaGFNShared(NablaSharedConfig(**options))
+    data = trainer_of(core, shared, tmp_path)._sample(0)[:3]
+    perturb(core.model)
+    move_networks(core)
+    core.micro_batch = 64
+    chosen, weight = core.choose_window(data, 0.5)
+    (part,) = data.transitions(chosen, 64)
+
+    class OneByOne(NablaGFN):
+        def losses(self, core, data):
+            values, metrics = self.transition_losses(core, part)
+            yield Loss(values * weight[part.k] / chosen.shape[1], metrics)
+
+    (expected, gradients), (loss, own) = (update(core, m, data) for m in (OneByOne(NablaConfig(**options)), shared))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert own.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max() + 1))
 
 
 # The trainer ------------------------------------------------------------------------------------------------------

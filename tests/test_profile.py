@@ -15,6 +15,7 @@ NEXT = [[2, 3]] * B  # the second begins where the first ends
 BY_HAND = {
     # policy and prior at z_0, z_1 (ahead), z_3 | parameters 2, reward and prior's Jacobian at z_1
     "nabla_gfn": (APART, (4, 6, 4)),
+    "nabla_gfn_shared": (APART, (4, 6, 4)),
     "nabla_gfn_noflow": (APART, (4, 5, 3)),
     # policy at z_0, z_1 (ahead), z_3; prior at z_0, z_3 | parameters 2, rewards at z_0, z_1, z_3, prior's Jacobian 2
     "nabla_gfn_published": (APART, (4, 5, 7)),

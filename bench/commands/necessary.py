@@ -146,6 +146,7 @@ def velocity_matching(config: Any, setting: Setting) -> Rows:
 
 FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
     "methods.nabla_gfn:NablaGFN": nabla,
+    "methods.nabla_shared:NablaGFNShared": nabla,
     "methods.db:DB": balance,
     "methods.ddpo:DDPO": policy_gradient,
     "methods.flow_grpo:FlowGRPO": policy_gradient,
