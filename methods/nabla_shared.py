@@ -61,10 +61,12 @@ class NablaGFNShared(NablaGFN):
         with core.model.merged():  # no transition of the window begins at its end
             outside = core.predict(z[-n:], k[-n:], inner[-n:])
         inside = core.predict(z[:-n], k[:-n], inner[:-n])
-        clean, mean = (of(z, torch.cat([inside, outside]), k) for of in (kernel.clean, kernel.mean))
+        clean = kernel.clean(z, torch.cat([inside, outside]), k)
         rewards, gradient = core.reward_gradient(torch.cat([clean, part.z_next[-n:]]), part.prompts)
         target = core.beta * self.gamma(core, part.k + 1, gradient) * gradient
         target = torch.cat([torch.autograd.grad(clean, z, target[ends], retain_graph=True)[0], target[-n:]])
+        mean = kernel.mean(z.detach(), torch.cat([inside, outside.detach()]), k)  # no loss goes back outside
+        del clean, outside  # and their graph
 
         prior = kernel.mean(z, core.predict(z, k, inner, prior=True), k)
         drift = (mean - prior).detach() / kernel.std(k, z) ** 2
