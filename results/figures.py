@@ -33,7 +33,8 @@ FAMILY = {name: family for family, names in FAMILIES.items() for name in names.s
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_tv")  # against the reward
 TOGETHER = 16  # lines in a panel that can still be told apart
 INK, FAINT = "#111827", "#d1d5db"
-OFF = 4  # quartile ranges from the quartiles, beyond which a value is off the scale
+OFF = 4  # quartile ranges from the quartiles, beyond which a value may be off the scale
+SQUEEZED = 0.5  # and is, where the others would have less than this share of it
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
         for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
             own = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
             cells = found.xs(metric, level="metric").loc[own["row"].unique()]
-            ax.scatter(own["value"], own["row"].map(place), s=9, alpha=0.35, color=FINETUNED, linewidths=0)
+            ax.scatter(own["value"], own["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
             alone = cells["value_low"].notna()  # else the difference's interval, around the value
             low = (cells["value"] - cells["value_low"]).where(alone, cells["difference"] - cells["difference_low"])
             high = (cells["value_high"] - cells["value"]).where(alone, cells["difference_high"] - cells["difference"])
@@ -98,16 +99,20 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     """A metric against every cost (log), a line of small multiples for every family of methods, the others in grey.
 
     order: the rows of the table. Markers are evaluations, bands the table's intervals. Evaluations that not all seeds
-    of a row had are left out: the centre would change with the seeds.
+    of a row had are left out: the centre would change with the seeds. The training reward is drawn less the prior's on
+    the same noise, whose spread over seeds would hide what a method adds.
     """
+    before, least = priors(rows), floors(rows)
+    if metric == GAIN:
+        rows, before = rows.assign(value=rows["difference"]), before.assign(value=0.0)
+        title = f"{title}: {metric} less the prior's on the same noise"
+    else:
+        title = f"{title}: {metric}"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
-    before, least = priors(rows), floors(rows)
     size = 2.9 * len(COSTS) + 2.2, 2.3 * len(families) + 1.1
     palette = sns.color_palette("colorblind")
-    with _figure(
-        path, size, f"{title}: {metric}", "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor"
-    ) as figure:
+    with _figure(path, size, title, "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor") as figure:
         grid = figure.subplots(len(families), len(COSTS), squeeze=False, sharex="col", sharey=True)
         for axes, (kind, names) in zip(grid, families.items(), strict=True):
             for ax, column in zip(axes, COSTS, strict=True):
@@ -154,7 +159,7 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
     height = 2.3 if apart else max(4.6, 0.17 * len(reward) + 1.6)
     size = (3.9 if apart else 4.6) * len(panels) + (2.0 if apart else 0.4), height * len(groups) + 1.1 * apart
     note = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table;"
-    note += f" more than {OFF} quartile ranges away is off the scale"
+    note += " what would squeeze the others is off the scale"
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     with _figure(path, size, title, note) as figure:
         grid = figure.subplots(len(groups), len(panels), squeeze=False, sharex="col", sharey="col")
@@ -218,7 +223,7 @@ def plot_steps(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str 
     with _figure(path, size, title, note) as figure:
         grid = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
         for ax, (kind, names) in zip(grid, families.items(), strict=True):
-            for name in lines.keys() - set(names):
+            for name in [name for name in lines if name not in names]:
                 ax.plot(steps, lines[name], color=FAINT, linewidth=0.8, zorder=1)
             for i, name in enumerate(names):
                 look = {"color": palette[i % 10], "marker": "osD^vPX*<>"[i % 10], "markersize": 3.5, "linewidth": 1.4}
@@ -267,7 +272,7 @@ def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, ti
     with _figure(path, size, title, "gain as a share of the best method's, per setting; 0 is the prior") as figure:
         grid = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
         for ax, (kind, names) in zip(grid, families.items(), strict=True):
-            for name in lines.keys() - set(names):
+            for name in [name for name in lines if name not in names]:
                 ax.step(levels, lines[name], color=FAINT, linewidth=0.8, zorder=1)
             for i, name in enumerate(names):
                 n = sum(map(len, scores[name].values()))
@@ -340,7 +345,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, tuple[float, .
 def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
     """Logarithmic where the values are positive and span more than two decades.
 
-    Cut to those within `OFF` quartile ranges of how runs end: a diverged run would squeeze all others into a line.
+    Cut to those within `OFF` quartile ranges of how runs end where a diverged run would squeeze all others into a line.
     """
     own = rows[(rows["metric"] == metric) & (rows["updates"] > 0) & rows["value"].notna()]
     own = own if len(own) else rows[rows["metric"] == metric]  # nothing was trained
@@ -352,7 +357,7 @@ def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
     shown = values[values.between(first - reach, third + reach)]
     if log:
         ax.set(**{f"{axis}scale": "log"})
-    if reach and len(shown) < len(values):
-        ends = shown.min(), shown.max()
+    ends = shown.min(), shown.max()
+    if reach and ends[1] - ends[0] < SQUEEZED * (values.max() - values.min()):
         low, high = (end + sign * 0.05 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True))
         ax.set(**{f"{axis}lim": (10**low, 10**high) if log else (low, high)})

@@ -654,6 +654,19 @@ def test_figures_by_step_and_by_prompt_show_means_over_seeds(tmp_path: Path, mon
     assert dict(zip(order, zip(*maps, strict=True), strict=True)) == {"ddpo": ([0, 1], [2]), "rtb": ([0, 2], [4])}
 
 
+def test_reward_curves_are_paired_with_each_seeds_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.setdefault(path.name, figure.axes))
+    write_report(tmp_path, budgets().assign(source="x/rows.parquet"), [], Question())
+    axes = drawn["curves-reward-train-0.png"][0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    for name in ("cheap", "dear"):
+        assert lines[name] == pytest.approx([1.0, 2.0, 4.0])
+    for band in axes.collections:  # the seeds differ by their priors alone
+        ends = band.get_paths()[0].vertices[:, 1]
+        assert set(ends.round(9)) == {1, 2, 4}
+
+
 def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> None:
     failed = {"metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
     for i, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
@@ -665,6 +678,7 @@ def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> No
     ("values", "scale", "limits"),
     [
         ([-3.0, -2.5, -2.0, -1.0, -1e6], "linear", (-3.1, -0.9)),
+        ([-3.4, -3.05, -3.0, -2.95, -2.52], "linear", None),  # far from close runs, which it hardly squeezes
         ([-3.0, -2.5, -2.0, -1.0, -6.5], "linear", None),  # left to what is drawn
         ([0.1, 1.0, 10.0, 100.0, 1e30], "log", (10**-1.15, 10**2.15)),
         ([0.1, 1.0, 10.0, 100.0, 1e4], "log", None),
