@@ -730,7 +730,7 @@ def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pyt
 def test_published_rows_are_read_whole() -> None:
     frame, left_out = collect([PUBLISHED])
     assert not left_out
-    assert {heading.split(" ")[0] for heading, _ in settings(frame)} == {"quadratic", "emoji_style"}
+    assert {heading.split(" ")[0] for heading, _ in settings(frame)} == {"quadratic", "emoji_style", "emoji_clip"}
 
 
 def test_settings_of_a_row_leave_out_what_makes_no_other_run() -> None:
