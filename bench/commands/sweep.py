@@ -147,10 +147,10 @@ def plan_trials(spec: Sweep) -> dict[str, list[tuple[Job, dict[str, Any]]]]:
 
 
 def plan(spec: Sweep) -> list[Job]:
-    """Trials and runs, as far as the choices are made already."""
+    """Trials of what is still to be chosen, and runs, with the choices that are made already."""
     trials = plan_trials(spec)
     chosen = _known(spec, trials)
-    return [*(job for own in trials.values() for job, _ in own), *plan_sweep(spec, chosen)]
+    return [*(job for key, own in trials.items() if key not in chosen for job, _ in own), *plan_sweep(spec, chosen)]
 
 
 class _Plan:
