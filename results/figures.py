@@ -103,11 +103,10 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     the same noise, whose spread over seeds would hide what a method adds.
     """
     before, least = priors(rows), floors(rows)
+    title = f"{title}: {metric}"
     if metric == GAIN:
         rows, before = rows.assign(value=rows["difference"]), before.assign(value=0.0)
-        title = f"{title}: {metric} less the prior's on the same noise"
-    else:
-        title = f"{title}: {metric}"
+        title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
     size = 2.9 * len(COSTS) + 2.2, 2.3 * len(families) + 1.1

@@ -662,6 +662,7 @@ def test_reward_curves_are_paired_with_each_seeds_prior(tmp_path: Path, monkeypa
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     for name in ("cheap", "dear"):
         assert lines[name] == pytest.approx([1.0, 2.0, 4.0])
+    assert len(axes.collections) == 2
     for band in axes.collections:  # the seeds differ by their priors alone
         ends = band.get_paths()[0].vertices[:, 1]
         assert set(ends.round(9)) == {1, 2, 4}
