@@ -160,8 +160,10 @@ def test_tuning_runs_trials_chooses_and_trains_with_the_choice(
 
 def trial(run: str, rate: float, status: str = "ok", **values: float | None) -> tuple[str, dict, pd.DataFrame]:
     costs = dict.fromkeys(COST, 10)
+    error = {"standard_error": 0.3, "degrees": 20.0}  # with Student's factor of 2.09 ± 0.63, 0.89 for a difference
     rows = [
-        {"metric": m, "value": v, "budget": 5, "status": status, "note": "boom", **costs} for m, v in values.items()
+        {"metric": m, "value": v, "budget": 5, "status": status, "note": "boom", **error, **costs}
+        for m, v in values.items()
     ]
     early = [{**row, "budget": 1, "value": 99.0} for row in rows]
     return run, {"optimizer.lr": rate}, pd.DataFrame([*early, *rows])
@@ -181,6 +183,14 @@ def test_the_rule_of_tuning() -> None:
     assert (best["chosen"], best["edge"], best["within"]) == ({"optimizer.lr": 1e-2}, {}, True)
     assert best["cost"] == {**dict.fromkeys(best["cost"], 40), "runs": 4}
     assert best["trials"][3]["failed"] == "boom"
+    assert best["ties"] == []  # one apart, which is more than 0.89
+    assert chosen(smallest="d")["ties"] == []
+    noisy = [*trials[:3], trial("d", 1e-1, r=2.5, d=9.0)]
+    assert choose(Tune(grid={"optimizer.lr": rates}, seed=1, largest="r"), "m", noisy)["ties"] == [
+        {"optimizer.lr": 1e-1}
+    ]
+    bounded = Tune(grid={"optimizer.lr": rates}, seed=1, largest="r", at_most={"d": 6})
+    assert choose(bounded, "m", noisy)["ties"] == []  # a trial beyond the bounds could not have been chosen
     assert chosen(smallest="r")["edge"] == {"optimizer.lr": "smallest"}
     assert chosen(largest="r", at_least={"d": 4.5})["chosen"] == {"optimizer.lr": 1e-3}
     assert chosen(largest="r", at_most={"r": 1.5})["chosen"] == {"optimizer.lr": 1e-4}

@@ -20,6 +20,7 @@ from bench.errors import BenchError, did_you_mean
 from bench.files import write_atomic
 from bench.options import Config
 from bench.settings import Seed
+from results.statistics import student
 
 COST = ("updates", "reward_calls", "network_forwards", "network_backwards", "train_seconds", "wall_seconds")
 FILE = "tuned.yaml"
@@ -75,7 +76,9 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
 
     Every metric of a trial's last evaluation is kept. A trial that failed or lacks a value is never chosen. Where none
     keeps the bounds it is the one nearest to them (by the sum of what is missing over the bounds' size), and `within`
-    is false. Of equals the first in the grid.
+    is false. Of equals the first in the grid. `ties` are the values of trials that keep the bounds as well and are not
+    told apart from the chosen one by the evaluations' errors, added in squares (on the same noise the error of the
+    difference is smaller).
     Raises BenchError where no trial has a value, or no row the metric.
     """
     found = []
@@ -87,9 +90,11 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
         if failed.empty and (missing := [name for name in tune.metrics() if name not in by_metric]):
             raise BenchError(f"tune: {run} measured no {missing[0]!r}{did_you_mean(missing[0], by_metric)}")
         for name in by_metric if failed.empty else tune.metrics():
-            value = by_metric.get(name)
-            record[name] = None if value is None or math.isnan(value) else float(value)
-        if not failed.empty:
+            record[name] = _known(by_metric.get(name))
+        if failed.empty:
+            deciding = last[last["metric"] == tune.metric].iloc[0]
+            record["interval"] = _known(deciding["standard_error"] * student(deciding["degrees"]))
+        else:
             record["failed"] = failed["note"].iloc[0]
         found.append(record | {name: last[name].iloc[0].item() for name in COST})
     whole = [record for record in found if all(record[name] is not None for name in tune.metrics())]
@@ -104,14 +109,27 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
 
     sign = 1 if tune.smallest else -1
     best = min(whole, key=lambda record: (excess(record), sign * record[tune.metric]))
+    ties = [
+        dict(other["values"])  # a copy: YAML would write the same object as a reference
+        for other in whole
+        if other is not best
+        and excess(other) == excess(best) == 0
+        and None not in (other["interval"], best["interval"])
+        and abs(other[tune.metric] - best[tune.metric]) <= math.hypot(other["interval"], best["interval"])
+    ]
     return {
         "method": method,
-        "chosen": dict(best["values"]),  # a copy: YAML would write the same object as a reference
+        "chosen": dict(best["values"]),
         "edge": _edges(tune.grid, best["values"]),
+        "ties": ties,
         "within": excess(best) == 0,
         "cost": total(found),
         "trials": found,
     }
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def _edges(grid: Mapping[str, list[Any]], chosen: Mapping[str, Any]) -> dict[str, str]:
@@ -178,5 +196,7 @@ def summary(choices: Sequence[Mapping[str, Any]]) -> str:
         for key, side in choice["edge"].items()
     ]
     outside = [choice["method"] for choice in choices if not choice["within"]]
+    chance = [choice["method"] for choice in choices if choice.get("ties")]  # files of older sweeps know of none
     text += f" At the edge of the grid: {', '.join(edges)}." if edges else ""
+    text += f" Not told apart from other values, by the trials' errors: {', '.join(chance)}." if chance else ""
     return text + (f" No trial keeps the bounds: {', '.join(outside)}." if outside else "")
