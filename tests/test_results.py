@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from bench import config
-from bench.commands.run import is_finished
+from bench.commands.claim import is_finished
 from bench.errors import BenchError
 from bench.evaluation.rows import comparable_settings, evaluation_id
 from bench.prompts import load_prompts

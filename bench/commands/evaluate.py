@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from bench import config as configs
 from bench import registry
 from bench.commands.build import build_core, build_method, evaluation_core, use_threads
-from bench.commands.run import evaluate, require_contents
+from bench.commands.claim import require_contents
+from bench.commands.run import evaluate
 from bench.commands.shortage import explained
 from bench.core import Core
 from bench.errors import BenchError

@@ -15,7 +15,7 @@ import yaml
 
 from bench import config as configs
 from bench.commands import tune as tuning
-from bench.commands.run import CONTENTS, changed_contents
+from bench.commands.claim import CONTENTS, changed_contents
 from bench.environment import ROOT
 from bench.errors import BenchError
 from bench.evaluation.rows import comparable_settings, evaluation_id, label

@@ -86,8 +86,7 @@ def run_again(rows: pd.DataFrame, assignments: list[str], out: Path | None, cons
     job = Run(config, out or Path("runs/reproduced") / rows["run"].iloc[0], console)
     with contextlib.ExitStack() as held:
         preflight(config)
-        if not job.open(False, held):
-            job.execute()
+        job.go(False, held)
     return _read(job.folder)
 
 

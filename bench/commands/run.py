@@ -1,14 +1,11 @@
 """One run, from its configuration to its folder: train, evaluate, rows, pictures."""
 
 import contextlib
-import itertools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +13,25 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import config as configs
-from bench import registry
 from bench.commands.adapter import adapter_name, finish_adapter
 from bench.commands.build import build_core, build_method, evaluation_core, use_threads
+from bench.commands.claim import claim, traceback_log
 from bench.commands.preflight import preflight
 from bench.commands.shortage import explained
 from bench.core import Core
-from bench.errors import BenchError, NonFiniteError
+from bench.errors import NonFiniteError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.kept import EACH, keep
 from bench.evaluation.pictures import draw_samples
 from bench.evaluation.rows import prior_settings, provenance, row
 from bench.evaluation.samples import Evaluation
-from bench.files import LOCK, leftovers, owned, stored_in, write_atomic
-from bench.identity import contents
+from bench.files import stored_in, write_atomic
 from bench.plugin import Measurement
-from bench.prompts import PromptSet, load_prompts
+from bench.prompts import PromptSet
 from bench.sampling.kernel import Kernel
 from bench.settings import RunConfig
-from bench.training import checkpoint, memory, processes
+from bench.training import memory, processes
 from bench.training.log import UpdateLog, open_trackers, read_log, training_progress
 from bench.training.trainer import Record, Trainer
 from bench.weights.hub import own_cache
@@ -44,7 +39,6 @@ from results.plots import plot_curves
 from results.rows import read_rows, write_rows
 from results.table import run_table
 
-CONTENTS = "contents.json"
 ONE_STEP = 0.9  # a share of all weights; Stable Diffusion 1.5's own grid of 20 steps has 0.73
 log = logging.getLogger(__name__)
 
@@ -52,37 +46,6 @@ log = logging.getLogger(__name__)
 def rows_at(update: int) -> str:
     """Name of the rows of an evaluation between updates."""
     return f"rows-at-{update:07d}.parquet"
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run in the folder has its final rows. Raises BenchError if they cannot be read."""
-    path = folder / "rows.parquet"
-    try:
-        return path.is_file() and "failed" not in set(read_rows(path)["status"])
-    except (ValueError, OSError):  # damaged, or of another version
-        return False
-
-
-def require_contents(folder: Path, config: RunConfig) -> None:
-    """Raise BenchError if a name in the configuration no longer stands for what the run in the folder began with."""
-    if changed := changed_contents(folder, config):
-        values = ", ".join(f"{key} = {attrgetter(key)(config)}" for key in changed)
-        raise BenchError(
-            f"the run in {folder} was begun with other contents of {values}: put them back, choose another --out, or "
-            "give --force to begin anew."
-        )
-
-
-def changed_contents(folder: Path, config: RunConfig) -> list[str]:
-    """Settings whose names stand for other contents than when the run in the folder began; none where it says none."""
-    try:
-        known = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
-        now = contents(config, load_prompts(config.prompts.name, config.prompts.limit))
-        return [key for key, digest in now.items() if known.get(key, digest) != digest]
-    except FileNotFoundError:  # begun by an earlier version
-        return []
-    except (ValueError, AttributeError) as error:
-        raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
 
 
 @dataclass
@@ -94,47 +57,6 @@ class Run:
     console: Console
     trackers: Sequence[str] = ()
 
-    def open(self, force: bool, held: contextlib.ExitStack) -> bool:
-        """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
-
-        An interrupted run goes on with this configuration's settings of `EXECUTION`. A folder with another
-        configuration's run, or one begun with other contents behind the same names, is refused; with `force` it is
-        moved aside, not deleted. Raises BenchError also if another process owns the folder.
-        """
-        stored, main = self.folder / "config.yaml", processes.is_main()  # of several processes, it owns the folder
-        written = set(self.folder.iterdir()) if self.folder.is_dir() else set()
-        begun = {self.folder / LOCK, self.folder / CONTENTS, *leftovers(self.folder)}  # before the configuration
-        if written - begun and not stored.is_file():
-            raise BenchError(f"{self.folder} is not empty and holds no run: choose another --out.")
-        if main:
-            held.enter_context(owned(self.folder))
-        if stored.is_file():
-            try:
-                earlier = configs.read(stored)
-            except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
-                earlier = None
-            if earlier and earlier.hash() == self.config.hash() and not force:
-                require_contents(self.folder, self.config)
-                if is_finished(self.folder):
-                    return True
-                self._go_on(earlier)
-                return False
-            if not force:
-                raise BenchError(
-                    f"{self.folder} holds a run of another configuration (see {stored}): choose another --out, or give "
-                    "--force to move it aside."
-                )
-            names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in itertools.count(1))
-            aside = next(path for path in names if not path.exists())
-            self.folder.rename(aside)
-            held.enter_context(owned(self.folder))
-            self.console.print(f"Moved the earlier run to {aside}.")
-        if main:
-            self._store()
-            if not force and registry.load("methods", self.config.method.name).needs.training:
-                self._extend()
-        return False
-
     def go(self, force: bool, held: contextlib.ExitStack) -> bool:
         """Claim the folder, and train and evaluate what is not done; False if the run is finished there already.
 
@@ -142,52 +64,11 @@ class Run:
         """
         with stored_in(self.folder):
             with processes.main_first():
-                finished = self.open(force and processes.is_main(), held)
+                finished = claim(self.folder, self.config, self.console, force and processes.is_main(), held)
             if not finished:
                 with traceback_log(self.folder):
                     self.execute()
         return not finished
-
-    def _extend(self) -> None:
-        """Begin where a neighbouring run of the same settings with fewer updates ended, if this run would get there."""
-        for folder in sorted(self.folder.parent.glob(f"{self.config.method.name}-seed{self.config.seed}-*")):
-            try:
-                earlier = configs.read(folder / "config.yaml")
-            except (BenchError, OSError):
-                continue
-            done, train = earlier.train.updates, self.config.train
-            same = earlier.model_copy(update={"train": earlier.train.model_copy(update={"updates": train.updates})})
-            if done >= train.updates or same.hash() != self.config.hash() or changed_contents(folder, self.config):
-                continue
-            shares = {"train.beta_warmup": train.beta_warmup, "optimizer.decay": self.config.optimizer.decay}
-            state = checkpoint.load(folder / "checkpoints")
-            why = next((f"{key} is a share of all updates" for key, share in shares.items() if share), None)
-            if state is None or state["update"] % train.updates_per_round:
-                why = why or "it has no checkpoint at the end of a round"
-            if why:
-                self.console.print(f"{folder} has {done} updates of the same settings, but {why}: starting anew.")
-                continue
-            path = checkpoint.newest(folder / "checkpoints")
-            checkpoint.save(self.folder / "checkpoints", state["update"], state)
-            if (folder / "log.jsonl").is_file():
-                write_atomic(self.folder / "log.jsonl", (folder / "log.jsonl").read_bytes())
-            self.console.print(f"Going on from {path}, of a run of the same settings with {done} updates.")
-            return
-
-    def _go_on(self, earlier: RunConfig) -> None:
-        """Replace the stored configuration by this one, which differs in nothing but `EXECUTION`, and say in what."""
-        before = earlier.execution()
-        if changes := {key: new for key, new in self.config.execution().items() if new != before[key]}:
-            told = ", ".join(
-                f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items()
-            )
-            self.console.print(f"The run goes on with {told}: equal to rounding.", soft_wrap=True)
-            self._store()
-
-    def _store(self) -> None:
-        prompts = load_prompts(self.config.prompts.name, self.config.prompts.limit)
-        write_atomic(self.folder / CONTENTS, json.dumps(contents(self.config, prompts), indent=2).encode())
-        write_atomic(self.folder / "config.yaml", self.config.to_yaml().encode())
 
     def execute(self) -> None:
         """Train (or resume), evaluate, and write everything that belongs into the folder."""
@@ -341,24 +222,6 @@ class Run:
         self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
-
-
-class traceback_log:
-    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
-
-    def __init__(self, folder: Path):
-        rank = os.environ.get("RANK", "0")
-        self.path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")  # of several processes, each its own
-
-    def __enter__(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            import traceback as formatting
-
-            with contextlib.suppress(OSError):  # the disk may be what failed
-                self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")
 
 
 def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:

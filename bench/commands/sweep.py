@@ -21,9 +21,9 @@ from rich.table import Table
 
 from bench import registry
 from bench.commands import tune as tuning
+from bench.commands.claim import changed_contents, is_finished
 from bench.commands.engines import Local, Ray
 from bench.commands.preflight import preflight
-from bench.commands.run import changed_contents, is_finished
 from bench.config import Loader, resolve
 from bench.errors import BenchError
 from bench.evaluation.rows import run_name
