@@ -20,6 +20,7 @@ from results.leaderboard import heading, meaning, ranked
 from results.plots import FINETUNED, PRIOR
 from results.selection import floors, is_robust, priors, summary
 from results.statistics import over_seeds, profile
+from results.table import number
 
 FAMILIES = {  # what a method learns from; one of another package is among the others
     "reward gradient": "refl draft draft_1 draft_full draft_lv alignprop leap_align",
@@ -89,6 +90,10 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             ax.errorbar(cells["value"], height, xerr=reach, **bar)
             _scale(ax, own, metric)
             _references(ax, metric, before, least, "x")
+            for name, value in cells["value"][~cells["value"].between(*ax.get_xlim())].items():  # off the scale
+                side, x = ("left", 0.03) if value < ax.get_xlim()[0] else ("right", 0.97)
+                text = f"◂ {number(value)}" if side == "left" else f"{number(value)} ▸"
+                ax.text(x, place[name], text, transform=ax.get_yaxis_transform(), ha=side, va="bottom", fontsize=8)
             ax.set_title(textwrap.fill(titles[metric].replace("/", "/ "), 26).replace("/ ", "/"), fontsize=10)
             ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
             ax.set_yticks(range(len(place)), list(place))

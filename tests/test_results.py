@@ -705,13 +705,14 @@ def test_the_scale_of_one_run_is_left_to_its_evaluations() -> None:
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the published ring rows the last budget counts, in the bars as in the cells; checkpoints are no seeds."""
-    drawn = {}
+    drawn, beyond = {}, {}
 
     def keep(figure: Figure, path: Path, **options: Any) -> None:
         if path.suffix == ".svg":
             return
         for ax in figure.axes:
-            labels = [text.get_text() for text in ax.get_yticklabels()]
+            beyond[ax.get_title()] = [text.get_text() for text in ax.texts]
+            labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
             (bars,) = ax.containers
             drawn[ax.get_title()] = dict(
                 zip(labels, sorted(bars[0].get_xydata().tolist(), key=lambda p: p[1]), strict=True)
@@ -722,16 +723,19 @@ def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pyt
     frame, _ = collect([PUBLISHED / "ring"])
     ((heading, rows),) = settings(frame)
     selected, _, _ = at(rows)
-    plot_methods(selected, ["tilt_tv"], tmp_path / "x.png", heading)
+    plot_methods(selected, ["tilt_tv", "tilt_sw2"], tmp_path / "x.png", heading)
     shown = {line.name: line.cells[0].value for line in leaderboard(rows, ["tilt_tv"]).lines if line.n}
     assert {name: value for name, (value, _) in drawn["tilt_tv ↓"].items()} == pytest.approx(shown)
     assert shown["draft_full"] == pytest.approx(0.308338, abs=1e-6)
+    assert beyond == {"tilt_tv ↓": [], "tilt_sw2 ↓": [f"{number(drawn['tilt_sw2 ↓']['nabla_db'][0])} ▸"]}
 
 
 def test_published_rows_are_read_whole() -> None:
     frame, left_out = collect([PUBLISHED])
     assert not left_out
-    assert {heading.split(" ")[0] for heading, _ in settings(frame)} == {"quadratic", "emoji_style", "emoji_clip"}
+    assert {heading.split(" ")[0] for heading, _ in settings(frame)} == {
+        "quadratic", "emoji_style", "emoji_clip", "colorfulness",
+    }  # fmt: skip
 
 
 def test_settings_of_a_row_leave_out_what_makes_no_other_run() -> None:
