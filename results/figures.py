@@ -349,19 +349,23 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, tuple[float, .
 def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
     """Logarithmic where the values are positive and span more than two decades.
 
-    Cut to those within `OFF` quartile ranges of how runs end where a diverged run would squeeze all others into a line.
+    Cut to values within `OFF` quartile ranges of how runs end, or of all evaluations, where a diverged run would
+    squeeze all others into a line.
     """
     own = rows[(rows["metric"] == metric) & (rows["updates"] > 0) & rows["value"].notna()]
     own = own if len(own) else rows[rows["metric"] == metric]  # nothing was trained
     log = own["value"].min() > 0 and math.log10(own["value"].max() / own["value"].min()) > 2
     values = np.log10(own["value"]) if log else own["value"]
     last = own["updates"] == own.groupby(["row", "seed"])["updates"].transform("max")
-    first, third = values[last].quantile([0.25, 0.75])
-    reach = OFF * (third - first)
-    shown = values[values.between(first - reach, third + reach)]
+    reaches = []
+    for group in (values[last], values):  # runs may end close together and far from their start
+        first, third = group.quantile([0.25, 0.75])
+        reaches.append((first - OFF * (third - first), third + OFF * (third - first)))
+    low, high = min(reaches)[0], max(high for _, high in reaches)
+    shown = values[values.between(low, high)]
     if log:
         ax.set(**{f"{axis}scale": "log"})
     ends = shown.min(), shown.max()
-    if reach and ends[1] - ends[0] < SQUEEZED * (values.max() - values.min()):
+    if high > low and ends[1] - ends[0] < SQUEEZED * (values.max() - values.min()):
         low, high = (end + sign * 0.05 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True))
         ax.set(**{f"{axis}lim": (10**low, 10**high) if log else (low, high)})

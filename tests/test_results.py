@@ -701,6 +701,10 @@ def test_the_scale_of_one_run_is_left_to_its_evaluations() -> None:
     axes = Figure().subplots()
     _scale(axes, pd.DataFrame({"metric": "m", "row": "a", "seed": 0, "updates": [1, 2], "value": [-5.0, 3.0]}), "m")
     assert axes.get_xlim() == (0, 1)
+    starts, ends = [-5.0, -5.0, -5.0], [3.0, 3.1, 3.2]  # runs that end close together are shown from their start on
+    both = {"row": list("abc") * 2, "seed": 0, "updates": [1] * 3 + [2] * 3, "value": starts + ends}
+    _scale(axes, pd.DataFrame({"metric": "m", **both}), "m")
+    assert axes.get_xlim() == (0, 1)
 
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
