@@ -67,17 +67,14 @@ class Run:
                 finished = claim(self.folder, self.config, self.console, force and processes.is_main(), held)
             if not finished:
                 with traceback_log(self.folder):
-                    self.execute()
+                    prompts = preflight(self.config)
+                    use_threads(self.config)
+                    with explained(self.config, self.folder):
+                        self._execute(prompts)
         return not finished
 
-    def execute(self) -> None:
-        """Train (or resume), evaluate, and write everything that belongs into the folder."""
-        prompts = preflight(self.config)
-        use_threads(self.config)
-        with explained(self.config, self.folder):
-            self._execute(prompts)
-
     def _execute(self, prompts: PromptSet) -> None:
+        """Train (or resume), evaluate, and write everything that belongs into the folder."""
         config = self.config
         info = provenance(config) | {"processes": processes.count()}
         main, alarms = processes.is_main(), Alarms(config.reward.beta)
