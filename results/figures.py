@@ -282,7 +282,7 @@ def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, ti
                 n = sum(map(len, scores[name].values()))
                 ax.step(levels, lines[name], color=palette[i % 10], linewidth=1.5, label=f"{name} (n = {n})")
             ax.set(title=kind, ylim=(-0.03, 1.03))
-            ax.legend(fontsize=7, loc="lower left")
+            ax.legend(fontsize=7, loc="upper right")
         grid[0].set_ylabel("share of runs")
 
 

@@ -107,7 +107,8 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
 def scores(found: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
     """Method → setting → gains of its last evaluations over the best method's mean gain there: 0 is the prior, 1 that.
 
-    Settings in which nothing gains are left out.
+    Of the methods that are in all settings, as others were not asked the same; a setting in which nothing gains counts
+    as none.
     """
     scored: dict[str, dict[str, np.ndarray]] = {}
     for section in found:
@@ -116,13 +117,13 @@ def scores(found: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
         best = own.groupby("row")["difference"].mean().max()
         for name, gains in own.groupby("row", sort=False)["difference"] if best > 0 else ():
             scored.setdefault(str(name), {})[section.heading] = gains.to_numpy() / best
-    return scored
+    every = set().union(*scored.values())
+    return {name: tasks for name, tasks in scored.items() if tasks.keys() == every}
 
 
 def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
-    """The table over settings, of the rows that are in all of them; None if fewer than two are, or there is one."""
-    count = max((len(tasks) for tasks in scored.values()), default=0)
-    scored = {name: tasks for name, tasks in scored.items() if len(tasks) == count}
+    """The table over settings, of `scores`; None if there are fewer than two methods or settings."""
+    count = max(map(len, scored.values()), default=0)
     if count < 2 or len(scored) < 2:
         return None
     means = {name: np.array([task.mean() for task in tasks.values()]) for name, tasks in scored.items()}

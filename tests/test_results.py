@@ -248,6 +248,20 @@ def test_comparison_of_methods() -> None:
     assert "reward calls" in every
 
 
+def test_methods_are_compared_over_settings_that_all_of_them_had() -> None:
+    places = {"ddpo": "ab", "draft": "bc", "nft": "abc", "refl": "abc"}
+    gains = {"ddpo": 1.0, "draft": 8.0, "nft": 2.0, "refl": 4.0}
+    rows = [
+        row(run=name + reward, method=name, difference=gains[name], settings=chosen(reward__name=reward), reward=reward)
+        for name, own in places.items()
+        for reward in own
+    ]
+    scored = reports.scores(sections(pd.DataFrame(rows), Question()))
+    assert set(scored) == {"nft", "refl"}
+    assert [share for (share,) in scored["nft"].values()] == [0.5, 0.25, 0.25]
+    assert set(reports.scores(sections(pd.DataFrame(rows[:4]), Question()))) == set()  # none had all three
+
+
 def test_cells_survive_pipes() -> None:
     assert comparison(row(metric="a|b"), metrics=["a|b"])[0].startswith(r"| method | a\|b ↑ |")
 
