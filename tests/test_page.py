@@ -98,6 +98,10 @@ def test_the_page_works_in_a_browser(page: Any) -> None:
     expect(methods).to_have_text(["prior", "sampling floor", "ddpo", "draft"])
     page.locator("table.board").first.locator("thead [role=button]").first.press("Enter")  # by keyboard
     expect(methods).to_have_text(["ddpo", "draft", "prior", "sampling floor"])
+    region = page.get_by_role("region", name="emoji_clip (β = 1) on emoji, prompts emoji", exact=True)
+    region.focus()
+    page.keyboard.press("ArrowRight")  # to the columns that a phone has no room for
+    page.wait_for_function("region => region.scrollLeft > 0", arg=region.element_handle())
     reward = page.locator("table.board").first.locator("thead th").nth(1)
     reward.click()
     expect(methods).to_have_text(["sampling floor", "prior", "draft", "ddpo"])  # by number
