@@ -346,15 +346,15 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, tuple[float, .
         )  # fmt: skip
 
 
-def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
-    """Logarithmic where the values are positive and span more than two decades.
+def scale_of(rows: pd.DataFrame, metric: str) -> tuple[bool, tuple[float, float] | None]:
+    """Whether a metric's axis is logarithmic, and its ends if it is cut.
 
-    Cut to values within `OFF` quartile ranges of how runs end, or of all evaluations, where a diverged run would
-    squeeze all others into a line.
+    Logarithmic where the values are positive and span more than two decades. Cut to values within `OFF` quartile ranges
+    of how runs end, or of all evaluations, where a diverged run would squeeze all others into a line.
     """
     own = rows[(rows["metric"] == metric) & (rows["updates"] > 0) & rows["value"].notna()]
     own = own if len(own) else rows[rows["metric"] == metric]  # nothing was trained
-    log = own["value"].min() > 0 and math.log10(own["value"].max() / own["value"].min()) > 2
+    log = bool(own["value"].min() > 0 and math.log10(own["value"].max() / own["value"].min()) > 2)
     values = np.log10(own["value"]) if log else own["value"]
     last = own["updates"] == own.groupby(["row", "seed"])["updates"].transform("max")
     reaches = []
@@ -363,9 +363,17 @@ def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
         reaches.append((first - OFF * (third - first), third + OFF * (third - first)))
     low, high = min(reaches)[0], max(high for _, high in reaches)
     shown = values[values.between(low, high)]
+    ends = shown.min(), shown.max()
+    if high <= low or ends[1] - ends[0] >= SQUEEZED * (values.max() - values.min()):
+        return log, None
+    low, high = (end + sign * 0.05 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True))
+    return log, (10**low, 10**high) if log else (low, high)
+
+
+def _scale(ax: Axes, rows: pd.DataFrame, metric: str, axis: str = "x") -> None:
+    """Give an axis its metric's scale."""
+    log, ends = scale_of(rows, metric)
     if log:
         ax.set(**{f"{axis}scale": "log"})
-    ends = shown.min(), shown.max()
-    if high > low and ends[1] - ends[0] < SQUEEZED * (values.max() - values.min()):
-        low, high = (end + sign * 0.05 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True))
-        ax.set(**{f"{axis}lim": (10**low, 10**high) if log else (low, high)})
+    if ends:
+        ax.set(**{f"{axis}lim": ends})

@@ -1,8 +1,10 @@
 """The comparison as one self-contained page: tables that sort and filter, plots with hover, samples side by side."""
 
 import base64
+import math
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +16,23 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from results.budgets import COSTS, GAIN
-from results.figures import FAMILIES, TRADED, family, lines_of
+from results.figures import FAMILIES, TRADED, family, lines_of, scale_of
 from results.formats import parts
 from results.report import Question, Section, across, scores, sections
 
 IMAGES = 12_000_000  # bytes of samples that a page holds at most, so that a phone opens it
 MARKS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "hexagon"]
+
+
+class Plot(NamedTuple):
+    """A figure with several views, of which it shows the first.
+
+    views: label → arguments of `Plotly.update`.
+    """
+
+    title: str
+    figure: go.Figure
+    views: dict[str, list[dict[str, Any]]]
 
 
 class Shot(NamedTuple):
@@ -45,7 +58,7 @@ def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question
             {
                 "heading": section.heading,
                 "boards": section.boards,
-                "figures": [figure.to_json() for figure in _figures(section)],
+                "plots": plots_of(section),
                 "shots": _samples(section),
                 "runs": _runs(section),
             }
@@ -65,8 +78,8 @@ def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question
     return path
 
 
-def _figures(section: Section) -> list[go.Figure]:
-    """The reward against each cost, and each price against the reward: of the table's rows, one shown at a time."""
+def plots_of(section: Section) -> list[Plot]:
+    """The reward against each cost, and each price against the reward, of the table's rows."""
     board = section.boards[0]
     names = [line.name for line in board.lines if line.n]
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
@@ -83,44 +96,41 @@ def _figures(section: Section) -> list[go.Figure]:
     for metric in traded:
         both = {n: reward[n].merge(line, on="budget") for n, line in lines_of(rows, metric) if n in reward}
         trades[metric] = {n: (line["value_x"], line["value_y"], line) for n, line in both.items()}
-    found = [_chooser(curves, f"{GAIN} against", "", GAIN, log=True)]
-    return found + ([_chooser(trades, "Against the reward:", GAIN, "", log=False)] if trades else [])
+    gain = _axis(rows, GAIN)
+    costs = {label: {"xaxis": {"title": {"text": label}, "type": "log"}, "yaxis": gain} for label in curves}
+    prices = {metric: {"xaxis": gain, "yaxis": _axis(rows, metric)} for metric in trades}
+    return [_plot(f"{GAIN} against", curves, costs)] + [_plot(f"Against {GAIN}:", trades, prices)] * bool(trades)
 
 
-def _chooser(views: dict[str, dict[str, Any]], title: str, x: str, y: str, log: bool) -> go.Figure:
-    """A figure of lines by name with a menu of its views; x, y: titles of axes, "" for the view's name."""
+def _axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Plotly's axis of a metric."""
+    log, ends = scale_of(rows, metric)
+    limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
+    return {"title": {"text": metric}, "type": "log" if log else "linear", **limits}
+
+
+def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str, Any]]) -> Plot:
+    """Lines by name, and the axes, of every view."""
     palette = dict(zip([*FAMILIES, "others"], sns.color_palette("colorblind").as_hex(), strict=False))
+    names = sorted({name for lines in views.values() for name in lines}, key=lambda name: (family(name), name))
+    marks = {name: mark for _, own in groupby(names, family) for name, mark in zip(own, cycle(MARKS))}
+    first = next(iter(views))
     figure = go.Figure()
     shown: list[str] = []
     for view, lines in views.items():
-        for i, (name, (xs, ys, line)) in enumerate(sorted(lines.items(), key=lambda item: family(item[0]))):
-            kind = family(name)
+        for name in filter(lines.__contains__, names):
+            (xs, ys, line), kind = lines[name], family(name)
             figure.add_scatter(
-                x=xs.tolist(), y=ys.tolist(), name=name, mode="lines+markers", visible=view == next(iter(views)),
-                line={"color": palette[kind]}, marker={"symbol": MARKS[i % len(MARKS)], "size": 8},
+                x=xs.tolist(), y=ys.tolist(), name=name, mode="lines+markers", visible=view == first,
+                line={"color": palette[kind]}, marker={"symbol": marks[name], "size": 8},
                 legendgroup=kind, legendgrouptitle={"text": kind}, text=line["budget"].tolist(),
                 hovertemplate="%{fullData.name}<br>%{x:.4g}, %{y:.4g}<br>at update %{text}<extra></extra>",
             )  # fmt: skip
             shown.append(view)
-    buttons = [
-        {
-            "label": view,
-            "method": "update",
-            "args": [
-                {"visible": [own == view for own in shown]},
-                {"xaxis.title.text": x or view, "yaxis.title.text": y or view},
-            ],
-        }
-        for view in views
-    ]
-    first = next(iter(views))
-    figure.update_layout(
-        template="plotly_white", height=520, margin={"l": 60, "r": 10, "t": 70, "b": 50}, title={"text": title, "x": 0},
-        updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.16}],
-        xaxis={"title": {"text": x or first}, "type": "log" if log else "linear"},
-        yaxis={"title": {"text": y or first}},
-    )  # fmt: skip
-    return figure
+    height = max(480, 60 + 20 * len(names) + 36 * len(set(map(family, names))))  # room for the legend
+    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 10, "t": 10, "b": 50}, height=height)
+    figure.update_layout(axes[first])
+    return Plot(title, figure, {view: [{"visible": [own == view for own in shown]}, axes[view]] for view in views})
 
 
 def _samples(section: Section) -> dict[tuple[str, str], list[Shot]]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from results.formats import latex, markdown, terminal, to_csv
 from results.leaderboard import leaderboard
-from results.page import write_page
+from results.page import plots_of, write_page
 from results.report import Question, boards_of, sections, write_report
 from results.rows import write_rows
 from results.selection import collect, settings
@@ -117,7 +117,10 @@ def test_the_page_works_in_a_browser(page: Any) -> None:
     before = shown.locator("img").first.get_attribute("src")
     page.get_by_label("Prompt and sample").nth(1).select_option("1")
     assert shown.locator("img").first.get_attribute("src") != before
-    assert page.locator(".plot .main-svg").count() > 0
+    price = page.locator("section[data-setting='1'] .plot").nth(1)
+    page.get_by_label("Against reward/train").nth(1).select_option("path_kl")
+    expect(price.locator(".ytitle")).to_have_text("path_kl")
+    expect(price.locator(".scatterlayer .trace")).to_have_count(2)  # a line a method
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -126,6 +129,16 @@ def test_the_page_quotes_and_asks_for_nothing(page: Any) -> None:
     assert page.evaluate("window.hacked") is None
     assert page.told == []
     assert [url for url in page.asked if not url.startswith(("data:", "blob:"))] == [page.url]
+
+
+def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
+    frame, _ = collect([runs(tmp_path)])
+    frame.loc[(frame["metric"] == "reward/train") & (frame["run"] == "ddpo0") & (frame["budget"] == 40), "value"] = -1e6
+    rewards, prices = plots_of(sections(frame, Question(), with_gains=True)[0])
+    low, high = rewards.figure.layout.yaxis.range
+    assert 29 < low < high < 36
+    assert prices.figure.layout.xaxis.range == (low, high)
+    assert [view for view, (_, axes) in prices.views.items() if axes["yaxis"].get("range")] == []
 
 
 def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
