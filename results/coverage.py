@@ -29,11 +29,11 @@ interval is of training alone. n is the number of runs; figures show every run a
 A metric without an error of its own (`fid_prior`, `kid_prior`) has none.
 
 **Differences to the prior** stand in round brackets. Within a seed all methods and the prior share the evaluation's
-noise, so differences are taken within seeds and then summarised. **The best** of a column is in bold or has a star; ≈
-marks what is not told apart from it: the interval of the difference to the best, within seeds, holds zero. A row
-without a mark is worse than the best at 95 %, one comparison at a time: among twenty rows, one is expected to lose
-its mark by chance. Where no error is known nothing is marked. **A floor** is a mean over draws: three of every
-evaluation, over seeds those of all.
+noise, so differences are taken within seeds and then summarised. **The best** of a column, of the rows with the most
+seeds, is in bold or has a star; ≈ marks what is not told apart from it: the interval of the difference to the best,
+within seeds, holds zero. A row of as many seeds without a mark is worse than the best at 95 %, one comparison at a
+time: among twenty rows, one is expected to lose its mark by chance. Where no error is known nothing is marked. **A
+floor** is a mean over draws: three of every evaluation, over seeds those of all.
 
 **At an equal gain or cost** (`--at-reward-gain`, `--at-updates`, `--at-reward-calls`, `--at-network-rows`,
 `--at-seconds`) every run is read off where it reaches the value for the first time, linearly between its evaluations

@@ -198,14 +198,16 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def standings(rows: pd.DataFrame, found: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(row, metric) → "best", or "tie" where the interval of the difference to the best holds zero.
 
+    The best is one of the rows with the most seeds: others were drawn on other noise, or are the seeds that got there.
     Differences are taken within seeds, which share noise; of single evaluations their errors are added in squares.
     Nothing is marked where no error is known.
     """
     several, robust, marks = has_seeds(rows), is_robust(rows), {}
     rows = rows[(rows["direction"] != "none") & rows["value"].notna() & (rows["method"] != "prior")]
     for metric, own in rows.groupby("metric", sort=False):
-        centres = found["value"].xs(metric, level="metric").loc[own["row"].unique()]
-        best = centres.idxmax() if own["direction"].iloc[0] == "higher" else centres.idxmin()
+        centres, counts = found["value"].xs(metric, level="metric"), own.groupby("row", sort=False)["seed"].nunique()
+        centres, whole = centres.loc[counts.index], counts.index[counts == counts.max()]
+        best = centres[whole].idxmax() if own["direction"].iloc[0] == "higher" else centres[whole].idxmin()
         others = centres.index.drop(best)
         if several:
             seeds = own.pivot(index="row", columns="seed", values="value")

@@ -624,7 +624,7 @@ def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
     page = write_report(tmp_path / "out", frame, ["a run is unfinished."], Question(axis="updates", limits=(20.0,)))
     shown = page.read_text()
     assert ", at 20 updates\n" in shown
-    assert "| cheap | 2 [-4, 9] (+2) " in shown
+    assert "| cheap | **2** [-4, 9] (+2) " in shown
     assert "- a run is unfinished." in shown
     figures = re.findall(r"\]\((.*?)\)", shown)
     assert figures == ["methods-0.png", "curves-reward-train-0.png", "points-0.png"]

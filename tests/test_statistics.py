@@ -74,6 +74,8 @@ def table(values: dict[str, list[float]], error: float = np.nan) -> pd.DataFrame
         ({"a": [3.0], "b": [2.0], "c": [0.0]}, 0.5, {"a": "best", "b": "tie"}),
         ({"a": [3.0], "b": [2.0]}, np.nan, {}),  # no error is known, so nothing is won
         ({"a": [3.0, 4.0], "b": [9.0]}, np.nan, {}),
+        # on fewer seeds a mean is of other noise
+        ({"a": [1.0, 5.0, 9.0], "b": [9.0, 9.5], "c": [0.5, 4.5, 8.51]}, np.nan, {"a": "best", "b": "tie"}),
     ],
 )
 def test_ties_are_no_wins(values: dict[str, list[float]], error: float, marks: dict[str, str]) -> None:
