@@ -99,7 +99,8 @@ def plots_of(section: Section) -> list[Plot]:
     gain = _axis(rows, GAIN)
     costs = {label: {"xaxis": {"title": {"text": label}, "type": "log"}, "yaxis": gain} for label in curves}
     prices = {metric: {"xaxis": gain, "yaxis": _axis(rows, metric)} for metric in trades}
-    return [_plot(f"{GAIN} against", curves, costs)] + [_plot(f"Against {GAIN}:", trades, prices)] * bool(trades)
+    plots = [(f"{GAIN} against", curves, costs), (f"Against {GAIN}:", trades, prices)]
+    return [_plot(title, views, axes) for title, views, axes in plots if views]
 
 
 def _axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:

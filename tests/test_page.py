@@ -141,6 +141,11 @@ def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
     assert [view for view, (_, axes) in prices.views.items() if axes["yaxis"].get("range")] == []
 
 
+def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:
+    (section, _) = sections(collect([runs(tmp_path)])[0], Question(("reward/train",)), with_gains=True)
+    assert [plot.title for plot in plots_of(section)] == ["reward/train against"]
+
+
 def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
     ((_, rows), _) = settings(collect([runs(tmp_path)])[0])
     board = leaderboard(rows, title="100 % & more_of_it")
