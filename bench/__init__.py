@@ -7,30 +7,35 @@ first use, so that the command line answers at once.
 import os
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+# A wheel holds methods, rewards and metrics inside this package; in a checkout they lie beside its folder.
+if not (Path(__file__).parent / "methods").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
 
 # Read once, when torch is loaded: threads that spin while they wait bring a run beside another job to a standstill.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _PUBLIC = {
     "Batch": "bench.sampling.trajectory",
-    "Conditioning": "bench.models.base",
+    "Conditioning": "bench.model",
     "Config": "bench.options",
-    "Copy": "bench.plugin",
+    "Copy": "bench.method",
     "Core": "bench.core",
     "Deviation": "bench.training.advantages",
-    "DiffusionModel": "bench.models.base",
-    "Evaluation": "bench.evaluation.samples",
+    "DiffusionModel": "bench.model",
+    "Evaluation": "bench.metric",
     "Kernel": "bench.sampling.kernel",
-    "Loss": "bench.plugin",
-    "Measurement": "bench.plugin",
-    "Method": "bench.plugin",
-    "Metric": "bench.plugin",
-    "Needs": "bench.plugin",
+    "Loss": "bench.method",
+    "Measurement": "bench.metric",
+    "Method": "bench.method",
+    "Metric": "bench.metric",
+    "Needs": "bench.method",
     "Noised": "bench.sampling.trajectory",
     "PromptStatistics": "bench.training.advantages",
     "Reward": "bench.reward",
-    "Samples": "bench.evaluation.samples",
+    "Samples": "bench.metric",
     "Trajectory": "bench.sampling.trajectory",
     "Transitions": "bench.sampling.trajectory",
     "group_advantages": "bench.training.advantages",

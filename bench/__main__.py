@@ -1,5 +1,5 @@
 """`python -m bench` is the command `bench`."""
 
-from bench.cli import app
+from bench.cli.app import app
 
 app()

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError, NonFiniteError
-from bench.models.base import Conditioning, DiffusionModel
+from bench.model import Conditioning, DiffusionModel
 from bench.reward import Reward, gradient, score
+from bench.runtime import memory
+from bench.runtime.meter import Meter
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
 from bench.sampling.trajectory import Batch, Noised, Trajectory, Transitions, join, rollout
-from bench.training import memory
-from bench.training.meter import Meter
 
 PRIOR_NOT_FINITE = (
     "The prior's own samples are not finite, so no training did this: check the model's weights, or use "

@@ -1,6 +1,5 @@
-"""What a run ran on: versions, hardware, code revision; and whether the installed packages are ours."""
+"""What a run ran on: versions, hardware, code revision."""
 
-import importlib.util
 import os
 import platform
 import subprocess
@@ -10,23 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy", "scipy", "clean-fid",
             "dreamsim", "open_clip_torch", "ray", "wandb", "trackio")  # fmt: skip
-
-
-def check_packages() -> None:
-    """Raise BenchError if `methods`, `rewards`, `metrics` or `results` is another package of that generic name."""
-    for name in ("methods", "rewards", "metrics", "results"):
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).parent if spec and spec.origin else None
-        if found != ROOT / name:
-            raise BenchError(
-                f"the package {name!r} resolves to {found or 'nothing'} instead of {ROOT / name}: start from "
-                f"another folder, rename the folder {name!r} there, or install nabla-bench into its own environment."
-            )
 
 
 def versions() -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import BenchError, did_you_mean
-from bench.weights.hub import Repository
+from bench.hub import Repository
 
 HELDOUT_EVERY = 5
 

@@ -11,17 +11,17 @@ import pandas as pd
 from rich.console import Console
 
 from bench import config as configs
-from bench.commands.evaluate import evaluate_again
-from bench.commands.preflight import preflight
-from bench.commands.run import Run
 from bench.errors import BenchError
-from bench.evaluation.rows import default_folder
+from bench.reporting.budgets import at
+from bench.reporting.rows import read_rows
+from bench.reporting.selection import collect, summary
+from bench.reporting.selection import settings as settings_of
+from bench.runs.evaluate import evaluate_again
+from bench.runs.log import read_log
+from bench.runs.preflight import preflight
+from bench.runs.rows import default_folder
+from bench.runs.run import Run
 from bench.settings import RunConfig
-from bench.training.log import read_log
-from results.budgets import at
-from results.rows import read_rows
-from results.selection import collect, summary
-from results.selection import settings as settings_of
 
 
 @dataclass(frozen=True)

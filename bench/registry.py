@@ -85,177 +85,189 @@ _DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's siz
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
-        "nabla_gfn": Plugin("methods.nabla_gfn:NablaGFN", text="residual ∇-DB (∇-GFlowNet): samples from p_# exp(βr)"),
+        "nabla_gfn": Plugin(
+            "bench.methods.nabla_gfn:NablaGFN", text="residual ∇-DB (∇-GFlowNet): samples from p_# exp(βr)"
+        ),
         "nabla_gfn_noflow": Plugin(
-            "methods.nabla_gfn:NablaGFN", _NO_FLOW, "residual ∇-DB's forward loss alone, without the flow network"
+            "bench.methods.nabla_gfn:NablaGFN", _NO_FLOW, "residual ∇-DB's forward loss alone, without the flow network"
         ),
         "nabla_gfn_published": Plugin(
-            "methods.nabla_gfn:NablaGFN", _PUBLISHED, "residual ∇-DB with the choices of the authors' code"
+            "bench.methods.nabla_gfn:NablaGFN", _PUBLISHED, "residual ∇-DB with the choices of the authors' code"
         ),
         "nabla_gfn_adjoint": Plugin(
-            "methods.nabla_gfn:NablaGFN",
+            "bench.methods.nabla_gfn:NablaGFN",
             {"method.flow_target": "adjoint", "method.reverse_at": "start"},
             "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
         ),
         "nabla_gfn_shared": Plugin(
-            "methods.nabla_shared:NablaGFNShared",
+            "bench.methods.nabla_shared:NablaGFNShared",
             text="residual ∇-DB on neighbouring transitions, which share passes; a variant of ours",
         ),
-        "nabla_db": Plugin("methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"),
-        "db": Plugin("methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"),
+        "nabla_db": Plugin(
+            "bench.methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"
+        ),
+        "db": Plugin(
+            "bench.methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"
+        ),
         "res_db": Plugin(
-            "methods.db:DB",
+            "bench.methods.db:DB",
             _RESIDUAL_DB,
             "detailed balance against the prior, with a scalar flow: samples from p_# exp(βr)",
         ),
         "dag_kl": Plugin(
-            "methods.db:DB",
+            "bench.methods.db:DB",
             {"method.clip": 1e-4},
             "DAG-KL: policy gradient on the flow's advantages against the noising process",
         ),
         "rtb": Plugin(
-            "methods.rtb:RTB", text="relative trajectory balance, with a learned log Z: samples from p_# exp(βr)"
+            "bench.methods.rtb:RTB", text="relative trajectory balance, with a learned log Z: samples from p_# exp(βr)"
         ),
         "rtb_softmax": Plugin(
-            "methods.rtb:SoftmaxRTB",
+            "bench.methods.rtb:SoftmaxRTB",
             text="trajectory balance within a prompt's group, without log Z: samples from p_# exp(βr)",
         ),
         "tmpo": Plugin(
-            "methods.rtb:SoftmaxRTB",
+            "bench.methods.rtb:SoftmaxRTB",
             {"method.prior": False},
             "TMPO: trajectory balance within a prompt's group, without log Z and without the prior",
         ),
         "online_dpo": Plugin(
-            "methods.online_dpo:OnlineDPO", text="Diffusion-DPO on the best and the worst of each group"
+            "bench.methods.online_dpo:OnlineDPO", text="Diffusion-DPO on the best and the worst of each group"
         ),
         "vgg_flow": Plugin(
-            "methods.vgg_flow:VGGFlow",
+            "bench.methods.vgg_flow:VGGFlow",
             text="VGG-Flow: the velocity is matched to the prior's plus the gradient of a learned value",
         ),
         "vgg_flow_pruned": Plugin(
-            "methods.vgg_flow:VGGFlow",
+            "bench.methods.vgg_flow:VGGFlow",
             _PRUNED,
             "VGG-Flow without the value network: the reward's gradient at the finished sample",
         ),
         "ddpo": Plugin(
-            "methods.ddpo:DDPO", text="clipped policy gradient with advantages by a prompt's running statistics"
+            "bench.methods.ddpo:DDPO", text="clipped policy gradient with advantages by a prompt's running statistics"
         ),
         "grpo": Plugin(
-            "methods.ddpo:DDPO", _GRPO, "clipped policy gradient with advantages normalised within a prompt's group"
+            "bench.methods.ddpo:DDPO",
+            _GRPO,
+            "clipped policy gradient with advantages normalised within a prompt's group",
         ),
         "dpok": Plugin(
-            "methods.ddpo:DDPO", _DPOK, "policy gradient of βr minus the KL to the prior at the sampled states"
+            "bench.methods.ddpo:DDPO", _DPOK, "policy gradient of βr minus the KL to the prior at the sampled states"
         ),
         "flow_grpo": Plugin(
-            "methods.flow_grpo:FlowGRPO",
+            "bench.methods.flow_grpo:FlowGRPO",
             _FLOW_GRPO,
             "Flow-GRPO: policy gradient within groups, KL to the prior by the SDE's rate; evaluates an EMA",
         ),
-        "flow_grpo_cps": Plugin("methods.flow_grpo:FlowGRPO", _CPS, "Flow-GRPO with FlowCPS's density"),
+        "flow_grpo_cps": Plugin("bench.methods.flow_grpo:FlowGRPO", _CPS, "Flow-GRPO with FlowCPS's density"),
         "dance_grpo": Plugin(
-            "methods.flow_grpo:FlowGRPO",
+            "bench.methods.flow_grpo:FlowGRPO",
             _UNBIASED | {"method.shared_start": True},
             "DanceGRPO: all samples of a group start from one noise",
         ),
         "mix_grpo": Plugin(
-            "methods.flow_grpo:FlowGRPO",
+            "bench.methods.flow_grpo:FlowGRPO",
             _UNBIASED | {"method.window": 4},
             "MixGRPO: noise, and so the gradient, in a moving window of steps",
         ),
         "grpo_guard": Plugin(
-            "methods.flow_grpo:FlowGRPO",
+            "bench.methods.flow_grpo:FlowGRPO",
             _GUARD,
             "GRPO-Guard: ratios normalised so that one clip range suits every step",
         ),
         "flow_dppo": Plugin(
-            "methods.flow_grpo:FlowGRPO", _DPPO, "Flow-GRPO with a mask by divergence in the place of the clip"
+            "bench.methods.flow_grpo:FlowGRPO", _DPPO, "Flow-GRPO with a mask by divergence in the place of the clip"
         ),
         "nft": Plugin(
-            "methods.velocity_matching:VelocityMatching",
+            "bench.methods.velocity_matching:VelocityMatching",
             _NFT,
             "DiffusionNFT: regression on good and away from bad samples, noised anew",
         ),
         "awm": Plugin(
-            "methods.velocity_matching:VelocityMatching",
+            "bench.methods.velocity_matching:VelocityMatching",
             _AWM,
             "AWM: regression on finished samples, noised anew, weighted by their advantage",
         ),
         "ram": Plugin(
-            "methods.velocity_matching:VelocityMatching",
+            "bench.methods.velocity_matching:VelocityMatching",
             _RAM,
             "RAM: the same regression with β times the reward above the group's mean as the weight",
         ),
         "rvm": Plugin(
-            "methods.velocity_matching:VelocityMatching",
+            "bench.methods.velocity_matching:VelocityMatching",
             _RVM,
             "RVM: the same regression with normalised advantages, held to the prior",
         ),
         "tilt_matching": Plugin(
-            "methods.velocity_matching:VelocityMatching",
+            "bench.methods.velocity_matching:VelocityMatching",
             _TILT,
             "tilt matching: regression in stages, each of which tilts the one before by exp(βr / stages)",
         ),
-        "draft": Plugin("methods.draft:DRaFT", text="DRaFT-5: backpropagation through the last 5 steps"),
-        "draft_1": Plugin("methods.draft:DRaFT", {"method.depth": 1}, "DRaFT-1: backpropagation through the last step"),
-        "draft_full": Plugin("methods.draft:DRaFT", {"method.depth": 0}, "DRaFT: backpropagation through all steps"),
+        "draft": Plugin("bench.methods.draft:DRaFT", text="DRaFT-5: backpropagation through the last 5 steps"),
+        "draft_1": Plugin(
+            "bench.methods.draft:DRaFT", {"method.depth": 1}, "DRaFT-1: backpropagation through the last step"
+        ),
+        "draft_full": Plugin(
+            "bench.methods.draft:DRaFT", {"method.depth": 0}, "DRaFT: backpropagation through all steps"
+        ),
         "draft_lv": Plugin(
-            "methods.draft:DRaFT",
+            "bench.methods.draft:DRaFT",
             {"method.depth": 1, "method.renoise": 2},
             "DRaFT-LV: the last step, averaged over two re-noised copies of it",
         ),
         "leap_align": Plugin(
-            "methods.draft:DRaFT",
+            "bench.methods.draft:DRaFT",
             {"method.leap": True},
             "LeapAlign: two leaps between random steps stand in for the trajectory's gradient",
         ),
         "alignprop": Plugin(
-            "methods.draft:DRaFT",
+            "bench.methods.draft:DRaFT",
             {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3},
             "AlignProp: backpropagation from a random step on",
         ),
         "refl": Plugin(
-            "methods.refl:ReFL", text="ReFL: reward gradient of the clean prediction at one random late step"
+            "bench.methods.refl:ReFL", text="ReFL: reward gradient of the clean prediction at one random late step"
         ),
         "adjoint_matching": Plugin(
-            "methods.adjoint_matching:AdjointMatching",
+            "bench.methods.adjoint_matching:AdjointMatching",
             text="regression of the control on the lean adjoint: samples from p_# exp(βr)",
         ),
-        "best_of_n": Plugin("methods.best_of_n:BestOfN", text="nothing trained: draw 8, keep the best"),
-        "prior": Plugin("methods.prior:Prior", text="the pretrained model, unchanged"),
+        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN", text="nothing trained: draw 8, keep the best"),
+        "prior": Plugin("bench.methods.prior:Prior", text="the pretrained model, unchanged"),
     },
     "rewards": {
-        "emoji_clip": Plugin("rewards.emoji_clip:EmojiClip"),
-        "emoji_style": Plugin("rewards.emoji_style:EmojiStyle"),
-        "linear": Plugin("rewards.linear:Linear"),
-        "quadratic": Plugin("rewards.quadratic:Quadratic"),
-        "colorfulness": Plugin("rewards.colorfulness:Colorfulness"),
-        "aesthetic": Plugin("rewards.aesthetic:Aesthetic"),
-        "hps": Plugin("rewards.hps:HPS"),
-        "image_reward": Plugin("rewards.image_reward:ImageReward"),
-        "pickscore": Plugin("rewards.pickscore:PickScore"),
-        "clip_score": Plugin("rewards.clip_score:ClipScore"),
-        "jpeg_compressibility": Plugin("rewards.jpeg_compressibility:JpegCompressibility"),
-        "jpeg_incompressibility": Plugin("rewards.jpeg_compressibility:JpegIncompressibility"),
+        "emoji_clip": Plugin("bench.rewards.emoji_clip:EmojiClip"),
+        "emoji_style": Plugin("bench.rewards.emoji_style:EmojiStyle"),
+        "linear": Plugin("bench.rewards.linear:Linear"),
+        "quadratic": Plugin("bench.rewards.quadratic:Quadratic"),
+        "colorfulness": Plugin("bench.rewards.colorfulness:Colorfulness"),
+        "aesthetic": Plugin("bench.rewards.aesthetic:Aesthetic"),
+        "hps": Plugin("bench.rewards.hps:HPS"),
+        "image_reward": Plugin("bench.rewards.image_reward:ImageReward"),
+        "pickscore": Plugin("bench.rewards.pickscore:PickScore"),
+        "clip_score": Plugin("bench.rewards.clip_score:ClipScore"),
+        "jpeg_compressibility": Plugin("bench.rewards.jpeg_compressibility:JpegCompressibility"),
+        "jpeg_incompressibility": Plugin("bench.rewards.jpeg_compressibility:JpegIncompressibility"),
     },
     "metrics": {
-        "reward": Plugin("metrics.reward:RewardGain"),
-        "reward_prompts": Plugin("metrics.reward:RewardPrompts"),
-        "fid_prior": Plugin("metrics.fid_prior:FidPrior"),
-        "fid_prior_per_prompt": Plugin("metrics.fid_prior:FidPriorPerPrompt"),
-        "kid_prior": Plugin("metrics.kid_prior:KidPrior"),
-        "diversity": Plugin("metrics.diversity:Diversity"),
-        "diversity_dreamsim": Plugin("metrics.diversity:DiversityDreamSim"),
-        "diversity_clip": Plugin("metrics.diversity:DiversityClip"),
-        "vendi": Plugin("metrics.vendi:Vendi"),
-        "coverage": Plugin("metrics.coverage:Coverage"),
-        "path_kl": Plugin("metrics.path_kl:PathKl"),
-        "path_kl_steps": Plugin("metrics.path_kl:PathKlSteps"),
-        "sampler_gap": Plugin("metrics.sampler_gap:SamplerGap"),
-        "output_norm": Plugin("metrics.output_norm:OutputNorm"),
-        "tilt_gap": Plugin("metrics.tilt_gap:TiltGap"),
-        "tilt_tv": Plugin("metrics.tilt_tv:TiltTv"),
-        "tilt_sw2": Plugin("metrics.tilt_sw2:TiltSw2"),
-        "fid_target": Plugin("metrics.fid_target:FidTarget"),
+        "reward": Plugin("bench.metrics.reward:RewardGain"),
+        "reward_prompts": Plugin("bench.metrics.reward:RewardPrompts"),
+        "fid_prior": Plugin("bench.metrics.fid_prior:FidPrior"),
+        "fid_prior_per_prompt": Plugin("bench.metrics.fid_prior:FidPriorPerPrompt"),
+        "kid_prior": Plugin("bench.metrics.kid_prior:KidPrior"),
+        "diversity": Plugin("bench.metrics.diversity:Diversity"),
+        "diversity_dreamsim": Plugin("bench.metrics.diversity:DiversityDreamSim"),
+        "diversity_clip": Plugin("bench.metrics.diversity:DiversityClip"),
+        "vendi": Plugin("bench.metrics.vendi:Vendi"),
+        "coverage": Plugin("bench.metrics.coverage:Coverage"),
+        "path_kl": Plugin("bench.metrics.path_kl:PathKl"),
+        "path_kl_steps": Plugin("bench.metrics.path_kl:PathKlSteps"),
+        "sampler_gap": Plugin("bench.metrics.sampler_gap:SamplerGap"),
+        "output_norm": Plugin("bench.metrics.output_norm:OutputNorm"),
+        "tilt_gap": Plugin("bench.metrics.tilt_gap:TiltGap"),
+        "tilt_tv": Plugin("bench.metrics.tilt_tv:TiltTv"),
+        "tilt_sw2": Plugin("bench.metrics.tilt_sw2:TiltSw2"),
+        "fid_target": Plugin("bench.metrics.fid_target:FidTarget"),
     },
     "models": {  # one that is code alone by its own name, a family of pipelines by its class's, ending in "Pipeline"
         "ring": Plugin("bench.models.analytic:RingModel"),

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.hub import Need
 from bench.options import Config
-from bench.training import memory
-from bench.weights.hub import Need
+from bench.runtime import memory
 
 
 class Reward(ABC):
@@ -20,7 +20,7 @@ class Reward(ABC):
     scale: what the numbers mean, in a few words, with their usual range.
     source: paper or repository.
     suite: the named setting that `--reward NAME` selects when nothing else is said.
-    files: what must be there before it is built; `bench fetch` gets it (see bench.weights.hub).
+    files: what must be there before it is built; `bench fetch` gets it (see bench.hub).
     """
 
     Config: ClassVar[type[Config]] = Config

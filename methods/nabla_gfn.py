@@ -4,10 +4,10 @@ Gradient-Informed GFlowNets", ICLR 2025)."""
 from collections.abc import Callable, Iterator
 
 import torch
+from bench.methods.nabla_config import NablaConfig
 from torch import Tensor, nn
 
 from bench import Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
-from methods.nabla_config import NablaConfig
 
 
 class NablaGFN(Method):

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import torch
+from bench.methods.nabla_config import NablaConfig
+from bench.methods.nabla_gfn import NablaGFN, mean_square
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from bench import Batch, Core, Loss, Trajectory, Transitions
-from methods.nabla_config import NablaConfig
-from methods.nabla_gfn import NablaGFN, mean_square
 
 
 class NablaSharedConfig(NablaConfig):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.evaluation.towers import Clip, linear_head
-from bench.weights.hub import CLIP_L, Repository
+from bench.hub import CLIP_L, Repository
+from bench.models.encoders import Clip, linear_head
 
 HEAD = Repository("trl-lib/ddpo-aesthetic-predictor", ("aesthetic-model.pth",), size=3_714_759)
 

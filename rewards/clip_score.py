@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.evaluation.towers import Clip
-from bench.weights.hub import CLIP_L
+from bench.hub import CLIP_L
+from bench.models.encoders import Clip
 
 
 class ClipScore(Reward):

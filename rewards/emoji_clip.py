@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.evaluation.towers import Clip
 from bench.models import emoji
+from bench.models.encoders import Clip
 
 
 class EmojiClip(Reward):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.evaluation.towers import contain, normalise
-from bench.weights.hub import Repository
+from bench.hub import Repository
+from bench.models.encoders import contain, normalise
 
 WEIGHTS = Repository("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), size=1_972_298_538)
 

@@ -10,8 +10,8 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from bench import Config, Reward
-from bench.evaluation.towers import cover, linear_head, normalise
-from bench.weights.hub import Repository
+from bench.hub import Repository
+from bench.models.encoders import cover, linear_head, normalise
 
 WEIGHTS = Repository("THUDM/ImageReward", ("ImageReward.pt", "med_config.json"), size=1_790_000_000)
 TOKENIZER = Repository("google-bert/bert-base-uncased", ("vocab.txt",), size=231_508, also=("tokenizer_config.json",))

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from bench import Config, Reward
-from bench.evaluation.towers import Clip
-from bench.weights.hub import CLIP_FILES, CLIP_TOKENIZER, Repository
+from bench.hub import CLIP_FILES, CLIP_TOKENIZER, Repository
+from bench.models.encoders import Clip
 
 WEIGHTS = Repository("yuvalkirstain/PickScore_v1", CLIP_FILES, size=3_945_000_000, also=CLIP_TOKENIZER)
 

@@ -6,41 +6,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so 
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two threads that spin beside another job take ten times as long
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from scaffold import Brightness, write_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from bench import registry
 from bench.core import Core
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
-from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel
-from bench.sampling.noise import generator, seeded
-
-
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer over single letters."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-
-
-def by_class(names: Iterable[str], *also: str) -> list:
-    """Parameters from names of methods: the first preset of each class, and `also`, are of the ordinary suite."""
-    seen, found = set(), []
-    for name in names:
-        target = registry.BUILT_IN["methods"][name].target
-        found.append(pytest.param(name, marks=[pytest.mark.slow] if target in seen and name not in also else []))
-        seen.add(target)
-    return found
+from bench.sampling.noise import seeded
 
 
 @pytest.fixture(scope="session")
@@ -100,9 +78,8 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def random_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache with scaled-down random weights of everything that the full-size settings load."""
-    from bench.models import catalogue
-    from bench.weights import random_weights
-    from bench.weights.hub import Repository
+    from bench.hub import Repository
+    from bench.models import catalogue, random_weights
 
     cache = tmp_path_factory.mktemp("hub")
     later = {repository.name for name, repository in catalogue.HUB.items() if name not in ("sd15", "sd21")}
@@ -120,28 +97,10 @@ def hub(random_hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def family(hub: Path, request: pytest.FixtureRequest) -> str:
     """`request.param`, the name of a full-size model whose scaled-down random weights are in that cache."""
-    from bench.models import catalogue
-    from bench.weights import random_weights
+    from bench.models import catalogue, random_weights
 
     random_weights.write([catalogue.HUB[request.param]], hub, "tiny")
     return request.param
-
-
-class Brightness(Reward):
-    """Mean red minus mean blue: a smooth reward with a known gradient."""
-
-    scale = "-1 to 1"
-    source = "test"
-
-    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return images[:, 0].flatten(1).mean(1) - images[:, 2].flatten(1).mean(1)
-
-
-def perturb(model: StableDiffusion, scale: float = 0.3) -> None:
-    """Move the adapters away from their start, where the finetuned model equals the prior."""
-    rng = generator(0, "weights", "perturb")
-    for parameter in model.adapters().values():
-        parameter.data += scale * torch.from_numpy(rng.standard_normal(tuple(parameter.shape), "float32")).to(parameter)
 
 
 @pytest.fixture
@@ -160,7 +119,7 @@ def core(model: StableDiffusion) -> Core:
 @pytest.fixture
 def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """Call the command line in this process: `bench("run", …)` → (exit status, what it printed)."""
-    from bench.cli import app
+    from bench.cli.app import app
 
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["bench", *map(str, arguments)])

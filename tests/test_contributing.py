@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import registry
-from results.rows import read_rows
+from bench.reporting.rows import read_rows
 
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf8")
 PROJECT = tomllib.loads(re.search(r"```toml\n(.*?)```", PAGE, re.S)[1])["project"]

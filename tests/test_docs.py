@@ -25,7 +25,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tests_that_are_named_exist(page: Path) -> None:
-    defined = {name for file in Path(__file__).parent.glob("test_*.py")
+    defined = {name for file in Path(__file__).parent.rglob("test_*.py")
                for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf8"), re.M)}  # fmt: skip
     named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf8")))
     assert named <= defined, named - defined

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
+from bench import hub as hubs
 from bench.config import load_suite, resolve
 from bench.errors import BenchError
+from bench.hub import Download, Repository
+from bench.models.random_weights import write
 from bench.prompts import load_prompts
-from bench.weights import hub as hubs
-from bench.weights.hub import Download, Repository
-from bench.weights.random_weights import write
-from bench.weights.requirements import requirements
-from results.rows import RANDOM, read_rows
+from bench.reporting.rows import RANDOM, read_rows
+from bench.runs.requirements import requirements
 
 SUITES = ["sd15-hps", "sd15-aesthetic", "sd15-imagereward"]
 
@@ -268,7 +268,7 @@ def server():
 def test_a_repository_is_downloaded_once_and_only_what_is_needed(server, tmp_path):
     """In a process of its own: the hub's client reads its endpoint when it is imported."""
     code = (
-        "from bench.weights.hub import Repository, obtain\n"
+        "from bench.hub import Repository, obtain\n"
         "need = Repository('org/tiny', ('config.json', 'sub/weights.bin'))\n"
         "assert need.missing() == ['config.json', 'sub/weights.bin']\n"
         "obtain([need]); assert not need.missing()\n"

@@ -5,9 +5,9 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from bench import registry
-from bench.commands.preflight import check
 from bench.config import resolve
 from bench.errors import BenchError
+from bench.runs.preflight import check
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_plugin_with_a_taken_name_is_left_out(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "bench.methods" else [])
     registry.plugins.cache_clear()
     try:
-        assert registry.find("methods", "ddpo").target == "methods.ddpo:DDPO"
+        assert registry.find("methods", "ddpo").target == "bench.methods.ddpo:DDPO"
         assert "'ddpo'" in caplog.text
         assert "already taken" in caplog.text
     finally:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bench.plugin import Measurement
-from bench.training import processes
-from results.table import is_clear, number
+from bench.metric import Measurement
+from bench.reporting.table import is_clear, number
+from bench.runtime import processes
 
 GROWTH, SETTLED = 1e4, 4  # a loss above so many times the largest before it, after so many updates
 NATS, TIMES = 100.0, 10.0  # a path_kl above both: so many nats, and so many times β × the reward gained

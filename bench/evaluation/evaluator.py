@@ -16,16 +16,16 @@ from bench import registry
 from bench.core import PRIOR_NOT_FINITE, Core
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
-from bench.evaluation.samples import Evaluation, Samples
-from bench.files import write_atomic
+from bench.hub import revisions
+from bench.method import Method
+from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import make_kernel
-from bench.plugin import Measurement, Method
 from bench.prompts import PromptSet
 from bench.reward import Reward, score
+from bench.runtime import memory, processes
+from bench.runtime.files import write_atomic
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
-from bench.training import memory, processes
-from bench.weights.hub import revisions
 
 CHECKSUM = 16  # bytes, in front of a cached tensor
 log = logging.getLogger(__name__)

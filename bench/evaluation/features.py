@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from bench.errors import BenchError, did_you_mean
-from bench.evaluation.towers import Clip, normalise, resize
-from bench.weights.hub import CLIP_L, Download, Need
+from bench.hub import CLIP_L, Download, Need
+from bench.models.encoders import Clip, normalise, resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the package's own example
 
 
 class FeatureSpace(ABC):
-    """A map from images to vectors; files: what must be there before it is built (see bench.weights.hub)."""
+    """A map from images to vectors; files: what must be there before it is built (see bench.hub)."""
 
     files: ClassVar[tuple[Need, ...]] = ()
 

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 
 from bench.core import Core
-from bench.evaluation.samples import Evaluation, Samples
 from bench.evaluation.statistics import target_draws, target_points
-from bench.files import write_atomic
+from bench.metric import Evaluation, Measurement, Samples
 from bench.models.analytic import AnalyticModel
-from bench.plugin import Measurement
-from results.plots import plot_samples
-from results.points import plot_points
+from bench.reporting.plots import plot_samples
+from bench.reporting.points import plot_points
+from bench.runtime.files import write_atomic
 
 
 def draw_samples(

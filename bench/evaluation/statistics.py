@@ -12,8 +12,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from bench.evaluation.samples import Evaluation, Samples
-from bench.plugin import Measurement
+from bench.metric import Evaluation, Measurement, Samples
 from bench.sampling.noise import generator
 
 PARTS = 16  # of the samples, for errors of statistics that are no means

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench.models.base import Conditioning, DiffusionModel
+from bench.model import Conditioning, DiffusionModel
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
 

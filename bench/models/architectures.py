@@ -1,6 +1,6 @@
 """The networks of the named full-size models, as the config files of their repositories give them, and scaled down.
 
-From these a dry run estimates memory and `bench.weights.random_weights` writes stand-ins, without any file of the hub.
+From these a dry run estimates memory and `bench.models.random_weights` writes stand-ins, without any file of the hub.
 """
 
 import importlib

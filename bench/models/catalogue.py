@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
+from bench.hub import Repository
 from bench.models import emoji
 from bench.models.architectures import ARCHITECTURES
 from bench.settings import ModelConfig, SamplerConfig
-from bench.weights.hub import Repository
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.models.base import DiffusionModel
+    from bench.model import DiffusionModel
     from bench.sampling.kernel import Kernel
 
 NAMED = {
@@ -259,7 +259,7 @@ def load_model(
 ) -> "DiffusionModel":
     """The configured model on `device`, its adapter freshly initialised from `seed`."""
     from bench.models import layout
-    from bench.training import memory
+    from bench.runtime import memory
 
     folder = locate(config.name, config.t5)
     kind = registry.load("models", config.name) if folder is None else family(folder)

@@ -20,8 +20,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from bench.errors import BenchError
+from bench.model import Conditioning, DiffusionModel
 from bench.models import emoji
-from bench.models.base import Conditioning, DiffusionModel
 from bench.models.layout import Rule, read
 from bench.models.precision import network_dtype
 from bench.sampling.kernel import Kernel

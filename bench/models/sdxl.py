@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from bench.models.base import Conditioning
+from bench.model import Conditioning
 from bench.models.layout import TOKENIZER, as_many, one_of
 from bench.models.pipeline import Call, Parts, Shapes
 from bench.models.stable_diffusion import UNET, StableDiffusion

@@ -9,17 +9,16 @@ of a deterministic rollout agree with a diffusers pipeline to the bit.
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.errors import BenchError
+from bench.model import Output
+from bench.settings import Rule
 
 Step = int | Tensor  # one step for the whole batch, or a long tensor [B] with a step per row
-Output = Literal["epsilon", "v_prediction", "flow"]
-Rule = Literal["ddim", "sde", "cps", "euler", "dance"]
 
 
 @dataclass(frozen=True)

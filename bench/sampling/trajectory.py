@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.models.base import Conditioning, DiffusionModel
+from bench.model import Conditioning, DiffusionModel
 from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.noise import Noise, upload
 

@@ -1,1 +1,1 @@
-"""The one training loop and what it stands on: checkpoints, accounting, advantages, several processes, the log."""
+"""The training loop, checkpoints, and advantages."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from bench.files import write_atomic
+from bench.runtime.files import write_atomic
 
 KEEP = 2
 log = logging.getLogger(__name__)

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
-from bench.plugin import Copy, Loss, Method
+from bench.method import Copy, Loss, Method
+from bench.runtime import processes
+from bench.runtime.stopping import STOP, Interrupted
 from bench.sampling.noise import generator, seeded
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import OptimizerConfig, TrainConfig
-from bench.training import checkpoint, processes
-from bench.training.stopping import STOP, Interrupted
+from bench.training import checkpoint
 
 CHECKPOINT_SECONDS = 120
 log = logging.getLogger(__name__)

@@ -1,0 +1,307 @@
+"""The command `bench`. Nothing heavy is imported until a command runs."""
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench import __version__
+from bench.cli.checks import doctor, profile_setting, test_plugin
+from bench.cli.models import convert, push, sample
+from bench.cli.options import (
+    AddedMetrics,
+    Engine,
+    Kind,
+    MethodName,
+    ModelName,
+    RewardName,
+    Set,
+    SuiteName,
+    Tracker,
+    completed,
+    console,
+    show_warnings,
+)
+from bench.cli.published import merge, pack, reproduce, verify
+from bench.cli.report import report, serve
+from bench.environment import versions
+from bench.errors import BenchError
+from bench.runtime.stopping import Interrupted, end_with_launcher, signals_stop
+
+application = typer.Typer(
+    help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
+    "Start with: bench run nabla_gfn",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nabla-bench {__version__}")
+        raise typer.Exit()
+
+
+@application.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What every command shares. Its help is the application's."""
+
+
+@application.command()
+def run(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="METHOD",
+            help="Finetuning method; see: bench ls methods.",
+            autocompletion=completed("methods"),
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="The same as METHOD.", autocompletion=completed("methods"))
+    ] = None,
+    reward: RewardName = None,
+    model: ModelName = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompt set, or a .txt/.json/.csv/.parquet file.", autocompletion=completed("prompts")),
+    ] = None,
+    suite: SuiteName = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of training noise, choices and weights.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
+    metric: AddedMetrics = None,
+    assignments: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="With --dry-run: score a few prior samples, and say what β means on them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
+    ] = False,
+    track: Annotated[
+        list[Tracker] | None, typer.Option(help="Log the updates there too, beside TensorBoard. Repeatable.")
+    ] = None,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the run, one a GPU; accelerate launch works too.")
+    ] = 1,
+) -> None:
+    """Finetune a model with one method, evaluate it, and write tables and pictures.
+
+    The same command again resumes an interrupted run, or reports a finished one.
+
+        bench run nabla_gfn
+        bench run ddpo --reward emoji_style --updates 200 --seed 1
+        bench run draft --set method.depth=1 --set optimizer.lr=1e-3
+        bench run nabla_gfn --reward "hps+0.1*aesthetic" --num-processes 8
+    """
+    if name and method and name != method:
+        raise BenchError(f"two methods are given, {name!r} and --method {method!r}: one run trains with one.")
+    if not (method := name or method):
+        raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
+    if probe and not dry_run:
+        raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
+    from bench.config import resolve
+
+    installed = versions()
+    if missing := [name for name in track or [] if not installed[name]]:
+        raise BenchError(f"--track {missing[0]} needs a package: pip install 'nabla-bench[track]'")
+    named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
+    overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    config = resolve(
+        method, reward=reward, suite=suite, overrides=overrides, assignments=assignments, metrics=metric or ()
+    )
+    show_warnings()
+
+    from bench.config import beta_origin
+    from bench.runs.preflight import check, preflight
+    from bench.runs.rows import default_folder
+    from bench.runtime import processes
+
+    folder = out or default_folder(config)
+    if dry_run:
+        from bench.runs.plan import show_plan
+
+        check(config)
+        show_plan(config, folder, num_processes, console)
+        if probe:
+            from bench.hub import obtain
+            from bench.runs.probe import show_probe
+            from bench.runs.requirements import training_requirements
+
+            obtain(training_requirements(config))
+            show_probe(config, console)
+        return
+    if num_processes > 1 and not processes.launched():
+        preflight(config)
+        raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
+    console.quiet = not processes.is_main()
+    console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
+    with processes.main_first():
+        preflight(config)
+    with ExitStack() as held:
+        from bench.runs.run import Run  # the libraries load when it is known that nothing is missing
+
+        job = Run(config, folder, console, track or ())
+        if not job.go(force, held):
+            console.print("This run is finished; nothing was computed.")
+        if processes.is_main():
+            job.report()
+
+
+@application.command()
+def fetch(
+    suite: SuiteName = None,
+    reward: RewardName = None,
+    model: ModelName = None,
+    method: MethodName = "nabla_gfn",
+    assignments: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say sizes only.")] = False,
+) -> None:
+    """Download what a setting needs: weights of model, rewards and feature spaces, and prompts. Sizes are said first.
+
+    bench fetch --suite sd15-hps
+    bench fetch --reward image_reward --model sd21 --dry-run
+    """
+    from bench.config import resolve
+
+    overrides = {} if model is None else {"model.name": model}
+    config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
+    show_warnings()
+    from bench.hub import obtain
+    from bench.runs.plan import show_requirements
+    from bench.runs.requirements import requirements
+
+    needs = requirements(config)
+    show_requirements(needs, console)
+    if not dry_run:
+        obtain(needs)
+        console.print("Everything is here.")
+
+
+@application.command("ls")
+def list_names(
+    kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
+) -> None:
+    """List what can be named: methods, rewards, metrics, models, prompts, suites; a GPU or downloads are marked."""
+    from bench.diagnose.listing import describe
+
+    for chosen in [kind] if kind else Kind:
+        table = Table(title=chosen.value, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("what it is")
+        rows = list(describe(chosen.value))
+        if any(needs for *_, needs in rows):
+            table.add_column("needs")
+        for row in rows:
+            table.add_row(*row[: len(table.columns)])
+        console.print(table)
+        console.print()
+
+
+@application.command("eval")
+def evaluate_run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    assignments: Set = None,
+) -> None:
+    """Evaluate a finished run again, for example with more samples.
+
+        bench eval runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d --set evaluation.samples_per_prompt=32
+
+    Results go into a folder of their own inside the run's.
+    """
+    show_warnings()
+    from bench.runs.evaluate import evaluate_again
+
+    path = evaluate_again(folder, assignments or [], console)
+    console.print(f"Results in {path}")
+
+
+@application.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
+    on: Annotated[Engine, typer.Option(help="Where the runs are computed.")] = Engine.local,
+    address: Annotated[
+        str | None, typer.Option(help="With --on ray: the cluster; default: a running one, or a new one here.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run's state and command.")] = False,
+) -> None:
+    """Run the product of methods, seeds and settings, several processes at once.
+
+    Finished runs are skipped, interrupted ones resumed; a failed run does not stop the others. The file:
+
+        suite: ring
+        methods: [nabla_gfn, ddpo]
+        seeds: 10                                   # or a list
+        set: {train.updates: 400}                   # every run
+        settings: {ddpo: {optimizer.lr: 6.0e-4}}    # by method
+        grid: {reward.beta: [0.5, 1.0]}             # every combination
+        tune: {grid: {optimizer.lr: [1.0e-4, 1.0e-3]}, seed: 100, largest: reward/train}
+        threads: 1
+
+    With tune: every method is first tried with each value, on a seed of its own; what the rule chose is written to
+    tuned.yaml and used. Compare the runs with bench report.
+    """
+    show_warnings()
+    from bench.sweeps import sweep as sweeps
+
+    read = sweeps.read_sweep(spec)
+    read = read.model_copy(update={"workers": workers}) if workers else read
+    if dry_run:
+        for job in sweeps.plan(read):
+            typer.echo(f"{job.state:8} {job.command}")
+        return
+    sweeps.plan_sweep(read)  # what is impossible is told before anything runs
+    with sweeps.make_engine(read, on, address) as engine:
+        choices, trials = sweeps.tune(read, console, engine)
+        jobs = sweeps.plan_sweep(read, choices)
+        failed = sweeps.run_sweep(jobs, console, engine)
+    for job in [*trials, *failed]:
+        words = sweeps.last_words(job.log)
+        console.print(f"[red]failed:[/red] {job.folder.name}: {words} (see {job.log})", soft_wrap=True)
+    if trials:
+        console.print("Methods with a failed trial were not run; the same command tries it again.")
+    console.print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are in {read.out}. Compare: bench report {read.out}")
+    if trials or failed:
+        raise typer.Exit(1)
+
+
+application.command("profile")(profile_setting)
+application.command("selftest")(test_plugin)
+for command in (report, serve, sample, push, convert, doctor, reproduce, verify, pack, merge):
+    application.command()(command)
+
+
+def app() -> None:
+    """Entry point: errors meant for people are printed as they are and exit with status 2."""
+    try:
+        with signals_stop():
+            if "LOCAL_RANK" in os.environ:  # one of several processes
+                end_with_launcher()
+            application()
+    except BenchError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)  # of several processes one speaks and a launcher ends the others; unless this failed alone
+        Console(stderr=True).print("[red]Error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":
+            resumes = " The same command resumes from the last checkpoint." * (sys.argv[1:2] in (["run"], ["sweep"]))
+            Console(stderr=True).print(f"Interrupted.{resumes}", highlight=False)
+        sys.exit(error.status)

@@ -1,0 +1,77 @@
+"""The commands on models: `bench convert`, and on a trained adapter `bench sample` and `bench push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import completed, console, show_warnings
+
+
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a finished run, or of its adapter.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Prompt set or file; default: held-out prompts.", autocompletion=completed("prompts")),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt itself. Repeatable.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Images of each prompt.")] = 4,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; default: the run's evaluation's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the images; default: drawn, inside the run's.")] = None,
+) -> None:
+    """Draw images with a trained adapter, and with the prior on the same noise: files, an index, and a grid.
+
+    bench sample runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d --prompts my-prompts.txt --n 8
+    bench sample my-adapter --prompt "red apple" --prompt lion --out pictures
+    """
+    show_warnings()
+    from bench.prompts import listed
+    from bench.runs.sample import sample as draw
+
+    asked = [*(listed(prompts) if prompts else []), *(prompt or [])]
+    console.print(f"Images in {draw(folder, asked, n, seed, out, console)}", soft_wrap=True)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    name: Annotated[str, typer.Argument(metavar="HUB-ID", help="Repository on the hub: organisation/name.")],
+    public: Annotated[bool, typer.Option("--public", help="For everyone to see; a new repository is private.")] = False,
+) -> None:
+    """Upload a run's adapter with its model card to the Hugging Face hub.
+
+    bench push runs/sd15-hps/hps/nabla_gfn-seed0-1a2b3c4d me/sd15-hps-nabla
+    """
+    show_warnings()
+    from bench.runs.adapter import push as upload
+
+    console.print(f"Uploaded to {upload(folder, name, public)}", soft_wrap=True)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of Stable Diffusion in one .safetensors.")],
+    like: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Of the same architecture: sd15, sd21, sdxl, a folder or a hub id. Its configurations and tokenizers "
+            "are used, and only these are fetched.",
+            autocompletion=completed("models"),
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: beside the file, with its name.")] = None,
+) -> None:
+    """Make a single-file checkpoint the folder that a run takes.
+
+    bench convert dreamshaper_8.safetensors --like sd15
+    bench run --model ./dreamshaper_8 --reward hps
+    """
+    show_warnings()
+    from bench.models.convert import convert as write
+
+    out = out or file.with_suffix("")
+    output = write(file, like, out)
+    console.print(
+        f"Wrote {out}. It predicts {output}, as {like} does; a file does not say it, so look at samples: "
+        f"bench run --model {out.resolve()} --method prior",
+        soft_wrap=True,
+    )

@@ -1,0 +1,90 @@
+"""What the commands share: options whose names the shell completes, and the console."""
+
+import logging
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+console = Console()
+
+
+class Kind(StrEnum):
+    """What `bench ls` lists."""
+
+    methods = "methods"
+    rewards = "rewards"
+    metrics = "metrics"
+    models = "models"
+    prompts = "prompts"
+    suites = "suites"
+
+
+class Tracker(StrEnum):
+    """Where a run's updates go too."""
+
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+class Engine(StrEnum):
+    """What computes a sweep."""
+
+    local = "local"
+    ray = "ray"
+
+
+def completed(kind: str) -> Callable[[str], list[str]]:
+    """What the shell offers for the beginning of a name of that kind."""
+
+    def offer(incomplete: str) -> list[str]:
+        from bench.diagnose.listing import names
+
+        return [name for name in names(kind) if name.startswith(incomplete)]
+
+    return offer
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example train.updates=50. Repeatable."),
+]
+RewardName = Annotated[
+    str | None,
+    typer.Option(
+        "--reward",
+        "-r",
+        help="Reward; it also selects its natural suite. See: bench ls rewards.",
+        autocompletion=completed("rewards"),
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="Named model, local diffusers folder, or hub id.", autocompletion=completed("models")),
+]
+SuiteName = Annotated[
+    str | None,
+    typer.Option("--suite", help="Named setting; see: bench ls suites.", autocompletion=completed("suites")),
+]
+MethodName = Annotated[
+    str, typer.Option("--method", "-m", help="Finetuning method.", autocompletion=completed("methods"))
+]
+AddedMetrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="Measure this too, beside the setting's own metrics. Repeatable; see: bench ls metrics.",
+        autocompletion=completed("metrics"),
+    ),
+]
+
+
+def show_warnings() -> None:
+    """Warnings go through rich."""
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)], format="%(message)s"
+    )

@@ -1,0 +1,126 @@
+"""The commands that compare finished runs: `bench report` and `bench serve`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import console
+from bench.errors import BenchError, did_you_mean
+
+
+class Format(StrEnum):
+    """What `bench report` writes."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    latex = "latex"
+    html = "html"
+
+
+def report(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default the usual ones.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All metrics that have values.")] = False,
+    at_reward_gain: Annotated[
+        str | None, typer.Option(metavar="X[,X…]", help="Compare where every run first gains so much reward.")
+    ] = None,
+    at_updates: Annotated[float | None, typer.Option(min=1, help="Compare every run at so many updates.")] = None,
+    at_reward_calls: Annotated[float | None, typer.Option(min=1, help="The same at so many reward calls.")] = None,
+    at_network_rows: Annotated[
+        float | None, typer.Option(min=1, help="The same at so many rows through the denoiser, back and forth.")
+    ] = None,
+    at_seconds: Annotated[float | None, typer.Option(min=0, help="The same at so many seconds of training.")] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="Of what is printed; html: one self-contained page.")
+    ] = Format.table,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, .csv, .tex and figures, with html the page too.")
+    ] = None,
+) -> None:
+    """Compare finished runs: a table for every setting, methods as rows, and figures.
+
+    bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
+    bench report runs/ring --at-reward-calls 50000 --out report
+    bench report runs/ring --at-reward-gain 0.5,1 --format latex
+    """
+    from bench.reporting import formats
+    from bench.reporting import report as results
+    from bench.reporting.selection import collect
+
+    costs = {
+        "updates": at_updates,
+        "reward_calls": at_reward_calls,
+        "network_rows": at_network_rows,
+        "train_seconds": at_seconds,
+    }
+    asked = {axis: (limit,) for axis, limit in costs.items() if limit is not None}
+    if at_reward_gain:
+        try:
+            asked["gain"] = tuple(map(float, at_reward_gain.split(",")))
+        except ValueError:
+            raise BenchError(f"--at-reward-gain {at_reward_gain}: numbers separated by commas are wanted.") from None
+        if min(asked["gain"]) <= 0:
+            raise BenchError("--at-reward-gain: a gain over the prior is larger than 0.")
+    if len(asked) > 1:
+        raise BenchError("--at-... options are comparisons of their own: give one of them.")
+    axis, limits = next(iter(asked.items()), (None, (0.0,)))
+    question = results.Question(tuple(metrics.split(",")) if metrics else (), axis, limits, every)
+    try:
+        frame, left_out = collect(paths or [Path("runs")])
+        known = set(frame["metric"])
+        for name in question.metrics:
+            if name not in known:
+                raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, known)}")
+        if form == Format.html or out:
+            written = [results.write_report(out, frame, left_out, question)] if out else []
+            if form == Format.html:
+                from bench.reporting.page import write_page
+
+                written.append(write_page(out or Path("report"), frame, left_out, question))
+            console.print(f"Written: {', '.join(map(str, written))}")
+            return
+        found = results.sections(frame, question)
+    except (FileNotFoundError, ValueError) as error:
+        raise BenchError(str(error)) from None
+    if form == Format.md:
+        typer.echo(results.text(found, left_out))
+    elif form == Format.csv:
+        typer.echo(formats.to_csv(results.boards_of(found)), nl=False)
+    elif form == Format.latex:
+        typer.echo("\n".join(map(formats.latex, results.boards_of(found))), nl=False)
+    else:
+        formats.show(results.boards_of(found), console)
+        for sentence in left_out:
+            console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def serve(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
+    port: Annotated[int, typer.Option(help="On this machine alone; 0: any free one.")] = 0,
+) -> None:
+    """Open the page of bench report --format html in a browser, until Ctrl-C.
+
+    bench serve runs/emoji
+    """
+    import tempfile
+    import webbrowser
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from bench.reporting.page import write_page
+    from bench.reporting.report import Question
+    from bench.reporting.selection import collect
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_page(Path(folder), *collect(paths or [Path("runs")]), Question())
+        except (FileNotFoundError, ValueError) as error:
+            raise BenchError(str(error)) from None
+        with ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+            address = f"http://127.0.0.1:{server.server_port}/report.html"
+            console.print(f"{address} (Ctrl-C ends it)")
+            webbrowser.open(address)
+            server.serve_forever()

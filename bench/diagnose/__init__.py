@@ -1,0 +1,1 @@
+"""Is all well here? Machine, plugins, speed, memory."""

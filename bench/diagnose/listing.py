@@ -1,0 +1,70 @@
+"""What `bench ls` lists: everything that can be named, a line each. Only rewards and metrics take torch's import."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.markup import escape
+
+from bench import config, registry
+from bench import prompts as prompt_sets
+from bench.errors import BenchError
+from bench.hub import Need, size_text
+from bench.models import catalogue
+
+
+def names(kind: str) -> list[str]:
+    """What can be named of a kind: "methods", "rewards", "metrics", "models", "prompts" or "suites"."""
+    if kind == "suites":
+        return sorted(path.stem for path in config.SUITES.glob("*.yaml"))
+    if kind == "prompts":
+        return [*prompt_sets.NAMED, *prompt_sets.HUB]
+    families = [name for name in registry.plugins(kind) if name.endswith("Pipeline")]  # which are chosen by folder
+    listed = catalogue.NAMED if kind == "models" else {}
+    return [name for name in listed | registry.plugins(kind) if name not in families]
+
+
+def describe(kind: str) -> Iterator[tuple[str, str, str]]:
+    """Name, a line of description and what it asks for (a GPU, a download), in rich markup."""
+    for name in names(kind):
+        try:
+            text, needs = _text(kind, name), _needs(kind, name)
+            missing = sum(need.size for need in needs if need.missing())
+            state = f"{size_text(missing)} to download" if missing else "[green]downloaded[/green]"
+            if kind == "suites":  # whose rewards and metrics need more than the model
+                state = "downloads"
+            gpu = ["a GPU"] * any(need in catalogue.HUB.values() for need in needs)
+            yield name, escape(text), ", ".join([*gpu, *[state] * bool(needs)])
+        except BenchError as error:
+            yield name, f"[red]broken:[/red] {escape(str(error))}", ""
+
+
+def _text(kind: str, name: str) -> str:
+    if kind == "suites":
+        return config.load_suite(name)["description"]
+    if kind == "prompts":
+        if name in prompt_sets.HUB:
+            return prompt_sets.HUB[name].name
+        found = prompt_sets.load_prompts(name)
+        return f"{len(found.train)} training and {len(found.heldout)} held-out prompts"
+    if kind == "models" and name in catalogue.NAMED:
+        return catalogue.NAMED[name]
+    package = registry.find(kind, name).package
+    return registry.describe(kind, name) + ("" if package == "nabla-bench" else f" [{package}]")
+
+
+def _needs(kind: str, name: str) -> Sequence[Need]:
+    """Files that do not ship."""
+    match kind:
+        case "models":
+            return [one] if (one := catalogue.need(name)) else []
+        case "prompts":
+            return [prompt_sets.HUB[name]] if name in prompt_sets.HUB else []
+        case "rewards":
+            return registry.load(kind, name).files
+        case "metrics":
+            from bench.evaluation.features import find_space
+
+            space = registry.load(kind, name).space
+            return find_space(space).files if space else []
+        case "suites":
+            return _needs("models", config.load_suite(name)["model"]["name"])
+    return []

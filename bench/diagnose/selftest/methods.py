@@ -1,0 +1,309 @@
+"""The contract of a method, on the linear-Gaussian problem in float64."""
+
+import copy
+import io
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import config as configs
+from bench import registry
+from bench.core import Core
+from bench.diagnose.selftest.checking import Skipped, require
+from bench.diagnose.selftest.device import device as pretended_device
+from bench.diagnose.selftest.device import recording
+from bench.method import Loss, Method
+from bench.models.analytic import GaussianModel
+from bench.options import Config
+from bench.reward import Reward
+from bench.sampling.kernel import ddim_kernel
+from bench.sampling.noise import generator
+from bench.sampling.trajectory import Batch
+from bench.settings import OptimizerConfig, TrainConfig
+from bench.training.trainer import Trainer
+
+BETA, DIRECTION = 2.0, (1.3, -0.4)
+
+
+class _Curved(Reward):
+    """A bounded reward with curvature, differentiable or not as the method needs."""
+
+    scale = source = ""
+
+    def __init__(self, differentiable: bool):
+        super().__init__(Config())
+        self.smooth = differentiable
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        rewards = torch.sin(2 * images[:, 0]) + torch.cos(images[:, 1]) * images[:, 0]
+        return rewards if self.smooth else rewards.detach()
+
+
+class _Line(Reward):
+    scale = source = ""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return images @ torch.tensor(DIRECTION).to(images)
+
+
+def _method(name: str, **options: object) -> Method:
+    plugin, found = registry.find("methods", name), registry.load("methods", name)
+    preset = {key.removeprefix("method."): v for key, v in plugin.preset.items() if key.startswith("method.")}
+    if "fraction" in found.Config.model_fields:  # the project's name for a share of the transitions
+        options = {"fraction": 1.0, **options}
+    return found(found.Config(**preset | options))
+
+
+def _core(method: Method, reward: Reward | None = None, steps: int = 4, device: torch.device | str = "cpu") -> Core:
+    """The linear-Gaussian problem, float64, with no more than the method asks for; policy and networks off zero."""
+    model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
+    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
+    core = Core(model, kernel, reward or _Curved(method.needs.reward_gradient), BETA, micro_batch=64, sample_batch=64)
+    core.networks = method.networks(model)
+    start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
+    core.copies = dict.fromkeys(method.copies(), start)
+    return core
+
+
+def _move(core: Core) -> None:
+    """Away from the start, where policy and prior are equal and the networks are zero."""
+    rng = generator(0, "weights", "selftest")
+    for parameter in _parameters(core).values():
+        parameter.data += 0.1 * torch.from_numpy(rng.standard_normal(tuple(parameter.shape))).to(parameter)
+
+
+def _parameters(core: Core) -> dict[str, torch.nn.Parameter]:
+    own = {f"{name}: {key}": p for name, net in core.networks.items() for key, p in net.named_parameters()}
+    return {f"policy: {key}": p for key, p in core.model.adapters().items()} | own
+
+
+def _data(core: Core, method: Method, rows: int = 6) -> Batch:
+    """A round as the trainer would hand it over: three samples of every prompt."""
+    batch = core.batch((f"prompt {i // 3}", i % 3) for i in range(rows))
+    if not method.needs.trajectory:
+        return batch
+    with torch.no_grad():
+        data = method.collect(core, batch, 0)
+        if method.needs.rewards:
+            data = replace(data, rewards=core.reward(data.latents[:, -1], data.prompts))
+    return method.prepare(core, data)
+
+
+def _update(core: Core, method: Method, data: Batch) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one update, as the trainer sums them."""
+    parameters, total = _parameters(core), 0.0
+    for parameter in parameters.values():
+        parameter.grad = None
+    for loss in method.losses(core, data):
+        (loss.values.sum() / len(data)).backward()
+        total += float(loss.values.detach().sum()) / len(data)
+    return total, {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in parameters.items()}
+
+
+def _trained(name: str) -> Method:
+    method = _method(name)
+    if not method.needs.training:
+        raise Skipped("this method trains nothing")
+    return method
+
+
+def _close(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[str, Tensor]], rel: float = 1e-6) -> bool:
+    same = math.isclose(ours[0], theirs[0], rel_tol=rel, abs_tol=1e-9)
+    return same and all(torch.allclose(ours[1][key], g, rtol=rel, atol=1e-9) for key, g in theirs[1].items())
+
+
+def says_what_it_is(name: str) -> None:
+    """a docstring, and options, recipe and preset that are valid settings"""
+    require((registry.load("methods", name).__doc__ or "").strip(), "the class has no docstring: say what it is.")
+    configs.resolve(name, suite="gaussian")
+
+
+def losses_are_well_formed(name: str) -> None:
+    """finite values [n] with a gradient, metrics of one number or one a row, nothing but the declared needs used"""
+    method = _trained(name)
+    core = _core(method)
+    _move(core)
+    data, losses = _data(core, method), []
+    for loss in method.losses(core, data):
+        require(isinstance(loss, Loss), f"losses yielded {type(loss).__name__}; yield bench.Loss objects.")
+        values = loss.values
+        require(values.ndim == 1 and values.is_floating_point(), "Loss.values must be floating point of shape [n].")
+        require(torch.isfinite(values).all(), "a loss is not finite on a bounded reward.")
+        require(values.requires_grad, "Loss.values carries no gradient.")
+        for key, value in loss.metrics.items():
+            good = isinstance(value, Tensor) and value.ndim < 2 and not value.requires_grad
+            require(good, f"metric {key!r} must be a detached tensor, scalar or [n].")
+        losses.append(loss)
+        values.sum().backward()
+    require(losses, "losses yielded nothing.")
+
+
+def gradients_reach_what_trains(name: str) -> None:
+    """the adapters and every network of the method, and nothing else"""
+    method = _trained(name)
+    core = _core(method)
+    _move(core)
+    data = _data(core, method)
+    for parameter in core.model.adapters().values():
+        parameter.data += 0.01  # off the policy that sampled, so that a trust region has something to say
+    _, gradients = _update(core, method, data)
+    for group in ("policy", *core.networks):
+        found = any(g.any() for key, g in gradients.items() if key.startswith(f"{group}: "))
+        require(found, f"no gradient reaches {group!r}.")
+    if method.needs.trajectory:
+        tensors = [getattr(data, f.name) for f in fields(data)]
+        leaked = any(isinstance(value, Tensor) and (value.requires_grad or value.grad is not None) for value in tensors)
+        require(not leaked, "the stored trajectory was given gradients: detach what is differentiated.")
+
+
+def equal_seeds_give_equal_losses(name: str) -> None:
+    """twice from scratch to the bit, without touching global random state"""
+    _trained(name)
+    found, states = [], []
+    for disturbance in (1, 2):
+        torch.rand(disturbance)
+        method = _method(name)
+        core = _core(method)
+        _move(core)
+        states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))  # noqa: NPY002
+        found.append(_update(core, method, _data(core, method)))
+        states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))  # noqa: NPY002
+    same = found[0][0] == found[1][0] and all(torch.equal(g, found[1][1][key]) for key, g in found[0][1].items())
+    require(
+        same, "two runs of one seed differ: draw every random number with bench.sampling.noise, named by the sample."
+    )
+    untouched = all(
+        torch.equal(a[0], b[0]) and (a[1] == b[1]).all() for a, b in zip(states[::2], states[1::2], strict=True)
+    )
+    require(untouched, "global random state was used: draw with bench.sampling.noise, named by the sample.")
+
+
+def batch_size_does_not_matter(name: str) -> None:
+    """any micro-batch gives the same loss and gradients, and a batch's loss is the mean over its parts"""
+    method = _trained(name)
+    core = _core(method)
+    _move(core)
+    data, found = _data(core, method), {}
+    for size in (64, 4, 5):
+        core.micro_batch = size
+        found[size] = _update(core, method, data)
+    alike = _close(found[4], found[64]) and _close(found[5], found[64])
+    require(alike, "the loss depends on core.micro_batch: a trajectory spread over S rows adds 1/S of each, no mean.")
+    if method.needs.whole_update:
+        return
+    parts = [(_update(core, method, data[rows]), share) for rows, share in ((slice(0, 4), 4 / 6), (slice(4, 6), 2 / 6))]
+    total = sum(part[0] * share for part, share in parts)
+    gradients = {key: sum(part[1][key] * share for part, share in parts) for key in found[64][1]}
+    require(
+        _close((total, gradients), found[64]),
+        "the loss of a batch is not the mean over its parts: normalise in prepare, or declare whole_update.",
+    )
+
+
+def state_survives_storage(name: str) -> None:
+    """state_dict through a file gives a fresh instance the same losses"""
+    method = _trained(name)
+    core = _core(method)
+    _move(core)
+    for _ in range(8):  # running statistics need some rounds before they count
+        _data(core, method)
+    stored = io.BytesIO()
+    torch.save(method.state_dict(), stored)
+    stored.seek(0)
+    fresh = _method(name)
+    fresh.load_state_dict(torch.load(stored, weights_only=True))
+    ours, theirs = (_update(core, m, _data(core, m)) for m in (fresh, copy.deepcopy(method)))
+    require(_close(ours, theirs, 0), "a restored instance computes other losses: state_dict must hold all state.")
+
+
+def a_resumed_run_is_the_same_run(name: str) -> None:
+    """eight updates, and four with four more after a restart, end in equal weights to the bit"""
+    _trained(name)
+    train = TrainConfig(updates=8, prompts_per_round=2, samples_per_prompt=8, checkpoint_every=1)
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        for place, stops in (("straight", (8,)), ("resumed", (4, 8))):
+            for stop in stops:
+                method = _method(name)
+                core = _core(method)
+                config = train.model_copy(update={"updates": stop})
+                trainer = Trainer(core, method, ["a", "b"], config, OptimizerConfig(lr=1e-2), Path(folder) / place)
+                trainer.resume()
+                trainer.run(lambda record: None)
+            ends.append(_parameters(core))
+    same = all(torch.equal(p, ends[1][key]) for key, p in ends[0].items())
+    require(
+        same, "a resumed run ends in other weights: keep what changes in state_dict, and choices named by the sample."
+    )
+
+
+def it_runs_on_a_device(name: str) -> None:
+    """on a pretended GPU no operation mixes devices, and a micro-loss waits for it once at most"""
+    method = _trained(name)
+    pretended = pretended_device()
+    with recording():
+        core = _core(method, device=pretended)
+        _move(core)
+        data, count = _data(core, method), 0
+        with recording() as ledger:
+            for loss in method.losses(core, data):
+                loss.values.sum().backward()
+                count += 1
+    waited = ledger.synchronisations.total()
+    require(waited <= count, f"{count} micro-losses waited for the device {waited} times: {ledger.describe()}.")
+
+
+def the_target_is_reached(name: str) -> None:
+    """a method that declares the tilted target moves a Gaussian's mean where `p_# exp(βr)` has it, within 5 %"""
+    method = _trained(name)
+    if not method.tilted():
+        raise Skipped("this method does not declare the target p_# exp(βr)")
+    core = _core(method, _Line(Config()), steps=4)
+    core.micro_batch = 1024
+    prior_mean, prior_variance, leak = _moments(core)
+    once = {"updates_per_round": 1, "checkpoint_every": 600}
+    train = TrainConfig(updates=600, prompts_per_round=1, samples_per_prompt=32, **once)
+    rates = {name: {"lr": 0.1} for name in core.networks}
+    optimizer = OptimizerConfig(lr=5e-3, clip=None, weight_decay=0.0, decay=0.5, networks=rates)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(core, method, ["a"], train, optimizer, Path(folder)).run(lambda record: None)
+    mean, variance, _ = _moments(core)
+    share = (mean - prior_mean) / (BETA * torch.tensor(DIRECTION) * (prior_variance - leak))
+    text = ", ".join(f"{float(value):.2f}" for value in share)
+    require((share - 1).abs().max() < 0.05, f"the mean moved by {text} of the way to the target's, per dimension.")
+    ratio = variance / prior_variance
+    text = ", ".join(f"{float(value):.2f}" for value in ratio)
+    require((ratio - 1).abs().max() < 0.05, f"the variance is {text} times the prior's; the target keeps it.")
+
+
+def _moments(core: Core) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance [2] of the finished latent by the chain's recursion, and the share of it due to `z_0`."""
+    mean, variance, leak = (torch.full((2,), value, dtype=torch.float64) for value in (0.0, 1.0, 1.0))
+    text = core.model.encode([""])
+    with torch.no_grad():
+        for k in range(core.kernel.steps):
+            ends = [torch.full((1, 2), value, dtype=torch.float64) for value in (0.0, 1.0)]
+            low, high = (core.kernel.mean(z, core.predict(z, k, text), k)[0] for z in ends)
+            slope = high - low
+            mean, leak = low + slope * mean, slope**2 * leak
+            variance = slope**2 * variance + core.kernel.std(k, ends[0]) ** 2
+    return mean, variance, leak
+
+
+CHECKS: list[Callable[[str], None]] = [
+    says_what_it_is,
+    losses_are_well_formed,
+    gradients_reach_what_trains,
+    equal_seeds_give_equal_losses,
+    batch_size_does_not_matter,
+    state_survives_storage,
+    a_resumed_run_is_the_same_run,
+    it_runs_on_a_device,
+    the_target_is_reached,
+]

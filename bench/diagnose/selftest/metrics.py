@@ -1,0 +1,92 @@
+"""The contract of a metric, on random samples of images and of points."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from bench import registry
+from bench.diagnose.selftest.checking import require
+from bench.metric import Evaluation, Measurement, Samples
+from bench.sampling.noise import generator
+
+
+def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prompts: int = 4) -> Evaluation:
+    """Random samples of all sets: `prompts` prompts of 40, the last half held out."""
+    names = [f"prompt {i}" for i in range(prompts) for _ in range(40)]
+    splits = ["train" if i < (prompts + 1) // 2 else "heldout" for i in range(prompts) for _ in range(40)]
+
+    def samples(number: int) -> Samples:
+        rng = generator(number, "evaluate", "selftest")
+        x = torch.from_numpy(rng.standard_normal((len(names), *((2,) if points else (3, 6, 6))), np.float32))
+        images = x if points else (255 * torch.sigmoid(x)).to(torch.uint8)
+        rewards = {name: x.flatten(1).mean(1) * scale for name, scale in (("trained", 1.0), ("other", 2.0))}
+        kl = torch.from_numpy(rng.standard_normal((len(names), 5), np.float32)).square() * (number != 1)
+        records = {"step_kl": kl, "log_ratio": -kl.sum(1)} if density else {}
+        records["output_norm"] = 1 + kl
+        return Samples(images, names, splits, rewards, **records)
+
+    sets = {key: samples(i) for i, key in enumerate(("finetuned", "prior", "reference", "floor"))}
+    if equal:
+        sets["finetuned"] = samples(1)
+    modes = torch.tensor([[2.0, 0], [-2, 0], [0, 2]]) if points else None
+    return Evaluation(
+        **sets, reward="trained", beta=0.5, feature_space="flat", modes=modes,
+        prior_on=lambda sampler, purpose: sets[purpose],
+        features=lambda own, space=None: own.images.flatten(1)[:, :8].float() / 64,
+    )  # fmt: skip
+
+
+def _measure(name: str, **options: object) -> list[Measurement]:
+    metric = registry.load("metrics", name)
+    return [found for points in (False, True) for found in metric(metric.Config())(_evaluation(points, **options))]
+
+
+def measurements_are_well_formed(name: str) -> None:
+    """named after the metric, with n, a known direction, and a finite value or a note"""
+    require((registry.load("metrics", name).__doc__ or "").strip(), "the class has no docstring: say what it measures.")
+    found = _measure(name)
+    require(found, "the metric measured nothing, neither on images nor on points.")
+    for one in found:
+        named = one.name == name or one.name.startswith(f"{name}/")
+        require(named, f"the measurement {one.name!r} is not named {name!r} or {name}/….")
+        require(one.direction in ("higher", "lower", "none"), f"{one.name}: unknown direction {one.direction!r}.")
+        good = one.note if one.value is None else math.isfinite(one.value)
+        require(good, f"{one.name}: the value is {one.value}; give a finite one, or None with a note that says why.")
+        require(one.n > 0 or one.value is None, f"{one.name}: n is {one.n}.")
+        require(one.standard_error is None or one.standard_error >= 0, f"{one.name}: the standard error is negative.")
+
+
+def measuring_twice_gives_the_same(name: str) -> None:
+    """and changes neither the samples nor global random state"""
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    require(_measure(name) == _measure(name), "two measurements of the same samples differ.")
+    untouched = torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    require(untouched, "global random state was used.")
+    metric, evaluation, again = registry.load("metrics", name), _evaluation(False), _evaluation(False)
+    metric(metric.Config())(evaluation)
+    require(torch.equal(evaluation.finetuned.images, again.finetuned.images), "the samples were changed in place.")
+
+
+def an_unchanged_model_differs_by_nothing(name: str) -> None:
+    """where a paired difference is reported, with its error, it is zero for the prior's own samples"""
+    paired = [found for found in _measure(name, equal=True) if found.standard_error is not None]
+    off = [found.name for found in paired if abs(found.difference or 0) > 1e-6]
+    require(not off, f"the prior against itself differs in {', '.join(off)}.")
+
+
+def hard_cases_are_notes(name: str) -> None:
+    """a sampler without densities, and a single prompt without held-out ones"""
+    for options in ({"density": False}, {"prompts": 1}):
+        for found in _measure(name, **options):
+            good = found.note if found.value is None else math.isfinite(found.value)
+            require(good, f"{found.name}: the value is {found.value} and no note says why.")
+
+
+CHECKS: list[Callable[[str], None]] = [
+    measurements_are_well_formed,
+    measuring_twice_gives_the_same,
+    an_unchanged_model_differs_by_nothing,
+    hard_cases_are_notes,
+]

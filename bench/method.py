@@ -1,0 +1,133 @@
+"""What a method is, and what it declares about itself.
+
+A plugin is one class in one file: a `Method` here, a `Reward` in `bench.reward`, a `Metric` in `bench.metric`. It is
+found by name through `bench.registry`; outside this repository an entry point announces it (`bench.methods`,
+`bench.rewards`, `bench.metrics`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from bench.core import Core
+from bench.model import DiffusionModel
+from bench.options import Config
+from bench.sampling.trajectory import Batch, Trajectory
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of a setting; an impossible pair is refused before any model loads.
+
+    training: False for a baseline that changes no weight.
+    trajectory: the trainer samples trajectories for the method (False: the method calls `core.rollout` itself).
+    rewards: the trajectories carry the rewards of their final images.
+    reward_gradient: the reward must be differentiable.
+    density: every sampling step must have a positive variance.
+    record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
+    whole_update: the loss normalises over an update's trajectories, so it is not the mean over parts of them.
+    """
+
+    training: bool = True
+    trajectory: bool = True
+    rewards: bool = False
+    reward_gradient: bool = False
+    density: bool = False
+    record: frozenset[str] = frozenset()
+    whole_update: bool = False
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One micro-loss: the trainer calls backward on it at once, so memory holds one micro-batch.
+
+    values: [n], contributions of single rows. The loss of an update is the sum of everything that the method yields
+        over the number of trajectories in the update: a method that spreads a trajectory over S rows divides by S.
+    metrics: [n] or scalar tensors to log; averaged over rows.
+    """
+
+    values: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the adapters that follows them: `copy ← d·copy + (1−d)·θ`.
+
+    decay: d, a function of the updates made so far. rounds: how many lie between two of these steps; None: they follow
+    every update. until: the last round after which there is one.
+    """
+
+    decay: Callable[[int], float]
+    rounds: int | None = None
+    until: int | None = None
+
+
+class Method(ABC):
+    """A finetuning method: it owns its loss and nothing else.
+
+    The trainer owns optimisers, clipping, accumulation and checkpoints; the core owns the sampler, guidance, precision
+    and devices. `recipe` overrides the run's defaults for this method, keyed like `--set` ("optimizer.lr").
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    needs: ClassVar[Needs] = Needs()
+    recipe: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @abstractmethod
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        """Yield micro-losses of one update, or of a shard of it: at most `train.micro_batch` trajectories.
+
+        `data` is a `Trajectory` unless `needs.trajectory` is False, and the whole update if `needs.whole_update`.
+        Several processes compute different shards, so nothing in here may wait for another process.
+        """
+
+    def copies(self) -> dict[str, Copy]:
+        """Copies of the adapters to keep, by name; `core.predict(…, weights=name)` evaluates one."""
+        return {}
+
+    def collect(self, core: Core, batch: Batch, number: int) -> Trajectory:
+        """The trajectories of round `number`; the options of `core.rollout` say who samples and how."""
+        return core.rollout(batch, record=self.needs.record)
+
+    def prepare(self, core: Core, data: Trajectory) -> Trajectory:
+        """See a whole round of trajectories once, before it is cut into updates (advantages need this)."""
+        return data
+
+    def tilted(self) -> bool:
+        """Whether, as configured, a loss of zero means samples from `p_# exp(βr)`; `bench selftest` then checks it."""
+        return False
+
+    def normalises(self) -> bool:
+        """Whether, as configured, the loss sees rewards through `group_advantages` alone; a weighted sum's terms may
+        then be normalised apart."""
+        return False
+
+    def unfit(self, steps: int, group: int) -> str | None:
+        """Why the method could do nothing with K sampling steps and `group` samples of a prompt in a round, or None."""
+        return None
+
+    def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
+        """Extra networks to train, by name; each has its own optimiser group under `optimizer.networks`."""
+        return {}
+
+    def sample(self, core: Core, batch: Batch, **options: Any) -> Trajectory:
+        """Finished samples for the evaluation, with the options of `core.rollout`.
+
+        A method that spends compute at sampling time overrides this; without a recorded path (`model_output` and
+        `prior_output`) the metrics that need one are refused.
+        """
+        return core.rollout(batch, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights: tensors, numbers, strings and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""

@@ -1,0 +1,109 @@
+"""What a metric is: the samples that it looks at, and the numbers that it returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.options import Config
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of one model, with what was recorded while sampling. Rows of one prompt are consecutive.
+
+    images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model.
+    prompts: N strings; splits: N times "train" or "heldout".
+    rewards: reward name → float32 [N].
+    step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
+    log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
+    output_norm: [N, K], `‖o_θ‖ / ‖o_#‖` at the sampled states, or None (the prior's own, or no path).
+    """
+
+    images: Tensor
+    prompts: list[str]
+    splits: list[str]
+    rewards: dict[str, Tensor]
+    step_kl: Tensor | None = None
+    log_ratio: Tensor | None = None
+    output_norm: Tensor | None = None
+
+    def rows(self, split: str | None = None) -> dict[str, Tensor]:
+        """Prompt → long tensor of its rows, in order of appearance; one split or all."""
+        groups: dict[str, list[int]] = {}
+        for i, (prompt, own) in enumerate(zip(self.prompts, self.splits, strict=True)):
+            if split in (None, own):
+                groups.setdefault(prompt, []).append(i)
+        return {prompt: torch.tensor(rows) for prompt, rows in groups.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a metric may look at.
+
+    finetuned, prior: same prompts, same noise (paired); reference, floor: two further prior sets, each on noise of its
+    own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
+    features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
+    modes: [M, d], centres of the prior's modes where the model knows them.
+    prior_on: `(sampler, purpose) → Samples`: a prior set on the "training" sampler or an "accurate" one, with the noise
+        of a purpose ("reference", "floor"); drawn when asked for.
+    """
+
+    finetuned: Samples
+    prior: Samples
+    reference: Samples
+    floor: Samples
+    reward: str
+    beta: float
+    features: Callable[..., Tensor]
+    feature_space: str
+    modes: Tensor | None = None
+    prior_on: Callable[[str, str], Samples] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of the evaluation, beside the prior's.
+
+    name: the metric's full name, feature space and prompt split included ("fid_prior/efficientnet_lite0").
+    value, prior: of the finetuned model and of the prior.
+    difference, standard_error: finetuned minus prior, paired where the metric pairs, and its standard error.
+    degrees: degrees of freedom of that error (prompts or samples that it rests on, less one); None: not known.
+    n: images (or prompts) that the value rests on.
+    direction: "higher", "lower" or "none" where neither is better in itself.
+    note: why a value is missing (`value` is then None) or what to keep in mind.
+    """
+
+    name: str
+    value: float | None
+    prior: float | None = None
+    difference: float | None = None
+    standard_error: float | None = None
+    degrees: float | None = None
+    n: int = 0
+    direction: str = "higher"
+    unit: str = ""
+    note: str = ""
+
+
+class Metric(ABC):
+    """A measure of finished samples; `version` changes whenever its numbers would.
+
+    space: the feature space that it always uses (see bench.evaluation.features); None: the evaluation's, or none.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    direction: ClassVar[str]
+    unit: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    space: ClassVar[str | None] = None
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        """Measure; see `bench.evaluation.evaluator.Evaluation` for what is at hand."""

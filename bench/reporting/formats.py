@@ -1,0 +1,161 @@
+"""A board as Markdown, CSV, LaTeX (booktabs), or in a terminal."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import pandas as pd
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from bench.reporting.leaderboard import Board, Cell
+from bench.reporting.table import number
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
+TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "β": r"$\beta$", "★": r"$\star$"}
+
+
+def interval(value: float, low: float, high: float, sign: bool = False) -> tuple[str, str]:
+    """The value and "[low, high]", to the interval's half's first digit, or second after a 1 or 2; "" without one."""
+    half = (high - low) / 2
+    if pd.isna(half) or half <= 1e-12 * abs(value):
+        return number(value, sign), ""
+    digit, exponent = f"{half:.0e}".split("e")
+    decimals = max(0, (int(digit) < 3) - int(exponent))
+    show = [f"{x + 0.0:{'+' if sign else ''},.{decimals}f}" for x in (value, low, high)]
+    return show[0], f"[{show[1]}, {show[2]}]"
+
+
+def parts(cell: Cell) -> tuple[str, str, str]:
+    """Texts of a cell: value, its interval, and the paired difference with its own; "" for what it lacks."""
+    if pd.isna(cell.value):
+        return cell.text or "–", "", ""
+    value, ends = interval(cell.value, cell.low, cell.high)
+    difference = " ".join(interval(*cell[3:6], sign=True)).strip() if pd.notna(cell.difference) else ""
+    return value, ends, difference
+
+
+def _joined(cell: Cell, value: str) -> str:
+    _, ends, difference = parts(cell)
+    rest = [ends, difference and f"({difference})", f"({cell.text})" if cell.text and pd.notna(cell.value) else ""]
+    return " ".join(filter(None, [value, *rest]))
+
+
+def markdown(board: Board) -> str:
+    """A table, the best in bold, and its notes."""
+
+    def text(cell: Cell) -> str:
+        value = parts(cell)[0]
+        return _joined(cell, {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value))
+
+    lines = [("method", *board.headings, "n"), ["---"] * (len(board.headings) + 2)]
+    lines += [(line.name, *(text(cell) for cell in line.cells), line.n) for line in board.lines]
+    table = "\n".join("| " + " | ".join(part.replace("|", r"\|") for part in line) + " |" for line in lines)
+    return "\n\n".join([table, *board.notes]) + "\n"
+
+
+def latex(board: Board) -> str:
+    """A `table` with booktabs' rules; ties are underlined."""
+
+    def text(cell: Cell) -> str:
+        value = _tex(parts(cell)[0])
+        marked = {"best": rf"\textbf{{{value}}}", "tie": rf"\underline{{{value}}}"}.get(cell.mark, value)
+        return " ".join(filter(None, [marked, _tex(_joined(cell, ""))]))
+
+    def row(*texts: str) -> str:
+        return " & ".join(texts) + r" \\"
+
+    body = [row(_tex(line.name), *map(text, line.cells), _tex(line.n)) for line in board.lines]
+    first = sum(line.name in ("prior", "sampling floor") for line in board.lines[:2])
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_tex(' '.join([f'{board.title}.', *board.notes]))}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(board.headings) + 1)}}}",
+            r"\toprule",
+            row("method", *map(_tex, board.headings), "n"),
+            r"\midrule",
+            *body[:first],
+            *([r"\midrule"] if first else []),
+            *body[first:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(letter, letter) for letter in text)
+
+
+def to_csv(boards: Sequence[Board]) -> str:
+    """A line for every cell of every table, numbers in full."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["table", "row", "metric", *Cell._fields, "n"])
+    for board in boards:
+        for line in board.lines:
+            for metric, cell in zip(board.columns, line.cells, strict=True):
+                numbers = ["" if pd.isna(x) else repr(float(x)) for x in cell[:6]]
+                writer.writerow([board.title, line.name, metric, *numbers, *cell[6:], line.n])
+    return out.getvalue()
+
+
+def terminal(board: Board, width: int) -> Group:
+    """Tables no wider than `width`, one below the other where the columns do not fit; intervals below the values."""
+    names = min(max(len(line.name) for line in board.lines), max(16, width // 4)) if board.lines else 6
+    columns = [[_stacked(cell) for cell in cells] for cells in zip(*(line.cells for line in board.lines), strict=True)]
+    room = width - names - 2 - max(len(line.n) for line in board.lines) - 2 if board.lines else width
+    blocks: list[list[int]] = [[]]
+    left = room
+    for i, (title, cells) in enumerate(zip(board.headings, columns, strict=True)):
+        need = 2 + max(len(line) for text in (*map(str, cells), _folded(title)) for line in text.split("\n"))
+        if need > left and blocks[-1]:
+            blocks.append([])
+            left = room
+        blocks[-1].append(i)
+        left -= need
+    tables = []
+    for block in blocks:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("method", max_width=names, overflow="fold")
+        for i in block:
+            table.add_column(Text(_folded(board.headings[i])), justify="right", overflow="fold")
+        table.add_column("n", justify="right")
+        for place, line in enumerate(board.lines):
+            style = "dim" if line.name in ("prior", "sampling floor") else ""
+            table.add_row(Text(line.name), *(columns[i][place] for i in block), line.n, style=style)
+        tables.append(table)
+    return Group(Text(board.title, style="bold"), *tables, *(Text(note, style="dim") for note in board.notes), Text())
+
+
+def _folded(title: str) -> str:
+    """A heading on several lines, its parts and unit below one another."""
+    return (
+        title.replace("/", "/\n")
+        .replace(" [", "\n[")
+        .replace("network rows", "network\nrows")
+        .replace("g time", "g\ntime")
+    )
+
+
+def _stacked(cell: Cell) -> Text:
+    value, ends, difference = parts(cell)
+    text = Text(
+        value + {"best": " ★", "tie": " ≈"}.get(cell.mark, ""), style="bold green" if cell.mark == "best" else ""
+    )
+    for below in filter(None, [difference or ends, cell.text if pd.notna(cell.value) else ""]):
+        text.append(f"\n{below}", style="not bold dim")
+    return text
+
+
+def show(boards: Sequence[Board], console: Console) -> None:
+    """Print boards to a terminal."""
+    for board in boards:
+        console.print(terminal(board, console.width), highlight=False)

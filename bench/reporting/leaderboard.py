@@ -1,0 +1,177 @@
+"""What a table of one setting says, whatever it is printed as: rows, columns, intervals, marks, notes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from bench.reporting.budgets import COSTS, GAIN, at, with_costs
+from bench.reporting.selection import floors, has_seeds, is_robust, priors, standings, summary
+from bench.reporting.statistics import MANY
+
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
+DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
+# what a table shows unless told otherwise: of these the metrics that there are, in this order, in every feature space
+DEFAULT = (
+    *("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
+    *("path_kl", "network rows", "training time"),
+)
+COST_NAMES = tuple(name for name, _ in COSTS.values())
+OVER_SEEDS = "over seeds, each with evaluation noise of its own"
+OVER_TRAINING = "over seeds, of training alone: all share one draw of evaluation noise"
+WITHIN = (
+    "within the one evaluation: of the difference to the prior over the noise on training prompts, else over prompts, "
+    "and over samples where there is one prompt; of a floor over its draws"
+)
+
+
+class Cell(NamedTuple):
+    """A value and, where they are known, its interval and the paired difference to the prior with its own."""
+
+    value: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    difference: float = float("nan")  # only where it says more than the value
+    difference_low: float = float("nan")
+    difference_high: float = float("nan")
+    mark: str = ""  # "best" or "tie", of the column
+    text: str = ""  # instead of a value, or behind it
+
+
+class Line(NamedTuple):
+    """A row of a table; n: the runs behind it, in words."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    n: str = ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A table: `columns` are metrics, `headings` what stands above them; prior and floor come first among `lines`."""
+
+    title: str
+    columns: tuple[str, ...]
+    headings: tuple[str, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bool = False) -> list[str]:
+    """The metrics that tables and figures show of rows of a setting: those asked for, the default ones, or all."""
+    if metrics:
+        return list(metrics)
+    names = list(dict.fromkeys(rows.loc[rows["value"].notna(), "metric"]))
+    if every:
+        return [*(name for name in names if not name.endswith("/floor") and not name.startswith(DRAWN)), *COST_NAMES]
+    names = [*(name for name in names if not name.endswith(DETAILS)), *COST_NAMES]
+    return [name for kind in DEFAULT for name in names if name == kind or name.startswith(f"{kind}/")]
+
+
+def leaderboard(
+    rows: pd.DataFrame,
+    metrics: Sequence[str] | None = None,
+    axis: str | None = None,
+    limit: float = 0.0,
+    title: str = "",
+    every: bool = False,
+) -> Board:
+    """The table of one setting, sorted by its first metric.
+
+    rows: of `bench.reporting.selection.settings`; metrics, every: see `selected`; axis, limit: see
+    `bench.reporting.budgets.at`. At an equal gain the columns leave out the gain's reward and hold all costs, of which
+    the least is best.
+    """
+    rows, missing, notes = at(rows, axis, limit)
+    names = selected(rows, metrics, every)
+    if axis == "gain" and not metrics:
+        names = [*(name for name in names if name not in (GAIN, *COST_NAMES)), *COST_NAMES]
+    failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
+    rows = with_costs(rows, "lower" if axis == "gain" else "none")
+    found, least, before = summary(rows), floors(rows), priors(rows)
+    marks = standings(rows[rows["metric"].isin(names)], found)
+    lines = []
+    if not rows.empty:
+        lines.append(Line("prior", tuple(_plain(before, name) for name in names)))
+    if any(name in least.index for name in names):
+        lines.append(Line("sampling floor", tuple(_plain(least, name) for name in names)))
+    broken, runs = failed.groupby("row")["seed"].nunique(), rows.groupby("row")["seed"].nunique()
+    failures = {name: f", {n} failed" for name, n in broken.items()}
+    for name in ranked(rows, found, names):
+        cells = tuple(_cell(found, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
+        lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}"))
+    others = broken.index.difference([*rows["row"], *missing])
+    without = missing | dict.fromkeys(others, "failed")
+    nothing = tuple(Cell() for _ in names[1:])
+    lines += [Line(name, (Cell(text=why), *nothing), f"0{failures.get(name, '')}") for name, why in without.items()]
+    notes += [f"{row['row']}, seed {row['seed']}, failed: {row['note']}" for row in failed.to_dict("records")]
+    headings, space = _headings(rows, names)
+    if space:
+        notes.insert(0, f"Feature space: {space}.")
+    if not rows.empty:
+        notes.insert(0, meaning(rows, names))
+    return Board(title, tuple(names), headings, tuple(lines), tuple(notes))
+
+
+def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
+    """What numbers, brackets and marks are, in one note."""
+    if not has_seeds(rows):
+        centre, kind = "Values of one run each", WITHIN
+    else:
+        robust = is_robust(rows).reindex([name for name in names if name not in COST_NAMES]).dropna()
+        means = [name for name, kind in robust.items() if not kind]
+        centre = "Means over seeds, intervals by Student's t"
+        if robust.any():
+            centre = "Interquartile means over seeds, intervals by bootstrap"
+            if means:
+                centre += f" (means and Student's t where a row has under {MANY} values: {', '.join(means)})"
+        seeds = {json.loads(text).get("evaluation.seed") for text in rows["settings"].unique()}
+        kind = OVER_SEEDS if seeds == {None} else OVER_TRAINING
+    return (
+        f"{centre}. Square brackets: 95 % {kind}. Round brackets: paired difference to the prior on the same noise. "
+        "Marked are the best of a column (★ or bold) and what is not told apart from it (≈)."
+    )
+
+
+def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """The table's rows but for the prior's, the best by the first metric first, those without a value of it last."""
+    directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
+    names = found.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
+    key = next((name for name in metrics if name in directions.index), None)
+    if key is None:
+        return sorted(names)
+    values = found["value"].xs(key, level="metric")
+    values = values[values.index.isin(names)].sort_values(ascending=directions[key] != "higher", kind="stable")
+    return [*values.index, *sorted(names.difference(values.index))]
+
+
+def heading(row: Mapping[str, object]) -> str:
+    """A metric's name, unit, and the direction that is better."""
+    unit = f" [{row['unit']}]" if row["unit"] else ""
+    return f"{row['metric']}{unit} {ARROWS[row['direction']]}".rstrip()
+
+
+def _headings(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """What stands above columns, and the feature space left out there because all that have one share it."""
+    parts = {name.split("/")[1] for name in names if "/" in name and not name.startswith("reward/")}
+    spaces = {part for part in parts if f"/{part}" not in DETAILS}
+    space = spaces.pop() if len(spaces) == 1 else ""
+    titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
+    headings = (titles.get(name, name) for name in names)
+    return tuple(title.replace(f"/{space}", "", 1) if space else title for title in headings), space
+
+
+def _plain(found: pd.DataFrame, name: str) -> Cell:
+    return Cell(*found.loc[name, ["value", "value_low", "value_high"]]) if name in found.index else Cell()
+
+
+def _cell(found: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
+    if (name, metric) not in found.index:
+        return Cell()
+    own = found.loc[(name, metric)]
+    paired = own[["difference", "difference_low", "difference_high"]] if own["paired"] else [float("nan")] * 3
+    text = f"{own['seeds']} of {runs} seeds" if own["seeds"] != runs else ""
+    return Cell(*own[["value", "value_low", "value_high"]], *paired, mark, text)

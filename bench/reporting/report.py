@@ -1,0 +1,245 @@
+"""Comparing finished runs: tables, figures, and the folder that holds both."""
+
+import csv
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench.reporting.budgets import COSTS, GAIN, at, common_gains
+from bench.reporting.figures import (
+    plot_curves,
+    plot_methods,
+    plot_profiles,
+    plot_prompts,
+    plot_sheet,
+    plot_steps,
+    plot_trades,
+)
+from bench.reporting.formats import latex, markdown, to_csv
+from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
+from bench.reporting.points import plot_points
+from bench.reporting.selection import settings, summary
+from bench.reporting.statistics import improvement, over_seeds
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared: which metrics, and at which cost or gain (see `bench.reporting.leaderboard`)."""
+
+    metrics: tuple[str, ...] = ()
+    axis: str | None = None
+    limits: tuple[float, ...] = (0.0,)
+    every: bool = False
+
+    def title(self, limit: float) -> str:
+        """What stands behind a setting's heading."""
+        if self.axis is None:
+            return ""
+        if self.axis == "gain":
+            return f", at a reward gain of {limit:+g}"
+        label, unit = COSTS[self.axis]
+        return f", at {limit:,g} {'seconds of training' if unit else label}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A setting: its rows and its tables."""
+
+    heading: str
+    rows: pd.DataFrame
+    boards: tuple[Board, ...]
+
+    def shots(self) -> dict[tuple[str, str], list["Picture"]]:
+        """(prompt, sample) → the kept images of the prior and of the table's rows, on one noise, where all have it.
+
+        Of all rows one seed, as seeds have noise of their own: the lowest that most rows have images of.
+        """
+        runs = self.rows.drop_duplicates(["row", "seed"]) if "source" in self.rows else self.rows[:0]
+        folders = [Path(path).parent / "images" for path in runs.get("source", ())]
+        runs = runs.assign(folder=folders)[[(folder / "index.csv").is_file() for folder in folders]]
+        if runs.empty:
+            return {}
+        order = {line.name: i for i, line in enumerate(self.boards[0].lines)}
+        seed = runs.groupby("seed")["row"].nunique().sort_index().idxmax()
+        runs = runs[(runs["seed"] == seed) & runs["row"].isin(order)]
+        found: dict[tuple[str, str], list[Picture]] = {}
+        count = 0
+        for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
+            with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
+                for line in csv.DictReader(file):
+                    own = found.setdefault((line["prompt"], line["sample"]), [])
+                    for kind, name in [("prior", "prior")] * (not own) + [("finetuned", run.row)]:
+                        path = run.folder / Path(line[kind]).name
+                        own.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+            count += 1
+        return {key: pictures for key, pictures in found.items() if len(pictures) == count + 1}
+
+
+class Picture(NamedTuple):
+    """A kept image: whose, its file, and its reward as text."""
+
+    row: str
+    path: Path
+    reward: str
+
+
+def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) -> list[Section]:
+    """A section for every setting of `frame` (see `bench.reporting.selection.collect`).
+
+    with_gains: where no cost or gain was asked for, add tables at gains that the methods share.
+    Raises ValueError where no row has a value of any of the question's metrics.
+    """
+    metrics = question.metrics
+    if metrics and frame.loc[frame["metric"].isin(metrics), "value"].isna().all():
+        known = sorted(frame.loc[frame["value"].notna(), "metric"].unique())
+        raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(known)}")
+    found = []
+    for title, rows in settings(frame):
+        asked = [(question, limit) for limit in question.limits]
+        if with_gains and question.axis is None:
+            asked += [(Question(metrics, "gain"), gain) for gain in common_gains(rows)]
+        first, *rest = (
+            leaderboard(rows, one.metrics, one.axis, limit, f"{title}{one.title(limit)}", question.every)
+            for one, limit in asked
+        )
+        rest = [replace(board, notes=tuple(note for note in board.notes if note not in first.notes)) for board in rest]
+        found.append(Section(title, rows, (first, *rest)))
+    return found
+
+
+def scores(found: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
+    """Method → setting → gains of its last evaluations over the best method's mean gain there: 0 is the prior, 1 that.
+
+    Of the methods that are in all settings, as others were not asked the same; a setting in which nothing gains counts
+    as none.
+    """
+    scored: dict[str, dict[str, np.ndarray]] = {}
+    for section in found:
+        rows, _, _ = at(section.rows)
+        own = rows[(rows["metric"] == GAIN) & rows["difference"].notna() & (rows["method"] != "prior")]
+        best = own.groupby("row")["difference"].mean().max()
+        for name, gains in own.groupby("row", sort=False)["difference"] if best > 0 else ():
+            scored.setdefault(str(name), {})[section.heading] = gains.to_numpy() / best
+    every = set().union(*scored.values())
+    return {name: tasks for name, tasks in scored.items() if tasks.keys() == every}
+
+
+def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
+    """The table over settings, of `scores`; None if there are fewer than two methods or settings."""
+    count = max(map(len, scored.values()), default=0)
+    if count < 2 or len(scored) < 2:
+        return None
+    means = {name: np.array([task.mean() for task in tasks.values()]) for name, tasks in scored.items()}
+    order = sorted(scored, key=lambda name: -means[name].mean())
+    lines = []
+    for name in order:
+        centre, low, high = over_seeds([means[name]])[0]
+        pairs = [(scored[order[0]][task], scored[name][task]) for task in scored[name]]
+        beaten = Cell(*improvement(pairs)) if name != order[0] else Cell(text="–")
+        n = sum(map(len, scored[name].values()))
+        lines.append(Line(name, (Cell(centre, low, high), beaten), f"{n} runs, {count} settings"))
+    columns = "normalised gain ↑", f"P({order[0]} better)"
+    notes = (
+        "Normalised gain: of the last evaluations, over the best method's mean gain in the setting; the mean over "
+        "settings with Student's interval over them. Probability that a run of the first row gains more than one of "
+        "the row, settings counted equally; Newcombe's interval, 95 %.",
+    )
+    return Board("All settings", columns, columns, tuple(lines), notes)
+
+
+def boards_of(found: Sequence[Section]) -> list[Board]:
+    """All tables, with the one over settings last."""
+    over = across(scores(found))
+    return [board for section in found for board in section.boards] + ([over] if over else [])
+
+
+def text(found: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
+    """Markdown: every setting with its tables, its figures if there are names of some, and what was left out."""
+    parts = []
+    for i, section in enumerate(found):
+        for board in section.boards:
+            parts.append(f"### {board.title}\n\n{markdown(board)}")
+        parts += [f"![{name.split('-')[0]}: {section.heading}]({name})\n" for name in (figures[i] if figures else ())]
+    if over := across(scores(found)):
+        parts.append(f"### {over.title}\n\n{markdown(over)}")
+        parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
+    if left_out:
+        parts.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out) + "\n")
+    return "\n".join(parts)
+
+
+def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question: Question) -> Path:
+    """Write `report.md`, the same tables as `report.csv` and `report.tex`, and the figures to `out`.
+
+    The same rows give the same bytes, in any folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = sections(frame, question, with_gains=True)
+    figures = [_figures(section, question, out, number) for number, section in enumerate(found)]
+    if across(scored := scores(found)):
+        plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
+    boards = boards_of(found)
+    page = out / "report.md"
+    page.write_text(text(found, left_out, figures), encoding="utf8")
+    (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
+    (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
+    return page
+
+
+def _figures(section: Section, question: Question, out: Path, number: int) -> list[str]:
+    """Names of the figures of one setting, drawn to `out`, of the rows and metrics of its first table."""
+    chosen, _, _ = at(section.rows, question.axis, question.limits[0])
+    values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
+    drawable = values[values["method"] != "prior"]
+    panels = [name for name in selected(values, question.metrics, question.every) if name in set(drawable["metric"])]
+    if not panels:
+        return []
+    drawn = []
+
+    def path(kind: str) -> Path:
+        drawn.append(f"{kind}-{number}.png")
+        return out / drawn[-1]
+
+    plot_methods(values, panels, path("methods"), section.heading)
+    rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
+    order = ranked(values, summary(values), panels)
+    if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
+        trained = rows[rows["updates"] > 0]
+        for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
+            plot_curves(trained, metric, path(f"curves-{metric.replace('/', '-')}"), order, section.heading)
+    trades = path("trades")
+    if not plot_trades(rows, panels, trades, order, section.heading):
+        drawn.remove(trades.name)
+    for kind, plot in {"path_kl_steps": plot_steps, "reward_prompts": plot_prompts}.items():
+        if drawable["metric"].str.startswith(f"{kind}/").any():
+            plot(drawable, path(kind), order, section.heading)
+    if shots := section.shots():
+        first = {prompt: [picture[:2] for picture in own] for (prompt, _), own in reversed(list(shots.items()))}
+        plot_sheet(dict(reversed(first.items())), path("sheet"), f"{section.heading}: same prompts, same noise")
+    if found := points_of(values, order):
+        plot_points(*found, path("points"), section.heading)
+    return drawn
+
+
+def points_of(rows: pd.DataFrame, order: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
+    """Samples by name, density and extent, of every row's first seed that left its points; None if none did."""
+    panels, target = {}, None
+    rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
+    for name in order:
+        for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):
+            try:
+                data = dict(np.load(Path(source).with_name("points.npz")))
+            except (OSError, ValueError, zipfile.BadZipFile):  # not there, or not whole
+                continue
+            target = target or (data["density"], data["extent"])
+            panels = panels or {"target": data["target"], "prior": data["prior"]}
+            seed = f"{name}\nseed {run['seed'].iloc[0]}"
+            tv = run.loc[run["metric"] == "tilt_tv", "value"]
+            panels[seed if tv.empty else f"{seed}, TV {tv.iloc[0]:.3f}"] = data["finetuned"]
+            break
+    return (panels, *target) if target else None

@@ -1,0 +1,159 @@
+"""What a run's adapter carries: a model card with lines of plain diffusers that redraw an image of the run; the hub."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from bench import registry
+from bench.errors import BenchError
+from bench.models import catalogue, emoji
+from bench.models.pipeline import PipelineModel
+from bench.sampling.noise import key
+from bench.settings import RunConfig
+from bench.hub import reachable
+from bench.reporting.table import run_markdown
+
+
+def adapter_name(config: RunConfig) -> str:
+    """The folder, in a run's, of the weights that its evaluation draws with."""
+    weights = config.evaluation.weights
+    return "adapter" if weights == "policy" else f"adapter-{weights}"
+
+
+def trained(folder: Path) -> tuple[RunConfig, Path]:
+    """The configuration and the weights of a run's folder, or of an adapter alone. Raises BenchError for neither."""
+    from bench.config import read
+
+    if not (folder / "config.yaml").is_file():
+        raise BenchError(f"{folder} is no run and no adapter of one: it has no config.yaml.")
+    config = read(folder / "config.yaml")
+    if not registry.load("methods", config.method.name).needs.training:
+        raise BenchError(f"{folder} holds a run of {config.method.name!r}, which trains nothing: it has no adapter.")
+    found = folder if (folder / "README.md").is_file() else folder / adapter_name(config)
+    if not (found / "README.md").is_file():
+        raise BenchError(f"{folder} has no adapter with a model card: finish the run with the command that began it.")
+    return config, found
+
+
+def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], prompt: str) -> None:
+    """Add to the run's adapter its configuration, picture and model card.
+
+    rows: of the final evaluation. prompt: the one whose first image the card redraws.
+    """
+    folder = run / adapter_name(config)
+    for name in ("config.yaml", "samples.png"):
+        shutil.copy(run / name, folder / name)
+    base = catalogue.need(config.model.name)
+    data = ModelCardData(
+        base_model=base.name if base else None,
+        license_name=catalogue.LICENCES.get(config.model.name),
+        license="other" if config.model.name in catalogue.LICENCES else "unknown",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["lora", "nabla-bench", config.method.name],
+    )
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{_text(config, model, rows, prompt)}", "utf8")
+
+
+def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], prompt: str) -> str:
+    sampler, seed = config.evaluation_sampler(), config.evaluation.seed
+    base = catalogue.need(config.model.name)
+    licence = catalogue.LICENCES.get(config.model.name, "that of the base model, which is not known here")
+    facts = {
+        "base": f"`{base.name if base else config.model.name}` ({model.pipeline_class.__name__})",
+        "licence of the base": licence,
+        "method": f"`{config.method.name}`, {config.train.updates} updates, seed {config.seed}",
+        "reward": f"`{config.reward.name}`, β = {config.reward.beta:g}",
+        "sampler": f"{sampler.steps} steps of `{sampler.rule}`, η = {sampler.eta:g}, grid `{_spacing(config, model)}`",
+        "guidance": f"{sampler.guidance:g} in sampling, {config.sampler.guidance:g} in training, "
+        f"{config.loss_guidance():g} in its losses",
+        "prompts": f"`{config.prompts.name}`",
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
+    note = "These lines redraw the run's first image, `000-…-0-finetuned`, to rounding in the network's precision:"
+    if not _exact(config, model):
+        note = (
+            "The run's own images come from a sampler that diffusers does not have; these lines draw with diffusers' "
+            "own, from the same first noise:"
+        )
+    lines = redraw(config, model, prompt, config.seed if seed is None else seed)
+    return (
+        f"# {config.method.name} on {config.reward.name}\n\nFinetuned by nabla-bench; `config.yaml` holds all settings."
+        f"\n\n| | |\n| --- | --- |\n{table}\n\n![Prior and finetuned, same prompts and noise](samples.png)\n\n"
+        f"{note}\n\n```python\n{lines}```\n\n## Measured\n\n{run_markdown(rows)}\n"
+    )
+
+
+def _spacing(config: RunConfig, model: PipelineModel) -> str:
+    spacing = config.evaluation_sampler().spacing
+    return model.spacing if spacing == "auto" else spacing
+
+
+def _exact(config: RunConfig, model: PipelineModel) -> bool:
+    """Whether diffusers' DDIM, fed our noise, takes the steps of the run's evaluation."""
+    sampler = config.evaluation_sampler()
+    own = model.output != "flow" and sampler.rule == "ddim" and sampler.final_alpha is None
+    return own and _spacing(config, model) in ("leading", "trailing")
+
+
+def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> str:
+    """Python that draws the first sample of a prompt with plain diffusers, run in the folder of the adapter."""
+    sampler, kind, name = config.evaluation_sampler(), model.pipeline_class.__name__, config.model.name
+    base, options, imports = f'"{catalogue.locate(name)}"', "", ["import numpy as np", "import torch"]
+    if need := catalogue.need(name):
+        base = f'"{need.name}"'
+    elif name in catalogue.EMBEDDED:
+        flow = catalogue.EMBEDDED[name] == emoji.FLOW
+        base, options = ("emoji.FLOW", ", **emoji.shared(emoji.FLOW)") if flow else ("emoji.WEIGHTS", "")
+        imports.append("from bench.models import emoji")
+    weights = 'pipe.load_lora_weights(".")'
+    if model.finetune == "full":
+        part = f"pipe.{model.denoiser}"
+        weights = f'{part} = type({part}).from_pretrained("{model.denoiser}")'
+    lines = [
+        f"pipe = {kind}.from_pretrained({base}{options})",
+        weights,
+        f"bits = lambda k: np.random.Philox(key=0x{key(seed, 'evaluate', prompt, 0):032x}, counter=[0, 0, 0, k])",
+        f"draw = lambda k: np.random.Generator(bits(k)).standard_normal({(1, *model.latent_shape)}, np.float32)",
+        "noise = lambda k: torch.from_numpy(draw(k))",
+    ]
+    if _exact(config, model):
+        kind = f"DDIMScheduler, {kind}"
+        grid = f'timestep_spacing="{_spacing(config, model)}", clip_sample=False'
+        lines += [
+            f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {grid})",
+            f"step, draws = pipe.scheduler.step, map(noise, range(1, {sampler.steps + 1}))",
+            f"pipe.scheduler.step = lambda *a, **o: step(*a, eta={sampler.eta:g}, variance_noise=next(draws), **o)",
+        ]
+    start = "noise(0)"
+    if hasattr(model.pipeline, "_pack_latents"):  # FLUX takes them as tokens
+        start = f"pipe._pack_latents(noise(0), 1, {', '.join(map(str, model.latent_shape))})"
+    call = f"num_inference_steps={sampler.steps}, guidance_scale={sampler.guidance:g}, latents={start}"
+    if config.model.negative_prompt:
+        call += f", negative_prompt={config.model.negative_prompt!r}"
+    lines.append(f'pipe({prompt!r}, {call}).images[0].save("redrawn.png")')
+    return "\n".join([*imports, f"from diffusers import {kind}", "", *lines]) + "\n"
+
+
+def push(folder: Path, name: str, public: bool) -> str:
+    """Upload a run's adapter to the hub repository `org/name`, made if need be; returns its address.
+
+    Raises BenchError where the hub cannot be reached or refuses.
+    """
+    _, found = trained(folder)
+    if name.count("/") != 1:
+        raise BenchError(f"{name!r} is no hub id: give organisation/name, for example me/sd15-hps-nabla.")
+    if not reachable():
+        raise BenchError(
+            f"the hub cannot be reached, so {found} was not uploaded; where there is a network, repeat this."
+        )
+    from huggingface_hub import HfApi
+
+    try:
+        address = HfApi().create_repo(name, private=not public, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=found, commit_message="Adapter from nabla-bench")
+    except Exception as error:  # no token, no right, no space: the hub's sentence says it best
+        raise BenchError(f"uploading {found} to {name!r} failed: {error} (hf auth login gives access)") from error
+    return str(address)

@@ -1,0 +1,58 @@
+"""From a configuration to the objects that a run computes with: core, evaluation's core, method."""
+
+from dataclasses import replace
+
+import torch
+
+from bench import registry
+from bench.runs.estimate import with_batches
+from bench.core import Core
+from bench.models.catalogue import load_model, make_kernel
+from bench.models.precision import use_precision
+from bench.method import Method
+from bench.settings import RunConfig
+from bench.runtime import processes
+
+
+def use_threads(config: RunConfig) -> None:
+    """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
+    points = registry.load("rewards", config.reward.name).inputs == "points"
+    if count := config.train.threads or (1 if points else None):
+        torch.set_num_threads(count)
+
+
+def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
+    """Model, kernel and reward of a configuration, on this process's device or another."""
+    device = device or processes.state().device
+    use_precision(config.model, device)
+    config = with_batches(config, device, processes.count())
+    model = load_model(config.model, config.sampler, device=device, seed=config.seed)
+    kernel = make_kernel(model, config.sampler)
+    if registry.load("methods", config.method.name).needs.density:
+        kernel.require_density(f"method {config.method.name!r}")
+    options = config.reward.model_dump(exclude={"name", "beta"})
+    reward_class = registry.load("rewards", config.reward.name)
+    core = Core(
+        model,
+        kernel,
+        reward_class(reward_class.Config(**options), device),
+        config.reward.beta,
+        seed=config.seed,
+        micro_batch=config.train.micro_batch,
+        sample_batch=config.train.sample_batch,
+        reward_name=config.reward.name,
+    )
+    core.meter.watch(model.network)
+    return core
+
+
+def evaluation_core(core: Core, config: RunConfig) -> Core:
+    """The same model, reward and copies with the evaluation's own sampler and guidance."""
+    sampler = config.evaluation_sampler()
+    return replace(core, model=core.model.with_guidance(sampler.guidance), kernel=make_kernel(core.model, sampler))
+
+
+def build_method(config: RunConfig) -> Method:
+    """The configured method."""
+    method = registry.load("methods", config.method.name)
+    return method(method.Config(**config.method.model_dump(exclude={"name"})))

@@ -1,0 +1,106 @@
+"""A finished run's adapter, evaluated again."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors import SafetensorError
+
+from bench import config as configs
+from bench import registry
+from bench.runs.build import build_core, build_method, evaluation_core, use_threads
+from bench.runs.folder import require_contents
+from bench.runs.run import evaluate
+from bench.runs.out_of_memory import explained
+from bench.core import Core
+from bench.errors import BenchError
+from bench.evaluation.alarms import Alarms
+from bench.evaluation.evaluator import Evaluator
+from bench.evaluation.pictures import draw_samples
+from bench.runs.rows import prior_settings, provenance, row
+from bench.metric import Evaluation
+from bench.metric import Measurement
+from bench.prompts import load_prompts
+from bench.settings import EXECUTION, RunConfig
+from bench.training import checkpoint
+from bench.runtime import memory
+from bench.hub import own_cache
+from bench.reporting.rows import read_rows, write_rows
+from bench.reporting.table import run_table
+
+
+def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
+    """Evaluate a finished run with other evaluation settings; returns the folder of the new rows and picture.
+
+    Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
+    it is computed.
+    """
+    if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
+        raise BenchError(
+            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
+            f"{', '.join(EXECUTION)}."
+        )
+    core, evaluation, measurements, rows = evaluate_stored(folder, assignments, console)
+    config = configs.read(folder / "config.yaml", assignments)
+    out = folder / f"eval-{config.hash()[:8]}"
+    out.mkdir(exist_ok=True)
+    write_rows(out / "rows.parquet", rows)
+    title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
+    draw_samples(evaluation, measurements, core, out, title)
+    console.print(run_table(read_rows(out / "rows.parquet")))
+    return out
+
+
+def evaluate_stored(
+    folder: Path, assignments: list[str], console: Console
+) -> tuple[Core, Evaluation, list[Measurement], list[dict[str, Any]]]:
+    """Evaluate the adapter in the folder of a run; returns the core, the samples, what was measured and the rows.
+
+    Raises BenchError if it holds no finished run, or one begun with other contents behind the same names.
+    """
+    stored = folder / "config.yaml"
+    if not stored.is_file():
+        raise BenchError(f"{folder} holds no run: it has no config.yaml.")
+    config = configs.read(stored, assignments)
+    require_contents(folder, config)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    use_threads(config)
+    trained = registry.load("methods", config.method.name).needs.training
+    with explained(config, folder):
+        with memory.phase("loading"):
+            core = build_core(config)
+            if trained:
+                _load_trained(core, config, folder)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
+        evaluation, measurements = evaluate(evaluator, console)
+    info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
+    updates, counts = config.train.updates if trained else 0, core.meter.total()
+    noted = Alarms(config.reward.beta).noted(measurements)
+    rows = [row(config, prompts, counts, info, found, updates) for found in noted]
+    return core, evaluation, measurements, rows
+
+
+def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
+    """Give the core the adapter, the copies and the counts of the finished run in `folder`; a packed one has no counts.
+
+    Raises BenchError for another run.
+    """
+    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
+        state = {"update": config.train.updates, "copies": {}}
+    else:
+        state = checkpoint.load(folder / "checkpoints")
+    if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
+        raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+    try:
+        core.model.load(folder / "adapter")
+        core.copies |= {
+            name: {key: value.to(core.model.device) for key, value in stored.items()}
+            for name, stored in state["copies"].items()
+        }
+        if not packed:
+            core.meter.restore(state["meter"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
+    if (name := config.evaluation.weights) not in ("policy", *core.copies):
+        kept = ", ".join(["policy", *core.copies])
+        raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")

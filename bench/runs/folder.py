@@ -1,0 +1,157 @@
+"""A run's folder: who may write into it, what the run in it began with, where a new one takes up an earlier one."""
+
+import contextlib
+import itertools
+import json
+import os
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench import config as configs
+from bench import registry
+from bench.errors import BenchError
+from bench.runtime.files import LOCK, leftovers, owned, write_atomic
+from bench.runs.contents import contents
+from bench.prompts import load_prompts
+from bench.settings import RunConfig
+from bench.training import checkpoint
+from bench.runtime import processes
+from bench.reporting.rows import read_rows
+
+CONTENTS = "contents.json"
+
+
+def claim(folder: Path, config: RunConfig, console: Console, force: bool, held: contextlib.ExitStack) -> bool:
+    """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
+
+    An interrupted run goes on with this configuration's settings of `EXECUTION`. A folder with another
+    configuration's run, or one begun with other contents behind the same names, is refused; with `force` it is
+    moved aside, not deleted. Raises BenchError also if another process owns the folder.
+    """
+    stored, main = folder / "config.yaml", processes.is_main()  # of several processes, it owns the folder
+    written = set(folder.iterdir()) if folder.is_dir() else set()
+    begun = {folder / LOCK, folder / CONTENTS, *leftovers(folder)}  # before the configuration
+    if written - begun and not stored.is_file():
+        raise BenchError(f"{folder} is not empty and holds no run: choose another --out.")
+    if main:
+        held.enter_context(owned(folder))
+    if stored.is_file():
+        try:
+            earlier = configs.read(stored)
+        except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
+            earlier = None
+        if earlier and earlier.hash() == config.hash() and not force:
+            require_contents(folder, config)
+            if is_finished(folder):
+                return True
+            _go_on(folder, config, earlier, console)
+            return False
+        if not force:
+            raise BenchError(
+                f"{folder} holds a run of another configuration (see {stored}): choose another --out, or give "
+                "--force to move it aside."
+            )
+        names = (folder.with_name(f"{folder.name}.old{i}") for i in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        folder.rename(aside)
+        held.enter_context(owned(folder))
+        console.print(f"Moved the earlier run to {aside}.")
+    if main:
+        _store(folder, config)
+        if not force and registry.load("methods", config.method.name).needs.training:
+            _extend(folder, config, console)
+    return False
+
+
+def _extend(folder: Path, config: RunConfig, console: Console) -> None:
+    """Begin where a neighbouring run of the same settings with fewer updates ended, if this run would get there."""
+    for neighbour in sorted(folder.parent.glob(f"{config.method.name}-seed{config.seed}-*")):
+        try:
+            earlier = configs.read(neighbour / "config.yaml")
+        except (BenchError, OSError):
+            continue
+        done, train = earlier.train.updates, config.train
+        same = earlier.model_copy(update={"train": earlier.train.model_copy(update={"updates": train.updates})})
+        if done >= train.updates or same.hash() != config.hash() or changed_contents(neighbour, config):
+            continue
+        shares = {"train.beta_warmup": train.beta_warmup, "optimizer.decay": config.optimizer.decay}
+        state = checkpoint.load(neighbour / "checkpoints")
+        why = next((f"{key} is a share of all updates" for key, share in shares.items() if share), None)
+        if state is None or state["update"] % train.updates_per_round:
+            why = why or "it has no checkpoint at the end of a round"
+        if why:
+            console.print(f"{neighbour} has {done} updates of the same settings, but {why}: starting anew.")
+            continue
+        path = checkpoint.newest(neighbour / "checkpoints")
+        checkpoint.save(folder / "checkpoints", state["update"], state)
+        if (neighbour / "log.jsonl").is_file():
+            write_atomic(folder / "log.jsonl", (neighbour / "log.jsonl").read_bytes())
+        console.print(f"Going on from {path}, of a run of the same settings with {done} updates.")
+        return
+
+
+def _go_on(folder: Path, config: RunConfig, earlier: RunConfig, console: Console) -> None:
+    """Replace the stored configuration by this one, which differs in nothing but `EXECUTION`, and say in what."""
+    before = earlier.execution()
+    if changes := {key: new for key, new in config.execution().items() if new != before[key]}:
+        told = ", ".join(f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items())
+        console.print(f"The run goes on with {told}: equal to rounding.", soft_wrap=True)
+        _store(folder, config)
+
+
+def _store(folder: Path, config: RunConfig) -> None:
+    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    write_atomic(folder / CONTENTS, json.dumps(contents(config, prompts), indent=2).encode())
+    write_atomic(folder / "config.yaml", config.to_yaml().encode())
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in the folder has its final rows, whole and of this version."""
+    path = folder / "rows.parquet"
+    try:
+        return path.is_file() and "failed" not in set(read_rows(path)["status"])
+    except (ValueError, OSError):
+        return False
+
+
+def require_contents(folder: Path, config: RunConfig) -> None:
+    """Raise BenchError if a name in the configuration no longer stands for what the run in the folder began with."""
+    if changed := changed_contents(folder, config):
+        values = ", ".join(f"{key} = {attrgetter(key)(config)}" for key in changed)
+        raise BenchError(
+            f"the run in {folder} was begun with other contents of {values}: put them back, choose another --out, or "
+            "give --force to begin anew."
+        )
+
+
+def changed_contents(folder: Path, config: RunConfig) -> list[str]:
+    """Settings whose names stand for other contents than when the run in the folder began; none where it says none."""
+    try:
+        known = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
+        now = contents(config, load_prompts(config.prompts.name, config.prompts.limit))
+        return [key for key, digest in now.items() if known.get(key, digest) != digest]
+    except FileNotFoundError:  # begun by an earlier version
+        return []
+    except (ValueError, AttributeError) as error:
+        raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
+
+
+class traceback_log:
+    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
+
+    def __init__(self, folder: Path):
+        rank = os.environ.get("RANK", "0")
+        self.path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")  # of several processes, each its own
+
+    def __enter__(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            import traceback as formatting
+
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")

@@ -1,0 +1,82 @@
+"""What to do when memory ran out, said with everything that the decision needs."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.runs.estimate import estimate_memory, networks, with_batches
+from bench.errors import OutOfMemoryError
+from bench.models.catalogue import is_analytic
+from bench.models.precision import network_dtype
+from bench.settings import RunConfig
+from bench.training import checkpoint
+from bench.runtime import memory, processes
+
+GRADIENT = {"losses", "backward"}  # phases that keep something for a backward pass
+BY_MICRO_BATCH, BY_SAMPLE_BATCH = GRADIENT | {"reward", "features"}, {"rollout", "decode"}
+
+
+@contextmanager
+def explained(config: RunConfig, folder: Path) -> Iterator[None]:
+    """Add to an OutOfMemoryError of the block where, with which sizes, and the setting to lower.
+
+    config: of the run in `folder`.
+    """
+    try:
+        with memory.phase():
+            yield
+    except OutOfMemoryError as error:
+        chosen = with_batches(config, processes.state().device, processes.count())
+        raise OutOfMemoryError(_explanation(error, chosen, folder)) from error
+
+
+def remedies(phases: tuple[str, ...], config: RunConfig) -> list[str]:
+    """Assignments for `--set` that lower what these phases hold and leave the run what it is, the first one first."""
+    at, model = set(phases), config.model
+    name = "micro_batch" if at & BY_MICRO_BATCH else "sample_batch" if at & BY_SAMPLE_BATCH else None
+    rows = getattr(config.train, name) if name else 1
+    found = [f"train.{name}={rows // 2}"] if rows > 1 else []
+    if is_analytic(model.name):
+        return found
+    if at & GRADIENT and not model.checkpointing:
+        found.append("model.checkpointing=true")
+    if "decode" in at and rows > 1 and not model.vae_slicing:  # of one image there is nothing to slice
+        found.append("model.vae_slicing=true")
+    return found
+
+
+def _explanation(error: OutOfMemoryError, config: RunConfig, folder: Path) -> str:
+    where = f" in {'/'.join(error.phases)}" if error.phases else ""
+    last = checkpoint.newest(folder / "checkpoints")
+    if ways := remedies(error.phases, config):
+        first, *others = (f"--set {way}" for way in ways)
+        alternative = f" (or {', or '.join(others)})" if others else ""
+        advice = f"Give the same command with {first}{alternative}: it is the same run and "
+        advice += f"resumes from the last checkpoint, {last}, which is good." if last else "has no checkpoint yet."
+    else:
+        advice = (
+            "No setting is left that saves memory here and keeps the run the same: use a model.dtype of 16 bits, a "
+            "smaller model or adapter, fewer evaluation.rewards, or a device with more memory. "
+            f"Last good checkpoint: {last or 'none'}."
+        )
+    return f"{error}{where}; {', '.join(_facts(config))}. {advice}"
+
+
+def _facts(config: RunConfig) -> Iterator[str]:
+    """What was in use, what was expected, and what the device has."""
+    train, model, device = config.train, config.model, processes.state().device
+    yield f"train.micro_batch = {train.micro_batch}, train.sample_batch = {train.sample_batch}"
+    if not is_analytic(model.name):
+        for name in ("checkpointing", "vae_slicing"):
+            yield f"model.{name} = {str(getattr(model, name)).lower()}"
+    with contextlib.suppress(Exception):  # these only inform: their faults must not hide the error
+        if built := networks(config):
+            kind, parts = built
+            yield f"latents {'×'.join(map(str, kind.shapes(parts[kind.denoiser].config, parts['vae'].config)[0]))}"
+        if estimate := estimate_memory(config, network_dtype(model, device)):
+            parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
+            yield f"estimated {sum(estimate.values()) / 2**30:.1f} GiB ({parts})"
+    with contextlib.suppress(Exception):
+        if known := memory.available(device):
+            yield f"{known[0] / 2**30:.1f} of {known[1] / 2**30:.1f} GiB free on {device}"

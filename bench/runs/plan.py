@@ -1,0 +1,93 @@
+"""What a run will take, before it is paid for: `bench run --dry-run` and the sizes that `bench fetch` says first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import registry
+from bench.runs.estimate import estimate_memory, with_batches
+from bench.config import beta_origin
+from bench.models.catalogue import known_family
+from bench.models.precision import network_dtype
+from bench.prompts import HUB, load_prompts
+from bench.settings import RunConfig
+from bench.hub import Need, size_text
+from bench.runs.requirements import requirements
+
+
+def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:
+    """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
+    console.print(config.to_yaml(), markup=False, highlight=False)
+    console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})", highlight=False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = with_batches(config, device, processes)
+    for name, value in plan(config, processes).items():
+        console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
+    dtype = network_dtype(config.model, device)
+    memory = estimate_memory(config, dtype)
+    if memory:
+        parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
+        total = sum(memory.values()) / 2**30
+        console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)", highlight=False)
+    if not config.model.t5:
+        console.print(
+            "model.t5 = false: the T5 encoder is neither fetched nor loaded, and its text states are zeros. CLIP alone "
+            "reads a prompt, 77 tokens of it: long prompts and written words suffer, and rows are of another prior.",
+            soft_wrap=True,
+        )
+    console.print(f"folder: {folder}", highlight=False)
+    if needs := requirements(config):
+        show_requirements(needs, console)
+
+
+def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
+    """What a run will spend, from its configuration alone: samples, and rows through the denoiser outside losses."""
+    train, evaluation = config.train, config.evaluation
+    needs = registry.load("methods", config.method.name).needs
+    trajectories = train.prompts_per_round * train.samples_per_prompt
+    rounds = -(-train.updates // train.updates_per_round)
+    family = known_family(config.model.name, config.model.t5)
+    rows, rows_seen = (
+        sampler.steps * (family.rows(sampler.guidance) if family else 2)  # of another class one hears when it is here
+        for sampler in (config.sampler, config.evaluation_sampler())
+    )
+    absent = (need := HUB.get(config.prompts.name)) and need.missing()
+    prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit)
+    train_prompts, heldout = evaluation.train_prompts, evaluation.heldout_prompts
+    if prompts:
+        train_prompts, heldout = min(train_prompts, len(prompts.train)), min(heldout, len(prompts.heldout))
+    samples = (train_prompts + heldout) * evaluation.samples_per_prompt
+    update = -(-trajectories // train.updates_per_round)
+    shards = 1 if needs.whole_update else -(-update // train.micro_batch)
+    return {
+        "prompts": f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out" if prompts else "not here yet",
+        "updates": train.updates,
+        "rounds": rounds,
+        "trajectories per round": trajectories,
+        "trajectories per update": update,
+        "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
+        + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
+        "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
+        "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
+        f"{evaluation.samples_per_prompt})",
+        # three prior sets (cached), and each time the finetuned model with the prior beside it
+        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len(config.evaluated_at())),
+    }
+
+
+def show_requirements(needs: Sequence[Need], console: Console) -> None:
+    """Print what a setting needs from elsewhere, its size, and whether it is here."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("from", "size", "state"):
+        table.add_column(heading, overflow="fold")
+    for need in needs:
+        missing = need.missing()
+        state = f"[yellow]missing[/yellow] {len(missing)} of its files" if missing else "[green]here[/green]"
+        table.add_row(need.source, size_text(need.size), state)
+    console.print(table)
+    absent = [need for need in needs if need.missing()]
+    total = size_text(sum(need.size for need in absent)) if absent else "nothing"
+    console.print(f"To download: {total}.")

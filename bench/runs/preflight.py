@@ -1,0 +1,108 @@
+"""What can be checked before a model loads, and fetched. Imports little, so that a mistake is told at once."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import registry
+from bench.errors import BenchError
+from bench.models import catalogue
+from bench.models.catalogue import is_analytic, load_model
+from bench.method import Method
+from bench.prompts import HUB, PromptSet, load_prompts
+from bench.reward import score
+from bench.settings import RunConfig
+from bench.hub import obtain
+from bench.runs.requirements import requirements
+
+
+def preflight(config: RunConfig) -> PromptSet:
+    """Check the configuration, fetch what is missing, and read the prompts, before a model loads. Raises BenchError."""
+    check(config)
+    if absent := [need for need in requirements(config) if need.missing()]:
+        obtain(absent)
+        check(config)  # what is here now
+    return load_prompts(config.prompts.name, config.prompts.limit)
+
+
+def check(config: RunConfig) -> None:
+    """Whether the parts of the configuration exist and fit; nothing is fetched. Raises BenchError."""
+    method = registry.load("methods", config.method.name)
+    reward = registry.load("rewards", config.reward.name)
+    if method.needs.reward_gradient and not reward.differentiable:
+        able = [name for name, own in _working("methods") if own.needs.training and not own.needs.reward_gradient]
+        raise BenchError(
+            f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
+            f"use a differentiable reward, or one of the methods {', '.join(able)}."
+        )
+    if method.needs.density and config.sampler.eta == 0:
+        raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    built = method(method.Config(**config.method.model_dump(exclude={"name"})))
+    known = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
+    if config.evaluation.weights not in known:
+        raise BenchError(
+            f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
+            "keeps an 'ema' of any method's adapters."
+        )
+    if config.loss_guidance() != config.sampler.guidance:
+        if method.needs.record or not method.needs.trajectory:
+            raise BenchError(
+                f"train.guidance = {config.train.guidance:g}: the loss of {config.method.name!r} is about the very "
+                f"predictions of its rollouts, made with sampler.guidance = {config.sampler.guidance:g}: leave it out."
+            )
+        if is_analytic(config.model.name):
+            raise BenchError(f"train.guidance: {config.model.name!r} knows no guidance; leave it out.")
+    if getattr(config.reward, "combine", "rewards") == "advantages" and not built.normalises():
+        raise BenchError(
+            f"reward.combine = advantages normalises each reward within a prompt's group, and {config.method.name!r} "
+            "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
+            "method of normalised advantages, such as grpo, flow_grpo or nft."
+        )
+    learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
+    for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
+        if method.needs.density:
+            kernel.require_density(f"method {config.method.name!r}")
+        config.optimizer.require_known(_networks(built, model))
+    if why := built.unfit(config.sampler.steps, config.train.samples_per_prompt):
+        raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
+    if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
+        raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
+    requirements(config)  # loads every reward, metric and feature space that is named
+    kind = "points" if is_analytic(config.model.name) else "images"
+    for name in (config.reward.name, *config.evaluation.rewards):
+        if (wanted := registry.load("rewards", name).inputs) != kind:
+            fit = [other for other, own in _working("rewards") if own.inputs == kind]
+            raise BenchError(
+                f"reward {name!r} scores {wanted}, and model {config.model.name!r} makes {kind}: use a reward of "
+                f"{kind} ({', '.join(fit)}), or another --model."
+            )
+    if (config.evaluation.features == "points") != (kind == "points"):
+        raise BenchError(
+            f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
+            f"model {config.model.name!r} brings its own."
+        )
+    if kind == "points":  # a model of no cost: let the reward look at a point
+        reward_options = config.reward.model_dump(exclude={"name", "beta"})
+        point = torch.zeros(1, *load_model(config.model, config.sampler).latent_shape)
+        score(reward(reward.Config(**reward_options)), config.reward.name, point, [""])
+    if config.prompts.name not in HUB:
+        load_prompts(config.prompts.name)
+
+
+def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
+    """The method's own networks. Raises BenchError if they cannot be built as configured."""
+    try:
+        return method.networks(model)
+    except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        raise BenchError(f"the networks of the method cannot be built with {method.config!r}: {error}.") from None
+
+
+def _working(kind: str) -> Iterator[tuple[str, type]]:
+    """Names and classes of the plugins that import: a broken one is no way out."""
+    for name in registry.plugins(kind):
+        with contextlib.suppress(BenchError):
+            yield name, registry.load(kind, name)

@@ -1,0 +1,130 @@
+"""From measurements and accounting to result rows."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import environment, registry
+from bench.model import DiffusionModel
+from bench.models.catalogue import is_analytic
+from bench.metric import Measurement
+from bench.prompts import PromptSet
+from bench.settings import EXECUTION, RunConfig
+from bench.hub import is_random
+from bench.runs.requirements import requirements
+from bench.reporting.rows import FINGERPRINT
+
+
+def run_name(config: RunConfig) -> str:
+    """`<method>-seed<n>-<hash>`: names a run and its default folder."""
+    return f"{config.method.name}-seed{config.seed}-{config.hash()[:8]}"
+
+
+def default_folder(config: RunConfig) -> Path:
+    """`runs/<suite>/<reward>/<method>-seed<n>-<hash>`: another configuration never shares a folder."""
+    reward = config.reward.name.replace("*", "x")  # of a weighted sum; a shell would expand the star
+    return Path("runs") / config.suite / reward / run_name(config)
+
+
+def comparable_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that make a table's row, by dotted key: of runs that agree in them only the seed may differ.
+
+    Apart from the seed it leaves out the suite's name, how work is cut, and what else was measured and when.
+    """
+    apart = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *EXECUTION}
+
+    def leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return {key: value for key, value in leaves(config.model_dump(mode="json"), "") if key not in apart}
+
+
+def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
+    """Hash of what an evaluation samples; rows of different hashes are never compared."""
+    own = config.evaluation.model_dump(exclude={"metrics", "rewards", "at", "weights", "sampler"})
+    parts = [own, config.evaluation_sampler().model_dump(), prompts.digest]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def label(config: RunConfig) -> str:
+    """The row's method: its name and, in brackets, what else tells it from rows of the same evaluation.
+
+    That is the copy of the adapters that was evaluated, the training's sampler and guidance where the evaluation
+    has others, and the losses' guidance where the training's rollouts have another.
+    A baseline without training has neither.
+    """
+    if not registry.load("methods", config.method.name).needs.training:
+        return config.method.name
+    own = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
+    sampler, other = config.sampler, config.evaluation_sampler()
+    if sampler.guidance != other.guidance:
+        own.append(f"trained with guidance {sampler.guidance:g}")
+    if config.loss_guidance() != sampler.guidance:
+        own.append(f"losses with guidance {config.loss_guidance():g}")
+    if sampler.model_copy(update={"guidance": other.guidance}) != other:
+        own.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
+    return f"{config.method.name} ({', '.join(own)})" if own else config.method.name
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """Where a run's rows come from, as far as that is known before the model loads."""
+    return environment.describe() | {"random_weights": is_random(requirements(config))}
+
+
+def prior_settings(config: RunConfig, model: DiffusionModel) -> dict[str, str]:
+    """What a row's settings say of its prior: a fingerprint where there are weights, nothing of one that is code."""
+    return {} if is_analytic(config.model.name) else {FINGERPRINT: model.fingerprint()[:12]}
+
+
+def row(
+    config: RunConfig, prompts: PromptSet, counts: dict, info: dict[str, Any], found: Measurement, updates: int
+) -> dict[str, Any]:
+    """One row of `bench.reporting.rows`, measured after `updates`.
+
+    counts: `Meter.total()`; info: `provenance`, and `prior_settings` under "prior".
+    """
+    base = found.name.partition("/")[0]
+    return {
+        "run": run_name(config),
+        "config_hash": config.hash(),
+        "settings": json.dumps(comparable_settings(config) | info["prior"], sort_keys=True),
+        "method": label(config),
+        "reward": config.reward.name,
+        "model": config.model.name,
+        "beta": config.reward.beta,
+        "prompts": prompts.name,
+        "evaluation": evaluation_id(config, prompts),
+        "seed": config.seed,
+        "budget": updates,
+        "budget_unit": "updates",
+        "metric": found.name,
+        "metric_version": registry.load("metrics", base).version if base in registry.plugins("metrics") else 1,
+        "value": found.value,
+        "prior": found.prior,
+        "difference": found.difference,
+        "standard_error": found.standard_error,
+        "degrees": found.degrees,
+        "n": found.n,
+        "direction": found.direction,
+        "unit": found.unit,
+        "note": found.note,
+        "status": "random weights" if info["random_weights"] else "ok" if found.value is not None else "refused",
+        "revision": info["revision"],
+        "dirty": info["dirty"],
+        "packages": json.dumps(info["packages"]),
+        "hardware": info["hardware"],
+        "updates": updates,
+        "reward_calls": counts["reward_calls"],
+        "reward_gradients": counts["reward_gradients"],
+        "network_forwards": counts["network_forwards"],
+        "network_backwards": counts["network_backwards"],
+        "wall_seconds": sum(counts["seconds"].values()),
+        "train_seconds": sum(seconds for phase, seconds in counts["seconds"].items() if phase != "evaluation"),
+        "peak_memory_bytes": counts["peak_memory"],
+    }

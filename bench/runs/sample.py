@@ -1,0 +1,60 @@
+"""`bench sample`: images from a trained adapter, and the prior's on the same noise."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from torch import Tensor
+
+from bench.runs.adapter import trained
+from bench.runs.build import build_core, evaluation_core, use_threads
+from bench.errors import BenchError
+from bench.evaluation.evaluator import draw, score_samples
+from bench.evaluation.image_folder import keep
+from bench.metric import Samples
+from bench.models.catalogue import is_analytic
+from bench.prompts import load_prompts
+from bench.hub import obtain
+from bench.runs.requirements import training_requirements
+from bench.reporting.plots import plot_samples
+
+SHOWN = 8, 4  # prompts of the grid, and images of each
+
+
+def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: Path | None, console: Console) -> Path:
+    """Draw `each` images of every prompt into a folder: files, `index.csv` and the grid `samples.png`.
+
+    prompts: empty takes the run's own held-out prompts. seed: of the noise; None: the evaluation's, so that samples of
+    its prompts are those of the run. Returns the folder. Raises BenchError for a folder without an adapter of images.
+    """
+    config, weights = trained(folder)
+    if is_analytic(config.model.name):
+        raise BenchError(
+            f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them."
+        )
+    if not prompts:
+        known = load_prompts(config.prompts.name, config.prompts.limit)
+        prompts = (known.heldout or known.train)[: SHOWN[0]]
+    seed = seed if seed is not None else config.seed if config.evaluation.seed is None else config.evaluation.seed
+    obtain(training_requirements(config))
+    use_threads(config)
+    core = evaluation_core(build_core(config), config)
+    core.model.load(weights)
+    names = [(prompt, index) for prompt in prompts for index in range(each)]
+    sets: dict[str, Samples] = {}
+    for name, prior in {"finetuned": False, "prior": True}.items():
+        with console.status(f"drawing {len(names)} images ({name})"):
+            sets[name] = draw(core, names, ["asked"] * len(names), seed=seed, prior=prior)
+            sets[name] = score_samples(sets[name], {core.reward_name: core.reward_model}, core.micro_batch)
+    out = out or folder / "drawn"
+    keep(out, sets, seed=seed, each=each)
+    shown = [rows[: SHOWN[1]] for rows in sets["prior"].rows().values()][: SHOWN[0]]
+
+    def of(values: Tensor) -> np.ndarray:
+        return np.stack([values[rows].numpy() for rows in shown])
+
+    images = [of(sets[name].images.permute(0, 2, 3, 1)) for name in ("prior", "finetuned")]
+    rewards = [of(sets[name].rewards[core.reward_name]) for name in ("prior", "finetuned")]
+    title = f"{config.method.name} on {config.reward.name} ({config.model.name}): same prompts, same noise"
+    plot_samples(*images, prompts[: SHOWN[0]], out / "samples.png", title, *rewards)
+    return out

@@ -1,0 +1,1 @@
+"""The ground floor: memory, accounting, processes, signals, files. Imports nothing of the project but its errors."""

@@ -1,0 +1,130 @@
+"""Several processes of one run, as `accelerate launch` or `bench run --num-processes` start them.
+
+Work is cut into parts by the configuration alone, and the processes share the parts, so that the composition of batches
+(and with it every number, up to the order of sums) does not depend on how many processes there are. Networks are not
+wrapped: the trainer sums one flat gradient. A single process is the special case in which nothing is exchanged.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from bench.errors import NonFiniteError, OutOfMemoryError
+from bench.runtime import memory
+
+Part = TypeVar("Part")
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return "LOCAL_RANK" in os.environ
+
+
+def state() -> PartialState:
+    """accelerate's view of this process: its device and its place among the others."""
+    return PartialState(cpu=launched() and not torch.cuda.is_available())  # only then does it look for others on CPUs
+
+
+def count() -> int:
+    """Number of processes."""
+    return state().num_processes
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks to people."""
+    return state().is_main_process
+
+
+def launch(number: int, arguments: Sequence[str]) -> int:
+    """Run `bench` with the same arguments in several processes of this machine; the status of the first that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has spoken itself
+    here = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=number, max_restarts=0, **here)
+    try:
+        elastic_launch(config, sys.executable)("-m", "bench", *arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as error:  # the processes have got it too, and written their checkpoint
+        return 128 + error.sigval
+    return 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The block runs in the main process before the others: they find what it has written."""
+    with state().main_process_first():
+        yield
+
+
+def shared(parts: Sequence[Part]) -> Sequence[Part]:
+    """This process's share: every count-th part."""
+    return parts[state().process_index :: count()]
+
+
+def add(tensor: Tensor) -> Tensor:
+    """The sum over all processes, on the tensor's own device."""
+    if count() == 1:
+        return tensor
+    total = tensor.to(state().device, copy=True)
+    distributed.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def everywhere(here: bool) -> bool:
+    """Whether it holds in every process."""
+    return int(add(torch.tensor(int(here)))) == count()
+
+
+def gather(value: Any) -> list[Any]:
+    """A small value of every process, in their order."""
+    return gather_object([value]) if count() > 1 else [value]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What stops one process (NonFiniteError, OutOfMemoryError) is raised in all, so that none waits for another."""
+    error = None
+    try:
+        with memory.phase():
+            yield
+    except (NonFiniteError, OutOfMemoryError) as found:
+        error = found
+    errors = [one for one in gather(error) if one]
+    if errors:
+        raise error or errors[0]
+
+
+def map_parts(parts: Sequence[Part], compute: Callable[[Part], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """`compute` over all parts, shared among the processes; the results, concatenated in order, on every process.
+
+    compute: part → tensors by name, each with as many rows as the part. Raises what it raises; what `together` knows
+    everywhere.
+    """
+    with together():
+        own = [compute(part) for part in shared(parts)]
+    if count() == 1:
+        return {name: torch.cat([found[name] for found in own]) for name in own[0]}
+    like = [{name: (value.shape[1:], value.dtype) for name, value in own[0].items()} if own else None]
+    broadcast_object_list(like)  # the first process always has a part
+    lengths = [len(part) for part in parts]
+    device, whole = state().device, {}
+    for name, (shape, dtype) in like[0].items():
+        rows = torch.zeros(sum(lengths), *shape, dtype=dtype, device=device).split(lengths)
+        for target, found in zip(shared(rows), own, strict=True):
+            target.copy_(found[name])
+        whole[name] = add(torch.cat(rows))
+    return whole

@@ -1,0 +1,418 @@
+"""Families of pipelines: each agrees with diffusers' own call. Stable Diffusion 3's is tested on the embedded prior."""
+
+import inspect
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from scaffold import perturb
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from bench.config import resolve
+from bench.diagnose.selftest import models
+from bench.errors import BenchError
+from bench.model import DiffusionModel
+from bench.models.catalogue import HUB, load_model, make_kernel, need
+from bench.models.emoji import FLOW, WEIGHTS, shared
+from bench.models.pipeline import PipelineModel
+from bench.models.random_weights import write
+from bench.models.sd3 import StableDiffusion3
+from bench.models.sdxl import StableDiffusionXL
+from bench.runs.estimate import networks
+from bench.sampling.kernel import Kernel, flow_kernel
+from bench.sampling.noise import Noise, seeded
+from bench.sampling.trajectory import Batch, rollout
+from bench.settings import ModelConfig, SamplerConfig
+
+TEXT = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+SAMPLES = [("tiger", 0), ("tiger", 1), ("noto fox", 0)]
+DETERMINISTIC = SamplerConfig(steps=5, eta=0.0, final_noise=0.0, guidance=3.0)
+
+
+@pytest.fixture
+def model() -> StableDiffusion3:
+    return load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC)
+
+
+def plain() -> StableDiffusion3Pipeline:
+    """diffusers alone."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(FLOW, torch_dtype=torch.float32, **shared(FLOW))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: StableDiffusion3Pipeline, model: StableDiffusion3) -> torch.Tensor:
+    """Latents of SAMPLES by the pipeline's own call, from prompts."""
+    return pipe(
+        [prompt for prompt, _ in SAMPLES],
+        num_inference_steps=DETERMINISTIC.steps,
+        guidance_scale=model.guidance,
+        latents=Noise(0, "evaluate", SAMPLES)(0, model.latent_shape),
+        max_sequence_length=0,
+        output_type="latent",
+    ).images
+
+
+def sample(model: StableDiffusion3, samples: list[tuple[str, int]] = SAMPLES) -> torch.Tensor:
+    batch = Batch([prompt for prompt, _ in samples], samples, model.encode([prompt for prompt, _ in samples]))
+    with torch.no_grad():
+        path = rollout(model, make_kernel(model, DETERMINISTIC), batch, Noise(0, "evaluate", samples))
+    return path.latents[:, -1]
+
+
+@torch.no_grad()
+def test_sd3_equals_diffusers_to_the_bit(model):
+    """Latents of a deterministic chain of an untrained adapter; the pipeline encodes the prompts itself, as a batch."""
+    assert model.output == "flow"
+    inputs = model.pipeline_inputs(model.encode([prompt for prompt, _ in SAMPLES]))
+    pipe = plain()
+    noise = Noise(0, "evaluate", SAMPLES)(0, model.latent_shape)
+    theirs = pipe(**inputs, num_inference_steps=5, latents=noise, output_type="latent").images
+    assert torch.equal(sample(model), theirs)
+    torch.testing.assert_close(draw(pipe, model), theirs, rtol=1e-4, atol=1e-4)
+    images = pipe(**inputs, num_inference_steps=5, latents=noise, output_type="pt").images
+    torch.testing.assert_close(model.decode(theirs), images, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_sd3_adapter_in_diffusers(model, tmp_path):
+    before = sample(model)
+    perturb(model, 0.1)
+    after = sample(model)
+    assert (after - before).norm() > 0.01 * before.norm()
+    model.save(tmp_path)
+    pipe = plain()
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(draw(pipe, model), after, rtol=1e-3, atol=1e-3)
+    other = load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC, seed=1)
+    other.load(tmp_path)
+    assert torch.equal(sample(other), after)
+    t, z = torch.tensor(900.0), Noise(0, "train", SAMPLES)(0, model.latent_shape)
+    conditioning = model.encode([prompt for prompt, _ in SAMPLES])
+    fresh = load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC)
+    assert torch.equal(model.predict(z, t, conditioning, prior=True), fresh.predict(z, t, conditioning))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        models.neighbours_do_not_matter,
+        models.checkpointing_leaves_gradients_unchanged,
+        models.the_output_means_what_it_says,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_sd3_keeps_the_contract(check):
+    check("emoji_flow")
+
+
+@pytest.fixture(scope="module")
+def sdxl_folder(tmp_path_factory):
+    """A random `StableDiffusionXLPipeline`, small, in the real layout."""
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    words = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | TEXT
+    words |= {"eos_token_id": tokenizer.eos_token_id, "projection_dim": 12}
+    folder = tmp_path_factory.mktemp("sdxl")
+    with seeded(0, "sdxl"):
+        unet = UNet2DConditionModel(
+            sample_size=(8, 16),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=24,
+            attention_head_dim=4,
+            norm_num_groups=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12 + 6 * 4,
+        )
+        vae = AutoencoderKL(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4)  # fmt: skip
+        encoders = (CLIPTextModel(CLIPTextConfig(hidden_size=8, **words)),
+                    CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, **words)))  # fmt: skip
+    levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = EulerDiscreteScheduler(**levels, steps_offset=1, timestep_spacing="leading")
+    StableDiffusionXLPipeline(vae, *encoders, tokenizer, tokenizer, unet, scheduler).save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder) -> StableDiffusionXL:
+    return load_model(ModelConfig(name=str(folder), lora_rank=2), SamplerConfig(guidance=3.0))
+
+
+@torch.no_grad()
+def test_sdxl_equals_diffusers_to_the_bit(sdxl_folder, tmp_path):
+    """A picture that is not square, prompts without and with text; then with a trained adapter, loaded by diffusers."""
+    model = sdxl(sdxl_folder)
+    assert model.latent_shape == (4, 8, 16)
+    noise = Noise(0, "evaluate", SAMPLES)(0, model.latent_shape)
+    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, torch_dtype=torch.float32)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 5, "guidance_scale": 3.0, "latents": noise, "output_type": "latent"}
+    size = {"height": 8 * pipe.vae_scale_factor, "width": 16 * pipe.vae_scale_factor}
+    prompts = [prompt for prompt, _ in SAMPLES]
+    kernel = make_kernel(model, SamplerConfig(steps=5, eta=0.0))
+
+    def ours() -> torch.Tensor:
+        batch = Batch(prompts, SAMPLES, model.encode(prompts))
+        return rollout(model, kernel, batch, Noise(0, "evaluate", SAMPLES)).latents[:, -1]
+
+    theirs = pipe(**model.pipeline_inputs(model.encode(prompts)) | settings | size).images
+    assert torch.equal(ours(), theirs)
+    torch.testing.assert_close(pipe(prompts, **settings, **size).images, theirs, rtol=1e-4, atol=1e-4)
+    perturb(model, 0.1)
+    assert (ours() - theirs).norm() > 0.01 * theirs.norm()
+    model.save(tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(pipe(prompts, **settings, **size).images, ours(), rtol=1e-3, atol=1e-3)
+
+
+class ReadAsFlow:
+    """A noise-predicting prior on the flow's path, as far as a rollout asks: its own time where the ratio of noise to
+    signal is the same, its input rescaled to unit variance."""
+
+    def __init__(self, model: DiffusionModel, kernel: Kernel):
+        self.model, self.kernel, self.latent_shape, self.device = model, kernel, model.latent_shape, model.device
+
+    def predict(self, z, t, conditioning, *, prior=False, guided=True):
+        s = t / 1000
+        k = int((noise_over_signal(self.kernel)[:-1] - s / (1 - s)).abs().argmin())
+        inside = z / ((1 - s) ** 2 + s**2) ** 0.5
+        noise = self.model.predict(inside, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+        return noise - self.kernel.clean(inside, noise, k)
+
+
+def noise_over_signal(kernel: Kernel) -> torch.Tensor:
+    return ((1 - kernel.alphas) / kernel.alphas) ** 0.5
+
+
+@torch.no_grad()
+def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
+    """The same clean predictions along the chain, and the same finished samples, at equal ratios of noise to signal."""
+    model = load_model(ModelConfig(name="emoji", lora_rank=2), SamplerConfig(guidance=3.0))
+    diffusion = make_kernel(model, SamplerConfig(steps=6, eta=0.0))
+    ratio = noise_over_signal(diffusion)
+    sigmas = ratio / (1 + ratio)
+    flow = Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, 0.0, "ddim", "flow", sigmas)
+    prompts = [prompt for prompt, _ in SAMPLES]
+    batch = Batch(prompts, SAMPLES, model.encode(prompts))
+    noise = Noise(0, "evaluate", SAMPLES)
+    ours = rollout(model, diffusion, batch, noise, record=frozenset({"model_output"}))
+    # the flow's path at its first level is shorter than a diffusion's by this factor
+    size = ((1 - sigmas) ** 2 + sigmas**2) ** 0.5
+
+    def scaled(step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return noise(step, shape) * size[0]
+
+    theirs = rollout(ReadAsFlow(model, diffusion), flow, batch, scaled, record=frozenset({"model_output"}))
+    for k in range(6):
+        clean = diffusion.clean(ours.latents[:, k], ours.model_output[:, k], k)
+        torch.testing.assert_close(
+            flow.clean(theirs.latents[:, k], theirs.model_output[:, k], k), clean, rtol=0, atol=2e-3
+        )
+    torch.testing.assert_close(theirs.latents[:, -1] / size[-1], ours.latents[:, -1], rtol=0, atol=2e-3)
+
+
+METHODS = ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"]
+FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein"]
+TINY = [
+    "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
+    "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=0", "evaluation.samples_per_prompt=2",
+    "evaluation.metrics=[reward,path_kl]", "evaluation.rewards=[]",
+]  # fmt: skip
+
+
+def guidance(name: str) -> float:
+    return 1.0 if name == "flux_schnell" else 3.0
+
+
+def loaded(name: str, **options) -> PipelineModel:
+    return load_model(ModelConfig(name=name, lora_rank=2, **options), SamplerConfig(guidance=guidance(name)))
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_a_family_equals_diffusers_to_the_bit(family):
+    """Images of the pipeline's own call, also with an adapter that it loads; then where it reads the prompts itself."""
+    models.its_pipeline_agrees(family)
+    model = loaded(family, lora_alpha=4)
+    agree_from_prompts(model)
+    if "negative_prompt" in inspect.signature(model.pipeline.__call__).parameters and model.rows(2) == 2:
+        agree_from_prompts(loaded(family, negative_prompt="a fox").with_guidance(2.0), negative_prompt=["a fox"] * 3)
+
+
+def agree_from_prompts(model: PipelineModel, **inputs: list[str]) -> None:
+    """Our images are those of the pipeline's own call that reads the prompts."""
+    kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
+    prompts = [prompt for prompt, _ in SAMPLES]
+    ours = model.decode(rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1])
+    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance, **inputs}
+    theirs = model.own_call(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
+
+
+def test_alpha_is_in_the_stored_adapter(pipeline_folder, tmp_path):
+    """A scale of alpha over rank other than 1: in diffusers, and read again."""
+    model, plain = (
+        load_model(ModelConfig(name=str(pipeline_folder), lora_rank=2, lora_alpha=alpha), SamplerConfig())
+        for alpha in (8, 2)
+    )
+    perturb(model, 0.1)
+    model.save(tmp_path)
+    for reader in (model, plain):
+        reader.load(tmp_path)
+    z, t = Noise(0, "train", SAMPLES)(0, model.latent_shape), torch.tensor(500)
+    outputs = [one.predict(z, t, one.encode(["tiger"] * 3)) for one in (model, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_t5_can_be_left_out(bench, tmp_path, monkeypatch):
+    """It is then not asked for either, in a named model or another repository; its text states are zeros."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    write([HUB["sd35_medium"]], tmp_path, "tiny")
+    whole, less = need("sd35_medium"), need("sd35_medium", t5=False)
+    assert whole.size - less.size > 9e9
+    folder = whole.path()
+    shutil.rmtree(folder / "text_encoder_3")
+    assert whole.missing() and not less.missing()
+    for name in ("sd35_medium", HUB["sd35_medium"].name, str(folder)):
+        model = loaded(name, t5=False)
+        text = model.encode(["tiger"]).parts["text"]
+        assert text.shape == (1, 77 + 256, 40) and not text[:, 77:].any() and text[:, :77].any()
+    z = torch.zeros(1, *model.latent_shape)
+    model.own_call(model.open(), model.encode(["tiger"]), z, models._kernel(model, 2), "latent")
+    status, text = bench("run", "--method", "ddpo", "--suite", "sd35-hps", "--set", "model.t5=false", "--dry-run")
+    assert status == 0, text
+    assert "CLIP alone reads a prompt" in text
+    with pytest.raises(BenchError, match="has no T5 encoder"):
+        load_model(ModelConfig(name="emoji", t5=False), SamplerConfig())
+
+
+def test_a_negative_prompt_needs_guidance(bench, hub):
+    for model, settings, words in (
+        ("emoji", ["sampler.guidance=1"], "does nothing without guidance"),
+        ("ring", ["sampler.guidance=2"], "no guidance of 'ring'"),
+        ("flux_dev", [], "no guidance of 'flux_dev'"),
+    ):
+        if model == "flux_dev":
+            write([HUB["flux_dev"]], hub, "tiny")
+        sets = [word for setting in (*settings, "model.negative_prompt=dull") for word in ("--set", setting)]
+        status, text = bench("run", "draft_1", "--model", model, "--dry-run", *sets)
+        assert (status, words in " ".join(text.split())) == (2, True), text
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "words"),
+    [
+        ("ddpo", "emoji", "very predictions of its rollouts"),
+        ("draft_1", "emoji", "very predictions of its rollouts"),
+        ("nft", "ring", "knows no guidance"),
+        ("nft", "emoji", ""),
+    ],
+)
+def test_losses_with_another_guidance_are_refused_where_they_mean_nothing(bench, method, model, words):
+    status, text = bench("run", method, "--model", model, "--dry-run", "--set", "train.guidance=2")
+    assert status == (2 if words else 0), text
+    assert words in " ".join(text.split())
+
+
+def test_a_distilled_model_has_no_guidance(hub):
+    write([HUB["flux_schnell"]], hub, "tiny")
+    with pytest.raises(BenchError, match=r"use sampler\.guidance=1"):
+        load_model(ModelConfig(name="flux_schnell"), SamplerConfig(guidance=3.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_end_to_end_on_the_flow_prior(bench, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    out = tmp_path / "run"
+    status, text = bench("run", "--method", method, "--model", "emoji_flow", "--updates", 1, "--out", out, *sets)
+    assert status == 0, text
+    rows = pd.read_parquet(out / "rows.parquet").set_index("metric")
+    assert rows.loc["path_kl", "value"] > 0
+    assert set(rows["model"]) == {"emoji_flow"}
+
+
+SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching")}
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        pytest.param(name, method, marks=() if (name, method) in SHORT else pytest.mark.slow)
+        for name in FAMILIES
+        for method in METHODS
+    ],
+    indirect=["family"],
+)
+def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family, method):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "prompts.txt").write_text("cat\ndog\nred bird\nfish\n")
+    settings = [*TINY, f"sampler.guidance={guidance(family)}", "train.micro_batch=4", "train.sample_batch=4"]
+    settings += ["sampler.spacing=auto", "evaluation.features=efficientnet_lite0"]
+    settings += ["method.channels=[32,32]"] if method == "nabla_gfn" else []
+    sets = [word for setting in settings for word in ("--set", setting)]
+    status, text = bench(
+        "run", "--method", method, "--reward", "colorfulness", "--model", family, "--updates", 1,
+        "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "run", *sets,
+    )  # fmt: skip
+    assert status == 0, text
+    rows = pd.read_parquet(tmp_path / "run" / "rows.parquet").set_index("metric")
+    assert rows.loc["path_kl", "value"] > 0
+    assert set(rows["status"]) == {"random weights"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_full_sizes_are_known_without_weights(bench, tmp_path, monkeypatch, name):
+    """Parameters of the denoisers as their cards have them; a dry run and the sizes of a download."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9}.get(name, 11.9e9)
+    config = resolve("ddpo", overrides={"model.name": name})
+    kind, parts = networks(config)
+    assert sum(p.numel() for p in parts[kind.denoiser].parameters()) == pytest.approx(parameters, rel=0.01)
+    assert kind.shapes(parts[kind.denoiser].config, parts["vae"].config)[0][1] == (64 if name == "flux2_klein" else 128)
+    status, text = bench("fetch", "--model", name, "--dry-run")
+    assert status == 0, text
+    assert HUB[name].name in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_profile_of_random_weights(bench, tmp_path, name):
+    status, text = bench(
+        "profile", "--model", name, "--reward", "colorfulness", "--method", "draft_1", "--random-weights", "--size",
+        "tiny", "--repeats", 1, "--out", tmp_path / "profile.json", "--set", "sampler.steps=2",
+        "--set", f"sampler.guidance={guidance(name)}", "--set", "train.prompts_per_round=2",
+        "--set", "train.samples_per_prompt=1", "--set", "sampler.spacing=auto",
+    )  # fmt: skip
+    assert status == 0, text
+    assert "diffusers pipeline" in text
+
+
+@pytest.mark.parametrize("steps", [4, 28])
+def test_the_grid_of_flux2_is_that_of_its_pipeline(steps):
+    """Its shift depends on the number of steps too."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    mu = compute_empirical_mu(4096, steps)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    kernel = flow_kernel(steps, spacing="flux2", tokens=4096, final_noise=0.0)
+    assert torch.equal(kernel.sigmas, scheduler.sigmas)

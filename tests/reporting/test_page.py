@@ -1,0 +1,217 @@
+"""The page in a browser: it sorts, filters, shows samples and settings, quotes what it was given, asks for nothing."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+from test_results import PUBLISHED, chosen, fid, floor, row
+
+from bench.reporting.formats import latex, markdown, terminal, to_csv
+from bench.reporting.leaderboard import leaderboard
+from bench.reporting.page import plots_of, write_page
+from bench.reporting.report import Question, boards_of, sections, write_report
+from bench.reporting.rows import write_rows
+from bench.reporting.selection import collect, settings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = '<img src=x onerror="window.hacked=1"> "a" & \'b\''
+
+
+def runs(folder: Path) -> Path:
+    """Two settings of two methods of three seeds and evaluations, with pictures of two prompts, one of them HTML."""
+    for reward in ("emoji_clip", "emoji_style"):
+        for number, method in enumerate(("draft", "ddpo")):
+            for seed in range(3):
+                run = folder / reward / f"{method}{seed}"
+                (run / "images").mkdir(parents=True)
+                rng = np.random.default_rng([number, seed])
+                for update in (20, 40, 60):
+                    gain = (number + 1) * update / 30 + 0.1 * rng.normal()
+                    cost = {"budget": update, "updates": update, "reward_calls": 16 * update, "seed": seed}
+                    cost |= {"method": method, "run": run.name, "reward": reward}
+                    cost["settings"] = chosen(reward__name=reward)
+                    kl = row(metric="path_kl", value=gain**2, prior=0.0, difference=gain**2, direction="lower", **cost)
+                    rows = [
+                        row(value=30 + gain, difference=gain, **cost),
+                        kl,
+                        fid(value=70 + gain, **cost),
+                        floor(**cost),
+                    ]
+                    write_rows(run / ("rows.parquet" if update == 60 else f"rows-at-{update}.parquet"), rows)
+                with (run / "images" / "index.csv").open("w", newline="") as file:
+                    table = csv.writer(file)
+                    table.writerow(
+                        [
+                            "prompt",
+                            "split",
+                            "sample",
+                            "noise",
+                            "prior",
+                            f"{reward}/prior",
+                            "finetuned",
+                            f"{reward}/finetuned",
+                        ]
+                    )
+                    for i, prompt in enumerate(("a cat", EVIL)):
+                        table.writerow([prompt, "train", 0, "0x1", f"{i}-p.webp", "1", f"{i}-f.webp", "2"])
+                        for kind in "pf":
+                            Image.new("RGB", (8, 8), (90 * i, 99, 50 * number)).save(
+                                run / "images" / f"{i}-{kind}.webp"
+                            )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium")
+    folder = tmp_path_factory.mktemp("page")
+    path = write_page(folder, *collect([runs(folder / "runs")]), Question())
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
+        opened.told, opened.asked = [], []
+        opened.on("console", lambda message: opened.told.append(message.text))
+        opened.on("pageerror", lambda error: opened.told.append(str(error)))
+        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.goto(path.as_uri())
+        opened.wait_for_selector("body[data-ready]", state="attached")
+        yield opened
+        browser.close()
+
+
+def test_the_page_works_in_a_browser(page: Any) -> None:
+    from playwright.sync_api import expect  # which waits, up to a limit
+
+    methods = page.locator("table.board").first.locator("tbody th")
+    expect(methods).to_have_text(["prior", "sampling floor", "ddpo", "draft"])
+    page.locator("table.board").first.locator("thead [role=button]").first.press("Enter")  # by keyboard
+    expect(methods).to_have_text(["ddpo", "draft", "prior", "sampling floor"])
+    region = page.get_by_role("region", name="emoji_clip (β = 1) on emoji, prompts emoji", exact=True)
+    region.focus()
+    page.keyboard.press("ArrowRight")  # to the columns that a phone has no room for
+    page.wait_for_function("region => region.scrollLeft > 0", arg=region.element_handle())
+    reward = page.locator("table.board").first.locator("thead th").nth(1)
+    reward.click()
+    expect(methods).to_have_text(["sampling floor", "prior", "draft", "ddpo"])  # by number
+    page.get_by_label("Filter").first.fill("draft")
+    expect(methods).to_have_text(["draft"])
+    assert page.locator("section[data-setting]:visible").count() == 2
+    page.locator("#setting").select_option("1")
+    assert page.locator("section[data-setting]:visible h2").all_inner_texts() == [
+        "emoji_style (β = 1) on emoji, prompts emoji"
+    ]
+    shown = page.locator("section[data-setting='1'] .shots:visible")
+    assert shown.locator("figcaption").all_inner_texts() == ["prior\nreward 1", "ddpo\nreward 2", "draft\nreward 2"]
+    before = shown.locator("img").first.get_attribute("src")
+    page.get_by_label("Prompt and sample").nth(1).select_option("1")
+    assert shown.locator("img").first.get_attribute("src") != before
+    price = page.locator("section[data-setting='1'] .plot").nth(1)
+    page.get_by_label("Against reward/train").nth(1).select_option("path_kl")
+    expect(price.locator(".ytitle")).to_have_text("path_kl")
+    expect(price.locator(".scatterlayer .trace")).to_have_count(2)  # a line a method
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_page_quotes_and_asks_for_nothing(page: Any) -> None:
+    assert f"{EVIL} · 0" in page.locator("select.prompt option").all_text_contents()
+    assert page.evaluate("window.hacked") is None
+    assert page.told == []
+    assert [url for url in page.asked if not url.startswith(("data:", "blob:"))] == [page.url]
+
+
+def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
+    frame, _ = collect([runs(tmp_path)])
+    frame.loc[(frame["metric"] == "reward/train") & (frame["run"] == "ddpo0") & (frame["budget"] == 40), "value"] = -1e6
+    rewards, prices = plots_of(sections(frame, Question(), with_gains=True)[0])
+    low, high = rewards.figure.layout.yaxis.range
+    assert 29 < low < high < 36
+    assert prices.figure.layout.xaxis.range == (low, high)
+    assert [view for view, (_, axes) in prices.views.items() if axes["yaxis"].get("range")] == []
+
+
+def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:
+    (section, _) = sections(collect([runs(tmp_path)])[0], Question(("reward/train",)), with_gains=True)
+    assert [plot.title for plot in plots_of(section)] == ["reward/train against"]
+
+
+def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
+    ((_, rows), _) = settings(collect([runs(tmp_path)])[0])
+    board = leaderboard(rows, title="100 % & more_of_it")
+    cells = {line.name: dict(zip(board.columns, line.cells, strict=True)) for line in board.lines}
+    assert cells["ddpo"]["reward/train"].mark == "best"
+    table = pd.read_csv(StringIO(to_csv([board]))).set_index(["row", "metric"])
+    assert table.loc[("ddpo", "path_kl"), "value"] == cells["ddpo"]["path_kl"].value
+    assert table.loc[("ddpo", "reward/train"), "mark"] == "best"
+    text = latex(board)
+    assert r"100 \% \& more\_of\_it" in text
+    assert text.count(r"\midrule") == 2
+    assert text.index(r"\toprule") < text.index(r"reward/train $\uparrow$") < text.index(r"\bottomrule")
+    assert r"\textbf{" in text.split("ddpo & ")[1].split(" & ")[0]
+    for width in (50, 80, 200):
+        console = Console(width=width, record=True, file=StringIO())
+        console.print(terminal(board, width), highlight=False)
+        shown = console.export_text()
+        assert max(map(len, shown.splitlines())) <= width
+        assert "★" in shown
+        assert "…" not in shown
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in PUBLISHED.glob("*/report.csv")), ids=lambda p: p.name)
+def test_published_tables_come_from_their_rows_byte_by_byte(folder: Path) -> None:
+    """`bench report results/published/NAME --out results/published/NAME` wrote them."""
+    found = boards_of(sections(collect([folder])[0], Question(), with_gains=True))
+    assert to_csv(found).encode() == (folder / "report.csv").read_bytes()
+    for name, form in (("report.tex", latex), ("report.md", markdown)):
+        if (folder / name).is_file():
+            published = (folder / name).read_text(encoding="utf8")
+            assert all(form(board) in published for board in found)
+
+
+@pytest.mark.slow
+def test_a_report_is_written_twice_with_the_same_bytes(tmp_path: Path) -> None:
+    rows = collect([runs(tmp_path / "runs")])
+    for out in ("one", "two"):
+        write_report(tmp_path / out, *rows, Question())
+    first = sorted((tmp_path / "one").iterdir())
+    assert {path.name for path in first} >= {"sheet-0.png", "sheet-1.svg", "curves-reward-train-0.png", "profiles.png"}
+    assert all(path.read_bytes() == (tmp_path / "two" / path.name).read_bytes() for path in first)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
+    """50 methods, 10 seeds, 10 evaluations, 20 metrics: the tables in 10 s of an idle core and 1 GB."""
+    rng = np.random.default_rng(0)
+    names = ["reward/train", "reward/heldout", "path_kl", *(f"metric{i}" for i in range(17))]
+    rows = []
+    options = chosen(**{f"section.option_number_{i}": "of some length" for i in range(60)})  # 2.5 kB, as real ones
+    for m, seed, b in np.ndindex(50, 10, 10):
+        cost = {"budget": 10 * b + 10, "updates": 10 * b + 10, "reward_calls": 100 * b + 100, "seed": seed}
+        gains = b / 5 + rng.normal(size=len(names))
+        own = {"method": f"method{m}", "settings": options, "run": f"{m}-{seed}", **cost}
+        rows += [row(metric=n, value=30 + x, difference=x, **own) for n, x in zip(names, gains.tolist(), strict=True)]
+    write_rows(tmp_path / "rows.parquet", rows)
+    assert len(rows) == 100_000
+    code = (
+        "import sys, re, time; from bench.cli.app import application; application(sys.argv[1:], standalone_mode=False);"
+        "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1];"
+        "print(time.process_time(), peak, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "report", str(tmp_path), "--format", "md"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("| method") == 51
+    seconds, kilobytes = map(float, done.stderr.split()[-2:])
+    print(f"{seconds:.1f} s, {kilobytes / 2**20:.2f} GiB")
+    assert seconds < 20  # 10 on an idle core, more beside other jobs
+    assert kilobytes < 2**20

@@ -1,0 +1,92 @@
+"""Run folders: one owner, the contents that a run began with, and what a crash leaves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.config import resolve
+from bench.errors import BenchError
+from bench.evaluation.evaluator import Evaluator
+from bench.prompts import split
+from bench.runtime.files import owned
+
+PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
+HOLD = "import sys, time; from bench.runtime.files import owned\nwith owned(__import__('pathlib').Path(sys.argv[1])):\n"
+HOLD += "    print('held', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_live_run_is_not_touched_and_a_dead_owner_owns_nothing(tiny_run, tmp_path: Path, options) -> None:
+    folder = tmp_path / "run"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(AssertionError, match="another process is at work in"):
+            tiny_run("prior", *options)
+    finally:
+        other.kill()
+        other.wait()
+    (folder / ".config.yaml.1.part").write_text("half")
+    assert (tiny_run("prior", *options) / "rows.parquet").is_file()
+    assert not list(folder.rglob("*.part"))
+
+
+def test_changed_prompts_are_not_taken_for_the_runs_own(tiny_run, bench, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("cat\ndog\nred bird\nfish\nbear\napple\n")
+    folder = tiny_run("draft_1", "--prompts", own)
+    own.write_text("cat\ndog\nred bird\nfish\nbear\npear\n")
+    status, text = bench("eval", folder)
+    assert status == 2
+    assert f"begun with other contents of prompts.name = {own}" in text
+    with pytest.raises(AssertionError, match=r"begun with other contents of prompts\.name"):  # finished …
+        tiny_run("draft_1", "--prompts", own)
+    (folder / "rows.parquet").unlink()
+    with pytest.raises(AssertionError, match=r"begun with other contents of prompts\.name"):  # … or not
+        tiny_run("draft_1", "--prompts", own)
+
+
+def test_changed_weights_are_not_taken_for_the_runs_own(tiny_run, bench, pipeline_folder: Path) -> None:
+    folder = tiny_run("draft_1")
+    config = pipeline_folder / "unet" / "config.json"
+    before = config.read_text()
+    try:
+        config.write_text(before + "\n")
+        with pytest.raises(AssertionError, match=r"begun with other contents of model\.name"):
+            tiny_run("draft_1")
+        status, text = bench("eval", folder)
+        assert status == 2
+        assert "model.name" in text
+    finally:
+        config.write_text(before)
+    tiny_run("draft_1")
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut", "empty"])
+def test_a_damaged_cache_is_drawn_anew(core, tmp_path: Path, caplog, fault: str) -> None:
+    config = resolve("prior", reward="colorfulness", assignments=["evaluation.samples_per_prompt=2"])
+    first = Evaluator(core, config, PROMPTS, tmp_path).prior_set("prior")
+    (path,) = tmp_path.iterdir()
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes({"flipped": bytes(whole), "cut": bytes(whole[:-9]), "empty": b""}[fault])
+    again = Evaluator(core, config, PROMPTS, tmp_path).prior_set("prior")
+    assert torch.equal(first.images, again.images)
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_ends_no_run(tiny_run, tmp_path: Path, caplog) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert (tiny_run("prior") / "rows.parquet").is_file()
+    assert "cannot keep" in caplog.text or "cannot read" in caplog.text
+
+
+def test_an_owner_lets_go(tmp_path: Path) -> None:
+    with owned(tmp_path), pytest.raises(BenchError, match="another process"), owned(tmp_path):
+        pass
+    with owned(tmp_path):
+        pass

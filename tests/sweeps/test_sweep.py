@@ -1,0 +1,214 @@
+"""`bench sweep`: what it plans, what it runs, what it skips."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from bench.errors import BenchError
+from bench.reporting.rows import read_rows
+from bench.reporting.selection import collect
+from bench.runs.log import last_record
+from bench.runtime.files import owned
+from bench.sweeps.sweep import plan_sweep, read_sweep
+from bench.sweeps.tune import COST, Tune, choose
+
+
+def write(folder: Path, **spec: object) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def value_of(arguments: list[str], key: str) -> str:
+    """The last value that a run's arguments give to a setting: later ones win."""
+    return [word.partition("=")[2] for word in arguments if word.startswith(f"{key}=")][-1]
+
+
+def test_the_plan_is_the_product_and_later_settings_win(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, suite="ring", methods=["rtb", "draft"], seeds=[3, 5], set={"optimizer.lr": 1e-3, "train.updates": 7},
+        settings={"rtb": {"optimizer.lr": 2e-3, "reward.beta": 2.0}}, grid={"reward.beta": [0.5, 1.5]},
+    )  # fmt: skip
+    spec = read_sweep(path)
+    assert spec.out == Path("runs/small")
+    jobs = plan_sweep(spec)
+    assert len(jobs) == len({job.folder for job in jobs}) == 8
+    found = {
+        (
+            job.arguments[1], value_of(job.arguments, "--seed"), value_of(job.arguments, "reward.beta"),
+            value_of(job.arguments, "optimizer.lr"), value_of(job.arguments, "train.updates"),
+        )
+        for job in jobs
+    }  # fmt: skip
+    rates = {"rtb": "0.002", "draft": "0.001"}
+    expected = {(f"--method={m}", s, b, rates[m], "7") for m in rates for s in "35" for b in ("0.5", "1.5")}
+    assert found == expected
+    assert all(job.state == "new" for job in jobs)
+
+
+def test_mistakes_are_told_all_at_once_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(BenchError) as caught:
+        read_sweep(write(tmp_path, methods=[], sedes=3, workers=0))
+    assert all(word in str(caught.value) for word in ("methods", "sedes", "workers"))
+    with pytest.raises(BenchError, match="settings for ddpo"):
+        read_sweep(write(tmp_path, methods=["rtb"], settings={"ddpo": {}}))
+    impossible = {"methods": ["draft", "rtb", "rbt"], "reward": "jpeg_compressibility", "set": {"train.update": 3}}
+    with pytest.raises(BenchError) as caught:
+        plan_sweep(read_sweep(write(tmp_path, **impossible)))
+    assert all(word in str(caught.value) for word in ("draft: ", "train.update", "unknown method 'rbt'"))
+    with pytest.raises(BenchError, match="needs the gradient"):
+        plan_sweep(read_sweep(write(tmp_path, methods=["draft"], reward="jpeg_compressibility")))
+    with pytest.raises(BenchError, match="cannot read the sweep"):
+        read_sweep(tmp_path / "missing.yaml")
+
+
+def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small = {"train.updates": 2, "evaluation.samples_per_prompt": 64, "evaluation.at": [1]}
+    spec = {"suite": "ring", "methods": ["draft_1", "prior"], "set": small, "workers": 2, "out": str(tmp_path / "out")}
+    broken = {"settings": {"draft_1": {"optimizer.lr": 1e30}}}
+    path = write(tmp_path, **spec, **broken)
+    status, text = bench("sweep", path)
+    assert status == 1
+    assert "failed: draft_1-seed0" in text
+    assert "not finite" in text
+    assert "1 of 2 runs are in" in text
+    status, text = bench("sweep", path, "--dry-run")
+    assert [line.split()[0] for line in text.splitlines()] == ["begun", "finished"]
+    status, text = bench("sweep", write(tmp_path, **spec))
+    assert status == 0, text
+    assert "1 of 2 runs are finished already" in text
+    rows = read_rows(tmp_path / "out")
+    good = rows[(rows["method"] == "draft_1") & (rows["status"] == "ok") & (rows["metric"] == "tilt_tv")]
+    assert sorted(good["budget"]) == [1, 2]
+    assert list(good.sort_values("budget")["reward_calls"]) == [128, 256]
+    status, text = bench("report", tmp_path / "out", "--at-updates", 1, "--metrics", "tilt_tv", "--format", "md")
+    assert status == 0, text
+    assert "at 1 updates" in text
+    assert "| sampling floor |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_an_interrupted_sweep_stops_its_runs_with_checkpoints(tmp_path: Path, engine: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    spec = {"suite": "ring", "methods": ["draft_1"], "seeds": 3, "workers": 2, "out": str(tmp_path / "out")}
+    path = write(tmp_path, set={"train.updates": 3000, "evaluation.samples_per_prompt": 64}, **spec)
+    command = [sys.executable, "-m", "bench", "sweep", str(path), "--on", engine]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
+        end = time.monotonic() + 240
+        while sum(last_record(log.parent) is not None for log in tmp_path.glob("out/*/log.jsonl")) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        sweep.send_signal(signal.SIGINT)
+        text = sweep.communicate(timeout=120)[0]
+    assert sweep.returncode == 130, text
+    assert "The same command resumes" in text
+    begun = sorted(folder.parent for folder in tmp_path.glob("out/*/config.yaml"))
+    assert len(begun) == 2  # the third run was not begun
+    for folder in begun:
+        with owned(folder):  # nobody is at work there any more
+            assert list((folder / "checkpoints").iterdir())
+        log = (tmp_path / "out" / "logs" / f"{folder.name}.log").read_text()
+        assert "Stopping after this update" in log
+        assert last_record(folder)["update"] < 3000
+
+
+SMALL = {"train.updates": 2, "evaluation.samples_per_prompt": 64}
+
+
+def tuned_spec(folder: Path, **tune: object) -> dict:
+    rule = {"grid": {"optimizer.lr": [1e30, 1e-4, 1e-2]}, "seed": 9, "largest": "reward/train", **tune}
+    return {"suite": "ring", "methods": ["draft_1", "prior"], "set": SMALL, "out": str(folder / "out"), "tune": rule}
+
+
+def test_tuning_runs_trials_chooses_and_trains_with_the_choice(
+    tmp_path: Path, bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write(tmp_path, **tuned_spec(tmp_path))
+    status, text = bench("sweep", path)
+    assert status == 0, text
+    assert "Tuning: largest reward/train, seed 9." in text
+    file = tmp_path / "out" / "tuned.yaml"
+    (choice,) = yaml.safe_load(file.read_text())["choices"]  # of the prior there is nothing to tune
+    values = {trial["values"]["optimizer.lr"]: trial["reward/train"] for trial in choice["trials"]}
+    assert values[1e30] is None  # it diverged, which is a result
+    assert choice["chosen"]["optimizer.lr"] == max((1e-4, 1e-2), key=values.get)
+    assert all(trial["path_kl"] >= 0 for trial in choice["trials"][1:])  # what the rule does not look at is kept too
+    assert choice["cost"]["runs"] == 3
+    assert choice["cost"]["reward_calls"] == 2 * 2 * 128 + choice["trials"][0]["reward_calls"]
+    final = read_rows(sorted((tmp_path / "out").glob("draft_1-*/rows.parquet")))
+    (settings,) = final["settings"].unique()
+    assert yaml.safe_load(settings)["optimizer.lr"] == choice["chosen"]["optimizer.lr"]
+    assert collect([tmp_path / "out"])[0]["seed"].unique().tolist() == [0]  # trials are no part of a table
+    assert set(collect([tmp_path / "out" / "tune"])[0]["seed"]) == {9}
+    before = file.read_bytes()
+    status, text = bench("sweep", path)
+    assert (status, file.read_bytes()) == (0, before)
+    assert "2 of 2 runs are finished already" in text
+    states = [line.split()[0] for line in bench("sweep", path, "--dry-run")[1].splitlines()]
+    assert states == ["finished", "finished"]  # the choice is made, its trials are not needed again
+
+
+def trial(run: str, rate: float, status: str = "ok", **values: float | None) -> tuple[str, dict, pd.DataFrame]:
+    costs = dict.fromkeys(COST, 10)
+    error = {"standard_error": 0.3, "degrees": 20.0}  # with Student's factor of 2.09 ± 0.63, 0.89 for a difference
+    rows = [
+        {"metric": m, "value": v, "budget": 5, "status": status, "note": "boom", **error, **costs}
+        for m, v in values.items()
+    ]
+    early = [{**row, "budget": 1, "value": 99.0} for row in rows]
+    return run, {"optimizer.lr": rate}, pd.DataFrame([*early, *rows])
+
+
+def test_the_rule_of_tuning() -> None:
+    rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    trials = [
+        trial("a", 1e-4, r=1.0, d=9.0), trial("b", 1e-3, r=2.0, d=5.0), trial("c", 1e-2, r=3.0, d=4.0),
+        trial("d", 1e-1, "failed", r=None),
+    ]  # fmt: skip
+
+    def chosen(count: int = 4, **rule: object) -> dict:
+        return choose(Tune(grid={"optimizer.lr": rates}, seed=1, **rule), "m", trials[:count])
+
+    best = chosen(largest="r")
+    assert (best["chosen"], best["edge"], best["within"]) == ({"optimizer.lr": 1e-2}, {}, True)
+    assert best["cost"] == {**dict.fromkeys(best["cost"], 40), "runs": 4}
+    assert best["trials"][3]["failed"] == "boom"
+    assert best["ties"] == []  # one apart, which is more than 0.89
+    assert chosen(smallest="d")["ties"] == []
+    noisy = [*trials[:3], trial("d", 1e-1, r=2.5, d=9.0)]
+    assert choose(Tune(grid={"optimizer.lr": rates}, seed=1, largest="r"), "m", noisy)["ties"] == [
+        {"optimizer.lr": 1e-1}
+    ]
+    bounded = Tune(grid={"optimizer.lr": rates}, seed=1, largest="r", at_most={"d": 6})
+    assert choose(bounded, "m", noisy)["ties"] == []  # a trial beyond the bounds could not have been chosen
+    assert chosen(smallest="r")["edge"] == {"optimizer.lr": "smallest"}
+    assert chosen(largest="r", at_least={"d": 4.5})["chosen"] == {"optimizer.lr": 1e-3}
+    assert chosen(largest="r", at_most={"r": 1.5})["chosen"] == {"optimizer.lr": 1e-4}
+    nearest = chosen(largest="r", at_least={"d": 10})
+    assert (nearest["chosen"], nearest["within"]) == ({"optimizer.lr": 1e-4}, False)
+    with pytest.raises(BenchError, match="'q'"):
+        chosen(largest="q")
+    with pytest.raises(BenchError, match="no trial of m has a value"):
+        choose(Tune(grid={"optimizer.lr": rates}, seed=1, largest="r"), "m", trials[3:])
+
+
+def test_mistakes_in_tuning_are_told_before_anything_runs(tmp_path: Path) -> None:
+    def read(**tune: object) -> None:
+        plan_sweep(read_sweep(write(tmp_path, **tuned_spec(tmp_path, **tune))))
+
+    with pytest.raises(BenchError, match="name one metric"):
+        read(smallest="tilt_sw2")
+    with pytest.raises(BenchError, match="seed = 0 is a seed of the table"):
+        read(seed=0)
+    with pytest.raises(BenchError, match="updates is tuned, and stands under set too"):
+        read(grid={"train.updates": [1, 2]})

@@ -1,0 +1,76 @@
+"""Several processes give the numbers of one, and a run goes on with another number of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from two_processes import METHODS, train
+
+from bench.training import checkpoint
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline_folder, tmp_path_factory):
+    """`<method>/{one,two}`: trained by one and by two processes; `nabla_gfn/{first-one,first-two}`: half by each."""
+    root, threads = tmp_path_factory.mktemp("processes"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for method in METHODS:
+        train(pipeline_folder, root / method / "one", method)
+    train(pipeline_folder, root / "nabla_gfn" / "first-one", "nabla_gfn", stop=2)
+    tasks = [f"{method}:{root / method / 'two'}:0" for method in METHODS]
+    tasks += [f"nabla_gfn:{root}/nabla_gfn/first-one:0", f"nabla_gfn:{root}/nabla_gfn/first-two:2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(HERE / "two_processes.py"), str(pipeline_folder), *tasks]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(pipeline_folder, root / "nabla_gfn" / "first-two", "nabla_gfn")
+    torch.set_num_threads(threads)
+    return root
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Losses, rewards, gradient norms, adapters, networks and moments to 1e-5; accounting exactly."""
+    records = [
+        pd.DataFrame(json.loads((path / "records-0.json").read_text())).set_index("update") for path in (one, two)
+    ]
+    names = [name for name in records[0] if name.startswith(("loss", "reward", "gradient_norm", "network"))]
+    assert {"loss", "gradient_norm/policy"} <= set(names)
+    both = records[1].index
+    pd.testing.assert_frame_equal(
+        records[0].loc[both, names], records[1][names], rtol=1e-5, atol=1e-6, check_dtype=False
+    )
+    states = [checkpoint.load(path / "checkpoints") for path in (one, two)]
+    counts = [{k: v for k, v in s["meter"].items() if k.startswith(("network", "reward"))} for s in states]
+    assert counts[0] == counts[1]
+    assert counts[0]["network_forwards"] > 0
+    for name in states[0]["parameters"]:
+        for a, b in zip(states[0]["parameters"][name], states[1]["parameters"][name], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        a, b = (_moments(state["optimizers"][name]) for state in states)
+        assert float((a - b).norm()) <= 1e-5 * float(a.norm())
+        assert float(a.norm()) > 0
+
+
+def _moments(state: dict) -> torch.Tensor:
+    """Mean gradients of an optimiser: unlike Adam's steps they show a wrong scale."""
+    return torch.cat([own["exp_avg"].flatten() for own in state["state"].values()])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_the_numbers_of_one(folder, method):
+    """Three shards for two processes; draft samples inside its loss, dag_kl's loss is one shard."""
+    assert {record["processes"] for record in json.loads((folder / method / "two/records-0.json").read_text())} == {2}
+    assert_same(folder / method / "one", folder / method / "two")
+
+
+@pytest.mark.parametrize("begun", ["first-one", "first-two"])
+def test_a_run_goes_on_with_another_number_of_processes(folder, begun):
+    assert_same(folder / "nabla_gfn" / "one", folder / "nabla_gfn" / begun)

@@ -1,0 +1,73 @@
+"""Training on the random pipeline for test_processes.py, here or as one of several processes.
+
+torchrun --nproc-per-node 2 two_processes.py PIPELINE METHOD:FOLDER:STOP …
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from scaffold import Brightness, perturb
+
+from bench import Batch, Config, Core, Loss, Method, Needs, registry
+from bench.models.stable_diffusion import StableDiffusion
+from bench.runtime import processes
+from bench.sampling.kernel import ddim_kernel
+from bench.settings import OptimizerConfig, TrainConfig
+from bench.training.trainer import Trainer
+
+METHODS = ("nabla_gfn", "ddpo", "draft", "dag_kl", "awm", "lopsided")
+PROMPTS = ["cat", "dog", "red bird"]
+
+
+class Lopsided(Method):
+    """The first shards train the policy, the last the flow network alone; a DDP wrapper would get this wrong."""
+
+    needs = Needs(rewards=True, record=frozenset({"model_output"}))
+
+    def networks(self, model: StableDiffusion) -> dict[str, torch.nn.Module]:
+        return {"flow": model.latent_network([32, 32])}
+
+    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+        z, k = data.latents[:, 1], torch.ones(len(data), dtype=torch.long)
+        if "red bird" not in data.prompts:
+            yield Loss(core.predict(z, k, data.conditioning).square().flatten(1).mean(1) * (1 + data.rewards))
+        flow = core.network("flow", z, k, data.conditioning)
+        yield Loss((flow - data.model_output[:, 1]).square().flatten(1).mean(1))
+
+
+def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) -> None:
+    """Four updates, or until `stop`, going on from what is in `folder`; the log's records go there too."""
+    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
+    kernel = ddim_kernel(model.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    perturb(model, 0.1)  # away from the start, where gradients are so small that Adam would enlarge their rounding
+    core = Core(model, kernel, Brightness(Config()), beta=1000.0, micro_batch=2, sample_batch=2)
+    core.meter.watch(model.network)
+    if name == "lopsided":
+        method = Lopsided(Config())
+    else:
+        chosen = registry.load("methods", name)
+        preset = registry.find("methods", name).preset
+        options = {"channels": [32, 32]} if name in ("nabla_gfn", "dag_kl") else {}
+        options |= {"fraction": 0.5} if name == "nabla_gfn" else {}  # a step whose flow learns, besides the last
+        options |= {key.removeprefix("method."): v for key, v in preset.items() if key.startswith("method.")}
+        method = chosen(chosen.Config(**options))
+    # 3 prompts x 2 samples in one update of 3 shards: two processes have two and one
+    settings = TrainConfig(
+        updates=stop or 4, prompts_per_round=3, samples_per_prompt=2, updates_per_round=1, checkpoint_every=1
+    )
+    trainer = Trainer(core, method, PROMPTS, settings, OptimizerConfig(lr=1e-3), Path(folder))
+    trainer.resume()
+    records: list[dict] = []
+    trainer.run(lambda record: records.append(record | {"processes": processes.count()}))
+    if processes.is_main():
+        (Path(folder) / f"records-{stop}.json").write_text(json.dumps(records))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for task in sys.argv[2:]:
+        name, folder, stop = task.split(":")
+        train(sys.argv[1], folder, name, int(stop))
