@@ -8,12 +8,12 @@ from huggingface_hub import ModelCardData
 
 from bench import registry
 from bench.errors import BenchError
+from bench.hub import reachable
 from bench.models import catalogue, emoji
 from bench.models.pipeline import PipelineModel
+from bench.reporting.table import run_markdown
 from bench.sampling.noise import key
 from bench.settings import RunConfig
-from bench.hub import reachable
-from bench.reporting.table import run_markdown
 
 
 def adapter_name(config: RunConfig) -> str:

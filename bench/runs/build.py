@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 
 from bench import registry
-from bench.runs.estimate import with_batches
 from bench.core import Core
+from bench.method import Method
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.precision import use_precision
-from bench.method import Method
-from bench.settings import RunConfig
+from bench.runs.estimate import with_batches
 from bench.runtime import processes
+from bench.settings import RunConfig
 
 
 def use_threads(config: RunConfig) -> None:

@@ -17,9 +17,9 @@ from bench.models import catalogue, emoji, layout
 from bench.models.architectures import ARCHITECTURES, build
 from bench.models.pipeline import TEXT_ENCODERS, PipelineModel
 from bench.models.precision import network_dtype
-from bench.settings import RunConfig
-from bench.runtime import memory
 from bench.runs.requirements import requirements
+from bench.runtime import memory
+from bench.settings import RunConfig
 
 FLOAT = 4  # bytes of a float32
 LARGEST = 64  # rows at once; an H200 gains nothing by more

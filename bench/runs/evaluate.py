@@ -8,25 +8,24 @@ from safetensors import SafetensorError
 
 from bench import config as configs
 from bench import registry
-from bench.runs.build import build_core, build_method, evaluation_core, use_threads
-from bench.runs.folder import require_contents
-from bench.runs.run import evaluate
-from bench.runs.out_of_memory import explained
 from bench.core import Core
 from bench.errors import BenchError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
-from bench.runs.rows import prior_settings, provenance, row
-from bench.metric import Evaluation
-from bench.metric import Measurement
-from bench.prompts import load_prompts
-from bench.settings import EXECUTION, RunConfig
-from bench.training import checkpoint
-from bench.runtime import memory
 from bench.hub import own_cache
+from bench.metric import Evaluation, Measurement
+from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
+from bench.runs.build import build_core, build_method, evaluation_core, use_threads
+from bench.runs.folder import require_contents
+from bench.runs.out_of_memory import explained
+from bench.runs.rows import prior_settings, provenance, row
+from bench.runs.run import evaluate
+from bench.runtime import memory
+from bench.settings import EXECUTION, RunConfig
+from bench.training import checkpoint
 
 
 def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:

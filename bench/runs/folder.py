@@ -13,13 +13,13 @@ from rich.console import Console
 from bench import config as configs
 from bench import registry
 from bench.errors import BenchError
-from bench.runtime.files import LOCK, leftovers, owned, write_atomic
-from bench.runs.contents import contents
 from bench.prompts import load_prompts
+from bench.reporting.rows import read_rows
+from bench.runs.contents import contents
+from bench.runtime import processes
+from bench.runtime.files import LOCK, leftovers, owned, write_atomic
 from bench.settings import RunConfig
 from bench.training import checkpoint
-from bench.runtime import processes
-from bench.reporting.rows import read_rows
 
 CONTENTS = "contents.json"
 

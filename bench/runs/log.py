@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench.evaluation.pictures import pairs
+from bench.metric import Evaluation, Measurement
 from bench.runs.rows import comparable_settings, run_name
-from bench.metric import Evaluation
 from bench.runtime.files import write_atomic
-from bench.metric import Measurement
 from bench.settings import RunConfig
 from bench.training.trainer import Record
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.runs.estimate import estimate_memory, networks, with_batches
 from bench.errors import OutOfMemoryError
 from bench.models.catalogue import is_analytic
 from bench.models.precision import network_dtype
+from bench.runs.estimate import estimate_memory, networks, with_batches
+from bench.runtime import memory, processes
 from bench.settings import RunConfig
 from bench.training import checkpoint
-from bench.runtime import memory, processes
 
 GRADIENT = {"losses", "backward"}  # phases that keep something for a backward pass
 BY_MICRO_BATCH, BY_SAMPLE_BATCH = GRADIENT | {"reward", "features"}, {"rollout", "decode"}

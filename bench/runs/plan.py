@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import registry
-from bench.runs.estimate import estimate_memory, with_batches
 from bench.config import beta_origin
+from bench.hub import Need, size_text
 from bench.models.catalogue import known_family
 from bench.models.precision import network_dtype
 from bench.prompts import HUB, load_prompts
-from bench.settings import RunConfig
-from bench.hub import Need, size_text
+from bench.runs.estimate import estimate_memory, with_batches
 from bench.runs.requirements import requirements
+from bench.settings import RunConfig
 
 
 def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:

@@ -10,14 +10,14 @@ from torch import nn
 
 from bench import registry
 from bench.errors import BenchError
+from bench.hub import obtain
+from bench.method import Method
 from bench.models import catalogue
 from bench.models.catalogue import is_analytic, load_model
-from bench.method import Method
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score
-from bench.settings import RunConfig
-from bench.hub import obtain
 from bench.runs.requirements import requirements
+from bench.settings import RunConfig
 
 
 def preflight(config: RunConfig) -> PromptSet:

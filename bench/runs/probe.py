@@ -5,9 +5,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.evaluation.evaluator import draw, score_samples
 from bench.prompts import load_prompts
+from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.settings import RunConfig
 
 PROMPTS, IMAGES, POINTS = 4, 16, 4096  # prompts, and samples of each

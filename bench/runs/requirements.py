@@ -2,9 +2,9 @@
 
 from bench import prompts, registry
 from bench.evaluation.features import find_space
+from bench.hub import Need
 from bench.models import catalogue
 from bench.settings import RunConfig
-from bench.hub import Need
 
 
 def requirements(config: RunConfig) -> list[Need]:

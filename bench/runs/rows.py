@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import environment, registry
+from bench.hub import is_random
+from bench.metric import Measurement
 from bench.model import DiffusionModel
 from bench.models.catalogue import is_analytic
-from bench.metric import Measurement
 from bench.prompts import PromptSet
-from bench.settings import EXECUTION, RunConfig
-from bench.hub import is_random
-from bench.runs.requirements import requirements
 from bench.reporting.rows import FINGERPRINT
+from bench.runs.requirements import requirements
+from bench.settings import EXECUTION, RunConfig
 
 
 def run_name(config: RunConfig) -> str:

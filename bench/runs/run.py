@@ -13,31 +13,30 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.runs.adapter import adapter_name, finish_adapter
-from bench.runs.build import build_core, build_method, evaluation_core, use_threads
-from bench.runs.folder import claim, traceback_log
-from bench.runs.preflight import preflight
-from bench.runs.out_of_memory import explained
 from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.image_folder import EACH, keep
 from bench.evaluation.pictures import draw_samples
-from bench.runs.rows import prior_settings, provenance, row
-from bench.metric import Evaluation
-from bench.runtime.files import stored_in, write_atomic
-from bench.metric import Measurement
-from bench.prompts import PromptSet
-from bench.sampling.kernel import Kernel
-from bench.settings import RunConfig
-from bench.runtime import memory, processes
-from bench.runs.log import UpdateLog, open_trackers, read_log, training_progress
-from bench.training.trainer import Record, Trainer
 from bench.hub import own_cache
+from bench.metric import Evaluation, Measurement
+from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
+from bench.runs.adapter import adapter_name, finish_adapter
+from bench.runs.build import build_core, build_method, evaluation_core, use_threads
+from bench.runs.folder import claim, traceback_log
+from bench.runs.log import UpdateLog, open_trackers, read_log, training_progress
+from bench.runs.out_of_memory import explained
+from bench.runs.preflight import preflight
+from bench.runs.rows import prior_settings, provenance, row
+from bench.runtime import memory, processes
+from bench.runtime.files import stored_in, write_atomic
+from bench.sampling.kernel import Kernel
+from bench.settings import RunConfig
+from bench.training.trainer import Record, Trainer
 
 ONE_STEP = 0.9  # a share of all weights; Stable Diffusion 1.5's own grid of 20 steps has 0.73
 log = logging.getLogger(__name__)

@@ -6,17 +6,17 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
-from bench.runs.adapter import trained
-from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.errors import BenchError
 from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.image_folder import keep
+from bench.hub import obtain
 from bench.metric import Samples
 from bench.models.catalogue import is_analytic
 from bench.prompts import load_prompts
-from bench.hub import obtain
-from bench.runs.requirements import training_requirements
 from bench.reporting.plots import plot_samples
+from bench.runs.adapter import trained
+from bench.runs.build import build_core, evaluation_core, use_threads
+from bench.runs.requirements import training_requirements
 
 SHOWN = 8, 4  # prompts of the grid, and images of each
 

@@ -9,9 +9,8 @@ import yaml
 from bench.methods.nabla_config import NablaConfig
 from bench.methods.nabla_gfn import NablaGFN
 from bench.rewards.colorfulness import Colorfulness
-from scaffold import perturb
 from safetensors.torch import load_file
-from scaffold import trainer_of
+from scaffold import perturb, trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
