@@ -15,6 +15,7 @@ from pydantic import ValidationError, create_model
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config, explain
+from bench.renames import current
 from bench.settings import Named, RewardSection, RunConfig
 
 SUITES = Path(__file__).parent / "suites"
@@ -150,6 +151,7 @@ def from_settings(settings: dict[str, Any], assignments: list[str]) -> RunConfig
 
     Raises BenchError listing settings that this version does not know.
     """
+    settings = current(settings)
     method, reward = settings["method.name"], settings["reward.name"]
     natural = resolve(method, reward=reward, overrides={"model.name": settings["model.name"]})
     tree: dict[str, Any] = {"suite": natural.suite}

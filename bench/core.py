@@ -289,6 +289,13 @@ class Core:
 
     # Choices ------------------------------------------------------------------------------------------------------
 
+    def rng(self, *name: str | int) -> np.random.Generator:
+        """A generator for a random choice, which depends on the run's seed and on `name` alone.
+
+        Name it by the sample, `core.rng(*data.samples[i])`: then the choice is the same whatever the micro-batch.
+        """
+        return generator(self.seed, "select", *name)
+
     def choose_steps(
         self, data: Batch, fraction: float, *, last: Literal["always", "like any", "never"] = "always"
     ) -> Tensor:
@@ -303,7 +310,7 @@ class Core:
         bins = min(max(int(self.kernel.steps * fraction + 1e-9), fraction > 0 or not always), others)
         edges = np.linspace(0, others, bins + 1).round().astype(int)
         rows = [
-            [*generator(self.seed, "select", prompt, index).integers(edges[:-1], edges[1:]), *[others] * always]
+            [*self.rng(prompt, index).integers(edges[:-1], edges[1:]), *[others] * always]
             for prompt, index in data.samples
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))
@@ -317,7 +324,7 @@ class Core:
             raise BenchError("neighbouring steps besides the last need sampler.steps ≥ 3.")
         length = min(max(int(self.kernel.steps * fraction + 1e-9), 2), others)
         places = others - length + 1
-        first = [int(generator(self.seed, "select", *name).integers(places)) for name in data.samples]
+        first = [int(self.rng(*name).integers(places)) for name in data.samples]
         steps = [[*range(start, start + length), others] for start in first]
         holding = np.convolve(np.ones(places), np.ones(length))  # how many windows hold a step
         weights = np.append(length * places / (others * holding), 1.0)
@@ -326,15 +333,13 @@ class Core:
     def choose_late_step(self, data: Batch, window: float) -> Tensor:
         """Long [B]: for every row one random step among the last `window` of all, named by the sample."""
         first = min(int(self.kernel.steps * (1 - window)), self.kernel.steps - 1)
-        return torch.tensor(
-            [int(generator(self.seed, "select", *name).integers(first, self.kernel.steps)) for name in data.samples]
-        )
+        return torch.tensor([int(self.rng(*name).integers(first, self.kernel.steps)) for name in data.samples])
 
     def choose_pair(self, data: Batch) -> Tensor:
         """Long [B, 2]: for every row two different random steps, the earlier one first, named by the sample."""
         if self.kernel.steps < 2:
             raise BenchError("two different steps need sampler.steps ≥ 2.")
-        pairs = [generator(self.seed, "select", *name).choice(self.kernel.steps, 2, False) for name in data.samples]
+        pairs = [self.rng(*name).choice(self.kernel.steps, 2, False) for name in data.samples]
         return torch.tensor(np.sort(np.stack(pairs), 1))
 
     def choose_start(self, data: Batch, mean: float, deviation: float) -> Tensor:
@@ -343,7 +348,7 @@ class Core:
         if steps < 2:
             raise BenchError("a random first step of the gradient needs sampler.steps ≥ 2.")
         for name in data.samples:
-            rng, step = generator(self.seed, "select", *name), 0
+            rng, step = self.rng(*name), 0
             while not 1 <= step < steps:
                 step = int(rng.normal(mean * steps, deviation * steps))
             chosen.append(step)

@@ -66,6 +66,23 @@ class Copy:
     until: int | None = None
 
 
+@dataclass(frozen=True)
+class NFE:
+    """The least number of network function evaluations that a method's equations need for one round, as states.
+
+    A state that two terms of a loss use counts once; a vector-Jacobian product of summed cotangents counts once; what
+    the rollout has recorded, and what only saves memory (gradient checkpointing), does not count.
+
+    rollout, forward, backward: guided predictions in sampling, in the losses, and back through the network.
+    unguided: predictions forward of the conditional half alone, besides these.
+    """
+
+    rollout: int
+    forward: int
+    backward: int
+    unguided: int = 0
+
+
 class Method(ABC):
     """A finetuning method: it owns its loss and nothing else.
 
@@ -111,6 +128,13 @@ class Method(ABC):
 
     def unfit(self, steps: int, group: int) -> str | None:
         """Why the method could do nothing with K sampling steps and `group` samples of a prompt in a round, or None."""
+        return None
+
+    def nfe(self, core: Core, batch: Batch) -> NFE | None:
+        """What one round on `batch` needs, with the random choices that the method itself would make; None: not said.
+
+        `bench profile` puts what it measures beside it.
+        """
         return None
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:

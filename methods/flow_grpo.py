@@ -100,7 +100,7 @@ class FlowGRPO(Method):
         config, kernel, advantages = self.config, core.kernel, part.advantages
         mean = kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning), part.k)
         old_mean = kernel.mean(part.z, part.model_output, part.k)
-        std, drop = kernel.std(part.k, part.z), kernel.drop(part.k, part.z).flatten()
+        std, drop = kernel.std(part.k, part.z), kernel.noise_decrease(part.k, part.z).flatten()
         unit = 2 * std.flatten() ** 2
         scale = unit if config.density == "gaussian" else torch.ones_like(unit)
         log_ratio = (_mean_square(part.z_next - old_mean) - _mean_square(part.z_next - mean)) / scale

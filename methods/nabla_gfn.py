@@ -179,7 +179,7 @@ class NablaGFN(Method):
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`γ_k`, shaped to broadcast over `like`; 1 at k = K."""
-        level = core.kernel.level(k, like)
+        level = core.kernel.alpha_cumprod(k, like)
         powers = {"alpha": level, "sqrt_alpha": level**0.5, "one": torch.ones_like(level)}
         return powers[self.config.gamma].where((k < core.kernel.steps).view_as(level), 1)
 

@@ -79,7 +79,7 @@ class VGGFlow(Method):
             if config.consistency:
                 ahead = self.ahead(core, part, last.detach())
                 (back,) = torch.autograd.grad(kernel.mean(z, prior_output, part.k), z, ahead)
-                gap = (pull + own - back) / (core.beta * kernel.drop(part.k, part.z))
+                gap = (pull + own - back) / (core.beta * kernel.noise_decrease(part.k, part.z))
                 losses["consistency"] = config.consistency * _mean_square(gap)
         metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
         return sum(losses.values()), metrics

@@ -230,7 +230,7 @@ def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
 
 def warn_of_one_step(kernel: Kernel) -> None:
     """Say that nearly all of what a method of densities sees lies in one step of the sampler."""
-    step, share = kernel.heaviest()
+    step, share = kernel.largest_weight()
     if share > ONE_STEP:
         log.warning(
             "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: little is learnt elsewhere, "

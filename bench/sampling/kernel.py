@@ -30,8 +30,8 @@ class Kernel:
 
     timesteps: [K], the network's time of each step, falling; long for diffusion, `1000 s` in floats for a flow. It lies
         where the network does.
-    alphas: float [K+1], `α_0² … α_K²` (a diffusion's ᾱ); the last is that of the finished sample. On the CPU: a whole
-        batch's coefficients are numbers of the host, those of steps by row come from a copy where `timesteps` is.
+    alphas_cumprod: float [K+1], `α_0² … α_K²` (a diffusion's ᾱ); the last is that of the finished sample. On the
+        CPU: a whole batch's coefficients are numbers of the host, those of steps by row come from a copy where `timesteps` is.
     eta: how much noise, by `rule`; 0 is deterministic.
     rule: with `ρ = s'α/(s α')`,
         "ddim": `σ = η s' √(1−ρ²)` (Song et al., 2021); at η = 1 DDPM's ancestral sampling, memoryless;
@@ -47,7 +47,7 @@ class Kernel:
     """
 
     timesteps: Tensor
-    alphas: Tensor
+    alphas_cumprod: Tensor
     eta: float = 1.0
     rule: Rule = "ddim"
     output: Output = "epsilon"
@@ -57,30 +57,30 @@ class Kernel:
     _on_device: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)  # as asked for
 
     def __post_init__(self) -> None:
-        if self.alphas.shape != (len(self.timesteps) + 1,):
+        if self.alphas_cumprod.shape != (len(self.timesteps) + 1,):
             raise ValueError(
                 f"a kernel of {len(self.timesteps)} steps needs {len(self.timesteps) + 1} signal levels, "
-                f"got {tuple(self.alphas.shape)}"
+                f"got {tuple(self.alphas_cumprod.shape)}"
             )
-        now, after = self.alphas[:-1], self.alphas[1:]
+        now, after = self.alphas_cumprod[:-1], self.alphas_cumprod[1:]
         if self.sigmas is None:
-            power, added = 1 - self.alphas, 1 - now / after
+            power, added = 1 - self.alphas_cumprod, 1 - now / after
         else:
             power = self.sigmas**2
             added = power[:-1] - now / after * power[1:]
-        signal, noise = self.alphas**0.5, power**0.5
+        signal, noise = self.alphas_cumprod**0.5, power**0.5
         std, direction = self._noise(signal, noise, power, added)
         if self.noisy is not None:
             inside = torch.zeros(self.steps, dtype=torch.bool)
             inside[slice(*self.noisy)] = True
             std, direction = torch.where(inside, std, 0), torch.where(inside, direction, noise[1:])
         tables = {
-            "level": self.alphas,
+            "alpha_cumprod": self.alphas_cumprod,
             "signal": signal[:-1],
             "noise": noise[:-1],
             "signal_after": signal[1:],
             "noise_level": noise,
-            "drop": noise[:-1] - noise[1:],
+            "noise_decrease": noise[:-1] - noise[1:],
             "direction": direction,
             "std": std,
             "forgotten": (now / after) ** 0.5,
@@ -121,11 +121,15 @@ class Kernel:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Kernel":
         """The same kernel for a network on `device`; `dtype` applies to the levels."""
         sigmas = None if self.sigmas is None else self.sigmas.to(dtype=dtype)
-        return replace(self, timesteps=self.timesteps.to(device), alphas=self.alphas.to(dtype=dtype), sigmas=sigmas)
+        return replace(
+            self, timesteps=self.timesteps.to(device), alphas_cumprod=self.alphas_cumprod.to(dtype=dtype), sigmas=sigmas
+        )
 
     def key(self) -> tuple:
         """Everything that its chains depend on, for fingerprints."""
-        levels = [None if table is None else table.tolist() for table in (self.timesteps, self.alphas, self.sigmas)]
+        levels = [
+            None if table is None else table.tolist() for table in (self.timesteps, self.alphas_cumprod, self.sigmas)
+        ]
         return (*levels, self.eta, self.rule, self.output, self.noisy)
 
     def _at(self, name: str, k: Step, like: Tensor) -> Tensor:
@@ -136,9 +140,9 @@ class Kernel:
             self._on_device[name] = self._tables[name].to(self.timesteps.device)
         return self._on_device[name][k].view(-1, *(1,) * (like.ndim - 1))
 
-    def level(self, k: Step, like: Tensor) -> Tensor:
+    def alpha_cumprod(self, k: Step, like: Tensor) -> Tensor:
         """The signal's power `α_k²`, also of the finished sample (k = K), shaped to broadcast over `like`."""
-        return self._at("level", k, like)
+        return self._at("alpha_cumprod", k, like)
 
     def std(self, k: Step, like: Tensor) -> Tensor:
         """`σ_k`, shaped to broadcast over `like`."""
@@ -182,9 +186,9 @@ class Kernel:
         """`s_k`, also of the finished sample (k = K), shaped to broadcast over `like`."""
         return self._at("noise_level", k, like)
 
-    def drop(self, k: Step, like: Tensor) -> Tensor:
+    def noise_decrease(self, k: Step, like: Tensor) -> Tensor:
         """`s_k − s_{k+1}`, what a step takes from the noise level, shaped to broadcast over `like`."""
-        return self._at("drop", k, like)
+        return self._at("noise_decrease", k, like)
 
     def mean(self, z: Tensor, output: Tensor, k: Step) -> Tensor:
         """`μ = α' x̂ + √(s'² − σ²) ε̂` (an Euler step for the rules of that name), shaped like `z`."""
@@ -205,7 +209,7 @@ class Kernel:
         """Whether every transition has a positive variance."""
         return bool((self._tables["std"] > 0).all())
 
-    def heaviest(self) -> tuple[int, float]:
+    def largest_weight(self) -> tuple[int, float]:
         """The step with the largest weight `(∂μ/∂o / σ)²`, which prices a change of the output, and its share of all.
 
         Of a kernel that `has_density`. Close to 1 the other steps hardly count in `path_kl` and in losses of densities.

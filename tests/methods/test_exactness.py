@@ -50,7 +50,7 @@ class Truth:
 def truth_of(core: Core) -> Truth:
     """From the Gaussian's own formulas: with `α, s` the path's levels and `v` the data's variance, the noise's slope in
     z is `s / (α² v + s²)`, the clean latent's `α v / (α² v + s²)`."""
-    alphas, flow = core.kernel.alphas, core.model.output == "flow"
+    alphas, flow = core.kernel.alphas_cumprod, core.model.output == "flow"
     alpha = alphas.sqrt()
     s = 1 - alpha if flow else (1 - alphas).sqrt()
     variance = core.kernel.std(torch.arange(core.kernel.steps), alphas) ** 2
@@ -68,7 +68,7 @@ def truth_of(core: Core) -> Truth:
 
 
 def gammas(core: Core, kind: str) -> Tensor:
-    alphas = core.kernel.alphas
+    alphas = core.kernel.alphas_cumprod
     gamma = {"alpha": alphas, "sqrt_alpha": alphas.sqrt(), "one": torch.ones_like(alphas)}[kind].clone()
     gamma[-1] = 1
     return gamma

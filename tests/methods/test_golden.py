@@ -73,14 +73,14 @@ def test_kernel_and_scores(case, precision, table, record_property):
     (kernel, k), theirs = kernel_of(case, dtype, table), case[precision]
     z, eps, z_next = (torch.tensor(x).to(dtype) for x in (data["sample"], data["model_output"], case["prev_sample"]))
     std = kernel.std(k, z)
-    after = kernel.alphas[k + 1]
+    after = kernel.alphas_cumprod[k + 1]
 
     def forward(eps: Tensor) -> Tensor:
         return case["strength"] * (kernel.mean(z, eps, k) - z_next) / std**2
 
     ours = {
         "std": std,
-        "alpha_prod_t": kernel.alphas[k],
+        "alpha_prod_t": kernel.alphas_cumprod[k],
         "alpha_prod_next": after,
         "mean_from_score": kernel.mean(z, eps, k),
         "predict_clean": kernel.clean(z, eps, k),
@@ -167,7 +167,7 @@ class Published(NablaGFN):
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`alphas_cumprod[0]` instead of 1 at the finished sample."""
-        alpha = core.kernel.level(k, like)
+        alpha = core.kernel.alpha_cumprod(k, like)
         return alpha if self.config.gamma == "alpha" else alpha**0.5
 
     def forward_score(self, core, part, mean, prior_mean, variance):
@@ -375,7 +375,7 @@ def test_adjoint_matching(case, monkeypatch, record_property):
             kernel.mean(z, core.predict(z, k, data.conditioning), k) for k, z in enumerate(latents.unbind(1)[:-1])
         ]
     errors = {
-        "final alpha": error(kernel.alphas[-1:], case["final_alpha_cumprod"]),
+        "final alpha": error(kernel.alphas_cumprod[-1:], case["final_alpha_cumprod"]),
         "std": error(std.flatten(), case["std_dev_t"]),
         "rewards": error(rewards, case["reward_values"]),
         "adjoint states": error(adjoint.flatten(0, 1), torch.tensor(case["adjoint_states"]).flatten(0, 1)),

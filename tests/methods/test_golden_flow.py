@@ -302,7 +302,7 @@ def test_policy_gradients(case, record_property):
     loss = values.mean()
     if case["loss_name"] == "precise_rationorm":  # divides by |∂μ/∂v| instead
         change = (kernel.mean(z, policy + 1, k) - kernel.mean(z, policy, k)).detach().abs().flatten(1)[:, 0]
-        loss = (values * kernel.drop(k, z).flatten() / change).mean()
+        loss = (values * kernel.noise_decrease(k, z).flatten() / change).mean()
     loss.backward()
     errors = {}
     if case["loss_name"] == "mixgrpo":

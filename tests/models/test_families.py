@@ -202,7 +202,7 @@ class ReadAsFlow:
 
 
 def noise_over_signal(kernel: Kernel) -> torch.Tensor:
-    return ((1 - kernel.alphas) / kernel.alphas) ** 0.5
+    return ((1 - kernel.alphas_cumprod) / kernel.alphas_cumprod) ** 0.5
 
 
 @torch.no_grad()

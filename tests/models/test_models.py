@@ -117,7 +117,7 @@ def test_v_prediction_is_that_of_diffusers_to_the_bit(pipeline_folder, tmp_path,
     scheduler = DDIMScheduler.from_config(other.pipeline.scheduler.config, timestep_spacing="trailing")
     scheduler.set_timesteps(5)
     z, output, noise = (Noise(0, "train", NAMES)(k, model.latent_shape) for k in range(3))
-    assert (float(kernel.alphas[0]) < 1e-7) is zero_snr
+    assert (float(kernel.alphas_cumprod[0]) < 1e-7) is zero_snr
     for k, t in enumerate(scheduler.timesteps):
         theirs = scheduler.step(output, t, z, eta=1.0, variance_noise=noise)
         assert torch.equal(kernel.clean(z, output, k), theirs.pred_original_sample)

@@ -66,7 +66,7 @@ def test_the_heaviest_step_is_that_of_the_means_slope(kernel, step, share):
         z, output = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(k)).requires_grad_()
         (slope,) = torch.autograd.grad(kernel.mean(z, output, k).sum(), output)
         weights.append(float(slope[0, 0] / kernel.std(k, z)) ** 2)
-    found = kernel.heaviest()
+    found = kernel.largest_weight()
     assert found == (int(np.argmax(weights)), pytest.approx(max(weights) / sum(weights), rel=1e-5))
     if step is not None:
         assert found == (step, pytest.approx(share, abs=0.005))
@@ -108,7 +108,7 @@ def test_every_step_is_that_of_first_order_sde_dpm_solver(spacing, extra):
     assert torch.equal(kernel.timesteps, theirs.timesteps[:steps])
     assert kernel.has_density
     if spacing == "logsnr":
-        levels = torch.log(kernel.alphas / (1 - kernel.alphas))
+        levels = torch.log(kernel.alphas_cumprod / (1 - kernel.alphas_cumprod))
         torch.testing.assert_close(levels.diff(), levels.diff()[:1].expand(steps), rtol=1e-9, atol=0)
     rng = np.random.default_rng(0)
     for k, t in enumerate(theirs.timesteps[:steps]):

@@ -234,7 +234,7 @@ def the_output_means_what_it_says(name: str) -> None:
         z = kernel.noised(clean, noise, k)
         recovered = kernel.clean(z, kernel.target(clean, noise, k), k)
         require(_near(recovered, clean, 1e-3), f"at step {k} a perfect output does not recover the clean latent.")
-        scale = kernel.level(k, z).sqrt() / kernel.noise_level(k, z)
+        scale = kernel.alpha_cumprod(k, z).sqrt() / kernel.noise_level(k, z)
         for reading in errors:
             errors[reading] += float(((read(z, k, reading) - clean) * scale).square().mean())
     if isinstance(model, PipelineModel) and errors[model.output] > 0.5 * (kernel.steps - 1):  # of noise of variance 1
