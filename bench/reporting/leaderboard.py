@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from bench.registry import BUILT_IN
 from bench.reporting.budgets import COSTS, GAIN, at, with_costs
 from bench.reporting.selection import floors, has_seeds, is_robust, priors, standings, summary
 from bench.reporting.statistics import MANY
@@ -14,11 +15,10 @@ from bench.reporting.statistics import MANY
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
 DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
-# what a table shows unless told otherwise: of these the metrics that there are, in this order, in every feature space
-DEFAULT = (
-    *("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
-    *("path_kl", "network rows", "training time"),
-)
+# What a table shows unless told otherwise: these metrics where there are values, in every feature space, then those of
+# installed plugins, then the costs.
+MEASURES = ("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage")
+COSTLY = ("path_kl", "network rows", "training time")
 COST_NAMES = tuple(name for name, _ in COSTS.values())
 OVER_SEEDS = "over seeds, each with evaluation noise of its own"
 OVER_TRAINING = "over seeds, of training alone: all share one draw of evaluation noise"
@@ -67,8 +67,10 @@ def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bo
     names = list(dict.fromkeys(rows.loc[rows["value"].notna(), "metric"]))
     if every:
         return [*(name for name in names if not name.endswith("/floor") and not name.startswith(DRAWN)), *COST_NAMES]
-    names = [*(name for name in names if not name.endswith(DETAILS)), *COST_NAMES]
-    return [name for kind in DEFAULT for name in names if name == kind or name.startswith(f"{kind}/")]
+    names = [name for name in names if not name.endswith(DETAILS)]
+    plugins = [name for name in names if name.partition("/")[0] not in BUILT_IN["metrics"]]
+    kinds = (*MEASURES, *plugins, *COSTLY)
+    return [name for kind in kinds for name in [*names, *COST_NAMES] if name == kind or name.startswith(f"{kind}/")]
 
 
 def leaderboard(
