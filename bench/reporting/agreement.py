@@ -1,7 +1,5 @@
 """How far a run that was done again agrees with its published rows."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 
@@ -37,10 +35,10 @@ def agreement(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
 
 def sentence(found: pd.DataFrame) -> str:
     """The verdicts counted, and the largest difference."""
-    counts: Mapping[str, int] = found["verdict"].value_counts()
+    counts = found["verdict"].value_counts()
     text = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
     found = found[found["verdict"] != "other version"]
-    total = sum(counts)
+    total = counts.sum()
     size = np.maximum(found["published"].abs(), found["again"].abs())
     relative = (found["difference"].abs() / size.where(size > 0)).max()
     largest = f"; largest relative difference {relative:.1g}" if relative > 0 else ""

@@ -1,6 +1,7 @@
 """Runs at an equal cost or an equal reward gain, interpolated between their evaluations; what a gain costs."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,7 @@ def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
 def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
     """The rows and, as metrics, what every run cost; "lower" where the cheapest shall be marked."""
     runs = rows[rows["status"] != "failed"].drop_duplicates(["row", "seed"])
-    blank = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
+    blank: dict[str, Any] = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
     blank |= {"direction": direction, "metric_version": 1, "status": "ok", "note": ""}
     costs = [
         runs.assign(metric=name, unit=unit, value=runs[column].astype(float), **blank)

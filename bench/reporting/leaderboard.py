@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -150,7 +150,7 @@ def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> l
     return [*values.index, *sorted(names.difference(values.index))]
 
 
-def heading(row: Mapping[str, object]) -> str:
+def heading(row: Mapping[str, Any]) -> str:
     """A metric's name, unit, and the direction that is better."""
     unit = f" [{row['unit']}]" if row["unit"] else ""
     return f"{row['metric']}{unit} {ARROWS[row['direction']]}".rstrip()
@@ -173,7 +173,10 @@ def _plain(found: pd.DataFrame, name: str) -> Cell:
 def _cell(found: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
     if (name, metric) not in found.index:
         return Cell()
-    own = found.loc[(name, metric)]
-    paired = own[["difference", "difference_low", "difference_high"]] if own["paired"] else [float("nan")] * 3
-    text = f"{own['seeds']} of {runs} seeds" if own["seeds"] != runs else ""
-    return Cell(*own[["value", "value_low", "value_high"]], *paired, mark, text)
+    entry = found.loc[(name, metric)]
+    text = f"{entry['seeds']} of {runs} seeds" if entry["seeds"] != runs else ""
+    cell = Cell(*entry[["value", "value_low", "value_high"]], mark=mark, text=text)
+    if entry["paired"]:
+        names = ("difference", "difference_low", "difference_high")
+        cell = cell._replace(**{name: entry[name] for name in names})
+    return cell

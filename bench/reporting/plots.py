@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 PRIOR, FINETUNED = "#6b7280", "#c2410c"
@@ -139,8 +140,7 @@ def plot_samples(
     digits = int(np.clip(1 - np.floor(np.log10(spread or 1)), 0, 6))  # one format in the whole picture
     with sns.axes_style("white"), sns.plotting_context("notebook"):
         size = columns * (inches + 1.2), rows * (2 * inches / n * height / width + 0.5) + 0.5
-        figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
         title = "\n".join(textwrap.fill(line, round(8 * size[0])) for line in title.splitlines())
         figure.suptitle(title, fontsize=13, parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flat

@@ -228,7 +228,8 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
 
 def points_of(rows: pd.DataFrame, order: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
     """Samples by name, density and extent, of every row's first seed that left its points; None if none did."""
-    panels, target = {}, None
+    panels: dict[str, np.ndarray] = {}
+    target: tuple[np.ndarray, np.ndarray] | None = None
     rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
     for name in order:
         for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):

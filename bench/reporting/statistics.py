@@ -24,8 +24,8 @@ def over_seeds(groups: Sequence[np.ndarray], robust: bool = False) -> np.ndarray
     """
     found = np.full((len(groups), 3), np.nan)
     sizes = np.array([len(values) for values in groups], dtype=int)
-    for n in np.unique(sizes[sizes > 0]):
-        places = np.flatnonzero(sizes == n)
+    for n in np.unique(sizes[sizes > 0]).tolist():
+        places = np.flatnonzero(sizes == n).tolist()
         values = np.stack([groups[i] for i in places])
         found[places, 0] = interquartile_mean(values) if robust else values.mean(1)
         if n == 1:
@@ -34,8 +34,8 @@ def over_seeds(groups: Sequence[np.ndarray], robust: bool = False) -> np.ndarray
             # sorted places in sorted values are sorted draws, whose middle is a slice
             drawn = np.sort(np.random.default_rng(0).integers(n, size=(RESAMPLES, n)))[:, n // 4 : n - n // 4]
             tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-            for i, own in zip(places, np.sort(values), strict=True):
-                found[i, 1:] = np.quantile(own[drawn].mean(1), tails)
+            for i, group in zip(places, np.sort(values), strict=True):
+                found[i, 1:] = np.quantile(group[drawn].mean(1), tails)
         else:
             reach = student(n - 1) * values.std(1, ddof=1) / n**0.5
             found[places, 1:] = found[places, :1] + np.stack([-reach, reach], 1)
