@@ -1,12 +1,12 @@
 """`python -m bench.reporting.coverage > docs/statistics.md`: how often the printed intervals hold, by simulation."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
+from bench.environment import ROOT
 from bench.reporting.rows import read_rows
 from bench.reporting.statistics import MANY, improvement, over_seeds
 from bench.reporting.table import is_clear
@@ -119,7 +119,7 @@ def page() -> str:
     rng = np.random.default_rng(0)
     even, skewed = (_normal, (0.0, 0.0)), (_skewed, (0.0, _middle(_skewed(rng, (1, 400_000))[0])))
     laws: dict[str, list[Law]] = {"normal": [even], "skewed": [skewed]}
-    ring = read_rows(Path(__file__).parent / "published" / "ring" / "rows.parquet")
+    ring = read_rows(ROOT / "results" / "published" / "ring" / "rows.parquet")
     last = ring[ring["budget"] == ring.groupby("run")["budget"].transform("max")]
     for metric in ("reward/train", "tilt_tv", "path_kl"):
         own = last[(last["metric"] == metric) & (last["updates"] > 0)].groupby("method")["value"]
