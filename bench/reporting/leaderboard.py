@@ -93,8 +93,8 @@ def leaderboard(
         names = [*(name for name in names if name not in (GAIN, *COST_NAMES)), *COST_NAMES]
     failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
     rows = with_costs(rows, "lower" if axis == "gain" else "none")
-    found, least, before = summary(rows), floors(rows), priors(rows)
-    marks = standings(rows[rows["metric"].isin(names)], found)
+    table, least, before = summary(rows), floors(rows), priors(rows)
+    marks = standings(rows[rows["metric"].isin(names)], table)
     lines = []
     if not rows.empty:
         lines.append(Line("prior", tuple(_plain(before, name) for name in names)))
@@ -102,8 +102,8 @@ def leaderboard(
         lines.append(Line("sampling floor", tuple(_plain(least, name) for name in names)))
     broken, runs = failed.groupby("row")["seed"].nunique(), rows.groupby("row")["seed"].nunique()
     failures = {name: f", {n} failed" for name, n in broken.items()}
-    for name in ranked(rows, found, names):
-        cells = tuple(_cell(found, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
+    for name in ranked(rows, table, names):
+        cells = tuple(_cell(table, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
         lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}"))
     others = broken.index.difference([*rows["row"], *missing])
     without = missing | dict.fromkeys(others, "failed")
@@ -138,14 +138,14 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
     )
 
 
-def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+def ranked(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     """The table's rows but for the prior's, the best by the first metric first, those without a value of it last."""
     directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
-    names = found.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
+    names = table.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
     key = next((name for name in metrics if name in directions.index), None)
     if key is None:
         return sorted(names)
-    values = found["value"].xs(key, level="metric")
+    values = table["value"].xs(key, level="metric")
     values = values[values.index.isin(names)].sort_values(ascending=directions[key] != "higher", kind="stable")
     return [*values.index, *sorted(names.difference(values.index))]
 
@@ -166,14 +166,14 @@ def _headings(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[str, ...]
     return tuple(title.replace(f"/{space}", "", 1) if space else title for title in headings), space
 
 
-def _plain(found: pd.DataFrame, name: str) -> Cell:
-    return Cell(*found.loc[name, ["value", "value_low", "value_high"]]) if name in found.index else Cell()
+def _plain(table: pd.DataFrame, name: str) -> Cell:
+    return Cell(*table.loc[name, ["value", "value_low", "value_high"]]) if name in table.index else Cell()
 
 
-def _cell(found: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
-    if (name, metric) not in found.index:
+def _cell(table: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
+    if (name, metric) not in table.index:
         return Cell()
-    entry = found.loc[(name, metric)]
+    entry = table.loc[(name, metric)]
     text = f"{entry['seeds']} of {runs} seeds" if entry["seeds"] != runs else ""
     cell = Cell(*entry[["value", "value_low", "value_high"]], mark=mark, text=text)
     if entry["paired"]:

@@ -151,8 +151,8 @@ def plot_samples(
             strips = [_strip(images[i], scale) for images in (prior, finetuned)]
             gap = np.full((strips[0].shape[0] // 24, *strips[0].shape[1:]), 255, np.uint8)
             ax.imshow(np.concatenate([strips[0], gap, strips[1]]))
-            own = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
-            labels = [f"{name}\n{r.mean():.{digits}f} ± {r.std(ddof=1):.{digits}f}" for name, r in own.items()]
+            rewards = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
+            labels = [f"{name}\n{r.mean():.{digits}f} ± {r.std(ddof=1):.{digits}f}" for name, r in rewards.items()]
             heading = textwrap.fill(prompts[i], round(10 * inches), max_lines=3, placeholder=" …")
             ax.set_title(heading, fontsize=11, parse_math=False)
             ax.set_xticks([])
