@@ -289,28 +289,28 @@ def plugins(kind: str) -> dict[str, Plugin]:
 
     Of an installed package that claims a taken name, that plugin is left out, with a warning.
     """
-    found = dict(BUILT_IN[kind])
+    by_name = dict(BUILT_IN[kind])
     for entry in entry_points(group=f"bench.{kind}"):
         package = entry.dist.name if entry.dist else "?"
-        if entry.name in found:
+        if entry.name in by_name:
             log.warning(
                 "the %s name %r of package %r is already taken by %r: it is left out until its entry point is renamed",
                 kind[:-1],
                 entry.name,
                 package,
-                found[entry.name].package,
+                by_name[entry.name].package,
             )
             continue
-        found[entry.name] = Plugin(entry.value, package=package)
-    return found
+        by_name[entry.name] = Plugin(entry.value, package=package)
+    return by_name
 
 
 def find(kind: str, name: str) -> Plugin:
     """The plugin of that name, or a BenchError with the nearest names."""
-    known = plugins(kind)
-    if name not in known:
-        raise BenchError(f"unknown {kind[:-1]} {name!r}{did_you_mean(name, known)}")
-    return known[name]
+    by_name = plugins(kind)
+    if name not in by_name:
+        raise BenchError(f"unknown {kind[:-1]} {name!r}{did_you_mean(name, by_name)}")
+    return by_name[name]
 
 
 def describe(kind: str, name: str) -> str:
@@ -318,17 +318,18 @@ def describe(kind: str, name: str) -> str:
 
     Raises BenchError for an unknown name, and for a plugin that can be neither read nor imported.
     """
-    plugin, found = find(kind, name), None
+    plugin, docstring = find(kind, name), None
     if plugin.text:
         return plugin.text
     module, _, attribute = plugin.target.partition(":")
     with contextlib.suppress(Exception):  # whatever stands in the way, the import below says it
         spec = importlib.util.find_spec(module)
         body = ast.parse(Path(spec.origin).read_bytes()).body if spec and spec.origin else []
-        found = next(ast.get_docstring(n) or "" for n in body if isinstance(n, ast.ClassDef) and n.name == attribute)
-    if found is None:
-        found = load(kind, name).__doc__
-    return (found or "(no description)").strip().partition("\n")[0]
+        (node,) = (n for n in body if isinstance(n, ast.ClassDef) and n.name == attribute)
+        docstring = ast.get_docstring(node) or ""
+    if docstring is None:
+        docstring = load(kind, name).__doc__
+    return (docstring or "(no description)").strip().partition("\n")[0]
 
 
 def load(kind: str, name: str) -> Any:
@@ -343,10 +344,10 @@ def load(kind: str, name: str) -> Any:
     plugin = find(kind, name)
     module, _, attribute = plugin.target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-        if not isinstance(found, type):
+        plugin_class = getattr(importlib.import_module(module), attribute)
+        if not isinstance(plugin_class, type):
             raise TypeError(f"{attribute} is no class")
-        return found
+        return plugin_class
     except (Exception, SystemExit) as error:  # a module that ends the program on import must end its own plugin only
         raise BenchError(
             f"the {kind[:-1]} {name!r} ({plugin.target}, package {plugin.package!r}) does not import: "

@@ -106,15 +106,15 @@ def test_plugin(
     if len(kinds) > 1:
         raise BenchError(f"{name!r} is a name of {' and '.join(kinds)}: choose with --kind.")
     if not kinds:
-        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [own for k in KINDS for own in names[k]])}")
+        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [plugin for k in KINDS for plugin in names[k]])}")
     if kinds != ["models"]:
         obtain(getattr(registry.load(kinds[0], name), "files", ()))
     colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
     with console.status(f"testing {name}"):
-        for found in selftest(kinds[0], name):
-            failed |= found.status == "failed"
-            mark, detail = f"[{colors[found.status]}]{found.status:7}[/]", escape(found.detail)
-            console.print(f"{mark} [bold]{found.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
+        for outcome in selftest(kinds[0], name):
+            failed |= outcome.status == "failed"
+            mark, detail = f"[{colors[outcome.status]}]{outcome.status:7}[/]", escape(outcome.detail)
+            console.print(f"{mark} [bold]{outcome.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

@@ -74,12 +74,12 @@ def _load() -> str:
 
 def _needs() -> dict[str, list[Need]]:
     """What every model, reward, feature space and prompt set needs from elsewhere."""
-    found = {f"model {name}": [one] if (one := need(name)) else [] for name in NAMED}
+    needs = {f"model {name}": [one] if (one := need(name)) else [] for name in NAMED}
     for name in registry.plugins("rewards"):
         if not _fault("rewards", name):
-            found[f"reward {name}"] = list(registry.load("rewards", name).files)
-    found |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
-    return found | {f"prompts {name}": [one] for name, one in HUB.items()}
+            needs[f"reward {name}"] = list(registry.load("rewards", name).files)
+    needs |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
+    return needs | {f"prompts {name}": [one] for name, one in HUB.items()}
 
 
 def _fault(kind: str, name: str) -> BenchError | None:

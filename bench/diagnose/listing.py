@@ -43,8 +43,8 @@ def _text(kind: str, name: str) -> str:
     if kind == "prompts":
         if name in prompt_sets.HUB:
             return prompt_sets.HUB[name].name
-        found = prompt_sets.load_prompts(name)
-        return f"{len(found.train)} training and {len(found.heldout)} held-out prompts"
+        prompt_set = prompt_sets.load_prompts(name)
+        return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts"
     if kind == "models" and name in catalogue.NAMED:
         return catalogue.NAMED[name]
     package = registry.find(kind, name).package

@@ -69,13 +69,13 @@ def profile(config: RunConfig, repeats: int, console: Console, out: Path) -> Non
     """
     obtain(training_requirements(config))
     prompts, core = profile_prompts(config), build_core(config)
-    found: dict[str, Any] = {"config": config.model_dump(mode="json"), "environment": environment.describe()}
+    report: dict[str, Any] = {"config": config.model_dump(mode="json"), "environment": environment.describe()}
     if not catalogue.is_analytic(config.model.name):
-        found["sampling"] = sampling_rows(core, prompts, repeats)
-        _show_sampling(found["sampling"], core, repeats, console)
-    found["updates"] = updates = update_rows(core, config, prompts, repeats)
+        report["sampling"] = sampling_rows(core, prompts, repeats)
+        _show_sampling(report["sampling"], core, repeats, console)
+    report["updates"] = updates = update_rows(core, config, prompts, repeats)
     _show_updates(updates, config, console)
-    write_atomic(out, json.dumps(found, indent=1).encode())
+    write_atomic(out, json.dumps(report, indent=1).encode())
     console.print(f"Stored in {out}")
 
 
@@ -112,12 +112,12 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 
 def _measure(meter: Meter, call: Callable[[], Any]) -> Row:
     """Seconds, peak memory and rows through the denoiser of one call."""
-    own = Meter()
+    call_meter = Meter()
     forget_peak()
     before = meter.network_forwards
-    with own.phase("call"):
+    with call_meter.phase("call"):
         call()
-    measured = own.snapshot()
+    measured = call_meter.snapshot()
     return {
         "seconds": measured["seconds"]["call"],
         "peak_memory": measured["peak_memory"],
@@ -150,9 +150,9 @@ def _show_sampling(measured: dict[str, list[Row]], core: Core, repeats: int, con
     table = Table(title=f"sampling {rows} latents, {core.kernel.steps} steps; median of {repeats} pairs")
     for heading in ("sampler", "seconds", "seconds per latent", "ratio to diffusers (min–max)", "rows", "peak GiB"):
         table.add_column(heading)
-    for (name, own), ratio in zip(measured.items(), (spread, "1"), strict=True):
-        median = statistics.median(row["seconds"] for row in own)
-        peak, calls = max(row["peak_memory"] for row in own) / 2**30, own[0]["network_forwards"]
+    for (name, repeats_of), ratio in zip(measured.items(), (spread, "1"), strict=True):
+        median = statistics.median(row["seconds"] for row in repeats_of)
+        peak, calls = max(row["peak_memory"] for row in repeats_of) / 2**30, repeats_of[0]["network_forwards"]
         table.add_row(name, f"{median:.3f}", f"{median / rows:.4f}", ratio, f"{calls:,.0f}", f"{peak:.2f}")
     console.print(table)
 
@@ -195,13 +195,13 @@ def profile_all(configs: Sequence[RunConfig], console: Console, out: Path) -> No
     """Print and store in `out` what an update of every configuration's method takes, beside what it needs."""
     obtain(training_requirements(configs[0]))
     prompts = profile_prompts(configs[0])
-    found: dict[str, Any] = {"environment": environment.describe(), "configs": {}, "updates": {}}
+    report: dict[str, Any] = {"environment": environment.describe(), "configs": {}, "updates": {}}
     for config in track(configs, "profiling", console=console, transient=True):
         name = config.method.name
-        found["configs"][name] = config.model_dump(mode="json")
-        found["updates"][name] = method_costs(config, prompts)
-        write_atomic(out, json.dumps(found, indent=1).encode())
-    _show_all(found["updates"], configs[0], console)
+        report["configs"][name] = config.model_dump(mode="json")
+        report["updates"][name] = method_costs(config, prompts)
+        write_atomic(out, json.dumps(report, indent=1).encode())
+    _show_all(report["updates"], configs[0], console)
     console.print(f"Stored in {out}")
 
 

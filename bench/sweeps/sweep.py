@@ -93,8 +93,8 @@ def read_sweep(path: Path) -> Sweep:
         tree = yaml.load(path.read_text(encoding="utf8"), Loader)
         spec = Sweep(**tree)
     except ValidationError as error:
-        known = list(Sweep.model_fields)
-        raise BenchError("\n".join(f"{path}: {explain(mistake, known)}" for mistake in error.errors())) from None
+        keys = list(Sweep.model_fields)
+        raise BenchError("\n".join(f"{path}: {explain(mistake, keys)}" for mistake in error.errors())) from None
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise BenchError(f"cannot read the sweep {path}: {error}") from None
     if idle := set(spec.grid) & set(EXECUTION):
@@ -110,9 +110,9 @@ def _check_tuning(path: Path, spec: Sweep, tune: tuning.Tune) -> None:
     if tune.seed in spec.seed_list():
         raise BenchError(f"{path}: tune.seed = {tune.seed} is a seed of the table: tune on another.")
     elsewhere = {"set": spec.set, "grid": spec.grid, "tune.set": tune.set}
-    elsewhere |= {f"settings of {method}": own for method, own in spec.settings.items()}
-    for place, own in elsewhere.items():
-        if twice := sorted(set(tune.grid) & set(own)):
+    elsewhere |= {f"settings of {method}": settings for method, settings in spec.settings.items()}
+    for place, settings in elsewhere.items():
+        if twice := sorted(set(tune.grid) & set(settings)):
             raise BenchError(f"{path}: {', '.join(twice)} is tuned, and stands under {place} too: take one away.")
     if idle := set(tune.grid) & set(EXECUTION):
         raise BenchError(f"{path}: {', '.join(sorted(idle))} in tune.grid: makes no other run.")
@@ -150,7 +150,8 @@ def plan(spec: Sweep) -> list[Job]:
     """Trials of what is still to be chosen, and runs, with the choices that are made already."""
     trials = plan_trials(spec)
     chosen = _known(spec, trials)
-    return [*(job for key, own in trials.items() if key not in chosen for job, _ in own), *plan_sweep(spec, chosen)]
+    open_trials = [job for key, jobs in trials.items() if key not in chosen for job, _ in jobs]
+    return [*open_trials, *plan_sweep(spec, chosen)]
 
 
 class _Plan:
@@ -161,10 +162,10 @@ class _Plan:
         self.by_name: dict[str, Job] = {}
         self.faults: dict[str, None] = {}
 
-    def add(self, method: str, seed: int, own: dict[str, Any]) -> Job | None:
+    def add(self, method: str, seed: int, settings: dict[str, Any]) -> Job | None:
         """Plan a run with settings of its own over the sweep's; None if it is impossible."""
         spec = self.spec
-        chosen = {**spec.set, **spec.settings.get(method, {}), **own, "train.threads": spec.threads}
+        chosen = {**spec.set, **spec.settings.get(method, {}), **settings, "train.threads": spec.threads}
         named = {"suite": spec.suite, "reward": spec.reward, "model": spec.model}
         try:
             config = _configuration(method, seed, chosen, **named)
@@ -207,14 +208,14 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
         return {}, []
     trials, path = plan_trials(spec), spec.out / tuning.FILE
     choices = _known(spec, trials)
-    open_jobs = [job for key, own in trials.items() if key not in choices for job, _ in own if measured(job) is None]
+    open_jobs = [job for key, jobs in trials.items() if key not in choices for job, _ in jobs if measured(job) is None]
     if open_jobs:
         console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
         run_sweep(open_jobs, console, engine)
     for key, (method, at) in {tuning.key_of(*row): row for row in spec.rows()}.items():
-        found = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
-        if key not in choices and found and all(rows is not None for _, _, rows in found):
-            choices[key] = tuning.choose(spec.tune, method, found) | {"at": at}
+        results = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
+        if key not in choices and results and all(rows is not None for _, _, rows in results):
+            choices[key] = tuning.choose(spec.tune, method, results) | {"at": at}
     tuning.write_choices(path, spec.tune, [choices[key] for key in trials if key in choices])
     console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.", soft_wrap=True, highlight=False)
     return choices, [job for job in open_jobs if measured(job) is None]
@@ -224,7 +225,7 @@ def _known(spec: Sweep, trials: dict[str, list[tuple[Job, dict[str, Any]]]]) -> 
     """The choices that `tuned.yaml` holds already."""
     if spec.tune is None:
         return {}
-    planned = {key: [job.folder.name for job, _ in own] for key, own in trials.items()}
+    planned = {key: [job.folder.name for job, _ in jobs] for key, jobs in trials.items()}
     return tuning.read_choices(spec.out / tuning.FILE, spec.tune, planned)
 
 
