@@ -64,24 +64,6 @@ _TILT = {
     "method.stages": 8,
 }
 _PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
-_GRPO = {"method.advantage": "group", "method.fraction": 0.5}
-_FLOW_GRPO = _GLOBAL | {
-    "method.kl": 0.04,
-    "method.kl_unit": "rate",
-    "train.ema": 0.9,
-    "evaluation.weights": "ema",
-}
-_CPS = _GLOBAL | {"method.density": "square", "method.kl": 0.004, "method.kl_unit": "square"}
-_UNBIASED = {"method.deviation": {"over": "group", "correction": 1, "epsilon": 1e-8}}
-_GUARD = _GLOBAL | {"method.surrogate": "guard", "method.clip": 2e-6}
-_DPPO = _GLOBAL | {"method.surrogate": "mask", "method.advantage_clip": None}
-_DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
-    "method.advantage": "reward",
-    "method.advantage_clip": None,
-    "method.reduction": "sum",
-    "method.clip": 0.2,
-    "method.kl": 1.0,
-}
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
@@ -143,41 +125,15 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
             _PRUNED,
             "VGG-Flow without the value network: the reward's gradient at the finished sample",
         ),
-        "ddpo": Plugin(
-            "bench.methods.ddpo:DDPO", text="clipped policy gradient with advantages by a prompt's running statistics"
-        ),
-        "grpo": Plugin(
-            "bench.methods.ddpo:DDPO",
-            _GRPO,
-            "clipped policy gradient with advantages normalised within a prompt's group",
-        ),
-        "dpok": Plugin(
-            "bench.methods.ddpo:DDPO", _DPOK, "policy gradient of βr minus the KL to the prior at the sampled states"
-        ),
-        "flow_grpo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _FLOW_GRPO,
-            "Flow-GRPO: policy gradient within groups, KL to the prior by the SDE's rate; evaluates an EMA",
-        ),
-        "flow_grpo_cps": Plugin("bench.methods.flow_grpo:FlowGRPO", _CPS, "Flow-GRPO with FlowCPS's density"),
-        "dance_grpo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _UNBIASED | {"method.shared_start": True},
-            "DanceGRPO: all samples of a group start from one noise",
-        ),
-        "mix_grpo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _UNBIASED | {"method.window": 4},
-            "MixGRPO: noise, and so the gradient, in a moving window of steps",
-        ),
-        "grpo_guard": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _GUARD,
-            "GRPO-Guard: ratios normalised so that one clip range suits every step",
-        ),
-        "flow_dppo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO", _DPPO, "Flow-GRPO with a mask by divergence in the place of the clip"
-        ),
+        "ddpo": Plugin("bench.methods.policy_gradient.ddpo:DDPO"),
+        "grpo": Plugin("bench.methods.policy_gradient.grpo:GRPO"),
+        "dpok": Plugin("bench.methods.policy_gradient.dpok:DPOK"),
+        "flow_grpo": Plugin("bench.methods.policy_gradient.flow_grpo:FlowGRPO"),
+        "flow_grpo_cps": Plugin("bench.methods.policy_gradient.flow_cps:FlowCPS"),
+        "dance_grpo": Plugin("bench.methods.policy_gradient.dance_grpo:DanceGRPO"),
+        "mix_grpo": Plugin("bench.methods.policy_gradient.mix_grpo:MixGRPO"),
+        "grpo_guard": Plugin("bench.methods.policy_gradient.grpo_guard:GRPOGuard"),
+        "flow_dppo": Plugin("bench.methods.policy_gradient.flow_dppo:FlowDPPO"),
         "nft": Plugin(
             "bench.methods.velocity_matching:VelocityMatching",
             _NFT,

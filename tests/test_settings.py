@@ -77,7 +77,7 @@ def test_a_plugin_with_a_taken_name_is_left_out(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "bench.methods" else [])
     registry.plugins.cache_clear()
     try:
-        assert registry.find("methods", "ddpo").target == "bench.methods.ddpo:DDPO"
+        assert registry.find("methods", "ddpo").target == "bench.methods.policy_gradient.ddpo:DDPO"
         assert "'ddpo'" in caplog.text
         assert "already taken" in caplog.text
     finally:

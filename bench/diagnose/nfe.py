@@ -77,12 +77,6 @@ def balance(config: Any, setting: Setting) -> Rows:
     return Rows(counted.rollout, counted.forward + alone, counted.backward)
 
 
-def policy_gradient(config: Any, setting: Setting) -> Rows:
-    """The policy at every chosen state, and the prior for a KL term; old log-probabilities are the rollout's."""
-    transitions = sum(map(len, setting.chosen))
-    return _rows(setting, transitions * (2 if config.kl else 1), transitions)
-
-
 def trajectory_balance(config: Any, setting: Setting) -> Rows:
     """Policy and prior at every state."""
     transitions = sum(map(len, setting.chosen))
@@ -148,8 +142,6 @@ FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the 
     "bench.methods.nabla_gfn:NablaGFN": nabla,
     "bench.methods.nabla_shared:NablaGFNShared": nabla,
     "bench.methods.db:DB": balance,
-    "bench.methods.ddpo:DDPO": policy_gradient,
-    "bench.methods.flow_grpo:FlowGRPO": policy_gradient,
     "bench.methods.velocity_matching:VelocityMatching": velocity_matching,
     "bench.methods.rtb:RTB": trajectory_balance,
     "bench.methods.rtb:SoftmaxRTB": softmax_balance,
@@ -166,9 +158,11 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
 
     The random steps are those that the method itself would choose for the batch.
     """
+    rows = core.model.rows(core.model.guidance)
+    if nfe := method.nfe(core, batch):
+        return Rows(rows * nfe.rollout, rows * nfe.forward + nfe.unguided, rows * nfe.backward)
     if target not in FORMULAS:
         return None
-    rows = core.model.rows(core.model.guidance)
     return FORMULAS[target](method.config, Setting(core.kernel.steps, rows, _chosen(core, method, batch)))
 
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
+from scaffold import gaussian_core
 
 from bench import Config, registry
-from bench.diagnose.nfe import FORMULAS, Rows, Setting
+from bench.diagnose.nfe import FORMULAS, Rows, Setting, necessary
 
 K, B = 4, 3
 APART = [[0, 3]] * B  # two transitions a trajectory, with nothing to share
@@ -65,7 +67,8 @@ SHARED = {  # z_3 is both ahead and chosen
 
 
 # of methods whose micro-batches hold what their losses compare
-JUST_THAT = {"DB", "DDPO", "DRaFT", "ReFL", "RTB", "SoftmaxRTB", "VelocityMatching"}
+POLICY_GRADIENTS = {"DDPO", "GRPO", "DPOK", "FlowGRPO", "FlowCPS", "DanceGRPO", "MixGRPO", "GRPOGuard", "FlowDPPO"}
+JUST_THAT = POLICY_GRADIENTS | {"DB", "DRaFT", "ReFL", "RTB", "SoftmaxRTB", "VelocityMatching"}
 
 
 def options(name: str) -> Config:
@@ -76,7 +79,13 @@ def options(name: str) -> Config:
 
 
 def count(name: str, chosen: list[list[int]], rows: int = 2) -> Rows:
-    return FORMULAS[registry.find("methods", name).target](options(name), Setting(K, rows, chosen))
+    target, method = registry.find("methods", name).target, registry.load("methods", name)(options(name))
+    if target in FORMULAS:
+        return FORMULAS[target](method.config, Setting(K, rows, chosen))
+    method.steps = lambda core, batch: torch.tensor(chosen)
+    core = gaussian_core(K)
+    core.model.rows = lambda guidance: rows
+    return necessary(target, core, method, core.batch((str(i), 0) for i in range(len(chosen))))
 
 
 @pytest.mark.parametrize("name", BY_HAND)

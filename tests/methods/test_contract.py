@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bench.methods.ddpo import DDPO
+from bench.methods.policy_gradient.ddpo import DDPO
 from scaffold import Brightness, trainer_of
 from torch import Tensor
 

@@ -7,10 +7,12 @@ import torch
 from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from bench.methods.best_of_n import BestOfN, BestOfNConfig
 from bench.methods.db import DB, DBConfig
-from bench.methods.ddpo import DDPO, DDPOConfig
 from bench.methods.draft import DRaFT, DRaFTConfig
 from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
+from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
+from bench.methods.policy_gradient.dpok import DPOK, DPOKConfig
+from bench.methods.policy_gradient.grpo import GRPO, GRPOConfig
 from bench.methods.refl import ReFL, ReFLConfig
 from bench.methods.rtb import RTB, RTBConfig
 from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, sample, with_rewards
@@ -213,15 +215,14 @@ def chunk_gradients(core: Core, method: Method, data: Batch) -> tuple[Tensor, Te
     return stacked.mean(0), stacked.std(0) / len(stacked) ** 0.5
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_ddpo_gradient_of_one_step(reduction):
-    """With one step and a linear reward, `∇_bias E[r] = ∂μ/∂ε w`; DDPO must expect `−∇ E[r] / std(r)`."""
+def test_ddpo_gradient_of_one_step():
+    """With one step and a linear reward, `∇_bias E[r] = ∂μ/∂ε w`; DDPO must expect `−∇ E[r] / (d std(r))`."""
     core, rows = gaussian_core(1, spacing="trailing"), 4096
-    method = DDPO(DDPOConfig(reduction=reduction, fraction=1))
+    method = DDPO(DDPOConfig(fraction=1))
     data = with_rewards(core, sample(core, rows))
     deviation = data.rewards.std(correction=0)
     found, error = chunk_gradients(core, method, method.prepare(core, data))
-    expected = -truth_of(core).gain[0] * DIRECTION / deviation / (2 if reduction == "mean" else 1)
+    expected = -truth_of(core).gain[0] * DIRECTION / deviation / 2
     assert (error < 0.05 * expected.norm()).all()  # Monte Carlo: about 2 %
     assert ((found - expected).abs() < 4 * error).all()
 
@@ -231,12 +232,12 @@ def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
     """Score function and reparameterisation are two estimators of `∇ E[r]`, of the last step and of all steps."""
     core, rows, steps = gaussian_core(4, Wavy, spacing="trailing", final=0.95), 2048, 4
     core.model.adapters()["bias"].data[places(core)] = 0.2
-    ddpo, draft = DDPO(DDPOConfig(reduction="sum", fraction=fraction)), DRaFT(DRaFTConfig(depth=depth))
+    ddpo, draft = DDPO(DDPOConfig(fraction=fraction)), DRaFT(DRaFTConfig(depth=depth))
     data = ddpo.prepare(core, with_rewards(core, sample(core, rows)))
     score, score_error = chunk_gradients(core, ddpo, data)
     path, path_error = chunk_gradients(core, draft, core.batch(data.samples))
-    # DDPO averages over steps and measures rewards in deviations.
-    scale = data.rewards.std(correction=0) * (steps if fraction else 1)
+    # DDPO averages over steps and over both latent elements, and measures rewards in deviations.
+    scale = 2 * data.rewards.std(correction=0) * (steps if fraction else 1)
     error = ((score_error * scale) ** 2 + path_error**2).sqrt()
     assert ((score * scale - path).abs() <= 4 * error).all()
     assert error.norm() < 0.1 * path.norm()  # Monte Carlo
@@ -280,9 +281,11 @@ def test_policy_gradient_with_divergence_expects_zero_at_the_optimum(name):
         shift_policy(core, share * drift)
         batch = core.batch(("one prompt", i) for i in range(rows))
         data = with_rewards(core, core.rollout(batch, record=frozenset({"log_prob"})))
-        kl = 1.0 if name == "dpok" else 1 / (BETA * float(data.rewards.std(correction=0)))  # GRPO's unit of reward
-        kind = {"dpok": "reward", "grpo": "group"}[name]
-        method = DDPO(DDPOConfig(advantage=kind, advantage_clip=None, reduction="sum", fraction=1, kl=kl))
+        if name == "dpok":
+            method = DPOK(DPOKConfig())
+        else:  # its unit of reward is the deviation
+            kl = 1 / (BETA * float(data.rewards.std(correction=0)))
+            method = GRPO(GRPOConfig(advantage_clip=None, fraction=1, kl=kl))
         gradient, error = chunk_gradients(core, method, method.prepare(core, data))
         found.append(float((gradient / error).abs().max()))
     assert found[0] < 4

@@ -6,8 +6,13 @@ from functools import cache
 
 import pytest
 import torch
-from bench.methods.flow_grpo import FlowGRPO, FlowGRPOConfig
 from bench.methods.online_dpo import OnlineDPO, OnlineDPOConfig
+from bench.methods.policy_gradient.dance_grpo import DanceGRPO
+from bench.methods.policy_gradient.flow_cps import FlowCPS
+from bench.methods.policy_gradient.flow_dppo import FlowDPPO
+from bench.methods.policy_gradient.flow_grpo import FlowGRPO
+from bench.methods.policy_gradient.grpo_guard import GRPOGuard
+from bench.methods.policy_gradient.mix_grpo import MixGRPO
 from bench.methods.velocity_matching import VelocityMatching, VelocityMatchingConfig
 from bench.methods.vgg_flow import VGGFlow, VGGFlowConfig
 from scaffold import GOLDEN
@@ -254,15 +259,15 @@ def test_rvm_advantages(case):
 # Policy gradient on flows --------------------------------------------------------------------------------------------
 
 GRPO = golden("item11_grpo_guard_dppo")
-KINDS = {  # name → rule, η's own, options; what else the file holds differs from ours by design or by defect
-    "flow_grpo": ("euler", {"kl": 0.04, "kl_unit": "rate"}),
-    "flow_cps": ("cps", {"kl": 0.004, "kl_unit": "square", "density": "square"}),
-    "dancegrpo": ("dance", {}),
-    "mixgrpo": ("euler", {}),
-    "verl_guard": ("euler", {"surrogate": "guard", "clip": 2e-6}),
-    "precise_rationorm": ("sde", {"surrogate": "guard", "clip": 4e-6}),
-    "verl_dppo": ("euler", {"surrogate": "mask"}),
-    "unirl_dppo": ("euler", {"surrogate": "mask"}),
+KINDS = {  # name → rule, class, its options; what else the file holds differs from ours by design or by defect
+    "flow_grpo": ("euler", FlowGRPO, {}),
+    "flow_cps": ("cps", FlowCPS, {}),
+    "dancegrpo": ("dance", DanceGRPO, {}),
+    "mixgrpo": ("euler", MixGRPO, {}),
+    "verl_guard": ("euler", GRPOGuard, {}),
+    "precise_rationorm": ("sde", GRPOGuard, {"clip": 4e-6}),
+    "verl_dppo": ("euler", FlowDPPO, {}),
+    "unirl_dppo": ("euler", FlowDPPO, {}),
 }
 
 
@@ -280,7 +285,7 @@ def usable(case: dict) -> bool:
 )
 def test_policy_gradients(case, record_property):
     given, theirs = {name: double(value) for name, value in GRPO["inputs"].items()}, case["f64"]
-    rule, options = KINDS[case["loss_name"]]
+    rule, kind, options = KINDS[case["loss_name"]]
     sigmas, k = double(GRPO["grid"]["sigmas"]), torch.tensor(case["steps"])
     kernel = Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, case["noise_level"], rule, "flow", sigmas)
     on = case["policy"].startswith("on")
@@ -290,14 +295,14 @@ def test_policy_gradients(case, record_property):
     core = Core(model, kernel, Nothing(Config()), 1.0)
     z = given["sample"]
     z_next = kernel.mean(z, given["v_old"], k) + kernel.std(k, z) * given["noise"]
-    limit = None if "dppo" in case["loss_name"] else 5.0
+    method = kind(kind.Config(**options))
+    limit = method.config.advantage_clip
     advantages = given["advantages"] if limit is None else given["advantages"].clamp(-limit, limit)
     names, rows = [(str(i), 0) for i in range(4)], torch.arange(4)
     part = Transitions(
         [p for p, _ in names], names, model.encode([""] * 4), row=rows, k=k, unfinished=rows, finished=rows[:0], z=z,
         z_next=z_next, model_output=given["v_old"], advantages=advantages,
     )  # fmt: skip
-    method = FlowGRPO(FlowGRPOConfig(**options))
     values, metrics = method.transition_losses(core, part)
     loss = values.mean()
     if case["loss_name"] == "precise_rationorm":  # divides by |∂μ/∂v| instead

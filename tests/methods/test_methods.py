@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.methods.ddpo import DDPO, DDPOConfig
 from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
+from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
 from scaffold import PROMPTS, Brightness, by_class, method_of, parameters_of, perturb, trainer_of, update
 from torch import Tensor
 
