@@ -42,27 +42,7 @@ _PUBLISHED = {  # the choices of the authors' code
 }
 _PLAIN = {"method.residual": False, "method.reverse": "pathwise", "method.reverse_at": "start"}
 _RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
-_GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
-_NFT = _GLOBAL | {
-    "method.residual": "old",
-    "method.sampler": "old",
-    "method.anchors": {"old": 1.0, "prior": 2e-5},
-    "method.weight": "clean",
-    "method.factor": 5.0,
-    "method.old_decay": 0.5,
-    "method.fraction": 0.9,
-}
-_AWM = _GLOBAL | {"method.weight": "likelihood", "method.anchors": {"prior": 1e-3, "ema": 1.0}}
-_RVM = _GLOBAL | {"method.scale": 0.1, "method.factor": 0.5, "method.anchors": {"prior": 0.1}}
-_RAM = {"method.advantage": "reward", "method.advantage_clip": None, "method.scale": 1.0}
-_TILT = {
-    "method.advantage": "tilt",
-    "method.advantage_clip": None,
-    "method.scale": 1.0,
-    "method.sampler": "old",
-    "method.anchors": {"old": 1.0},
-    "method.stages": 8,
-}
+_GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's
 _PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
 _FLOW_GRPO = _GLOBAL | {
@@ -131,9 +111,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
             {"method.prior": False},
             "TMPO: trajectory balance within a prompt's group, without log Z and without the prior",
         ),
-        "online_dpo": Plugin(
-            "bench.methods.online_dpo:OnlineDPO", text="Diffusion-DPO on the best and the worst of each group"
-        ),
+        "online_dpo": Plugin("bench.methods.online_dpo:OnlineDPO"),
         "vgg_flow": Plugin(
             "bench.methods.vgg_flow:VGGFlow",
             text="VGG-Flow: the velocity is matched to the prior's plus the gradient of a learned value",
@@ -178,31 +156,11 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "flow_dppo": Plugin(
             "bench.methods.flow_grpo:FlowGRPO", _DPPO, "Flow-GRPO with a mask by divergence in the place of the clip"
         ),
-        "nft": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _NFT,
-            "DiffusionNFT: regression on good and away from bad samples, noised anew",
-        ),
-        "awm": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _AWM,
-            "AWM: regression on finished samples, noised anew, weighted by their advantage",
-        ),
-        "ram": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _RAM,
-            "RAM: the same regression with β times the reward above the group's mean as the weight",
-        ),
-        "rvm": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _RVM,
-            "RVM: the same regression with normalised advantages, held to the prior",
-        ),
-        "tilt_matching": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _TILT,
-            "tilt matching: regression in stages, each of which tilts the one before by exp(βr / stages)",
-        ),
+        "nft": Plugin("bench.methods.regression.nft:NFT"),
+        "awm": Plugin("bench.methods.regression.awm:AWM"),
+        "ram": Plugin("bench.methods.regression.ram:RAM"),
+        "rvm": Plugin("bench.methods.regression.rvm:RVM"),
+        "tilt_matching": Plugin("bench.methods.regression.tilt_matching:TiltMatching"),
         "draft": Plugin("bench.methods.draft:DRaFT", text="DRaFT-5: backpropagation through the last 5 steps"),
         "draft_1": Plugin(
             "bench.methods.draft:DRaFT", {"method.depth": 1}, "DRaFT-1: backpropagation through the last step"

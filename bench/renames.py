@@ -19,9 +19,54 @@ class Renamed:
     convert: Callable[[Any], Any] = lambda value: value
 
 
+# One class with options was nft, awm, ram, rvm and tilt_matching: what those that went were for the methods.
+_REGRESSION = {
+    "method.residual": "policy",
+    "method.sampler": "policy",
+    "method.weight": "none",
+    "method.factor": 1.0,
+}
+_NO_STAGES = {"method.stages": 1, "method.stage_rounds": 20}
+_NO_OLD_POLICY = {"method.old_decay": 0.0}
+_NO_LIKELIHOOD = {"method.power": 0.25, "method.ratio_clip": 1.0}
+_NO_AVERAGE = {"method.ema_decay": 0.3}
+_NO_DEVIATION = {
+    "method.deviation.over": "group",
+    "method.deviation.correction": 0,
+    "method.deviation.epsilon": 1e-6,
+    "method.advantage_clip": None,
+    "method.scale": 1.0,
+}
+_NFT = {
+    "method.advantage": "normalised",
+    "method.scale": 0.2,
+    "method.residual": "old",
+    "method.sampler": "old",
+    "method.weight": "clean",
+    "method.factor": 5.0,
+    "method.anchors.old": Renamed("method.mix"),
+    "method.anchors.prior": Renamed("method.kl", lambda weight: 5 * weight),
+}
+_AWM = {
+    "method.advantage": "normalised",
+    "method.scale": 0.2,
+    "method.weight": "likelihood",
+    "method.anchors.prior": Renamed("method.kl"),
+    "method.anchors.ema": Renamed("method.ema"),
+}
+_RAM = {"method.advantage": "reward", "method.anchors.prior": 1.0}
+_RVM = {"method.advantage": "normalised", "method.factor": 0.5, "method.anchors.prior": Renamed("method.kl")}
+_TILT = {"method.advantage": "tilt", "method.sampler": "old", "method.anchors.old": 1.0}
+
 # method → former key → what it is now, or the only value that a row of this method may have: its options were given by
 # name to one class of many methods, and are now what the method's own class does.
-METHODS: Mapping[str, Mapping[str, Any]] = {}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "nft": _REGRESSION | _NO_STAGES | _NO_LIKELIHOOD | _NO_AVERAGE | _NFT,
+    "awm": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _AWM,
+    "ram": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _NO_DEVIATION | _RAM,
+    "rvm": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _RVM,
+    "tilt_matching": _REGRESSION | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _NO_DEVIATION | _TILT,
+}
 
 
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,12 +95,6 @@ def softmax_balance(config: Any, setting: Setting) -> Rows:
     return _rows(setting, (2 if config.prior else 1) * transitions, transitions)
 
 
-def preferences(config: Any, setting: Setting) -> Rows:
-    """Policy and prior at a noised winner and loser."""
-    states = 2 * sum(map(len, setting.chosen))
-    return _rows(setting, 2 * states, states)
-
-
 def value_gradient(config: Any, setting: Setting) -> Rows:
     """Policy and prior at every chosen state; a value's consistency asks for the policy ahead and the prior's Jacobian.
 
@@ -136,24 +130,14 @@ def late_step(config: Any, setting: Setting) -> Rows:
     return _rows(setting, sum(step + 1 for (step,) in setting.chosen), len(setting.chosen), rollout=0)
 
 
-def velocity_matching(config: Any, setting: Setting) -> Rows:
-    """At every noised sample the policy, and each network that it is compared with; the policy alone learns."""
-    states = sum(map(len, setting.chosen))
-    others = {name for name, weight in config.anchors.items() if weight}
-    others |= {"old"} if config.residual == "old" or config.weight == "likelihood" else set()
-    return _rows(setting, states * (1 + len(others)), states)
-
-
 FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
     "bench.methods.nabla_gfn:NablaGFN": nabla,
     "bench.methods.nabla_shared:NablaGFNShared": nabla,
     "bench.methods.db:DB": balance,
     "bench.methods.ddpo:DDPO": policy_gradient,
     "bench.methods.flow_grpo:FlowGRPO": policy_gradient,
-    "bench.methods.velocity_matching:VelocityMatching": velocity_matching,
     "bench.methods.rtb:RTB": trajectory_balance,
     "bench.methods.rtb:SoftmaxRTB": softmax_balance,
-    "bench.methods.online_dpo:OnlineDPO": preferences,
     "bench.methods.vgg_flow:VGGFlow": value_gradient,
     "bench.methods.adjoint_matching:AdjointMatching": adjoint_matching,
     "bench.methods.draft:DRaFT": backpropagation,
@@ -166,9 +150,11 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
 
     The random steps are those that the method itself would choose for the batch.
     """
+    rows = core.model.rows(core.model.guidance)
+    if nfe := method.nfe(core, batch):
+        return Rows(rows * nfe.rollout, rows * nfe.forward + nfe.unguided, rows * nfe.backward)
     if target not in FORMULAS:
         return None
-    rows = core.model.rows(core.model.guidance)
     return FORMULAS[target](method.config, Setting(core.kernel.steps, rows, _chosen(core, method, batch)))
 
 
