@@ -20,8 +20,8 @@ class TiltMatchingConfig(RegressionConfig):
 class TiltMatching(Regression):
     """Tilt matching: regression in stages, each of which tilts the one before by exp(βr / stages).
 
-    The loss is `‖o_θ − sg[o_old + R (u − o_θ)]‖²` on samples of o_old, where 1 + R is `exp(βr/stages)` over its mean for
-    the prompt's other samples. o_old starts as the prior; after each stage but the last it becomes the policy.
+    The loss is `‖o_θ − sg[o_old + R (u − o_θ)]‖²` on samples of o_old, where 1 + R is `exp(βr/stages)` over its mean
+    for the prompt's other samples. o_old starts as the prior; after each stage but the last it becomes the policy.
 
     Where x has the law of o_old itself, a stage's fixed point is o_old tilted by `exp(βr/stages)`. Samples have that
     law up to the sampler's error, which enters again in every stage, so no target is declared.

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
+from scaffold import gaussian_core
 
 from bench import Config, registry
-from bench.diagnose.nfe import FORMULAS, Rows, Setting
+from bench.diagnose.nfe import FORMULAS, Rows, Setting, necessary
 
 K, B = 4, 3
 APART = [[0, 3]] * B  # two transitions a trajectory, with nothing to share
@@ -65,7 +67,8 @@ SHARED = {  # z_3 is both ahead and chosen
 
 
 # of methods whose micro-batches hold what their losses compare
-JUST_THAT = {"DB", "DDPO", "DRaFT", "ReFL", "RTB", "SoftmaxRTB", "VelocityMatching"}
+REGRESSIONS = {"NFT", "AWM", "RAM", "RVM", "TiltMatching"}
+JUST_THAT = {"DB", "DDPO", "DRaFT", "ReFL", "RTB", "SoftmaxRTB", "OnlineDPO"} | REGRESSIONS
 
 
 def options(name: str) -> Config:
@@ -76,7 +79,13 @@ def options(name: str) -> Config:
 
 
 def count(name: str, chosen: list[list[int]], rows: int = 2) -> Rows:
-    return FORMULAS[registry.find("methods", name).target](options(name), Setting(K, rows, chosen))
+    target, method = registry.find("methods", name).target, registry.load("methods", name)(options(name))
+    if target in FORMULAS:
+        return FORMULAS[target](method.config, Setting(K, rows, chosen))
+    method.steps = lambda core, batch: torch.tensor(chosen)
+    core = gaussian_core(K)
+    core.model.rows = lambda guidance: rows
+    return necessary(target, core, method, core.batch((str(i), 0) for i in range(len(chosen))))
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -128,5 +137,6 @@ def test_profile_of_every_method_leaves_out_what_does_not_fit(bench, tmp_path, p
     assert status == 0, text
     assert "left out: method 'refl' needs the gradient" in text
     stored = json.loads((tmp_path / "all.json").read_text())
-    regressions = {n for n, plugin in registry.BUILT_IN["methods"].items() if "VelocityMatching" in plugin.target}
+    targets = {n: plugin.target.split(":")[1] for n, plugin in registry.BUILT_IN["methods"].items()}
+    regressions = {n for n, target in targets.items() if target in REGRESSIONS}
     assert stored["updates"].keys() == regressions | {"online_dpo"}  # from finished samples
