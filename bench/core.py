@@ -260,19 +260,20 @@ class Core:
         mean, std = self.kernel.noising(z, k)
         return mean + std * upload(Noise(self.seed, "renoise", data.samples)(copy, z.shape[1:]), z.device).to(z.dtype)
 
-    def diffused(self, data: Trajectory, steps: Tensor, size: int) -> Iterator[Noised]:
-        """Finished samples with new noise, at the chosen steps [B, S], in micro-batches of at most `size` rows.
+    def noised(self, data: Trajectory, steps: Tensor, size: int) -> Iterator[Noised]:
+        """Finished samples `z_K` with new noise, `α_k z_K + s_k ε`, in micro-batches of at most `size` rows.
 
-        A sample names its noise, one draw for each column of `steps`.
+        steps: long [B, S] on the CPU, the steps k whose noise levels each sample gets (see `choose_steps`). A sample
+        names its noise, one draw for each column of `steps`.
         """
         count, columns = len(data), steps.shape[1]
-        noise = Noise(self.seed, "renoise", data.samples)
-        drawn = torch.cat([noise(column, data.latents.shape[2:]) for column in range(columns)])
+        draw = Noise(self.seed, "renoise", data.samples)
+        noises = torch.cat([draw(column, data.latents.shape[2:]) for column in range(columns)])
         for place in torch.arange(count * columns).split(size):
             rows = data[place % count]
             k = upload(steps.T.flatten()[place], data.latents.device)
             clean = rows.latents[:, -1]
-            own = upload(drawn[place], clean.device).to(clean.dtype)
+            noise = upload(noises[place], clean.device).to(clean.dtype)
             yield Noised(
                 rows.prompts,
                 rows.samples,
@@ -280,9 +281,9 @@ class Core:
                 row=place,
                 k=k,
                 clean=clean,
-                noise=own,
-                z=self.kernel.noised(clean, own, k),
-                target=self.kernel.target(clean, own, k),
+                noise=noise,
+                z=self.kernel.noised(clean, noise, k),
+                target=self.kernel.target(clean, noise, k),
                 rewards=rows.rewards,
                 advantages=rows.advantages,
             )

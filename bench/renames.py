@@ -24,6 +24,44 @@ _NO_DEVIATION = {"method.deviation.over": "group", "method.deviation.correction"
 _CLIPPED = {"method.surrogate": "clip", "method.threshold": 1e-5}
 _ALL_STEPS = {"method.window": None, "method.window_rounds": 25, "method.shared_start": False}
 _PLAIN_STEP = {"method.density": "gaussian", "method.kl_unit": "step"}
+# One class with options was nft, awm, ram, rvm and tilt_matching: what those that went were for the methods.
+_REGRESSION = {
+    "method.residual": "policy",
+    "method.sampler": "policy",
+    "method.weight": "none",
+    "method.factor": 1.0,
+}
+_NO_STAGES = {"method.stages": 1, "method.stage_rounds": 20}
+_NO_OLD_POLICY = {"method.old_decay": 0.0}
+_NO_LIKELIHOOD = {"method.power": 0.25, "method.ratio_clip": 1.0}
+_NO_AVERAGE = {"method.ema_decay": 0.3}
+_NO_NORMALISATION = {
+    "method.deviation.over": "group",
+    "method.deviation.correction": 0,
+    "method.deviation.epsilon": 1e-6,
+    "method.advantage_clip": None,
+    "method.scale": 1.0,
+}
+_NFT = {
+    "method.advantage": "normalised",
+    "method.scale": 0.2,
+    "method.residual": "old",
+    "method.sampler": "old",
+    "method.weight": "clean",
+    "method.factor": 5.0,
+    "method.anchors.old": Renamed("method.mix"),
+    "method.anchors.prior": Renamed("method.kl", lambda weight: 5 * weight),
+}
+_AWM = {
+    "method.advantage": "normalised",
+    "method.scale": 0.2,
+    "method.weight": "likelihood",
+    "method.anchors.prior": Renamed("method.kl"),
+    "method.anchors.ema": Renamed("method.ema"),
+}
+_RAM = {"method.advantage": "reward", "method.anchors.prior": 1.0}
+_RVM = {"method.advantage": "normalised", "method.factor": 0.5, "method.anchors.prior": Renamed("method.kl")}
+_TILT = {"method.advantage": "tilt", "method.sampler": "old", "method.anchors.old": 1.0}
 
 # method → former key → what it is now, or the only value that a row of this method may have: its options were given by
 # name to one class of many methods, and are now what the method's own class does.
@@ -37,6 +75,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "mix_grpo": _CLIPPED | _PLAIN_STEP | {"method.fraction": 1.0, "method.shared_start": False},
     "grpo_guard": _CLIPPED | _ALL_STEPS | _PLAIN_STEP | {"method.surrogate": "guard"},
     "flow_dppo": _ALL_STEPS | _PLAIN_STEP | {"method.surrogate": "mask", "method.clip": 1e-4},
+    "nft": _REGRESSION | _NO_STAGES | _NO_LIKELIHOOD | _NO_AVERAGE | _NFT,
+    "awm": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _AWM,
+    "ram": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _NO_NORMALISATION | _RAM,
+    "rvm": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _RVM,
+    "tilt_matching": _REGRESSION | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _NO_NORMALISATION | _TILT,
 }
 
 

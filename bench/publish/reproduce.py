@@ -12,6 +12,7 @@ from rich.table import Table
 from bench import config as configs
 from bench import environment, registry
 from bench.errors import BenchError, did_you_mean
+from bench.renames import current
 from bench.reporting.agreement import agreement, sentence
 from bench.reporting.rows import FINGERPRINT, read_rows
 from bench.runs.evaluate import evaluate_stored
@@ -75,7 +76,7 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     }
     config = configs.from_settings(settings | measured, assignments)
     now = comparable_settings(config)
-    if changed := [key for key, value in settings.items() if now.get(key) != value]:
+    if changed := [key for key, value in current(settings).items() if now.get(key) != value]:
         raise BenchError(f"this version cannot have {', '.join(changed)} as {first['run']} had it.")
     return config
 

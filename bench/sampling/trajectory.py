@@ -153,10 +153,11 @@ class Transitions(Batch):
 
 @dataclass(frozen=True)
 class Noised(Batch):
-    """n finished samples with new noise, each at its own step; see `Core.diffused`.
+    """n finished samples with new noise, each at the noise level of its own step; see `Core.noised`.
 
-    row: long [n] on the CPU, the place in rows × columns; k: long [n], where the latents are.
-    clean, noise: x and ε, [n, *latent]; z: `α_k x + s_k ε`; target: what a network should say of it.
+    row: long [n] on the CPU, places among S columns of B samples: that of sample i in column j is `j·B + i`.
+    k: long [n], the step, on the latents' device. clean, noise: x and ε, [n, *latent]; z: `α_k x + s_k ε`;
+    target: the network output that would give x back.
     rewards, advantages: of the samples, [n], or None.
     """
 

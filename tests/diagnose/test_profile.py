@@ -68,7 +68,8 @@ SHARED = {  # z_3 is both ahead and chosen
 
 # of methods whose micro-batches hold what their losses compare
 POLICY_GRADIENTS = {"DDPO", "GRPO", "DPOK", "FlowGRPO", "FlowCPS", "DanceGRPO", "MixGRPO", "GRPOGuard", "FlowDPPO"}
-JUST_THAT = POLICY_GRADIENTS | {"DB", "DRaFT", "ReFL", "RTB", "SoftmaxRTB", "VelocityMatching"}
+REGRESSIONS = {"NFT", "AWM", "RAM", "RVM", "TiltMatching", "OnlineDPO"}
+JUST_THAT = POLICY_GRADIENTS | REGRESSIONS | {"DB", "DRaFT", "ReFL", "RTB", "SoftmaxRTB"}
 
 
 def options(name: str) -> Config:

@@ -13,7 +13,10 @@ from bench.methods.policy_gradient.flow_dppo import FlowDPPO
 from bench.methods.policy_gradient.flow_grpo import FlowGRPO
 from bench.methods.policy_gradient.grpo_guard import GRPOGuard
 from bench.methods.policy_gradient.mix_grpo import MixGRPO
-from bench.methods.velocity_matching import VelocityMatching, VelocityMatchingConfig
+from bench.methods.regression.awm import AWM, AWMConfig
+from bench.methods.regression.forward_process import Regression
+from bench.methods.regression.nft import NFT, NFTConfig, weighted_error
+from bench.methods.regression.rvm import RVM, RVMConfig
 from bench.methods.vgg_flow import VGGFlow, VGGFlowConfig
 from scaffold import GOLDEN
 from torch import Tensor
@@ -97,46 +100,42 @@ def noised(core: Core, clean: Tensor, noise: Tensor, advantages: Tensor | None =
                   advantages)  # fmt: skip
 
 
-def learned(method: VelocityMatching, core: Core, part: Noised) -> tuple[Tensor, Tensor, dict]:
-    """The gradient of the mean over rows in the policy's output, as the method's own loss has it; its bracket."""
-    core.diffused = lambda data, steps, size: iter([part])
+def learned(method: Regression, core: Core, part: Noised) -> tuple[Tensor, Tensor, dict]:
+    """The loss's mean over rows, its gradient in the policy's output, and what is logged."""
+    core.noised = lambda data, steps, size: iter([part])
     core.choose_steps = lambda data, fraction, last: torch.zeros(len(part), 1)
     policy = core.model.outputs["policy"] = core.model.outputs["policy"].detach().requires_grad_()
     (loss,) = method.losses(core, part)
     loss.values.mean().backward()
-    others = {name: value for name, value in core.model.outputs.items() if name != "policy"}
-    bracket, metrics = method.gradient(core, part, policy.detach(), others)
-    return policy.grad, bracket, metrics
+    return loss.values.mean(), policy.grad, loss.metrics
 
 
 # DiffusionNFT ------------------------------------------------------------------------------------------------------
 
-NFT = golden("item8_nft")
+NFT_NUMBERS = golden("item8_nft")
 
 
-@pytest.mark.parametrize("case", [c for c in NFT["loss_cases"] if c["adv_mode"] is None],
+@pytest.mark.parametrize("case", [c for c in NFT_NUMBERS["loss_cases"] if c["adv_mode"] is None],
                          ids=lambda c: f"{c['beta']}-{c['kl_beta']}-{c['policy'][:5]}")  # fmt: skip
 def test_nft(case, record_property):
-    given = {name: double(value) for name, value in NFT["loss_inputs"].items()}
+    given = {name: double(value) for name, value in NFT_NUMBERS["loss_inputs"].items()}
     if case["policy"].startswith("on"):
         given["v_theta"] = given["v_old"]
     if case["policy"].startswith("floor"):
-        given |= {name: torch.tensor(v, dtype=torch.float64) for name, v in NFT["floor_inputs_f64"].items()}
+        given |= {name: torch.tensor(v, dtype=torch.float64) for name, v in NFT_NUMBERS["floor_inputs_f64"].items()}
     core = given_core(given["timesteps"] / 1000, policy=given["v_theta"], old=given["v_old"], prior=given["v_ref"])
     limit = case["adv_clip_max"]
     part = noised(core, given["x0"], given["noise"], given["advantages"].clamp(-limit, limit) / limit)
-    anchors = {"old": float(case["beta"]), "prior": case["kl_beta"] / limit}
-    settings = {"residual": "old", "weight": "clean", "factor": limit, "anchors": anchors}
-    method, theirs = VelocityMatching(VelocityMatchingConfig(**settings)), case["f64"]
-    gradient, _, metrics = learned(method, core, part)
-    ahead, behind = method.clean_weights(core, part, given["v_theta"], given["v_old"])
-    share, square = (1 + part.advantages) / 2, (given["timesteps"] / 1000) ** 2
+    method, theirs = NFT(NFTConfig(advantage_clip=limit, mix=case["beta"], kl=case["kl_beta"])), case["f64"]
+    loss, gradient, metrics = learned(method, core, part)
+    step = case["beta"] * (given["v_theta"] - given["v_old"])
     errors = {
         "noised": error(part.z, given["xt"]),
-        "r": error(share, theirs["r"]),
-        "w+": error(ahead, square * share / torch.tensor(theirs["weight_factor"])),
-        "w-": error(behind, square * (1 - share) / torch.tensor(theirs["negative_weight_factor"])),
+        "positive": error(weighted_error(core, part, given["v_old"] + step), theirs["positive_loss"]),
+        "negative": error(weighted_error(core, part, given["v_old"] - step), theirs["negative_loss"]),
+        "loss": error(loss, theirs["loss"]),
         "distance to the prior": error(metrics["distance/prior"].mean(), theirs["kl_div_loss"]),
+        "distance to the old policy": error(metrics["distance/old"].mean(), theirs["old_deviate"]),
         "gradient": error(gradient, theirs["grad_loss_wrt_v_theta"]),
     }
     record_property("relative_errors", errors)
@@ -146,7 +145,10 @@ def test_nft(case, record_property):
 @pytest.mark.parametrize("name", ["global_std", "prompt_std"])
 def test_nft_advantages(name):
     """Those of Flow-GRPO too: population deviations with 1e-4 added."""
-    for theirs, prefix in ((NFT["advantage"], ""), (golden("item11_grpo_guard_dppo")["advantages"], "flow_grpo/grpo/")):
+    for theirs, prefix in (
+        (NFT_NUMBERS["advantage"], ""),
+        (golden("item11_grpo_guard_dppo")["advantages"], "flow_grpo/grpo/"),
+    ):
         over = {"global_std": "round", "prompt_std": "group"}[name]
         rewards = double(theirs["rewards"])
         ours = group_normalised(theirs["prompts"], rewards, Deviation(over=over, correction=0, epsilon=1e-4))
@@ -165,24 +167,24 @@ def test_unbiased_deviations():
 
 
 def test_copies_follow_as_published():
-    nft = VelocityMatching(VelocityMatchingConfig(residual="old", anchors={"old": 1.0}, old_decay=0.5)).copies()["old"]
-    assert [nft.decay(n) for n in range(221)] == pytest.approx(NFT["old_policy_decay"]["type1"])
-    assert [nft.decay(n) for n in (499, 500, 600)] == pytest.approx(NFT["old_policy_decay"]["type1_at_500_600"])
-    ema = VelocityMatching(VelocityMatchingConfig(anchors={"ema": 1.0})).copies()["ema"]
+    nft = NFT(NFTConfig()).copies()["old"]
+    assert [nft.decay(n) for n in range(221)] == pytest.approx(NFT_NUMBERS["old_policy_decay"]["type1"])
+    assert [nft.decay(n) for n in (499, 500, 600)] == pytest.approx(NFT_NUMBERS["old_policy_decay"]["type1_at_500_600"])
+    ema = AWM(AWMConfig()).copies()["ema"]
     theirs = golden("item9_awm")["ema_adapter"]
     assert [ema.decay(n) for n in theirs["steps"]] == pytest.approx(theirs["decay"])
 
 
 # Advantage weighted matching -----------------------------------------------------------------------------------------
 
-AWM = golden("item9_awm")
+AWM_NUMBERS = golden("item9_awm")
 POWERS = ("ghuber",)  # their other weightings are not options of ours
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        c for c in AWM["cases"]
+        c for c in AWM_NUMBERS["cases"]
         if c["config"]["weighting"] in POWERS and c["config"]["loss_type"] == "exp_first"
         and c["config"]["kl_weight"] == "Uniform"
     ],
@@ -190,25 +192,23 @@ POWERS = ("ghuber",)  # their other weightings are not options of ours
     + c["policy"],
 )  # fmt: skip
 def test_awm(case, record_property):
-    given = {name: double(value) for name, value in AWM["inputs"].items()}
+    given = {name: double(value) for name, value in AWM_NUMBERS["inputs"].items()}
     config, theirs = case["config"], case["f64"]
     old = given["v_theta"] if case["policy"] == "on" else given["v_old"]
     core = given_core(given["timesteps"], policy=given["v_theta"], old=old, prior=given["v_ref"], ema=given["v_ema"])
     scale = 0.2 if config["advantage_max"] else 1.0
     used = (scale * given["advantages"].clamp(-5, 5)).repeat(3)
     part = noised(core, given["x0"], given["noise"], used)
-    method = VelocityMatching(
-        VelocityMatchingConfig(
-            weight="likelihood",
-            power=config["ghuber_power"],
-            ratio_clip=config["clip_range"],
-            anchors={"prior": config["beta"], "ema": config["ema_beta"]},
+    method = AWM(
+        AWMConfig(
+            power=config["ghuber_power"], ratio_clip=config["clip_range"], kl=config["beta"], ema=config["ema_beta"]
         )
     )
-    gradient, _, metrics = learned(method, core, part)
+    loss, gradient, metrics = learned(method, core, part)
     errors = {
         "advantages": error(used[None], [theirs["advantages_used"]]),
         "ratio": error(metrics["ratio"], theirs["ratio"]),
+        "loss": error(loss, theirs["loss"]),
         "distance to the prior": error(metrics["distance/prior"].mean(), theirs["kl_loss"]),
         "distance to the average": error(metrics["distance/ema"].mean(), theirs["ema_kl_loss"]),
     }
@@ -222,33 +222,30 @@ def test_awm(case, record_property):
 
 # Reward-based velocity matching --------------------------------------------------------------------------------------
 
-RVM = golden("item14_rvm")
+RVM_NUMBERS = golden("item14_rvm")
 
 
-@pytest.mark.parametrize("case", RVM["cases"], ids=lambda c: str(c["anchor_beta"]))
+@pytest.mark.parametrize("case", RVM_NUMBERS["cases"], ids=lambda c: str(c["anchor_beta"]))
 def test_rvm(case):
-    given = {name: double(value) for name, value in RVM["inputs"].items()}
+    given = {name: double(value) for name, value in RVM_NUMBERS["inputs"].items()}
     core = given_core(given["t"], policy=given["v_theta"], prior=given["v_ref"])
     part = noised(core, given["x0"], given["noise"], given["advantage"])
-    method = VelocityMatching(VelocityMatchingConfig(factor=0.5, anchors={"prior": case["anchor_beta"]}))
-    gradient, bracket, _ = learned(method, core, part)
+    loss, gradient, _ = learned(RVM(RVMConfig(kl=case["anchor_beta"])), core, part)
     assert error(gradient, case["f64"]["grad_loss_wrt_v_theta"]) < TOLERANCE
-    assert error(0.5 * bracket.square().mean(), case["f64"]["loss"]) < TOLERANCE
+    assert error(loss, case["f64"]["loss"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("case", [c for c in RVM["advantage"]["cases"] if "positive_only" not in c["kwargs"]],
+@pytest.mark.parametrize("case", [c for c in RVM_NUMBERS["advantage"]["cases"] if "positive_only" not in c["kwargs"]],
                          ids=lambda c: c["name"])  # fmt: skip
 def test_rvm_advantages(case):
     """Theirs is given the global deviation; ours computes it."""
-    groups = RVM["advantage"]["groups"]
+    groups = RVM_NUMBERS["advantage"]["groups"]
     over = "round" if "normalization_std" in case["kwargs"] else "group"
     prompts = [str(i) for i, group in enumerate(groups) for _ in group]
     rewards = double([reward for group in groups for reward in group])
     core = given_core(double([0.5]), policy=torch.zeros(1, 2), prior=torch.zeros(1, 2))
-    config = {"advantage_clip": case["kwargs"].get("clip", 5.0), "scale": case["kwargs"].get("scale", 0.1)}
-    method = VelocityMatching(
-        VelocityMatchingConfig(deviation=Deviation(over=over, correction=0, epsilon=1e-4), **config)
-    )
+    options = {"advantage_clip": case["kwargs"].get("clip", 5.0), "scale": case["kwargs"].get("scale", 0.1)}
+    method = RVM(RVMConfig(deviation=Deviation(over=over, correction=0, epsilon=1e-4), **options))
     data = Trajectory(prompts, [(p, i) for i, p in enumerate(prompts)], core.model.encode(prompts),
                       latents=torch.zeros(len(prompts), 2, 2), rewards=rewards)  # fmt: skip
     ours = method.prepare(core, data).advantages
