@@ -31,6 +31,7 @@ _PUBLIC = {
     "Measurement": "bench.metric",
     "Method": "bench.method",
     "Metric": "bench.metric",
+    "NFE": "bench.method",
     "Needs": "bench.method",
     "Noised": "bench.sampling.trajectory",
     "PromptStatistics": "bench.training.advantages",
@@ -50,6 +51,7 @@ _PUBLIC = {
     "log_softmax_by_prompt": "bench.training.advantages",
     "report": "bench.python",
     "run": "bench.python",
+    "two_passes": "bench.method",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -41,7 +41,6 @@ _PUBLISHED = {  # the choices of the authors' code
     "train.data_lag": 1,
 }
 _PLAIN = {"method.residual": False, "method.reverse": "pathwise", "method.reverse_at": "start"}
-_RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
 _GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
 _NFT = _GLOBAL | {
     "method.residual": "old",
@@ -63,7 +62,6 @@ _TILT = {
     "method.anchors": {"old": 1.0},
     "method.stages": 8,
 }
-_PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
 _GRPO = {"method.advantage": "group", "method.fraction": 0.5}
 _FLOW_GRPO = _GLOBAL | {
     "method.kl": 0.04,
@@ -106,43 +104,17 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "nabla_db": Plugin(
             "bench.methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"
         ),
-        "db": Plugin(
-            "bench.methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"
-        ),
-        "res_db": Plugin(
-            "bench.methods.db:DB",
-            _RESIDUAL_DB,
-            "detailed balance against the prior, with a scalar flow: samples from p_# exp(βr)",
-        ),
-        "dag_kl": Plugin(
-            "bench.methods.db:DB",
-            {"method.clip": 1e-4},
-            "DAG-KL: policy gradient on the flow's advantages against the noising process",
-        ),
-        "rtb": Plugin(
-            "bench.methods.rtb:RTB", text="relative trajectory balance, with a learned log Z: samples from p_# exp(βr)"
-        ),
-        "rtb_softmax": Plugin(
-            "bench.methods.rtb:SoftmaxRTB",
-            text="trajectory balance within a prompt's group, without log Z: samples from p_# exp(βr)",
-        ),
-        "tmpo": Plugin(
-            "bench.methods.rtb:SoftmaxRTB",
-            {"method.prior": False},
-            "TMPO: trajectory balance within a prompt's group, without log Z and without the prior",
-        ),
+        "db": Plugin("bench.methods.balance.db:DB"),
+        "res_db": Plugin("bench.methods.balance.db:ResDB"),
+        "dag_kl": Plugin("bench.methods.balance.dag_kl:DAGKL"),
+        "rtb": Plugin("bench.methods.balance.rtb:RTB"),
+        "rtb_softmax": Plugin("bench.methods.balance.softmax:SoftmaxRTB"),
+        "tmpo": Plugin("bench.methods.balance.softmax:TMPO"),
         "online_dpo": Plugin(
             "bench.methods.online_dpo:OnlineDPO", text="Diffusion-DPO on the best and the worst of each group"
         ),
-        "vgg_flow": Plugin(
-            "bench.methods.vgg_flow:VGGFlow",
-            text="VGG-Flow: the velocity is matched to the prior's plus the gradient of a learned value",
-        ),
-        "vgg_flow_pruned": Plugin(
-            "bench.methods.vgg_flow:VGGFlow",
-            _PRUNED,
-            "VGG-Flow without the value network: the reward's gradient at the finished sample",
-        ),
+        "vgg_flow": Plugin("bench.methods.vgg_flow:VGGFlow"),
+        "vgg_flow_pruned": Plugin("bench.methods.vgg_flow:VGGFlowPruned"),
         "ddpo": Plugin(
             "bench.methods.ddpo:DDPO", text="clipped policy gradient with advantages by a prompt's running statistics"
         ),
@@ -228,12 +200,9 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "refl": Plugin(
             "bench.methods.refl:ReFL", text="ReFL: reward gradient of the clean prediction at one random late step"
         ),
-        "adjoint_matching": Plugin(
-            "bench.methods.adjoint_matching:AdjointMatching",
-            text="regression of the control on the lean adjoint: samples from p_# exp(βr)",
-        ),
-        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN", text="nothing trained: draw 8, keep the best"),
-        "prior": Plugin("bench.methods.prior:Prior", text="the pretrained model, unchanged"),
+        "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
+        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
+        "prior": Plugin("bench.methods.prior:Prior"),
     },
     "rewards": {
         "emoji_clip": Plugin("bench.rewards.emoji_clip:EmojiClip"),

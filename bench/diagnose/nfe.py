@@ -66,57 +66,16 @@ def nabla(config: Any, setting: Setting) -> Rows:
     return _rows(setting, forward, backward)
 
 
-def balance(config: Any, setting: Setting) -> Rows:
-    """Detailed balance: the policy, and the prior if residual; `x̂` at z_k is the text half of the policy's prediction.
-
-    Only the look-ahead of a z_{k+1} that is not chosen itself takes a row of its own, without guidance.
-    """
-    transitions = sum(map(len, setting.chosen))
-    alone = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
-    counted = _rows(setting, transitions * (2 if config.residual else 1), transitions)
-    return Rows(counted.rollout, counted.forward + alone, counted.backward)
-
-
 def policy_gradient(config: Any, setting: Setting) -> Rows:
     """The policy at every chosen state, and the prior for a KL term; old log-probabilities are the rollout's."""
     transitions = sum(map(len, setting.chosen))
     return _rows(setting, transitions * (2 if config.kl else 1), transitions)
 
 
-def trajectory_balance(config: Any, setting: Setting) -> Rows:
-    """Policy and prior at every state."""
-    transitions = sum(map(len, setting.chosen))
-    return _rows(setting, 2 * transitions, transitions)
-
-
-def softmax_balance(config: Any, setting: Setting) -> Rows:
-    """The policy at every state, and the prior, if it counts; a second pass of the policy only saves memory."""
-    transitions = sum(map(len, setting.chosen))
-    return _rows(setting, (2 if config.prior else 1) * transitions, transitions)
-
-
 def preferences(config: Any, setting: Setting) -> Rows:
     """Policy and prior at a noised winner and loser."""
     states = 2 * sum(map(len, setting.chosen))
     return _rows(setting, 2 * states, states)
-
-
-def value_gradient(config: Any, setting: Setting) -> Rows:
-    """Policy and prior at every chosen state; a value's consistency asks for the policy ahead and the prior's Jacobian.
-
-    The finished sample is scored as it is.
-    """
-    states = sum(map(len, setting.chosen))
-    ahead = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
-    network = config.value_network and config.consistency
-    return _rows(setting, 2 * states + (ahead if network else 0), states * (2 if network else 1))
-
-
-def adjoint_matching(config: Any, setting: Setting) -> Rows:
-    """The policy at chosen states; the prior's means down to the first of them, its Jacobian down to the one after."""
-    transitions = sum(map(len, setting.chosen))
-    prior = sum(setting.steps - min(steps) for steps in setting.chosen)
-    return _rows(setting, transitions + prior, transitions + prior - len(setting.chosen))
 
 
 def backpropagation(config: Any, setting: Setting) -> Rows:
@@ -147,15 +106,10 @@ def velocity_matching(config: Any, setting: Setting) -> Rows:
 FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
     "bench.methods.nabla_gfn:NablaGFN": nabla,
     "bench.methods.nabla_shared:NablaGFNShared": nabla,
-    "bench.methods.db:DB": balance,
     "bench.methods.ddpo:DDPO": policy_gradient,
     "bench.methods.flow_grpo:FlowGRPO": policy_gradient,
     "bench.methods.velocity_matching:VelocityMatching": velocity_matching,
-    "bench.methods.rtb:RTB": trajectory_balance,
-    "bench.methods.rtb:SoftmaxRTB": softmax_balance,
     "bench.methods.online_dpo:OnlineDPO": preferences,
-    "bench.methods.vgg_flow:VGGFlow": value_gradient,
-    "bench.methods.adjoint_matching:AdjointMatching": adjoint_matching,
     "bench.methods.draft:DRaFT": backpropagation,
     "bench.methods.refl:ReFL": late_step,
 }
@@ -166,9 +120,11 @@ def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | N
 
     The random steps are those that the method itself would choose for the batch.
     """
+    rows = core.model.rows(core.model.guidance)
+    if nfe := method.nfe(core, batch):
+        return Rows(rows * nfe.rollout, rows * nfe.forward + nfe.unguided, rows * nfe.backward)
     if target not in FORMULAS:
         return None
-    rows = core.model.rows(core.model.guidance)
     return FORMULAS[target](method.config, Setting(core.kernel.steps, rows, _chosen(core, method, batch)))
 
 

@@ -100,10 +100,9 @@ def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
     return torch.exp(values - mean).where(own.sum(1) > 1, 1)
 
 
-def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> tuple[Tensor, Tensor]:
-    """`log softmax` of values [B] within each prompt's rows [B], and which rows share a prompt, 0 or 1 [B, B]."""
-    own = _same_prompt(prompts, values)
-    return values - torch.logsumexp(values + own.log(), 1), own
+def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> Tensor:
+    """`log softmax` [B] of values [B] over the rows of the same prompt."""
+    return values - torch.logsumexp(values + _same_prompt(prompts, values).log(), 1)
 
 
 def best_and_worst(prompts: list[str], rewards: Tensor) -> tuple[Tensor, Tensor]:

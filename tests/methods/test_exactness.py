@@ -4,15 +4,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
+from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
+from bench.methods.balance.dag_kl import DAGKL, DAGKLConfig
+from bench.methods.balance.db import DB, ResDB, ResDBConfig
+from bench.methods.balance.rtb import RTB, RTBConfig
 from bench.methods.best_of_n import BestOfN, BestOfNConfig
-from bench.methods.db import DB, DBConfig
 from bench.methods.ddpo import DDPO, DDPOConfig
 from bench.methods.draft import DRaFT, DRaFTConfig
 from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
 from bench.methods.refl import ReFL, ReFLConfig
-from bench.methods.rtb import RTB, RTBConfig
 from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, sample, with_rewards
 from torch import Tensor, nn
 
@@ -387,7 +388,7 @@ def test_adjoint_matching_vanishes_at_the_optimum_and_nowhere_near(path, eta):
 def test_adjoint_is_the_gradient_through_the_priors_chain(path):
     core = gaussian_core(5, Wavy, path=path)
     data = sample(core, 6, prior=True)
-    adjoint, means, rewards = core.lean_adjoint(data)
+    adjoint, means, rewards = lean_adjoint(core, data)
     assert torch.equal(rewards, core.reward(data.latents[:, -1], data.prompts))
     for k in range(core.kernel.steps + 1):
         z = start = data.latents[:, k].clone().requires_grad_()
@@ -526,7 +527,7 @@ def set_balanced_flow(core: Core, method: DB) -> None:
 @pytest.mark.parametrize("eta", [1.0, 0.6])
 def test_residual_db_vanishes_at_the_optimum_and_nowhere_near(path, eta):
     core = gaussian_core(8, path=path, eta=eta)
-    method = DB(DBConfig(residual=True, reduction="sum", trust=0))
+    method = ResDB(ResDBConfig())
     set_balanced_flow(core, method)
     times, flow = places(core).tolist(), core.networks["flow"]
     tables = [(table, times) for table in (*core.model.adapters().values(), flow.bias, flow.slope)]
@@ -536,7 +537,7 @@ def test_residual_db_vanishes_at_the_optimum_and_nowhere_near(path, eta):
 
 def test_balance_of_some_transitions_knows_where_each_ends():
     core = gaussian_core(8)
-    method = DB(DBConfig(residual=True, reduction="sum", trust=0, fraction=0.3))
+    method = ResDB(ResDBConfig(fraction=0.3))
     set_balanced_flow(core, method)
     losses = torch.cat([loss.values for loss in method.losses(core, sample(core, 16, prior=True))])
     assert len(losses) == 3 * 16
@@ -546,7 +547,7 @@ def test_balance_of_some_transitions_knows_where_each_ends():
 def test_averaged_densities_have_another_target():
     """The same policy and flow under densities averaged over elements: the published reduction counts β d times."""
     core = gaussian_core(8)
-    method = DB(DBConfig(residual=True, reduction="mean", trust=0))
+    method = ResDB(ResDBConfig(reduction="mean"))
     set_balanced_flow(core, method)
     data = sample(core, 16)
     assert sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data) > 1e-2
@@ -559,14 +560,13 @@ def test_dag_kl_gradients_go_where_they_belong(micro_batch):
     core.micro_batch = micro_batch  # of 32 trajectories
     core.model.adapters()["bias"].data[places(core)] = 0.1
     data = sample(core, 32)
-    method, balance_only = (DB(DBConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12))
+    method, balance_only = (DAGKL(DAGKLConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12))
     core.networks = method.networks(core.model)
     policy = list(core.model.adapters().values())
     total, gradient = gradients(method.losses(core, data), len(data), policy)
-    known = core.beta * core.look_ahead(data, torch.ones(32, 7, dtype=torch.bool))
-    (part,) = data.transitions(torch.arange(6).expand(32, 6), 1000)
-    balance, log_prob = method.balance(core, part, core.predict(part.z, part.k, part.conditioning), known)
-    table = balance.detach().view(6, 32)
+    (terms,) = method.terms(core, data, torch.arange(6).flip(0).expand(32, 6), 1000)
+    balance = terms.flow + terms.log_policy - terms.log_reference - terms.flow_next
+    log_prob, table = terms.log_policy, balance.detach().view(6, 32)
     advantages = []
     for column in -table:
         others = [torch.cat([column[:i], column[i + 1 :]]) for i in range(32)]
@@ -702,7 +702,7 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
         (NablaGFN(NablaConfig(**AT_START, reverse="pathwise", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
         (NablaGFN(NablaConfig(**AT_START, flow_target="adjoint")), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
         (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
-        (DB(DBConfig(residual=True, reduction="sum", trust=0)), 900, (3e-3, 0.1), (6e-3, 0.1)),
+        (ResDB(ResDBConfig()), 900, (3e-3, 0.1), (6e-3, 0.1)),
         (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
     ],
     ids=[

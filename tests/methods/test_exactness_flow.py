@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bench.methods.balance.softmax import TMPO, SoftmaxRTB
 from bench.methods.draft import DRaFT, DRaFTConfig
 from bench.methods.online_dpo import OnlineDPO, OnlineDPOConfig
-from bench.methods.rtb import SoftmaxRTB, SoftmaxRTBConfig
 from bench.methods.vgg_flow import VGGFlow, VGGFlowConfig
 from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, sample, with_rewards
 
@@ -38,7 +38,7 @@ def test_balance_within_a_group_has_the_gradient_of_its_equation(prior, micro_ba
         for rows in (torch.arange(0, 8, 2), torch.arange(1, 8, 2))
     ) / len(data)
     theirs = torch.cat([g.flatten() for g in torch.autograd.grad(expected, weights)])
-    method = SoftmaxRTB(SoftmaxRTBConfig(prior=prior))
+    method = (SoftmaxRTB if prior else TMPO)(Config())
     ours, gradient = gradients(method.losses(core, data), len(data), weights)
     assert ours == pytest.approx(expected.item(), rel=1e-10)
     assert torch.allclose(gradient, theirs, rtol=1e-8, atol=1e-12)
