@@ -1,5 +1,4 @@
-"""∇-GFlowNet: gradient-informed detailed balance (Liu et al., "Efficient Diversity-Preserving Diffusion Alignment via
-Gradient-Informed GFlowNets", ICLR 2025)."""
+"""∇-GFlowNet: gradient-informed detailed balance (Liu et al., ICLR 2025)."""
 
 from collections.abc import Callable, Iterator
 

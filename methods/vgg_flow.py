@@ -94,7 +94,7 @@ class VGGFlow(Method):
         return sum(losses.values()), metrics
 
     def beta_g_next(self, core: Core, part: Transitions, value_next: Tensor) -> Tensor:
-        """`β G(z_{k+1})` [n, *latent], detached; at the finished sample ν_φ counts as zero. value_next: `ν_φ(z_{k+1})`."""
+        """`β G(z_{k+1})` [n, *latent], detached, for `value_next = ν_φ(z_{k+1})`, which counts as zero at z_K."""
         inner, clean = part.unfinished, part.z_next
         if len(inner):
             z, k = part.z_next[inner], part.k[inner] + 1

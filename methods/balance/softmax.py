@@ -106,7 +106,7 @@ def pack_groups(prompts: list[str], size: int) -> list[Tensor]:
 
 
 def balance_groups(beta: float, parts: list[LogRatios]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each part `log softmax ℓ`, the losses and `∂L/∂ℓ`, all [n] and detached; the parts together hold whole groups."""
+    """`log softmax ℓ`, the losses and `∂L/∂ℓ` of each part, all [n] and detached; together they hold whole groups."""
     prompts = [prompt for part in parts for prompt in part.prompts]
     log_ratio = torch.cat([part.log_ratio for part in parts]).requires_grad_()
     log_softmax = log_softmax_by_prompt(prompts, log_ratio)
