@@ -17,7 +17,7 @@ from bench.runtime import memory
 from bench.runtime.meter import Meter
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
-from bench.sampling.trajectory import Batch, Noised, Trajectory, Transitions, join, rollout
+from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
 
 PRIOR_NOT_FINITE = (
     "The prior's own samples are not finite, so no training did this: check the model's weights, or use "
@@ -202,58 +202,6 @@ class Core:
                 found.append((rewards.detach(), gradient(self.reward_name, rewards, part)))
         rewards, gradients = map(torch.cat, zip(*found, strict=True))
         return rewards, gradients
-
-    def look_ahead(self, data: Trajectory, states: Tensor) -> Tensor:
-        """Rewards `r(decode(ẑ_θ(z_k)))` [B, K+1] at the `states`, bool [B, K+1] on the CPU, and NaN elsewhere.
-
-        Each is scored as by `predict_and_score`; at k = K the latent is the finished sample itself.
-        """
-        found = data.latents.new_full(states.shape, float("nan"))
-        for part in states.nonzero().split(self.micro_batch):
-            prompts = [data.prompts[i] for i in part[:, 0].tolist()]
-            inner = upload((part[:, 1] < self.kernel.steps).nonzero().flatten(), found.device)
-            row, k = upload(part, found.device).unbind(1)
-            z = data.latents[row, k]
-            with torch.no_grad():
-                if len(inner):
-                    output = self.predict(z[inner], k[inner], data.conditioning[row[inner]], guided=False)
-                    z[inner] = self.kernel.clean(z[inner], output, k[inner])
-                found[row, k] = self.reward(z, prompts)
-        return found
-
-    def predict_and_score(self, part: Transitions) -> tuple[Tensor, Tensor]:
-        """The policy's output `o_θ(z_k)` [n, *latent], and rewards `r(decode(ẑ_θ(z_k)))` [n], in one pass.
-
-        The rewards are those of the conditional prediction alone (no guidance), without gradient.
-        """
-        output, conditional = self.model.predict_both(part.z, self.kernel.timesteps[part.k], part.conditioning)
-        with torch.no_grad():
-            return output, self.reward(self.kernel.clean(part.z, conditional, part.k), part.prompts)
-
-    def lean_adjoint(self, data: Trajectory, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """`a_K = −β ∇ r(decode(z_K))`, `a_k = (∂μ_#/∂z_k)ᵀ a_{k+1}` at sampled states (Domingo-Enrich et al., 2025).
-
-        first: long [B] on the CPU, the earliest step of each row that is asked for (None: 0); what lies before is NaN.
-        Returns `a_0 … a_K` [B, K+1, *latent], the prior's means `μ_#(z_k)` [B, K, *latent] and the rewards [B], all
-        detached; computed in parts of `micro_batch` rows.
-        """
-        first = torch.zeros(len(data), dtype=torch.long) if first is None else first
-        pairs = zip(data.split(self.micro_batch), first.split(self.micro_batch), strict=True)
-        adjoint, means, rewards = map(torch.cat, zip(*(self._lean_adjoint(*pair) for pair in pairs), strict=True))
-        return adjoint, means, rewards
-
-    def _lean_adjoint(self, data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rewards, gradient = self.reward_gradient(data.latents[:, -1], data.prompts)
-        adjoint = torch.full_like(data.latents, float("nan"))
-        adjoint[:, -1] = -self.beta * gradient
-        means = torch.full_like(data.latents[:, 1:], float("nan"))
-        for k in reversed(range(int(first.min()), self.kernel.steps)):
-            row = upload((first <= k).nonzero().flatten(), adjoint.device)
-            z = data.latents[row, k].detach().requires_grad_()
-            mean = self.kernel.mean(z, self.predict(z, k, data.conditioning[row], prior=True), k)
-            adjoint[row, k] = torch.autograd.grad(mean, z, adjoint[row, k + 1])[0]
-            means[row, k] = mean.detach()
-        return adjoint, means, rewards
 
     def renoise(self, data: Batch, z: Tensor, k: int, copy: int) -> Tensor:
         """A draw of the noising kernel `p_B(z_k | z_{k+1} = z)`, named by the sample and the number of the copy."""

@@ -62,6 +62,15 @@ _AWM = {
 _RAM = {"method.advantage": "reward", "method.anchors.prior": 1.0}
 _RVM = {"method.advantage": "normalised", "method.factor": 0.5, "method.anchors.prior": Renamed("method.kl")}
 _TILT = {"method.advantage": "tilt", "method.sampler": "old", "method.anchors.old": 1.0}
+# One class with options was db, res_db and dag_kl; another rtb_softmax and tmpo; another vgg_flow and vgg_flow_pruned.
+_NO_POLICY_GRADIENT = {"method.clip": None, "method.advantage_clip": 5.0, "method.policy_weight": 1.0}
+_NO_VALUE_NETWORK = {
+    "method.value_network": False,
+    "method.gradient_at": "sample",
+    "method.consistency": 1.0,
+    "method.terminal": 1000.0,
+    "method.channels": [64, 128, 256, 256],
+}
 
 # method → former key → what it is now, or the only value that a row of this method may have: its options were given by
 # name to one class of many methods, and are now what the method's own class does.
@@ -80,6 +89,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ram": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _NO_NORMALISATION | _RAM,
     "rvm": _REGRESSION | _NO_STAGES | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _RVM,
     "tilt_matching": _REGRESSION | _NO_OLD_POLICY | _NO_LIKELIHOOD | _NO_AVERAGE | _NO_NORMALISATION | _TILT,
+    "rtb_softmax": {"method.prior": True},
+    "tmpo": {"method.prior": False},
+    "db": {"method.residual": False} | _NO_POLICY_GRADIENT,
+    "res_db": {"method.residual": True} | _NO_POLICY_GRADIENT,
+    "dag_kl": {"method.residual": False},
+    "vgg_flow": {"method.value_network": True, "method.gradient_at": "prediction"},
+    "vgg_flow_pruned": _NO_VALUE_NETWORK,
 }
 
 

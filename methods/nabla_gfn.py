@@ -1,9 +1,9 @@
-"""∇-GFlowNet: gradient-informed detailed balance (Liu et al., "Efficient Diversity-Preserving Diffusion Alignment via
-Gradient-Informed GFlowNets", ICLR 2025)."""
+"""∇-GFlowNet: gradient-informed detailed balance (Liu et al., ICLR 2025)."""
 
 from collections.abc import Callable, Iterator
 
 import torch
+from bench.methods.adjoint_matching import lean_adjoint
 from bench.methods.nabla_config import NablaConfig
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ class NablaGFN(Method):
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
         steps = core.choose_steps(data, self.config.fraction)
-        tables = core.lean_adjoint(data, steps.min(1).values)[:2] if self.config.flow_target == "adjoint" else ()
+        tables = lean_adjoint(core, data, steps.min(1).values)[:2] if self.config.flow_target == "adjoint" else ()
         for part in data.transitions(steps, core.micro_batch):
             values, metrics = self.transition_losses(core, part, tuple(table[part.row, part.k] for table in tables))
             yield Loss(values / steps.shape[1], metrics)

@@ -101,9 +101,10 @@ class Trajectory(Batch):
             raise ValueError(f"steps has {steps.shape[0]} rows for a trajectory of {len(self)}")
         rows = torch.arange(len(self)).repeat(steps.shape[1])
         for row, k in zip(rows.split(size), steps.T.flatten().split(size), strict=True):
-            yield self._transitions(row, k)
+            yield self.transitions_at(row, k)
 
-    def _transitions(self, row: Tensor, k: Tensor) -> "Transitions":
+    def transitions_at(self, row: Tensor, k: Tensor) -> "Transitions":
+        """The n transitions of trajectory `row[i]` at step `k[i]`; both long [n], on the CPU."""
         prompts, samples = _rows(self.prompts, row), _rows(self.samples, row)
         split = (k + 1 < self.steps).nonzero().flatten(), (k + 1 == self.steps).nonzero().flatten()
         row, k, unfinished, finished = (upload(index, self.latents.device) for index in (row, k, *split))

@@ -71,10 +71,9 @@ def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
     return torch.exp(values - log_mean).where(same.sum(1) > 1, 1)
 
 
-def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> tuple[Tensor, Tensor]:
-    """`log softmax` of values [B] within each group, and which samples share a group, 0 or 1 [B, B]."""
-    same = _same_prompt(prompts, values)
-    return values - torch.logsumexp(values + same.log(), 1), same
+def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> Tensor:
+    """`log softmax` [B] of values [B] within each group."""
+    return values - torch.logsumexp(values + _same_prompt(prompts, values).log(), 1)
 
 
 def best_and_worst(prompts: list[str], rewards: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
-from bench.methods.db import DB, DBConfig
+from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
+from bench.methods.balance.dag_kl import DAGKL
+from bench.methods.balance.db import DB
 from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
@@ -368,7 +369,7 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     core = Core(Closed(), kernel, Undulating(Config()), beta=params["reward_multiplier"])
     names = [(str(i), 0) for i in range(len(latents))]
     data = Trajectory([prompt for prompt, _ in names], names, torch.zeros(len(latents), 1), latents=latents)
-    adjoint, means, rewards = core.lean_adjoint(data)
+    adjoint, means, rewards = lean_adjoint(core, data)
     std = kernel.std(torch.arange(kernel.steps), latents[0, 1:])
     with torch.no_grad():
         finetuned = [
@@ -386,10 +387,10 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     }
 
     # Their code pairs step k with a_k, ours with a_{k+1}: hand ours the states one place later.
-    def one_later(data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def one_later(core: Core, data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([adjoint[:, :1], adjoint[:, :-1]], 1), means, rewards
 
-    monkeypatch.setattr(core, "lean_adjoint", one_later)
+    monkeypatch.setattr("bench.methods.adjoint_matching.lean_adjoint", one_later)
     method, theirs = AdjointMatching(AdjointMatchingConfig(fraction=1)), case["loss_all_timesteps"]
     loss = sum(part.values.sum() for part in method.losses(core, data)) / len(data)
     (gradient,) = torch.autograd.grad(loss, core.model.weights)
@@ -415,11 +416,25 @@ class Guided(Closed):
         return unconditional + self.guidance * (conditional - unconditional) if guided else conditional
 
 
-class PublishedDB(DB):
-    """Flow and rewards are the stored values: what produced them is a stub there and has its own tests here."""
+class StoredFlow(DB):
+    """DAG-DB on given transitions, with stored flows: there a stub produced them, here they have tests of their own."""
 
-    def flow(self, core, part, z, k, known):
-        return self.stored[int((k == part.k + 1).all())]
+    part: Transitions
+    flows: tuple[Tensor, Tensor]
+
+    def steps(self, core, data):
+        return torch.zeros(len(data), 1)
+
+    def terms(self, core, data, steps, size, rewards=None):
+        output = core.predict(self.part.z, self.part.k, self.part.conditioning)
+        yield self.balance(core, self.part, output, torch.zeros(0))
+
+    def flow(self, core, part, z, k, rewards):
+        return self.flows[int((k == part.k + 1).all())]
+
+
+class StoredFlowDAGKL(StoredFlow, DAGKL):
+    """The same of DAG-KL."""
 
 
 @pytest.mark.parametrize("case", golden("item3_dag")["cases"], ids=lambda c: c["tag"])
@@ -438,20 +453,23 @@ def test_dag(case, table, record_property):
     )  # fmt: skip
     kl = params["klpf"] > 0
     # their trust term is the plain mean of squares, as ours; β is in the stored flows
-    config = {"clip": params["clip_range"] if kl else None, "policy_weight": params["klpf"] if kl else 1.0}
-    method = PublishedDB(DBConfig(trust=params["unetreg"], advantage_clip=params["adv_clip_max"], **config))
+    method_class, options = StoredFlow, {"trust": params["unetreg"]}
+    if kl:
+        method_class = StoredFlowDAGKL
+        options |= {"clip": params["clip_range"], "policy_weight": params["klpf"]}
+        options |= {"advantage_clip": params["adv_clip_max"]}
+    method = method_class(method_class.Config(**options))
     leaves = [field[name].clone().requires_grad_() for name in ("flow_model_out", "flow_model_out_next")]
     rewards, ends = [field["reward_hat"], field["reward_hat_next"]], field["end_mask"]
     now, after = (leaf + core.beta * reward for leaf, reward in zip(leaves, rewards, strict=True))
     after = torch.where(ends, core.beta * field["terminal_reward"], after)
-    method.stored = now, after
+    method.part, method.flows = part, (now, after)
     eps = core.predict(part.z, k, part.conditioning)
     std, (back_mean, back_std) = kernel.std(k, part.z), kernel.noising(part.z_next, k)
     count = part.z[0].numel()
-    balance, log_prob = method.balance(core, part, eps, now)
-    advantages = method.advantages(balance.detach(), 3) if kl else None
-    values, parts = method.transition_losses(part, eps, balance, log_prob, advantages)
-    gradients = torch.autograd.grad(values.mean(), [core.model.weights, *leaves])
+    (terms,) = method.terms(core, part, None, 0)
+    (loss,) = method.losses(core, part)
+    gradients = torch.autograd.grad(loss.values.mean(), [core.model.weights, *leaves])
     clean = kernel.clean(part.z, core.predict(part.z, k, part.conditioning, guided=False), k)
     inner = ~ends  # the last transition's next state is finished
     following = k[inner] + 1
@@ -467,20 +485,21 @@ def test_dag(case, table, record_property):
         "std": error(std.flatten(), field["pf_std"]),
         "noising mean": error(back_mean, field["pb_mean"]),
         "noising std": error(back_std.flatten(), field["pb_std"]),
-        "log p_θ": error(log_prob, field["log_pf"]),
+        "log p_θ": error(terms.log_policy, field["log_pf"]),
         "log p_B": error(gaussian_log_prob(part.z, back_mean, back_std) / count, field["log_pb"]),
         "clean": error(clean, field["x0hat_for_reward"]),
         "next clean": error(clean_next, field["x0hat_next_for_reward"][inner]),
         "flows": max(error(now, field["flow_total"]), error(after, field["flow_next_total"])),
-        "losses": error(values, field["losses_before_mean"]),
+        "losses": error(loss.values, field["losses_before_mean"]),
         "gradient of ε": error(gradients[0], [theirs["a"], theirs["b"]]),
         "gradient of f_φ": error(torch.stack(gradients[1:]), [theirs["flow_model_out"], theirs["flow_model_out_next"]]),
     }
     if kl:
         stored = case["kl"]
-        errors["advantages"] = error(advantages, stored["advantages"])
-        errors["policy"] = error(parts["policy"] / params["klpf"], stored["losses_klpf"])
-        ratio = torch.exp(log_prob - part.log_prob / count)
+        residual = terms.flow + terms.log_policy - terms.log_reference - terms.flow_next
+        errors["advantages"] = error(method.advantages(residual.detach(), 3), stored["advantages"])
+        errors["policy"] = error(loss.metrics["policy"] / params["klpf"], stored["losses_klpf"])
+        ratio = torch.exp(terms.log_policy - part.log_prob / count)
         errors["ratio"] = error(ratio, stored["ratio"])
     record_property("relative_errors", errors)
     assert max(errors.values()) < TOLERANCE, errors
