@@ -21,7 +21,14 @@ class Renamed:
 
 # method → former key → what it is now, or the only value that a row of this method may have: its options were given by
 # name to one class of many methods, and are now what the method's own class does.
-METHODS: Mapping[str, Mapping[str, Any]] = {}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "draft": {"method.leap": False, "method.renoise": 0, "method.start": None},
+    "draft_1": {"method.depth": 1, "method.leap": False, "method.renoise": 0, "method.start": None},
+    "draft_full": {"method.depth": 0, "method.leap": False, "method.renoise": 0, "method.start": None},
+    "draft_lv": {"method.depth": 1, "method.leap": False, "method.start": None},
+    "leap_align": {"method.depth": 5, "method.leap": True, "method.renoise": 0, "method.start": None},
+    "alignprop": {"method.depth": 5, "method.leap": False, "method.renoise": 0},
+}
 
 
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:

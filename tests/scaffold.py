@@ -142,6 +142,11 @@ def gaussian_core(
     return Core(model, kernel, reward(Config()), BETA, micro_batch=64, sample_batch=4096)
 
 
+def places(core: Core) -> Tensor:
+    """Long [K]: where the affine networks' tables hold the sampler's steps."""
+    return core.kernel.timesteps.round().long()
+
+
 def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:
     """Trajectories of `rows` samples, each with its own prompt."""
     batch = core.batch((f"prompt {i}", 0) for i in range(first, first + rows))
