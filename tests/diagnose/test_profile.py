@@ -1,13 +1,13 @@
 """What `bench profile --all` calls necessary, against counts by hand, and what it measures beside it."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import Config, registry
+from bench import registry
 from bench.diagnose.nfe import FORMULAS, Rows, Setting, necessary
+from bench.diagnose.selftest.scaffold import gaussian_core, method_of
 
 K, B = 4, 3
 APART = [[0, 3]] * B  # two transitions a trajectory, with nothing to share
@@ -70,23 +70,14 @@ SHARED = {  # z_3 is both ahead and chosen
 JUST_THAT = {"db", "ddpo", "rtb", "velocity_matching", "draft", "alignprop", "leap_align", "refl"}  # files
 
 
-def options(name: str) -> Config:
-    """A method's options with its preset's."""
-    plugin, found = registry.find("methods", name), registry.load("methods", name)
-    own = {key.removeprefix("method."): value for key, value in plugin.preset.items() if key.startswith("method.")}
-    return found.Config(**own)
-
-
 def count(name: str, chosen: list[list[int]], rows: int = 2) -> Rows:
-    """With a method's random choice of steps replaced by `chosen`."""
-    method = registry.load("methods", name)(options(name))
+    target, method = registry.find("methods", name).target, method_of(name)
+    if target in FORMULAS:
+        return FORMULAS[target](method.config, Setting(K, rows, chosen))
     method.steps = lambda core, batch: torch.tensor(chosen)
-    core = SimpleNamespace(
-        kernel=SimpleNamespace(steps=K), model=SimpleNamespace(rows=lambda guidance: rows, guidance=None)
-    )
-    if method.nfe(core, chosen):
-        return necessary("", core, method, chosen)
-    return FORMULAS[registry.find("methods", name).target](options(name), Setting(K, rows, chosen))
+    core = gaussian_core(K)
+    core.model.rows = lambda guidance: rows
+    return necessary(target, core, method, core.batch((str(i), 0) for i in range(len(chosen))))
 
 
 @pytest.mark.parametrize("name", BY_HAND)
