@@ -203,10 +203,13 @@ class Core:
         rewards, gradients = map(torch.cat, zip(*found, strict=True))
         return rewards, gradients
 
-    def renoise(self, data: Batch, z: Tensor, k: int, copy: int) -> Tensor:
-        """A draw of the noising kernel `p_B(z_k | z_{k+1} = z)`, named by the sample and the number of the copy."""
-        mean, std = self.kernel.noising(z, k)
-        return mean + std * upload(Noise(self.seed, "renoise", data.samples)(copy, z.shape[1:]), z.device).to(z.dtype)
+    def noise(self, data: Batch, draw: int, *, like: Tensor) -> Tensor:
+        """Standard normal noise shaped like `like` [B, *latent], named by the sample and the number of the draw.
+
+        It is apart from the noise of every rollout.
+        """
+        noise = Noise(self.seed, "renoise", data.samples)(draw, like.shape[1:])
+        return upload(noise, like.device).to(like.dtype)
 
     def noised(self, data: Trajectory, steps: Tensor, size: int) -> Iterator[Noised]:
         """Finished samples `z_K` with new noise, `α_k z_K + s_k ε`, in micro-batches of at most `size` rows.
@@ -278,27 +281,3 @@ class Core:
         holding = np.convolve(np.ones(places), np.ones(length))  # how many windows hold a step
         weights = np.append(length * places / (others * holding), 1.0)
         return torch.tensor(steps), upload(torch.tensor(weights, dtype=torch.float32), self.model.device)
-
-    def choose_late_step(self, data: Batch, window: float) -> Tensor:
-        """Long [B]: for every row one random step among the last `window` of all, named by the sample."""
-        first = min(int(self.kernel.steps * (1 - window)), self.kernel.steps - 1)
-        return torch.tensor([int(self.rng(*name).integers(first, self.kernel.steps)) for name in data.samples])
-
-    def choose_pair(self, data: Batch) -> Tensor:
-        """Long [B, 2]: for every row two different random steps, the earlier one first, named by the sample."""
-        if self.kernel.steps < 2:
-            raise BenchError("two different steps need sampler.steps ≥ 2.")
-        pairs = [self.rng(*name).choice(self.kernel.steps, 2, False) for name in data.samples]
-        return torch.tensor(np.sort(np.stack(pairs), 1))
-
-    def choose_start(self, data: Batch, mean: float, deviation: float) -> Tensor:
-        """Long [B]: for every row a step `int(N(mean·K, deviation·K))`, redrawn until it is one of 1 … K−1."""
-        steps, chosen = self.kernel.steps, []
-        if steps < 2:
-            raise BenchError("a random first step of the gradient needs sampler.steps ≥ 2.")
-        for name in data.samples:
-            rng, step = self.rng(*name), 0
-            while not 1 <= step < steps:
-                step = int(rng.normal(mean * steps, deviation * steps))
-            chosen.append(step)
-        return torch.tensor(chosen)

@@ -159,31 +159,13 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
             _TILT,
             "tilt matching: regression in stages, each of which tilts the one before by exp(βr / stages)",
         ),
-        "draft": Plugin("bench.methods.draft:DRaFT", text="DRaFT-5: backpropagation through the last 5 steps"),
-        "draft_1": Plugin(
-            "bench.methods.draft:DRaFT", {"method.depth": 1}, "DRaFT-1: backpropagation through the last step"
-        ),
-        "draft_full": Plugin(
-            "bench.methods.draft:DRaFT", {"method.depth": 0}, "DRaFT: backpropagation through all steps"
-        ),
-        "draft_lv": Plugin(
-            "bench.methods.draft:DRaFT",
-            {"method.depth": 1, "method.renoise": 2},
-            "DRaFT-LV: the last step, averaged over two re-noised copies of it",
-        ),
-        "leap_align": Plugin(
-            "bench.methods.draft:DRaFT",
-            {"method.leap": True},
-            "LeapAlign: two leaps between random steps stand in for the trajectory's gradient",
-        ),
-        "alignprop": Plugin(
-            "bench.methods.draft:DRaFT",
-            {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3},
-            "AlignProp: backpropagation from a random step on",
-        ),
-        "refl": Plugin(
-            "bench.methods.refl:ReFL", text="ReFL: reward gradient of the clean prediction at one random late step"
-        ),
+        "draft": Plugin("bench.methods.backprop.draft:DRaFT"),
+        "draft_1": Plugin("bench.methods.backprop.draft:DRaFT1"),
+        "draft_full": Plugin("bench.methods.backprop.draft:DRaFTFull"),
+        "draft_lv": Plugin("bench.methods.backprop.draft:DRaFTLV"),
+        "leap_align": Plugin("bench.methods.backprop.leap_align:LeapAlign"),
+        "alignprop": Plugin("bench.methods.backprop.alignprop:AlignProp"),
+        "refl": Plugin("bench.methods.backprop.refl:ReFL"),
         "adjoint_matching": Plugin(
             "bench.methods.adjoint_matching:AdjointMatching",
             text="regression of the control on the lean adjoint: samples from p_# exp(βr)",

@@ -96,6 +96,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "dag_kl": {"method.residual": False},
     "vgg_flow": {"method.value_network": True, "method.gradient_at": "prediction"},
     "vgg_flow_pruned": _NO_VALUE_NETWORK,
+    "draft": {"method.leap": False, "method.renoise": 0, "method.start": None},
+    "draft_1": {"method.depth": 1, "method.leap": False, "method.renoise": 0, "method.start": None},
+    "draft_full": {"method.depth": 0, "method.leap": False, "method.renoise": 0, "method.start": None},
+    "draft_lv": {"method.depth": 1, "method.leap": False, "method.start": None},
+    "leap_align": {"method.depth": 5, "method.leap": True, "method.renoise": 0, "method.start": None},
+    "alignprop": {"method.depth": 5, "method.leap": False, "method.renoise": 0},
 }
 
 

@@ -113,23 +113,6 @@ def adjoint_matching(config: Any, setting: Setting) -> Rows:
     return _rows(setting, transitions + prior, transitions + prior - len(setting.chosen))
 
 
-def backpropagation(config: Any, setting: Setting) -> Rows:
-    """A rollout inside the loss, back to its first step with gradient; DRaFT-LV adds and trains new last steps.
-
-    LeapAlign's rollout has no gradient, and two predictions learn.
-    """
-    count, new = len(setting.chosen), config.renoise
-    if config.leap:
-        return _rows(setting, (setting.steps + 2) * count, 2 * count, rollout=0)
-    back = new * count if new else sum(setting.steps - start for (start,) in setting.chosen)
-    return _rows(setting, (setting.steps + new) * count, back, rollout=0)
-
-
-def late_step(config: Any, setting: Setting) -> Rows:
-    """ReFL: a rollout up to z_m inside the loss, and the prediction there, which alone learns."""
-    return _rows(setting, sum(step + 1 for (step,) in setting.chosen), len(setting.chosen), rollout=0)
-
-
 def velocity_matching(config: Any, setting: Setting) -> Rows:
     """At every noised sample the policy, and each network that it is compared with; the policy alone learns."""
     states = sum(map(len, setting.chosen))
@@ -148,8 +131,6 @@ FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the 
     "bench.methods.online_dpo:OnlineDPO": preferences,
     "bench.methods.vgg_flow:VGGFlow": value_gradient,
     "bench.methods.adjoint_matching:AdjointMatching": adjoint_matching,
-    "bench.methods.draft:DRaFT": backpropagation,
-    "bench.methods.refl:ReFL": late_step,
 }
 
 
@@ -172,10 +153,6 @@ def _chosen(core: Core, method: Method, batch: Batch) -> list[list[int]]:
         return method.steps(core, batch).tolist()
     if hasattr(config, "fraction"):
         return core.choose_steps(batch, config.fraction).tolist()
-    if hasattr(config, "depth"):
-        return method.starts(core, batch)[:, None].tolist()
-    if hasattr(config, "window"):
-        return core.choose_late_step(batch, config.window)[:, None].tolist()
     return [list(range(core.kernel.steps))] * len(batch)
 
 

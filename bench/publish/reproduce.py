@@ -59,7 +59,7 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     Raises BenchError if this version knows it no longer, or would compute another.
     """
     first = rows.iloc[0]
-    settings = json.loads(first["settings"])
+    settings = current(json.loads(first["settings"]))
     settings.pop(FINGERPRINT, None)
     if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
         raise BenchError(f"--set {foreign[0]} would make another run: only {', '.join(EXECUTION)} may change.")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from bench.methods.adjoint_matching import AdjointMatching
-from bench.methods.draft import DRaFT
 from bench.methods.policy_gradient.ddpo import DDPO
+from bench.methods.backprop.draft import DRaFT
 from scaffold import ROOT, by_class
 from torch import Tensor
 

@@ -5,15 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
+from bench.methods.backprop.draft import DRaFT1, DRaFTFull
 from bench.methods.balance.db import ResDB, ResDBConfig
 from bench.methods.balance.rtb import RTB, RTBConfig
-from bench.methods.draft import DRaFT, DRaFTConfig
 from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
 from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
 from bench.methods.policy_gradient.dpok import DPOK, DPOKConfig
 from bench.methods.policy_gradient.grpo import GRPO, GRPOConfig
-from bench.methods.refl import ReFL, ReFLConfig
 from linear_gaussian import PATHS, everything, losses_and_departures, moments, places, shift_policy, truth_of
 from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, sample, with_rewards
 from torch import Tensor
@@ -21,8 +20,9 @@ from torch import Tensor
 from bench.core import Core
 from bench.method import Method
 from bench.models.stable_diffusion import StableDiffusion
+from bench.options import Config
 from bench.runtime.meter import Meter
-from bench.sampling.noise import Noise, generator
+from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch
 from bench.training.advantages import group_baseline, group_normalised
 
@@ -158,12 +158,13 @@ def test_ddpo_gradient_of_one_step():
     assert ((found - expected).abs() < 4 * error).all()
 
 
-@pytest.mark.parametrize(("depth", "fraction"), [(1, 0.0), (0, 1.0)])
+@pytest.mark.parametrize(("depth", "fraction"), [("last", 0.0), ("all", 1.0)])
 def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
     """Score function and reparameterisation are two estimators of `∇ E[r]`, of the last step and of all steps."""
     core, rows, steps = gaussian_core(4, Wavy, spacing="trailing", final=0.95), 2048, 4
     core.model.adapters()["bias"].data[places(core)] = 0.2
-    ddpo, draft = DDPO(DDPOConfig(fraction=fraction)), DRaFT(DRaFTConfig(depth=depth))
+    ddpo = DDPO(DDPOConfig(fraction=fraction))
+    draft = {"last": DRaFT1, "all": DRaFTFull}[depth](Config())
     data = ddpo.prepare(core, with_rewards(core, sample(core, rows)))
     score, score_error = chunk_gradients(core, ddpo, data)
     path, path_error = chunk_gradients(core, draft, core.batch(data.samples))
@@ -172,7 +173,7 @@ def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
     error = ((score_error * scale) ** 2 + path_error**2).sqrt()
     assert ((score * scale - path).abs() <= 4 * error).all()
     assert error.norm() < 0.1 * path.norm()  # Monte Carlo
-    assert (path[:-2] != 0).all() == (depth == 0)
+    assert (path[:-2] != 0).all() == (depth == "all")
 
 
 def test_ddpo_ratio_is_one_on_policy_and_clips_on_the_right_side_only():
@@ -231,41 +232,6 @@ def test_group_advantages():
     assert torch.allclose(group_normalised(prompts, rewards), expected, atol=1e-5)
 
 
-# DRaFT ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("depth", [1, 2, 0])
-def test_draft_gradient_is_the_derivative_of_the_reward(depth):
-    """Central differences over every parameter of the last steps; nothing reaches the steps before them."""
-    core, steps = gaussian_core(4, Wavy), 4
-    method = DRaFT(DRaFTConfig(depth=depth))
-    adapters = core.model.adapters()
-    for table, value in zip(adapters.values(), (0.2, -0.1), strict=True):
-        table.data[places(core)] = value
-    batch = core.batch((f"prompt {i}", 0) for i in range(4))
-
-    def loss() -> float:
-        with torch.no_grad():
-            z = core.rollout(batch).latents[:, -1]
-            return -core.reward(z, batch.prompts).mean().item()
-
-    total, _ = gradients(method.losses(core, batch), 4, everything(core))
-    assert total == pytest.approx(loss(), rel=1e-12)
-    for table in adapters.values():
-        for k, t in enumerate(places(core).tolist()):
-            for i in range(2):
-                if k < steps - (depth or steps):
-                    assert table.grad[t, i] == 0
-                    continue
-                before, h = table.data[t, i].item(), 1e-5
-                table.data[t, i] = before + h
-                above = loss()
-                table.data[t, i] = before - h
-                difference = (above - loss()) / (2 * h)
-                table.data[t, i] = before
-                assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9)
-
-
 # The prior's network beside the finetuned one -----------------------------------------------------------------------
 
 
@@ -297,42 +263,6 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
-# ReFL -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("margin", [None, 0.5])
-def test_refl_gradient_is_the_derivative_of_one_steps_reward(margin):
-    """Central differences in the weights of the drawn step, at the state that was reached; nothing reaches others."""
-    core, rows = gaussian_core(8, Wavy), 6
-    method = ReFL(ReFLConfig(window=0.5, margin=margin, scale=0.1))
-    adapters = core.model.adapters()
-    for table, value in zip(adapters.values(), (0.2, -0.1), strict=True):
-        table.data[places(core)] = value
-    batch = core.batch((f"prompt {i}", 0) for i in range(rows))
-    chosen = core.choose_late_step(batch, 0.5)
-    assert chosen.min() >= 4
-    assert len(chosen.unique()) > 1
-    states = core.rollout(batch).latents[torch.arange(rows), chosen].detach()
-
-    def loss() -> float:
-        with torch.no_grad():
-            clean = core.kernel.clean(states, core.predict(states, chosen, batch.conditioning), chosen)
-            rewards = core.reward(clean, batch.prompts)
-        return 0.1 * (-rewards if margin is None else (margin - rewards).clamp(min=0)).mean().item()
-
-    total, _ = gradients(method.losses(core, batch), rows, everything(core))
-    assert total == pytest.approx(loss(), rel=1e-12)
-    for table in adapters.values():
-        for k, t in enumerate(places(core).tolist()):
-            for i in range(2):
-                before, h = table.data[t, i].item(), 1e-5
-                table.data[t, i] = before + h
-                above = loss()
-                table.data[t, i] = before - h
-                difference = (above - loss()) / (2 * h)
-                table.data[t, i] = before
-                assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), k
-    assert table.grad[places(core)[:4]].abs().max() == 0
 
 
 # The lean adjoint as the flow's target ------------------------------------------------------------------------------
@@ -383,63 +313,6 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
             assert abs(reached / asked - 1) > 0.5
 
 
-# AlignProp and DRaFT-LV ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{"start": (0.6, 0.2)}, {"depth": 1, "renoise": 2}], ids=["alignprop", "draft_lv"])
-def test_truncated_backpropagation_against_finite_differences(options):
-    """Central differences in the parameters of the steps with gradient, the rest of the chain held fixed."""
-    core, rows, h = gaussian_core(5, Wavy), 6, 1e-5
-    method, batch = DRaFT(DRaFTConfig(**options)), core.batch((f"prompt {i}", 0) for i in range(6))
-    for table, value in zip(core.model.adapters().values(), (0.2, -0.1), strict=True):
-        table.data[places(core)] = value
-    fixed = core.rollout(batch).latents  # under the unmoved policy
-    starts = method.starts(core, batch)
-    assert len(set(starts.tolist())) > 1 or options.get("renoise")
-    clean = fixed[:, -1]
-
-    def loss() -> float:
-        finals = []
-        for i, start in enumerate(starts.tolist()):
-            row = batch[i : i + 1]
-            if options.get("renoise"):
-                for copy in range(2):
-                    noise = Noise(core.seed, "renoise", row.samples)(copy, (2,)).double()
-                    mean, std = core.kernel.noising(clean[i : i + 1], start)
-                    z = mean + std * noise
-                    finals.append(core.kernel.mean(z, core.predict(z, start, row.conditioning), start))
-                continue
-            z, noise = fixed[i : i + 1, start], Noise(core.seed, "train", row.samples)
-            for k in range(start, core.kernel.steps):
-                mean = core.kernel.mean(z, core.predict(z, k, row.conditioning), k)
-                z = mean + core.kernel.std(k, z) * noise(k + 1, (2,)).double()
-            finals.append(z)
-        with torch.no_grad():
-            return -float(core.reward_model(torch.cat(finals), []).mean())
-
-    total, _ = gradients(method.losses(core, batch), rows, everything(core))
-    assert total == pytest.approx(loss(), rel=1e-12)
-    for table in core.model.adapters().values():
-        for k, t in enumerate(places(core).tolist()):
-            for i in range(2):
-                before = table.data[t, i].item()
-                table.data[t, i] = before + h
-                above = loss()
-                table.data[t, i] = before - h
-                difference = (above - loss()) / (2 * h)
-                table.data[t, i] = before
-                assert table.grad[t, i].item() == pytest.approx(difference, rel=1e-6, abs=1e-9), (k, i)
-        assert table.grad[places(core)[-1]].any()
-        assert not table.grad[places(core)[0]].any()
-
-
-def test_alignprop_draws_the_published_steps():
-    core = gaussian_core(50)
-    batch = core.batch((f"prompt {i}", 0) for i in range(2000))
-    starts = DRaFT(DRaFTConfig(start=(0.84, 0.1))).starts(core, batch).double()
-    assert starts.min() >= 1
-    assert starts.max() == 49
-    assert starts.mean() == pytest.approx(41.2, abs=0.4)  # int(N(42, 5)), redrawn beyond 49
 
 
 # Training -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from scaffold import Brightness, perturb
 
-from bench import Batch, Config, Core, Loss, Method, Needs, registry
+from bench import Batch, Config, Core, Loss, Method, Needs
+from bench.diagnose.selftest.scaffold import method_of
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime import processes
 from bench.sampling.kernel import ddim_kernel
@@ -48,12 +49,8 @@ def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) ->
     if name == "lopsided":
         method = Lopsided(Config())
     else:
-        chosen = registry.load("methods", name)
-        preset = registry.find("methods", name).preset
-        options = {"channels": [32, 32]} if name in ("nabla_gfn", "dag_kl") else {}
-        options |= {"fraction": 0.5} if name == "nabla_gfn" else {}  # a step whose flow learns, besides the last
-        options |= {key.removeprefix("method."): v for key, v in preset.items() if key.startswith("method.")}
-        method = chosen(chosen.Config(**options))
+        options = {"fraction": 0.5} if name == "nabla_gfn" else {}  # a step whose flow learns, besides the last
+        method = method_of(name, channels=[32, 32], **options)
     # 3 prompts x 2 samples in one update of 3 shards: two processes have two and one
     settings = TrainConfig(
         updates=stop or 4, prompts_per_round=3, samples_per_prompt=2, updates_per_round=1, checkpoint_every=1
