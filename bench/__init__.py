@@ -31,6 +31,7 @@ _PUBLIC = {
     "Measurement": "bench.metric",
     "Method": "bench.method",
     "Metric": "bench.metric",
+    "NFE": "bench.method",
     "Needs": "bench.method",
     "Noised": "bench.sampling.trajectory",
     "PromptStatistics": "bench.training.advantages",
