@@ -31,16 +31,6 @@ class Plugin:
     package: str = "nabla-bench"
 
 
-_NO_FLOW = {"method.flow": False, "optimizer.networks": {}}
-_PUBLISHED = {  # the choices of the authors' code
-    "method.weighting": "score",
-    "method.detach_target": False,
-    "method.reverse": "pathwise",
-    "method.reverse_at": "start",
-    "method.trust": 1e3,
-    "train.data_lag": 1,
-}
-_PLAIN = {"method.residual": False, "method.reverse": "pathwise", "method.reverse_at": "start"}
 _RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
 _GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
 _NFT = _GLOBAL | {
@@ -67,27 +57,11 @@ _PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "metho
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
-        "nabla_gfn": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", text="residual ∇-DB (∇-GFlowNet): samples from p_# exp(βr)"
-        ),
-        "nabla_gfn_noflow": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", _NO_FLOW, "residual ∇-DB's forward loss alone, without the flow network"
-        ),
-        "nabla_gfn_published": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", _PUBLISHED, "residual ∇-DB with the choices of the authors' code"
-        ),
-        "nabla_gfn_adjoint": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN",
-            {"method.flow_target": "adjoint", "method.reverse_at": "start"},
-            "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
-        ),
-        "nabla_gfn_shared": Plugin(
-            "bench.methods.nabla_shared:NablaGFNShared",
-            text="residual ∇-DB on neighbouring transitions, which share passes; a variant of ours",
-        ),
-        "nabla_db": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"
-        ),
+        "nabla_gfn": Plugin("bench.methods.nabla.residual:NablaGFN"),
+        "nabla_gfn_noflow": Plugin("bench.methods.nabla.residual:NablaGFNNoFlow"),
+        "nabla_gfn_published": Plugin("bench.methods.nabla.published:NablaGFNPublished"),
+        "nabla_gfn_adjoint": Plugin("bench.methods.nabla.adjoint:NablaGFNAdjoint"),
+        "nabla_db": Plugin("bench.methods.nabla.published:NablaDB"),
         "db": Plugin(
             "bench.methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"
         ),

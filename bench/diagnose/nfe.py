@@ -40,32 +40,6 @@ class Rows:
     backward: int
 
 
-def nabla(config: Any, setting: Setting) -> Rows:
-    """∇-DB: the policy at z_k and, for the reward gradient there, at z_{k+1}; the prior at z_k.
-
-    The policy takes one pass for parameters at z_k; its other cotangents depend on what that pass's loss holds.
-    """
-    forward, backward = 0, 0
-    pathwise = config.flow_target == "policy" and config.reverse == "pathwise"
-    for steps in map(set, setting.chosen):
-        ahead = {k + 1 for k in steps} - {setting.steps}  # z_K is scored as it is
-        if config.flow and config.reverse_at == "end":  # policy and prior at both; reward and prior back at the later
-            forward += 2 * len(steps | ahead)
-            backward += len(steps) + 2 * len(ahead)
-            continue
-        forward += len(steps | ahead)
-        backward += len(steps) + len(ahead)
-        if config.flow:  # the reward gradient at z_k; one with the look-ahead's unless the reverse score is added to it
-            backward += len(steps) if pathwise else len(steps - ahead)
-        if config.flow_target == "adjoint":  # down to the first a_k that is asked for; its means are the prior's
-            forward += setting.steps - min(steps)
-            backward += setting.steps - min(steps)
-        elif config.residual:
-            forward += len(steps)
-            backward += len(steps) if config.flow else 0  # the reverse score holds the prior's Jacobian
-    return _rows(setting, forward, backward)
-
-
 def balance(config: Any, setting: Setting) -> Rows:
     """Detailed balance: the policy, and the prior if residual; `x̂` at z_k is the text half of the policy's prediction.
 
@@ -122,8 +96,6 @@ def velocity_matching(config: Any, setting: Setting) -> Rows:
 
 
 FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
-    "bench.methods.nabla_gfn:NablaGFN": nabla,
-    "bench.methods.nabla_shared:NablaGFNShared": nabla,
     "bench.methods.db:DB": balance,
     "bench.methods.velocity_matching:VelocityMatching": velocity_matching,
     "bench.methods.rtb:RTB": trajectory_balance,
