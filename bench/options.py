@@ -1,5 +1,6 @@
 """Options: the base of everything that can be set, and how a mistake in them is told."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,15 @@ class Config(BaseModel):
     """Base of a plugin's options and of a run's settings: immutable, and an unknown key is an error, not ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested settings; an empty mapping is a value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def explain(mistake: Any, keys: list[str]) -> str:

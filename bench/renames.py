@@ -19,9 +19,21 @@ class Renamed:
     convert: Callable[[Any], Any] = lambda value: value
 
 
+# former key → what it is now, of every method
+GENERAL: Mapping[str, Renamed] = {
+    "model.lora_rank": Renamed("model.lora.rank"),
+    "model.lora_alpha": Renamed("model.lora.alpha"),
+}
+
 # method → former key → what it is now, or the only value that a row of this method may have: its options were given by
 # name to one class of many methods, and are now what the method's own class does.
 METHODS: Mapping[str, Mapping[str, Any]] = {}
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, with the renames that hold for every method."""
+    former = {key: GENERAL.get(key, Renamed(key)) for key in settings}
+    return {now.key: now.convert(settings[key]) for key, now in former.items()}
 
 
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +42,7 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises BenchError for a setting that is now another method's or nobody's.
     """
     former, found = METHODS.get(settings["method.name"], {}), {}
-    for key, value in settings.items():
+    for key, value in renamed(settings).items():
         now = former.get(key, Renamed(key))
         if isinstance(now, Renamed):
             found[now.key] = now.convert(value)

@@ -14,13 +14,14 @@ from bench import registry
 from bench.core import Core
 from bench.method import Loss, Method
 from bench.models.analytic import GaussianFlowModel, GaussianModel
+from bench.models.pipeline import PipelineModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.reward import Reward
 from bench.sampling.kernel import ddim_kernel, flow_kernel
 from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch, Trajectory
-from bench.settings import OptimizerConfig, TrainConfig
+from bench.settings import LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 BUILT_IN = registry.BUILT_IN["methods"]
@@ -35,6 +36,21 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def pipeline_model(
+    folder: Path,
+    kind: type[PipelineModel] = StableDiffusion,
+    *,
+    guidance: float = 3.0,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    rank: int = 2,
+    **options,
+) -> PipelineModel:
+    """The pipeline in `folder` with an adapter of a low rank; options: settings `model.…`."""
+    config = ModelConfig(name=str(folder), **{"lora": LoraConfig(rank=rank)} | options)
+    return kind.create(folder, config, guidance=guidance, device=device, seed=seed)
 
 
 def by_class(names: Iterable[str], *also: str) -> list:
@@ -136,9 +152,11 @@ def gaussian_core(
     kind = {"diffusion": GaussianModel, "flow": GaussianFlowModel}[path]
     model = kind(2, (0.7, -0.2), 0.6, dtype=torch.float64)
     if path == "flow":
-        kernel = flow_kernel(steps, eta=eta, spacing=model.spacing, dtype=torch.float64)
+        kernel = flow_kernel(steps, eta=eta, spacing=model.spec.spacing, dtype=torch.float64)
     else:
-        kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
+        kernel = ddim_kernel(
+            model.spec.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final
+        )
     return Core(model, kernel, reward(Config()), BETA, micro_batch=64, sample_batch=4096)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from bench import config as configs
 from bench import environment, registry
 from bench.errors import BenchError, did_you_mean
+from bench.renames import current, renamed
 from bench.reporting.agreement import agreement, sentence
 from bench.reporting.rows import FINGERPRINT, read_rows
 from bench.runs.evaluate import evaluate_stored
@@ -35,7 +36,7 @@ def find_run(path: Path, run: str | None, method: str | None, seed: int | None, 
         frame = frame if value is None else frame[frame[name] == value]
     frame = frame if run is None else frame[frame["run"].str.startswith(run)]
     for key, value in map(configs.parse_assignment, settings):
-        chosen = {text: json.loads(text).get(key) for text in frame["settings"].unique()}
+        chosen = {text: renamed(json.loads(text)).get(key) for text in frame["settings"].unique()}
         frame = frame[frame["settings"].map(chosen).map(lambda own, value=value: own == value)]
     runs = list(frame["run"].unique())
     if len(runs) != 1:
@@ -58,7 +59,7 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     Raises BenchError if this version knows it no longer, or would compute another.
     """
     first = rows.iloc[0]
-    settings = json.loads(first["settings"])
+    settings = current(json.loads(first["settings"]))
     settings.pop(FINGERPRINT, None)
     if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
         raise BenchError(f"--set {foreign[0]} would make another run: only {', '.join(EXECUTION)} may change.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.renames import renamed
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, over_seeds, student
 
@@ -109,7 +110,7 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     Headings that would be equal name what was measured differently.
     """
     numbers, texts = pd.factorize(frame["settings"])  # the long texts themselves are not copied row by row
-    chosen = {text: json.loads(text) for text in texts}
+    chosen = {text: renamed(json.loads(text)) for text in texts}
     apart = np.array([json.dumps(_part(own, ("reward.", FINGERPRINT))) for own in chosen.values()], dtype=object)
     tables = [rows for _, rows in frame.assign(apart=apart[numbers]).groupby([*SETTING, "apart"], sort=False)]
     headings = [_heading(rows.iloc[0]) for rows in tables]

@@ -13,12 +13,11 @@ from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
 from bench.methods.refl import ReFL, ReFLConfig
 from bench.methods.rtb import RTB, RTBConfig
-from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, sample, with_rewards
+from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, pipeline_model, sample, with_rewards
 from torch import Tensor, nn
 
 from bench.core import Core
 from bench.method import Method
-from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime.meter import Meter
 from bench.sampling.noise import Noise, generator
 from bench.sampling.trajectory import Batch, Trajectory
@@ -339,7 +338,7 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
     """The prior's vjp must run through the prior again, also when both networks share one graph."""
     found = []
     for checkpointing in (False, True):
-        model = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, checkpointing=checkpointing)
+        model = pipeline_model(pipeline_folder, checkpointing=checkpointing)
         perturb(model)
         meter = Meter()
         meter.watch(model.network)

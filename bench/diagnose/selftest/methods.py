@@ -63,7 +63,7 @@ def _method(name: str, **options: object) -> Method:
 def _core(method: Method, reward: Reward | None = None, steps: int = 4, device: torch.device | str = "cpu") -> Core:
     """The linear-Gaussian problem, float64, with no more than the method asks for; policy and networks off zero."""
     model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
-    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
     core = Core(model, kernel, reward or _Curved(method.needs.reward_gradient), BETA, micro_batch=64, sample_batch=64)
     core.networks = method.networks(model)
     start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
