@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.options import Config, explain
+from bench.options import Config, explain, leaves
 from bench.renames import current
 from bench.settings import Named, RewardSection, RunConfig
 
@@ -138,10 +138,12 @@ def build(tree: dict[str, Any], method_class: Any, reward_class: Any) -> RunConf
 def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     """A run's stored configuration, changed by `key=value` assignments."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
-        method, reward = tree["method"]["name"], tree["reward"]["name"]
+        stored = yaml.safe_load(path.read_text(encoding="utf8"))
+        method, reward = stored["method"]["name"], stored["reward"]["name"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise BenchError(f"{path} is not the configuration of a run of this version: {error}") from None
+    tree: dict[str, Any] = {}
+    _merge(tree, current(dict(leaves(stored))))
     _merge(tree, _parsed(assignments))
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 

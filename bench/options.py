@@ -1,5 +1,6 @@
 """Options: the base of everything that can be set, and how a mistake in them is told."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -21,6 +22,15 @@ class Config(BaseModel):
         defaults = {name: info.default for name, info in cls.model_fields.items() if isinstance(info.default, Config)}
         partial = {name: group for name, group in defaults.items() if isinstance(values.get(name), dict)}
         return values | {name: group.model_dump() | values[name] for name, group in partial.items()}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested settings; an empty mapping is a value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def explain(mistake: Any, keys: list[str]) -> str:

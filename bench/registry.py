@@ -181,11 +181,13 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "tilt_sw2": Plugin("bench.metrics.tilt_sw2:TiltSw2"),
         "fid_target": Plugin("bench.metrics.fid_target:FidTarget"),
     },
-    "models": {  # one that is code alone by its own name, a family of pipelines by its class's, ending in "Pipeline"
+    "models": {  # code alone, without weights
         "ring": Plugin("bench.models.analytic:RingModel"),
         "ring_flow": Plugin("bench.models.analytic:RingFlowModel"),
         "gaussian": Plugin("bench.models.analytic:GaussianModel"),
         "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
+    },
+    "pipelines": {  # families of pipelines, by the class that their model_index.json names
         "StableDiffusionPipeline": Plugin("bench.models.stable_diffusion:StableDiffusion"),
         "StableDiffusionXLPipeline": Plugin("bench.models.sdxl:StableDiffusionXL"),
         "StableDiffusion3Pipeline": Plugin("bench.models.sd3:StableDiffusion3"),
@@ -197,7 +199,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
 
 @cache
 def plugins(kind: str) -> dict[str, Plugin]:
-    """All plugins of a kind ("methods", "rewards", "metrics", "models"): built in, then those of installed packages.
+    """All plugins of a kind (a key of `BUILT_IN`): built in, then those of installed packages.
 
     Of an installed package that claims a taken name, that plugin is left out, with a warning.
     """

@@ -19,6 +19,12 @@ class Renamed:
     convert: Callable[[Any], Any] = lambda value: value
 
 
+# former key → what it is now, of every method
+GENERAL: Mapping[str, Renamed] = {
+    "model.lora_rank": Renamed("model.lora.rank"),
+    "model.lora_alpha": Renamed("model.lora.alpha"),
+}
+
 _NO_BUFFER = {"method.buffer": 32, "method.minimum": 16}  # options that had no effect, at their defaults
 _NO_DEVIATION = {"method.deviation.over": "group", "method.deviation.correction": 0, "method.deviation.epsilon": 1e-6}
 _CLIPPED = {"method.surrogate": "clip", "method.threshold": 1e-5}
@@ -105,19 +111,28 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def current(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key, in the names of this version; `method.name` among them.
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key in the names of this version, `method.name` among them.
 
-    Raises BenchError for a setting that is now another method's or nobody's.
+    A former setting whose value is none of its method's any more stays as it was.
     """
-    former, found = METHODS.get(settings["method.name"], {}), {}
+    former, translated = {**GENERAL, **METHODS.get(settings["method.name"], {})}, {}
     for key, value in settings.items():
         now = former.get(key, Renamed(key))
         if isinstance(now, Renamed):
-            found[now.key] = now.convert(value)
+            translated[now.key] = now.convert(value)
         elif now != value:
+            translated[key] = value
+    return translated
+
+
+def current(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same. Raises BenchError for a setting that is now another method's or nobody's."""
+    method, translated = settings["method.name"], renamed(settings)
+    for key in METHODS.get(method, {}):
+        if key in translated and not isinstance(METHODS[method][key], Renamed):
             raise BenchError(
-                f"{key} = {value!r} was a setting of {settings['method.name']!r} and is none of this version's: "
+                f"{key} = {translated[key]!r} was a setting of {method!r} and is none of this version's: "
                 "use the version that made the row."
             )
-    return found
+    return translated

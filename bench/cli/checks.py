@@ -97,9 +97,10 @@ def test_plugin(
     from bench import registry
     from bench.diagnose.selftest import KINDS, selftest
     from bench.hub import obtain
-    from bench.models.catalogue import NAMED
+    from bench.models import catalogue
 
-    names = {k: [*registry.plugins(k), *(NAMED if k == "models" else ())] for k in KINDS}
+    names = {k: list(registry.plugins(k)) for k in KINDS}
+    names["models"] = [*catalogue.names(), *registry.plugins("pipelines")]
     kinds = [k for k in KINDS if name in names[k] and kind in (None, k)]
     if not kinds and ("/" in name or Path(name).is_dir()):
         kinds = ["models"]

@@ -13,7 +13,7 @@ from bench import environment, registry
 from bench.errors import BenchError
 from bench.evaluation.features import SPACES
 from bench.hub import Need, own_cache, size_text
-from bench.models.catalogue import NAMED, need
+from bench.models import catalogue
 from bench.prompts import HUB
 
 BUSY = 0.7  # of all cores: with less than one free on a laptop of two or four, a run of all threads waits for others
@@ -74,7 +74,7 @@ def _load() -> str:
 
 def _needs() -> dict[str, list[Need]]:
     """What every model, reward, feature space and prompt set needs from elsewhere."""
-    needs = {f"model {name}": [one] if (one := need(name)) else [] for name in NAMED}
+    needs = {f"model {name}": [one] if (one := catalogue.repository(name)) else [] for name in catalogue.names()}
     for name in registry.plugins("rewards"):
         if not _fault("rewards", name):
             needs[f"reward {name}"] = list(registry.load("rewards", name).files)

@@ -23,8 +23,9 @@ from bench.core import Core
 from bench.diagnose.nfe import necessary
 from bench.errors import BenchError
 from bench.hub import Need, obtain
-from bench.models import catalogue, layout
-from bench.models.architectures import Size
+from bench.models import catalogue
+from bench.models.architecture import Size
+from bench.models.checks import quiet_libraries
 from bench.prompts import HUB, load_prompts
 from bench.runs.build import build_core, build_method
 from bench.runs.requirements import training_requirements
@@ -41,7 +42,7 @@ Row = dict[str, float]  # seconds by phase, counts and peak memory of one call o
 @contextmanager
 def random_weights(config: RunConfig, size: Size, console: Console) -> Iterator[None]:
     """Inside the block the model's and the reward's weights are random ones, in a hub cache of their own."""
-    if catalogue.need(config.model.name) is None:
+    if catalogue.repository(config.model.name) is None:
         raise BenchError(
             f"--random-weights is for models from the hub, and {config.model.name!r} is here: leave it out."
         )
@@ -54,7 +55,7 @@ def stand_ins(needs: Iterable[Need], size: Size, console: Console) -> Iterator[N
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.models.random_weights import write
 
-    layout.quiet_libraries()
+    quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bench-random-") as cache:
         with console.status(f"writing {size} random weights"):
             write(needs, Path(cache), size)
@@ -101,7 +102,7 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 
     def theirs() -> Any:
         z = noise(0, model.latent_shape)
-        return model.own_call(model.pipeline, batch.conditioning, z, kernel, "latent")
+        return model.call_pipeline(model.pipeline, batch.conditioning, z, kernel, "latent")
 
     calls = {"rollout": ours, "diffusers pipeline": theirs}
     for call in calls.values():

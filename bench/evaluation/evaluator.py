@@ -151,7 +151,7 @@ class Evaluator:
         if sampler == "accurate":
             most = max(50, settings.steps)
             settings = settings.model_copy(update={"rule": "ddim", "eta": 0.0, "steps": most})
-        core = replace(self.core, kernel=make_kernel(self.core.model, settings))
+        core = replace(self.core, kernel=make_kernel(self.core.model.spec, settings))
         return self.prior_set(purpose, core=core)
 
     def prior_set(

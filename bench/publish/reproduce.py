@@ -12,7 +12,7 @@ from rich.table import Table
 from bench import config as configs
 from bench import environment, registry
 from bench.errors import BenchError, did_you_mean
-from bench.renames import current
+from bench.renames import current, renamed
 from bench.reporting.agreement import agreement, sentence
 from bench.reporting.rows import FINGERPRINT, read_rows
 from bench.runs.evaluate import evaluate_stored
@@ -36,7 +36,7 @@ def find_run(path: Path, run: str | None, method: str | None, seed: int | None, 
         frame = frame if value is None else frame[frame[name] == value]
     frame = frame if run is None else frame[frame["run"].str.startswith(run)]
     for key, value in map(configs.parse_assignment, settings):
-        chosen = {text: json.loads(text).get(key) for text in frame["settings"].unique()}
+        chosen = {text: renamed(json.loads(text)).get(key) for text in frame["settings"].unique()}
         frame = frame[frame["settings"].map(chosen).map(lambda setting, value=value: setting == value)]
     runs = list(frame["run"].unique())
     if len(runs) != 1:

@@ -27,7 +27,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     use_precision(config.model, device)
     config = with_batches(config, device, processes.count())
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
-    kernel = make_kernel(model, config.sampler)
+    kernel = make_kernel(model.spec, config.sampler)
     if registry.load("methods", config.method.name).needs.density:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
@@ -49,7 +49,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
 def evaluation_core(core: Core, config: RunConfig) -> Core:
     """The same model, reward and copies with the evaluation's own sampler and guidance."""
     sampler = config.evaluation_sampler()
-    return replace(core, model=core.model.with_guidance(sampler.guidance), kernel=make_kernel(core.model, sampler))
+    return replace(core, model=core.model.with_guidance(sampler.guidance), kernel=make_kernel(core.model.spec, sampler))
 
 
 def build_method(config: RunConfig) -> Method:

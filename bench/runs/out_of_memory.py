@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.errors import OutOfMemoryError
 from bench.models.catalogue import is_analytic
 from bench.models.precision import network_dtype
-from bench.runs.estimate import estimate_memory, networks, with_batches
+from bench.runs.estimate import blueprint, estimate_memory, with_batches
 from bench.runtime import memory, processes
 from bench.settings import RunConfig
 from bench.training import checkpoint
@@ -71,9 +71,8 @@ def _facts(config: RunConfig) -> Iterator[str]:
         for name in ("checkpointing", "vae_slicing"):
             yield f"model.{name} = {str(getattr(model, name)).lower()}"
     with contextlib.suppress(Exception):  # these only inform: their faults must not hide the error
-        if built := networks(config):
-            kind, parts = built
-            yield f"latents {'×'.join(map(str, kind.shapes(parts[kind.denoiser].config, parts['vae'].config)[0]))}"
+        if pipeline := blueprint(config):
+            yield f"latents {'×'.join(map(str, pipeline.spec.latent_shape))}"
         if estimate := estimate_memory(config, network_dtype(model, device)):
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
             yield f"estimated {sum(estimate.values()) / 2**30:.1f} GiB ({parts})"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from bench.hub import is_random
 from bench.metric import Measurement
 from bench.model import DiffusionModel
 from bench.models.catalogue import is_analytic
+from bench.options import leaves
 from bench.prompts import PromptSet
 from bench.reporting.rows import FINGERPRINT
 from bench.runs.requirements import requirements
@@ -34,15 +34,7 @@ def comparable_settings(config: RunConfig) -> dict[str, Any]:
     Apart from the seed it leaves out the suite's name, how work is cut, and what else was measured and when.
     """
     apart = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *EXECUTION}
-
-    def leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return {key: value for key, value in leaves(config.model_dump(mode="json"), "") if key not in apart}
+    return {k: value for k, value in leaves(config.model_dump(mode="json")) if k not in apart and value != {}}
 
 
 def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:

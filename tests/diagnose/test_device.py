@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scaffold import Brightness, by_class, perturb
+from scaffold import Brightness, by_class, perturb, pipeline_model
 
 from bench import config as configs
 from bench import registry
@@ -15,7 +15,6 @@ from bench.core import Core
 from bench.diagnose.selftest.device import device, recording
 from bench.evaluation.evaluator import Evaluator, load_reward
 from bench.evaluation.features import find_space
-from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.prompts import split
 from bench.runs.build import build_method
@@ -29,8 +28,8 @@ TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("metho
 
 def core_on_device(folder: Path, **options: object) -> Core:
     options = {"device": device()} | options
-    model = StableDiffusion(folder, guidance=3.0, lora_rank=2, **options)
-    kernel = ddim_kernel(model.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    model = pipeline_model(folder, **options)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     return Core(model, kernel, Brightness(Config(), options["device"]), beta=10.0, micro_batch=8, sample_batch=8)
 
 

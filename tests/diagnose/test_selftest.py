@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench.methods.adjoint_matching import AdjointMatching
-from bench.methods.policy_gradient.ddpo import DDPO
 from bench.methods.backprop.draft import DRaFT
+from bench.methods.policy_gradient.ddpo import DDPO
 from scaffold import ROOT, by_class
 from torch import Tensor
 
@@ -43,8 +44,7 @@ def test_every_plugin_keeps_the_contract(hub, kind, name):
 
 
 WHOLE = {name: () for name in ("ring", "gaussian", "ring_flow", "gaussian_flow")} | {
-    name: pytest.mark.slow
-    for name in ("emoji", "emoji_flow", *(n for n in registry.BUILT_IN["models"] if n.endswith("Pipeline")))
+    name: pytest.mark.slow for name in ("emoji", "emoji_flow", *registry.BUILT_IN["pipelines"])
 }
 
 
@@ -204,7 +204,9 @@ class Severed(RingModel):
 class Misread(RingModel):
     """Its noise is said to be v."""
 
-    output = "v_prediction"
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.spec = replace(self.spec, output="v_prediction")
 
 
 class AtHome(RingModel):
@@ -228,7 +230,7 @@ class Switching(StableDiffusion):
     def predict(self, *arguments: Any, prior: bool = False, **options: Any) -> Tensor:
         if not prior:
             return super().predict(*arguments, **options)
-        with self.using({}), self._adapters_off():
+        with self.using({}), self._lora.off():
             return super().predict(*arguments, **options)
 
 
@@ -254,7 +256,7 @@ def clean_registry() -> Iterator[None]:
 def test_a_broken_family_fails_the_check_that_is_meant_for_it(
     broken, check, pipeline_folder, monkeypatch, clean_registry
 ):
-    planted("models", "StableDiffusionPipeline", broken, monkeypatch)
+    planted("pipelines", "StableDiffusionPipeline", broken, monkeypatch)
     monkeypatch.setattr(models, "CHECKS", [models.the_prior_switch_is_exact, check])
     assert [found.status for found in selftest("models", str(pipeline_folder))] == ["passed", "failed"]
 

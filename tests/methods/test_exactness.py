@@ -19,7 +19,6 @@ from torch import Tensor
 
 from bench.core import Core
 from bench.method import Method
-from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.runtime.meter import Meter
 from bench.sampling.noise import generator
@@ -239,7 +238,7 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
     """The prior's vjp must run through the prior again, also when both networks share one graph."""
     found = []
     for checkpointing in (False, True):
-        model = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, checkpointing=checkpointing)
+        model = pipeline_model(pipeline_folder, checkpointing=checkpointing)
         perturb(model)
         meter = Meter()
         meter.watch(model.network)
@@ -261,8 +260,6 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
         assert not torch.allclose(policy[0], prior[0], rtol=1e-2)
         found.append([*both, *policy, *prior])
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
-
-
 
 
 # The lean adjoint as the flow's target ------------------------------------------------------------------------------
@@ -311,8 +308,6 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
             shift_policy(core, truth.flow[1:])
             asked = (moments(core)[0] - moments(core, prior=True)[0])[0]
             assert abs(reached / asked - 1) > 0.5
-
-
 
 
 # Training -----------------------------------------------------------------------------------------------------------

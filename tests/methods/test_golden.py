@@ -17,7 +17,7 @@ from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scaffold import GOLDEN
+from scaffold import GOLDEN, pipeline_model
 from torch import Tensor
 
 from bench.core import Core
@@ -221,7 +221,7 @@ def golden_step(
     """The method, its core, the micro-batches `(record, tensor prefix, transitions)` in order, and the tensors."""
     step, tensors = golden(f"item4_{name}"), load_file(GOLDEN / f"item4_{name}_tensors.safetensors")
     config = step["config"]["model"]
-    model = GoldenModel(folder, guidance=step["config"]["sampling"]["guidance_scale"], lora_rank=2)
+    model = pipeline_model(folder, GoldenModel, guidance=step["config"]["sampling"]["guidance_scale"])
     model.embeddings = {"": tensors["neg_prompt_embeds"].reshape(-1, 16, 16)[0]}
     for i in (0, 1):
         model.embeddings |= {f"{i} {row}": e for row, e in enumerate(tensors[f"i{i}.prompt_embeds"])}
@@ -239,7 +239,7 @@ def golden_step(
         )
     )
     method.strength = config["pretrained_strength"]
-    kernel = ddim_kernel(model.alphas_cumprod, 10, eta=1.0, steps_offset=1)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 10, eta=1.0, steps_offset=1)
     core = Core(model, kernel, GoldenReward(Config()), beta=config["reward_scale"])
     core.networks = method.networks(model)
     with safe_open(GOLDEN / "item4_weights.safetensors", "pt") as file:

@@ -8,14 +8,23 @@ import torch
 from bench.methods.nabla_gfn import NablaConfig, NablaGFN
 from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
 from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
-from scaffold import PROMPTS, Brightness, by_class, method_of, parameters_of, perturb, trainer_of, update
+from scaffold import (
+    PROMPTS,
+    Brightness,
+    by_class,
+    method_of,
+    parameters_of,
+    perturb,
+    pipeline_model,
+    trainer_of,
+    update,
+)
 from torch import Tensor
 
 from bench import registry
 from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.method import Loss
-from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.sampling.kernel import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
@@ -152,7 +161,7 @@ def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
 @pytest.mark.parametrize("steps", [4, 7])
 def test_shared_passes_change_no_loss_and_no_gradient(steps, core, tmp_path):
     """Windows of two and of three transitions, against the same transitions one by one."""
-    core = replace(core, kernel=ddim_kernel(core.model.alphas_cumprod, steps, steps_offset=1))
+    core = replace(core, kernel=ddim_kernel(core.model.spec.alphas_cumprod, steps, steps_offset=1))
     options = {"channels": [16, 16], "fraction": 0.5, "trust": 2.0}
     shared = NablaGFNShared(NablaSharedConfig(**options))
     data = trainer_of(core, shared, tmp_path)._sample(0)[:3]
@@ -212,8 +221,8 @@ class Interrupted(Exception):
 
 def fresh(name: str, pipeline: Path, folder: Path, reward: Brightness | None = None, updates: int = 6) -> Trainer:
     """New objects throughout, as in a new process."""
-    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
-    kernel = ddim_kernel(model.alphas_cumprod, 3, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    model = pipeline_model(pipeline)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 3, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     method = DDPO(DDPOConfig(buffer=6, minimum=2)) if name == "ddpo" else method_of(name)
     core = Core(model, kernel, reward or Brightness(Config()), beta=10.0, micro_batch=4, sample_batch=4)
     return trainer_of(core, method, folder, updates)

@@ -22,7 +22,7 @@ def round_of(method: str, expression: str, tmp_path, *options: str):
     reward = registry.load("rewards", expression)
     reward = reward(reward.Config(**config.reward.model_dump(exclude={"name", "beta"})))
     model = GaussianModel()
-    core = Core(model, ddim_kernel(model.alphas_cumprod, 4), reward, beta=1.0)
+    core = Core(model, ddim_kernel(model.spec.alphas_cumprod, 4), reward, beta=1.0)
     cls = registry.load("methods", method)
     made = cls(cls.Config(**config.method.model_dump(exclude={"name"})))
     return Trainer(core, made, ["a", "b"], config.train, config.optimizer, tmp_path)._sample(0)

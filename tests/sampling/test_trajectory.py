@@ -130,7 +130,7 @@ def test_rollout_equals_diffusers_pipeline(pipeline_folder, model, eta):
     pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, final_alpha=model.final_alpha)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, steps, eta=eta, steps_offset=1, final_alpha=model.spec.final_alpha)
     noise = Noise(0, "evaluate", SAMPLES)
 
     class NamedNoise(DDIMScheduler):

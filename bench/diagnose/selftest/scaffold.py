@@ -64,9 +64,11 @@ def gaussian_core(
     kind = {"diffusion": GaussianModel, "flow": GaussianFlowModel}[path]
     model = kind(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
     if path == "flow":
-        kernel = flow_kernel(steps, eta=eta, spacing=model.spacing, dtype=torch.float64)
+        kernel = flow_kernel(steps, eta=eta, spacing=model.spec.spacing, dtype=torch.float64)
     else:
-        kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
+        kernel = ddim_kernel(
+            model.spec.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final
+        )
     start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
     return Core(
         model,
