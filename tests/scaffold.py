@@ -17,7 +17,7 @@ from bench.models.analytic import GaussianFlowModel, GaussianModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel, flow_kernel
+from bench.sampling.grids import ddim_kernel, flow_kernel
 from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import OptimizerConfig, TrainConfig

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,7 @@ class Elsewhere(AdjointMatching):
     """Declares the target and aims at β/2."""
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
-        core.beta /= 2
-        yield from super().losses(core, data)
-        core.beta *= 2
+        yield from super().losses(replace(core, beta=core.beta / 2), data)
 
 
 class Sociable(Reward):

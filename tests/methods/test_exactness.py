@@ -85,7 +85,7 @@ def set_optimum(core: Core, method: NablaGFN) -> None:
     """Plug in the optimal policy and, beside the forward-looking term, the exact rest of the flow's gradient."""
     truth = truth_of(core)
     shift_policy(core, truth.flow[1:])
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     look = (gammas(core, method.config.gamma) * truth.look).unsqueeze(1) * BETA * DIRECTION
     core.networks["flow"].bias.data[places(core)] = (truth.flow - look)[:-1]
 
@@ -246,7 +246,7 @@ def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
 def test_ddpo_ratio_is_one_on_policy_and_clips_on_the_right_side_only():
     core, d, clip = gaussian_core(3), 2, 1e-4
     core.model.adapters()["bias"].data[places(core)] = 0.1
-    core.micro_batch = 8
+    core = replace(core, micro_batch=8)
     method = DDPO(DDPOConfig(clip=clip, fraction=1))
     data = method.prepare(core, with_rewards(core, sample(core, 8)))
     for loss in method.losses(core, data):
@@ -484,7 +484,7 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
         zeros = []
         for method_class in (LastLeftOut, NablaGFN):
             method = method_class(NablaConfig(**AT_START))
-            core.networks = method.networks(core.model)
+            core.networks.update(method.networks(core.model))
             core.networks["flow"].bias.data[places(core)] = torch.stack(flow) - look[:-1]
             data = sample(core, 16)
             zeros.append(sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data))
@@ -504,7 +504,7 @@ def set_balanced_flow(core: Core, method: DB) -> None:
     """The exact log-flow `b_k·z + c_k` beside the forward-looking term, at the optimal policy."""
     truth, times = truth_of(core), places(core)
     shift_policy(core, truth.flow[1:])
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     zero = torch.zeros(1, 2, dtype=torch.float64)
     with torch.no_grad():
         at_zero = [core.kernel.mean(zero, core.predict(zero, k, zero, prior=True), k)[0] for k in range(len(times))]
@@ -556,11 +556,11 @@ def test_averaged_densities_have_another_target():
 def test_dag_kl_gradients_go_where_they_belong(micro_batch):
     """The flow learns from the balance alone, the policy from the advantage alone, and A = −balance, left one out."""
     core = gaussian_core(6)
-    core.micro_batch = micro_batch  # of 32 trajectories
+    core = replace(core, micro_batch=micro_batch)  # of 32 trajectories
     core.model.adapters()["bias"].data[places(core)] = 0.1
     data = sample(core, 32)
     method, balance_only = (DB(DBConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12))
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     policy = list(core.model.adapters().values())
     total, gradient = gradients(method.losses(core, data), len(data), policy)
     known = core.beta * core.look_ahead(data, torch.ones(32, 7, dtype=torch.bool))
@@ -589,7 +589,7 @@ def test_rtb_keeps_the_noise_alone(path, eta):
     core = gaussian_core(8, path=path, eta=eta)
     truth, method = truth_of(core), RTB(RTBConfig())
     shift_policy(core, truth.flow[1:])
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     for data in (sample(core, 32), sample(core, 32, prior=True)):
         data = with_rewards(core, data)
         losses = torch.cat([loss.values for loss in method.losses(core, data)])
@@ -678,7 +678,7 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
     options = {"purpose": "evaluate", "seed": 3, "record": frozenset({"model_output", "prior_output"})}
     with torch.no_grad():
         own = core.rollout(batch, **options).latents[:, -1]
-        core.micro_batch = core.sample_batch = 7  # the choice does not depend on how a batch is cut
+        core = replace(core, micro_batch=7, sample_batch=7)  # the choice does not depend on how a batch is cut
         best = BestOfN(BestOfNConfig(n=n)).sample(core, batch, **options)
         alone = BestOfN(BestOfNConfig(n=1)).sample(core, batch, **options)
     assert best.model_output is None
@@ -718,8 +718,8 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
 def test_training_reaches_the_target(path, method, updates, rates, flow_rates):
     """From the prior, a method's own losses reach the tilted mean (5 % of the shift) and leave the variance alone."""
     core = gaussian_core(6, path=path)
-    core.micro_batch = 1024
-    core.networks = method.networks(core.model)
+    core = replace(core, micro_batch=1024)
+    core.networks.update(method.networks(core.model))
     # a velocity moves a step's mean by less than a noise does, so that its rates are higher
     rate, network_rate = flow_rates if path == "flow" else rates
     groups = [{"params": list(core.model.adapters().values()), "lr": rate}]

@@ -13,7 +13,8 @@ from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, sample, wi
 from bench.core import Core
 from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
-from bench.sampling.kernel import flow_kernel, gaussian_log_prob
+from bench.sampling.grids import flow_kernel
+from bench.sampling.kernel import gaussian_log_prob
 
 
 @pytest.mark.parametrize("micro_batch", [5, 12, 24], ids=["two passes", "a pass a group", "a pass"])
@@ -22,7 +23,7 @@ def test_balance_within_a_group_has_the_gradient_of_its_equation(prior, micro_ba
     """Whatever the micro-batch, of groups of 4 · 3 rows; the equation is written for every prompt's rows at once."""
     core = gaussian_core(3, Wavy)
     core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
-    core.micro_batch = micro_batch
+    core = replace(core, micro_batch=micro_batch)
     batch = core.batch((prompt, i) for i in range(4) for prompt in "ab")
     with torch.no_grad():
         data = with_rewards(core, core.rollout(batch))
@@ -97,7 +98,7 @@ def test_the_values_equation_vanishes_at_its_solution_and_nowhere_near():
     core = gaussian_core(2)
     core = Core(model, flow_kernel(6, eta=0.0, dtype=torch.float64), core.reward_model, BETA)
     method = VGGFlow(VGGFlowConfig(fraction=1, schedule="constant", largest=None))
-    core.networks = method.networks(model)
+    core.networks.update(method.networks(model))
     places, text = core.kernel.timesteps.round().long(), model.encode([""])
     guide, table = [-BETA * DIRECTION], core.networks["value"].bias
     with torch.no_grad():

@@ -10,7 +10,7 @@ from bench.rewards.linear import Linear
 from bench import registry
 from bench.core import Core
 from bench.models.analytic import GaussianFlowModel
-from bench.sampling.kernel import flow_kernel
+from bench.sampling.grids import flow_kernel
 from bench.sampling.trajectory import Trajectory
 
 PRESETS = ("flow_grpo", "flow_grpo_cps", "dance_grpo", "mix_grpo", "grpo_guard", "flow_dppo")

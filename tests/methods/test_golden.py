@@ -25,7 +25,8 @@ from bench.models.analytic import GaussianModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel, gaussian_log_prob
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.trajectory import Trajectory, Transitions
 
 TOLERANCE = 1e-5  # float32
@@ -240,7 +241,7 @@ def golden_step(
     method.strength = config["pretrained_strength"]
     kernel = ddim_kernel(model.alphas_cumprod, 10, eta=1.0, steps_offset=1)
     core = Core(model, kernel, GoldenReward(Config()), beta=config["reward_scale"])
-    core.networks = method.networks(model)
+    core.networks.update(method.networks(model))
     with safe_open(GOLDEN / "item4_weights.safetensors", "pt") as file:
         scales, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     adapters = model.adapters()
@@ -389,7 +390,7 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     def one_later(data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([adjoint[:, :1], adjoint[:, :-1]], 1), means, rewards
 
-    monkeypatch.setattr(core, "lean_adjoint", one_later)
+    monkeypatch.setitem(vars(core), "lean_adjoint", one_later)
     method, theirs = AdjointMatching(AdjointMatchingConfig(fraction=1)), case["loss_all_timesteps"]
     loss = sum(part.values.sum() for part in method.losses(core, data)) / len(data)
     (gradient,) = torch.autograd.grad(loss, core.model.weights)

@@ -9,7 +9,8 @@ from bench.core import Core
 from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import Kernel
 from bench.sampling.trajectory import Noised, Trajectory
 
 BETA, DIRECTION, MEAN, STD = 2.0, torch.tensor([1.3, -0.4], dtype=torch.float64), (0.7, -0.2), 0.6
@@ -86,7 +87,7 @@ def test_the_tilted_flow_is_the_fixed_point_of_tilt_matching():
     ).detach()
     bias, slope = model.adapters().values()
     places = core.kernel.timesteps.round().long()
-    core.copies = {"old": {name: p.detach().clone() for name, p in model.adapters().items()}}
+    core.copies.update({"old": {name: p.detach().clone() for name, p in model.adapters().items()}})
     rng, z_scores = torch.Generator().manual_seed(0), {}
     chunks = []
     for part in range(24):

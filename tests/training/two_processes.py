@@ -14,7 +14,7 @@ from scaffold import Brightness, perturb
 from bench import Batch, Config, Core, Loss, Method, Needs, registry
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime import processes
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 

@@ -22,7 +22,7 @@ from bench.method import Loss, Method
 from bench.models.analytic import GaussianModel
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch
 from bench.settings import OptimizerConfig, TrainConfig
@@ -64,11 +64,17 @@ def _core(method: Method, reward: Reward | None = None, steps: int = 4, device: 
     """The linear-Gaussian problem, float64, with no more than the method asks for; policy and networks off zero."""
     model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
     kernel = ddim_kernel(model.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
-    core = Core(model, kernel, reward or _Curved(method.needs.reward_gradient), BETA, micro_batch=64, sample_batch=64)
-    core.networks = method.networks(model)
     start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
-    core.copies = dict.fromkeys(method.copies(), start)
-    return core
+    return Core(
+        model,
+        kernel,
+        reward or _Curved(method.needs.reward_gradient),
+        BETA,
+        micro_batch=64,
+        sample_batch=64,
+        networks=method.networks(model),
+        copies=dict.fromkeys(method.copies(), start),
+    )
 
 
 def _move(core: Core) -> None:
@@ -191,8 +197,7 @@ def batch_size_does_not_matter(name: str) -> None:
     _move(core)
     data, found = _data(core, method), {}
     for size in (64, 4, 5):
-        core.micro_batch = size
-        found[size] = _update(core, method, data)
+        found[size] = _update(replace(core, micro_batch=size), method, data)
     alike = _close(found[4], found[64]) and _close(found[5], found[64])
     require(alike, "the loss depends on core.micro_batch: a trajectory spread over S rows adds 1/S of each, no mean.")
     if method.needs.whole_update:
@@ -264,8 +269,7 @@ def the_target_is_reached(name: str) -> None:
     method = _trained(name)
     if not method.tilted():
         raise Skipped("this method does not declare the target p_# exp(βr)")
-    core = _core(method, _Line(Config()), steps=4)
-    core.micro_batch = 1024
+    core = replace(_core(method, _Line(Config()), steps=4), micro_batch=1024)
     prior_mean, prior_variance, leak = _moments(core)
     once = {"updates_per_round": 1, "checkpoint_every": 600}
     train = TrainConfig(updates=600, prompts_per_round=1, samples_per_prompt=32, **once)
