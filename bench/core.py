@@ -139,7 +139,7 @@ class Core:
         return self._decode_and(partial(score, self.reward_model, self.reward_name), z, prompts)
 
     def rewards_and_terms(self, z: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """`rewards` [n] as `reward` gives them; for a sum whose R terms are normalised separately also `terms` [n, R]."""
+        """`rewards` [n] as `reward` gives them; of a sum that normalises its terms separately also `terms` [n, R]."""
         if getattr(self.reward_model.config, "combine", "rewards") == "rewards":
             return {"rewards": self.reward(z, prompts)}
         terms = self._decode_and(self.reward_model.terms, z, prompts)
