@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from bench.core import Core
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import seeded
 
 

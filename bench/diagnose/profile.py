@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,8 @@ def method_costs(config: RunConfig, prompts: list[str]) -> dict[str, Any]:
     threads together, which other jobs do not lengthen; with a GPU those that it took.
     """
     core, method, updates = build_core(config), build_method(config), config.train.updates_per_round
-    core.meter = meter = PhaseMeter()
+    meter = PhaseMeter()
+    core = replace(core, meter=meter)
     meter.watch(core.model.network)
     marks: list[tuple[float, float, Counter]] = []
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bench import registry
-from bench.core import PRIOR_NOT_FINITE, Core
+from bench.core import Core
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.hub import revisions
@@ -26,6 +26,7 @@ from bench.runtime import memory, processes
 from bench.runtime.files import write_atomic
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
+from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 CHECKSUM = 16  # bytes, in front of a cached tensor
 log = logging.getLogger(__name__)

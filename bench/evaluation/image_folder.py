@@ -1,11 +1,11 @@
 """Finished images as files, finetuned and prior side by side, with a table of what each is."""
 
-import csv
 import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 from torch import Tensor
 
@@ -36,11 +36,8 @@ def keep(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> 
                 write_atomic(folder / line[name], webp(samples.images[row]))
                 line |= {f"{reward}/{name}": f"{values[row]:.6g}" for reward, values in samples.rewards.items()}
             lines.append(line)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    write_atomic(folder / "index.csv", text.getvalue().encode())
+    table = pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+    write_atomic(folder / "index.csv", table.encode())
 
 
 def webp(image: Tensor) -> bytes:

@@ -147,7 +147,7 @@ def load_model(
 
 def make_kernel(spec: "ModelSpec", sampler: SamplerConfig) -> "Kernel":
     """The configured transition kernel over the model's noise schedule. Raises BenchError for what does not fit it."""
-    from bench.sampling.kernel import ddim_kernel, flow_kernel
+    from bench.sampling.grids import ddim_kernel, flow_kernel
 
     common = {"eta": sampler.eta, "rule": sampler.rule}
     common["spacing"] = spec.spacing if sampler.spacing == "auto" else sampler.spacing

@@ -92,10 +92,8 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     try:
         core.model.load(folder / "adapter")
-        core.copies |= {
-            name: {key: value.to(core.model.device) for key, value in stored.items()}
-            for name, stored in state["copies"].items()
-        }
+        for name, stored in state["copies"].items():
+            core.copies[name] = {key: value.to(core.model.device) for key, value in stored.items()}
         if not packed:
             core.meter.restore(state["meter"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:

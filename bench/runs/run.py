@@ -28,10 +28,11 @@ from bench.reporting.table import run_table
 from bench.runs.adapter import adapter_name, finish_adapter
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import claim, traceback_log
-from bench.runs.log import UpdateLog, open_trackers, read_log, training_progress
+from bench.runs.log import UpdateLog, read_log, training_progress
 from bench.runs.out_of_memory import explained
 from bench.runs.preflight import preflight
 from bench.runs.rows import prior_settings, provenance, row
+from bench.runs.trackers import open_trackers
 from bench.runtime import memory, processes
 from bench.runtime.files import stored_in, write_atomic
 from bench.sampling.kernel import Kernel

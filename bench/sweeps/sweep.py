@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -28,6 +28,7 @@ from bench.runs.folder import changed_contents, is_finished
 from bench.runs.log import last_record
 from bench.runs.preflight import preflight
 from bench.runs.rows import run_name
+from bench.runs.trackers import require_trackers
 from bench.runtime.stopping import Interrupted
 from bench.settings import EXECUTION, RunConfig
 from bench.sweeps import tune as tuning
@@ -52,7 +53,7 @@ class Sweep(Config):
     workers: int | None = Field(None, ge=1, description="runs at once; null: what cores and GPUs allow")
     threads: int = Field(1, ge=1, description="CPU threads of a run")
     gpus: int = Field(0, ge=0, description="GPUs of a run, one process on each; 0: whatever it finds")
-    track: list[Literal["wandb", "trackio"]] = Field([], description="trackers of every run")
+    track: list[str] = Field([], description="trackers of every run, by the names that accelerate knows")
     out: Path = Field(Path(), description="folder of the runs; without one runs/<name of the file>")
 
     def seed_list(self) -> list[int]:
@@ -123,6 +124,7 @@ def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = No
 
     choices: of `plan_trials`' keys, the tuned ones; methods with a key that is not there are left out.
     """
+    require_trackers(spec.track)
     plan = _Plan(spec, spec.out)
     tuned, choices = ({}, {}) if choices is None else (plan_trials(spec), choices)
     for seed, (method, at) in itertools.product(spec.seed_list(), spec.rows()):

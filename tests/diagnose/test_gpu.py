@@ -18,7 +18,7 @@ from bench.models.random_weights import WRITERS
 from bench.models.stable_diffusion import StableDiffusion
 from bench.reporting.rows import read_rows
 from bench.runs.log import read_log
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import RECORDS, Trajectory, rollout
 from bench.training import checkpoint

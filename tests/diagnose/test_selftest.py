@@ -106,9 +106,7 @@ class Elsewhere(AdjointMatching):
     """Declares the target and aims at β/2."""
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
-        core.beta /= 2
-        yield from super().losses(core, data)
-        core.beta *= 2
+        yield from super().losses(replace(core, beta=core.beta / 2), data)
 
 
 class Sociable(Reward):

@@ -37,7 +37,7 @@ def set_optimum(core: Core, method: NablaGFN) -> None:
     """Plug in the optimal policy and, beside the forward-looking term, the exact rest of the flow's gradient."""
     truth = truth_of(core)
     shift_policy(core, truth.flow[1:])
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     look = (gammas(core, method.config.gamma) * truth.look).unsqueeze(1) * BETA * DIRECTION
     core.networks["flow"].bias.data[places(core)] = (truth.flow - look)[:-1]
 
@@ -178,7 +178,7 @@ def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
 def test_ddpo_ratio_is_one_on_policy_and_clips_on_the_right_side_only():
     core, d, clip = gaussian_core(3), 2, 1e-4
     core.model.adapters()["bias"].data[places(core)] = 0.1
-    core.micro_batch = 8
+    core = replace(core, micro_batch=8)
     method = DDPO(DDPOConfig(clip=clip, fraction=1))
     data = method.prepare(core, with_rewards(core, sample(core, 8)))
     for loss in method.losses(core, data):
@@ -297,7 +297,7 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
         zeros = []
         for method_class in (LastLeftOut, NablaGFN):
             method = method_class(NablaConfig(**AT_START))
-            core.networks = method.networks(core.model)
+            core.networks.update(method.networks(core.model))
             core.networks["flow"].bias.data[places(core)] = torch.stack(flow) - look[:-1]
             data = sample(core, 16)
             zeros.append(sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data))
@@ -338,8 +338,8 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
 def test_training_reaches_the_target(path, method, updates, rates, flow_rates):
     """From the prior, a method's own losses reach the tilted mean (5 % of the shift) and leave the variance alone."""
     core = gaussian_core(6, path=path)
-    core.micro_batch = 1024
-    core.networks = method.networks(core.model)
+    core = replace(core, micro_batch=1024)
+    core.networks.update(method.networks(core.model))
     # a velocity moves a step's mean by less than a noise does, so that its rates are higher
     rate, network_rate = flow_rates if path == "flow" else rates
     groups = [{"params": list(core.model.adapters().values()), "lr": rate}]

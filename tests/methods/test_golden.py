@@ -26,7 +26,8 @@ from bench.models.analytic import GaussianModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel, gaussian_log_prob
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.trajectory import Trajectory, Transitions
 
 TOLERANCE = 1e-5  # float32
@@ -241,7 +242,7 @@ def golden_step(
     method.strength = config["pretrained_strength"]
     kernel = ddim_kernel(model.spec.alphas_cumprod, 10, eta=1.0, steps_offset=1)
     core = Core(model, kernel, GoldenReward(Config()), beta=config["reward_scale"])
-    core.networks = method.networks(model)
+    core.networks.update(method.networks(model))
     with safe_open(GOLDEN / "item4_weights.safetensors", "pt") as file:
         scales, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     adapters = model.adapters()

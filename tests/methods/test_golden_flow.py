@@ -25,7 +25,8 @@ from bench.core import Core
 from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import Kernel, ddim_kernel
+from bench.sampling.grids import ddim_kernel
+from bench.sampling.kernel import Kernel
 from bench.sampling.trajectory import Noised, Trajectory, Transitions
 from bench.training.advantages import Deviation, best_and_worst, group_normalised
 
@@ -86,8 +87,8 @@ def given_core(levels: Tensor, **outputs: Tensor) -> Core:
     core = Core(
         model, Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, 1.0, "ddim", "flow", sigmas), Nothing(Config()), 1.0
     )
-    core.copies = {name: {"name": name} for name in outputs}
-    core.steps = len(order) - 1 - place
+    core.copies.update({name: {"name": name} for name in outputs})
+    vars(core)["steps"] = len(order) - 1 - place
     return core
 
 
@@ -336,7 +337,7 @@ DPO = golden("item12_diffusion_dpo")
 
 def preferred(core: Core, winners: Tensor, losers: Tensor, noise: Tensor, k: Tensor, strength: float) -> tuple:
     """Loss, accuracy, gradient in the outputs (winners first), and the noised samples, of pairs that differ."""
-    core.steps = k
+    vars(core)["steps"] = k
     part = noised(core, winners, noise, torch.ones(len(k), dtype=torch.float64))
     core.model.outputs["policy"].requires_grad_()
     values, metrics = OnlineDPO(OnlineDPOConfig(strength=strength)).pair_losses(core, part, losers)
@@ -454,7 +455,7 @@ def vgg_case(file: dict, case: dict) -> tuple[Core, VGGFlow | VGGFlowPruned, Tra
         time = kernel.timesteps[at.clamp(max=kernel.steps - 1)].view(-1, 1, 1, 1)
         return p * z + q * torch.sin(z) + w * time / 1000 * torch.cos(z)
 
-    core.network = value
+    vars(core)["network"] = value
     method_class, options = VGGFlowPruned, {}
     if config["use_value_net"]:
         method_class, options = VGGFlow, {"terminal": config["coeff_terminal"], "consistency": 0.0}

@@ -26,7 +26,7 @@ from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.method import Loss
 from bench.options import Config
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import checkpoint
 from bench.training.trainer import Record, Trainer
@@ -48,28 +48,23 @@ def test_losses_may_have_their_own_guidance(name, core, tmp_path):
     """Paths of the sampler's guidance, and on them the loss of a core that has the other."""
     method, rows = method_of(name), []
     perturb(core.model)
-    sampling, other = core.model, core.model.with_guidance(1.0)
     train = TrainConfig(updates=1, prompts_per_round=2, samples_per_prompt=2, updates_per_round=1, guidance=1.0)
     trainer = Trainer(core, method, PROMPTS, train, OptimizerConfig(), tmp_path)
-    data = trainer._sample(0)
-    assert core.model is sampling
+    data = trainer.sample_round(0)
     guided = core.rollout(core.batch(data.samples), weights="old" if "old" in core.copies else None)
     assert torch.allclose(data.latents, guided.latents, atol=1e-5)
-    core.model = other
-    expected, _ = update(core, method, data)
-    core.model = sampling
+    expected, _ = update(replace(core, model=core.model.with_guidance(1.0)), method, data)
     guided_loss, _ = update(core, method, data)
     trainer.run(rows.append)
     assert rows[0]["loss"] == pytest.approx(expected, rel=2e-5)
     assert rows[0]["loss"] != pytest.approx(guided_loss, rel=2e-4)
-    assert core.model is sampling
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
     method = method_of(name)
     trainer = trainer_of(core, method, tmp_path)
-    data = trainer._sample(0)
+    data = trainer.sample_round(0)
     _, start = update(core, method, data)
     adapters = core.model.adapters()
     assert all(start[key].any() for key in adapters if ".lora_B." in key)
@@ -96,15 +91,14 @@ LONG_SUMS = {"tmpo", "res_db"}  # of log-densities that nothing cancels, in floa
 @pytest.mark.parametrize("name", by_class(TRAINING, "nabla_gfn_published", "nabla_db", "res_db", "dag_kl", "tmpo"))
 def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_path):
     method = method_of(name)
-    data = trainer_of(core, method, tmp_path)._sample(0)[:3]
+    data = trainer_of(core, method, tmp_path).sample_round(0)[:3]
     perturb(core.model)  # after sampling, so that ratios and the trust region are not trivial
     move_networks(core)
     found = {}
     for size in (2, 5, 64):
-        core.micro_batch = size
-        found[size] = update(core, method, data)
+        found[size] = update(replace(core, micro_batch=size), method, data)
     reference = found[64]
-    again, gradients = update(core, method, data)
+    again, gradients = update(replace(core, micro_batch=64), method, data)
     assert again == reference[0]
     assert all(torch.equal(gradients[key], value) for key, value in reference[1].items())
     for size in (2, 5):
@@ -125,7 +119,7 @@ def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)
-            data = trainer._sample(0)
+            data = trainer.sample_round(0)
         move_networks(core)
         found.append(update(core, method, data))
     (without, a), (with_reverse, b) = found
@@ -142,7 +136,7 @@ def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)
-            data = trainer._sample(0)
+            data = trainer.sample_round(0)
         move_networks(core)
         inner = torch.arange(core.kernel.steps - 1).expand(len(data), -1)  # the last has the terminal loss
         for parameter in parameters_of(core).values():
@@ -164,10 +158,10 @@ def test_shared_passes_change_no_loss_and_no_gradient(steps, core, tmp_path):
     core = replace(core, kernel=ddim_kernel(core.model.spec.alphas_cumprod, steps, steps_offset=1))
     options = {"channels": [16, 16], "fraction": 0.5, "trust": 2.0}
     shared = NablaGFNShared(NablaSharedConfig(**options))
-    data = trainer_of(core, shared, tmp_path)._sample(0)[:3]
+    data = trainer_of(core, shared, tmp_path).sample_round(0)[:3]
     perturb(core.model)
     move_networks(core)
-    core.micro_batch = 64
+    core = replace(core, micro_batch=64)
     chosen, weight = core.choose_window(data, 0.5)
     (part,) = data.transitions(chosen, 64)
 
@@ -195,13 +189,12 @@ def test_schedules_of_beta_and_learning_rate(core, tmp_path):
     seen = []
 
     def note(record: Record) -> None:
-        rate = trainer.optimizers["policy"].param_groups[0]["lr"]  # of the next update
-        seen.append((record["update"], core.beta / 10, rate / 1e-2))
+        rate = trainer.optimizers["policy"].param_groups[0]["lr"]
+        seen.append((record["update"], trainer.beta / 10, rate / 1e-2))
         if record["update"] == 4 and not resumed:
             raise Interrupted
 
     for resumed in (False, True):
-        core.beta = 10.0
         trainer = Trainer(core, method, PROMPTS, train, OptimizerConfig(lr=1e-2, decay=0.5), tmp_path)
         assert trainer.resume() == resumed
         if resumed:
@@ -210,9 +203,9 @@ def test_schedules_of_beta_and_learning_rate(core, tmp_path):
             with pytest.raises(Interrupted):
                 trainer.run(note)
     assert [number for number, _, _ in seen] == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8]
-    for number, beta, rate in seen:
-        assert beta == pytest.approx(min(1, number / 4))
-        assert rate == pytest.approx(min(1, 2 * (1 - number / 8)))
+    for number, next_beta, rate in seen:
+        assert next_beta == pytest.approx(min(1, number / 4))
+        assert rate == pytest.approx(min(1, 2 * (1 - (number - 1) / 8)))
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ from bench.metric import Evaluation, Samples
 from bench.models.analytic import GaussianModel, RingModel
 from bench.options import Config
 from bench.reporting.rows import read_rows
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import generator
 
 

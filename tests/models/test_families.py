@@ -36,7 +36,8 @@ from bench.models.random_weights import write
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
 from bench.runs.estimate import blueprint
-from bench.sampling.kernel import Kernel, flow_kernel
+from bench.sampling.grids import flow_kernel
+from bench.sampling.kernel import Kernel
 from bench.sampling.noise import Noise, seeded
 from bench.sampling.trajectory import Batch, rollout
 from bench.settings import LoraConfig, ModelConfig, SamplerConfig

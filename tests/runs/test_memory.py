@@ -2,6 +2,7 @@
 
 import re
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -221,10 +222,13 @@ def test_a_loss_of_nabla_holds_no_other_graph_than_the_policys(options, core, tm
     method = NablaGFN(NablaConfig(channels=[16, 16], fraction=1, **options))
     trainer = trainer_of(core, method, tmp_path)
     perturb(core.model)
-    data, core.micro_batch, core.model.decoder_batch = trainer._sample(0), 64, 1
+    data, core.model.decoder_batch = trainer.sample_round(0), 1
+    core = replace(core, micro_batch=64)
     (part,) = data.transitions(core.choose_steps(data, 1), 64)
     weight = torch.zeros(1, requires_grad=True)
-    monkeypatch.setattr(core, "network", lambda name, z, k, conditioning: weight * z)  # the real one is as large here
+    monkeypatch.setitem(
+        vars(core), "network", lambda name, z, k, conditioning: weight * z
+    )  # the real one is as large here
     z, peaks = part.z.detach().requires_grad_("reverse_at" in options), []
     for work in (lambda: core.predict(z, part.k, part.conditioning), lambda: method.transition_losses(core, part)):
         with Alive() as alive:

@@ -7,7 +7,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from scaffold import perturb
 
 from bench.errors import BenchError
-from bench.sampling.kernel import ddim_kernel, flow_kernel, gaussian_log_prob
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import gaussian_log_prob
 from bench.sampling.noise import Noise, generator
 from bench.sampling.trajectory import Batch, rollout
 

@@ -11,7 +11,7 @@ from bench import Batch, Config, Copy, Core, Loss, Method
 from bench.config import resolve
 from bench.models.analytic import GaussianFlowModel, GaussianModel, RingModel
 from bench.runs.rows import label
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 

@@ -15,7 +15,7 @@ from bench import Batch, Config, Core, Loss, Method, Needs
 from bench.diagnose.selftest.scaffold import method_of
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime import processes
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
