@@ -1,6 +1,6 @@
 """How a run's settings come about.
 
-Layers, later ones win: built-in defaults, the method's recipe, its variant's preset, the suite, the suite's settings
+Layers, later ones win: built-in defaults, the method's recipe, the suite, the suite's settings
 for this reward and for this method, the command line's `--set`.
 """
 
@@ -83,7 +83,6 @@ def resolve(
 
     tree: dict[str, Any] = {"suite": suite}
     _merge(tree, method_class.recipe)
-    _merge(tree, registry.find("methods", method).preset)
     special = {"description", "methods", "rewards"} | ({"reward"} if reward != settings["reward"]["name"] else set())
     _merge(tree, {key: value for key, value in settings.items() if key not in special})
     _merge(tree, settings.get("rewards", {}).get(reward, {}))

@@ -1,13 +1,13 @@
 """Names → plugins. A built-in plugin is one line here; any other package announces its own by an entry point.
 
-Targets are imported only when asked for. A variant is a class plus option overrides, keyed like `--set`.
+Targets are imported only when asked for.
 """
 
 import ast
 import contextlib
 import importlib.util
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,40 +20,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plugin:
-    """A name's target ("module:Class"), the options that make it a variant, and the package it comes from.
-
-    text: what it is, in a line; empty: the first of its class's docstring.
-    """
+    """A name's target, "module:Class", and the package that it comes from."""
 
     target: str
-    preset: dict[str, Any] = field(default_factory=dict)
-    text: str = ""
     package: str = "nabla-bench"
 
-
-_RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
-_GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's, NFT's, AWM's
-_NFT = _GLOBAL | {
-    "method.residual": "old",
-    "method.sampler": "old",
-    "method.anchors": {"old": 1.0, "prior": 2e-5},
-    "method.weight": "clean",
-    "method.factor": 5.0,
-    "method.old_decay": 0.5,
-    "method.fraction": 0.9,
-}
-_AWM = _GLOBAL | {"method.weight": "likelihood", "method.anchors": {"prior": 1e-3, "ema": 1.0}}
-_RVM = _GLOBAL | {"method.scale": 0.1, "method.factor": 0.5, "method.anchors": {"prior": 0.1}}
-_RAM = {"method.advantage": "reward", "method.advantage_clip": None, "method.scale": 1.0}
-_TILT = {
-    "method.advantage": "tilt",
-    "method.advantage_clip": None,
-    "method.scale": 1.0,
-    "method.sampler": "old",
-    "method.anchors": {"old": 1.0},
-    "method.stages": 8,
-}
-_PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
 
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
@@ -62,43 +33,15 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "nabla_gfn_published": Plugin("bench.methods.nabla.published:NablaGFNPublished"),
         "nabla_gfn_adjoint": Plugin("bench.methods.nabla.adjoint:NablaGFNAdjoint"),
         "nabla_db": Plugin("bench.methods.nabla.published:NablaDB"),
-        "db": Plugin(
-            "bench.methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"
-        ),
-        "res_db": Plugin(
-            "bench.methods.db:DB",
-            _RESIDUAL_DB,
-            "detailed balance against the prior, with a scalar flow: samples from p_# exp(βr)",
-        ),
-        "dag_kl": Plugin(
-            "bench.methods.db:DB",
-            {"method.clip": 1e-4},
-            "DAG-KL: policy gradient on the flow's advantages against the noising process",
-        ),
-        "rtb": Plugin(
-            "bench.methods.rtb:RTB", text="relative trajectory balance, with a learned log Z: samples from p_# exp(βr)"
-        ),
-        "rtb_softmax": Plugin(
-            "bench.methods.rtb:SoftmaxRTB",
-            text="trajectory balance within a prompt's group, without log Z: samples from p_# exp(βr)",
-        ),
-        "tmpo": Plugin(
-            "bench.methods.rtb:SoftmaxRTB",
-            {"method.prior": False},
-            "TMPO: trajectory balance within a prompt's group, without log Z and without the prior",
-        ),
-        "online_dpo": Plugin(
-            "bench.methods.online_dpo:OnlineDPO", text="Diffusion-DPO on the best and the worst of each group"
-        ),
-        "vgg_flow": Plugin(
-            "bench.methods.vgg_flow:VGGFlow",
-            text="VGG-Flow: the velocity is matched to the prior's plus the gradient of a learned value",
-        ),
-        "vgg_flow_pruned": Plugin(
-            "bench.methods.vgg_flow:VGGFlow",
-            _PRUNED,
-            "VGG-Flow without the value network: the reward's gradient at the finished sample",
-        ),
+        "db": Plugin("bench.methods.balance.db:DB"),
+        "res_db": Plugin("bench.methods.balance.db:ResDB"),
+        "dag_kl": Plugin("bench.methods.balance.dag_kl:DAGKL"),
+        "rtb": Plugin("bench.methods.balance.rtb:RTB"),
+        "rtb_softmax": Plugin("bench.methods.balance.softmax:SoftmaxRTB"),
+        "tmpo": Plugin("bench.methods.balance.softmax:TMPO"),
+        "online_dpo": Plugin("bench.methods.online_dpo:OnlineDPO"),
+        "vgg_flow": Plugin("bench.methods.vgg_flow:VGGFlow"),
+        "vgg_flow_pruned": Plugin("bench.methods.vgg_flow:VGGFlowPruned"),
         "ddpo": Plugin("bench.methods.policy_gradient.ddpo:DDPO"),
         "grpo": Plugin("bench.methods.policy_gradient.grpo:GRPO"),
         "dpok": Plugin("bench.methods.policy_gradient.dpok:DPOK"),
@@ -108,31 +51,11 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "mix_grpo": Plugin("bench.methods.policy_gradient.mix_grpo:MixGRPO"),
         "grpo_guard": Plugin("bench.methods.policy_gradient.grpo_guard:GRPOGuard"),
         "flow_dppo": Plugin("bench.methods.policy_gradient.flow_dppo:FlowDPPO"),
-        "nft": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _NFT,
-            "DiffusionNFT: regression on good and away from bad samples, noised anew",
-        ),
-        "awm": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _AWM,
-            "AWM: regression on finished samples, noised anew, weighted by their advantage",
-        ),
-        "ram": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _RAM,
-            "RAM: the same regression with β times the reward above the group's mean as the weight",
-        ),
-        "rvm": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _RVM,
-            "RVM: the same regression with normalised advantages, held to the prior",
-        ),
-        "tilt_matching": Plugin(
-            "bench.methods.velocity_matching:VelocityMatching",
-            _TILT,
-            "tilt matching: regression in stages, each of which tilts the one before by exp(βr / stages)",
-        ),
+        "nft": Plugin("bench.methods.regression.nft:NFT"),
+        "awm": Plugin("bench.methods.regression.awm:AWM"),
+        "ram": Plugin("bench.methods.regression.ram:RAM"),
+        "rvm": Plugin("bench.methods.regression.rvm:RVM"),
+        "tilt_matching": Plugin("bench.methods.regression.tilt_matching:TiltMatching"),
         "draft": Plugin("bench.methods.backprop.draft:DRaFT"),
         "draft_1": Plugin("bench.methods.backprop.draft:DRaFT1"),
         "draft_full": Plugin("bench.methods.backprop.draft:DRaFTFull"),
@@ -140,12 +63,9 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "leap_align": Plugin("bench.methods.backprop.leap_align:LeapAlign"),
         "alignprop": Plugin("bench.methods.backprop.alignprop:AlignProp"),
         "refl": Plugin("bench.methods.backprop.refl:ReFL"),
-        "adjoint_matching": Plugin(
-            "bench.methods.adjoint_matching:AdjointMatching",
-            text="regression of the control on the lean adjoint: samples from p_# exp(βr)",
-        ),
-        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN", text="nothing trained: draw 8, keep the best"),
-        "prior": Plugin("bench.methods.prior:Prior", text="the pretrained model, unchanged"),
+        "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
+        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
+        "prior": Plugin("bench.methods.prior:Prior"),
     },
     "rewards": {
         "emoji_clip": Plugin("bench.rewards.emoji_clip:EmojiClip"),
@@ -233,8 +153,6 @@ def describe(kind: str, name: str) -> str:
     Raises BenchError for an unknown name, and for a plugin that can be neither read nor imported.
     """
     plugin, docstring = find(kind, name), None
-    if plugin.text:
-        return plugin.text
     module, _, attribute = plugin.target.partition(":")
     with contextlib.suppress(Exception):  # whatever stands in the way, the import below says it
         spec = importlib.util.find_spec(module)

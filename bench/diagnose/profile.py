@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import environment, registry
+from bench import environment
 from bench.core import Core
-from bench.diagnose.nfe import necessary
+from bench.diagnose.nfe import required_rows
 from bench.errors import BenchError
 from bench.hub import Need, obtain
 from bench.models import catalogue
@@ -209,7 +209,7 @@ def profile_all(configs: Sequence[RunConfig], console: Console, out: Path) -> No
 def method_costs(config: RunConfig, prompts: list[str]) -> dict[str, Any]:
     """Means over one round's updates, after one uncounted round: rows by part, reward calls, seconds, peak memory.
 
-    necessary: see `bench.diagnose.nfe`, None for a method without a formula. seconds: of the processor, all
+    required: see `bench.diagnose.nfe`, None for a method that does not say. seconds: of the processor, all
     threads together, which other jobs do not lengthen; with a GPU those that it took.
     """
     core, method, updates = build_core(config), build_method(config), config.train.updates_per_round
@@ -230,13 +230,13 @@ def method_costs(config: RunConfig, prompts: list[str]) -> dict[str, Any]:
         trainer.run(on_update)
     before, after = marks[updates - 1], marks[-1]
     counts = {key: (value - before[2][key]) / updates for key, value in after[2].items()}
-    needed = necessary(registry.find("methods", config.method.name).target, core, method, core.batch(trainer.names(1)))
+    needed = required_rows(core, method, core.batch(trainer.names(1)))
     gpu = core.model.device.type == "cuda"
     return {
         "rollout": counts.get(("rollout", "network_forwards"), 0),
         "forward": sum(counts.get((phase, "network_forwards"), 0) for phase in ("losses", "backward")),
         "backward": sum(counts.get((phase, "network_backwards"), 0) for phase in ("losses", "backward")),
-        "necessary": None if needed is None else {name: value / updates for name, value in asdict(needed).items()},
+        "required": None if needed is None else {name: value / updates for name, value in asdict(needed).items()},
         "reward_calls": sum(value for (_, name), value in counts.items() if name == "reward_calls"),
         "reward_gradients": sum(value for (_, name), value in counts.items() if name == "reward_gradients"),
         "clock": "device" if gpu else "processor",
@@ -250,14 +250,14 @@ def _show_all(costs: dict[str, dict[str, Any]], config: RunConfig, console: Cons
     count = train.prompts_per_round * train.samples_per_prompt // train.updates_per_round
     table = Table(
         title=f"an update of {count} trajectories of {sampler.steps} steps, guidance {sampler.guidance:g}, on "
-        f"{config.model.name}: rows through the denoiser, measured / necessary (ratio)"
+        f"{config.model.name}: rows through the denoiser, measured / required (ratio)"
     )
     clock = next(iter(costs.values()))["clock"]
     headings = ("rollout", "losses forward", "losses backward", "reward calls", "gradients")
     for heading in ("method", *headings, f"{clock} seconds", "peak GiB"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for name, cost in costs.items():
-        rows = [_beside(cost[part], (cost["necessary"] or {}).get(part)) for part in ("rollout", "forward", "backward")]
+        rows = [_beside(cost[part], (cost["required"] or {}).get(part)) for part in ("rollout", "forward", "backward")]
         calls = [f"{cost[part]:,.0f}" for part in ("reward_calls", "reward_gradients")]
         table.add_row(name, *rows, *calls, f"{cost['seconds']:.2f}", f"{cost['peak_memory'] / 2**30:.2f}")
     console.print(table)

@@ -1,5 +1,7 @@
 """The balance losses against mathematics: the linear-Gaussian optimum, and their equations by autograd; float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bench.methods.balance.dag_kl import DAGKL, DAGKLConfig
@@ -18,7 +20,7 @@ def set_balanced_flow(core: Core, method: DB) -> None:
     """The exact log-flow `b_k·z + c_k` beside the forward-looking term, at the optimal policy."""
     truth, times = truth_of(core), places(core)
     shift_policy(core, truth.flow[1:])
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     zero = torch.zeros(1, 2, dtype=torch.float64)
     with torch.no_grad():
         at_zero = [core.kernel.mean(zero, core.predict(zero, k, zero, prior=True), k)[0] for k in range(len(times))]
@@ -70,13 +72,13 @@ def test_averaged_densities_have_another_target():
 def test_dag_kl_gradients_go_where_they_belong(micro_batch):
     """The flow learns from the balance alone, the policy from the advantage alone, and A = −balance, left one out."""
     core = gaussian_core(6)
-    core.micro_batch = micro_batch  # of 32 trajectories
+    core = replace(core, micro_batch=micro_batch)  # of 32 trajectories
     core.model.adapters()["bias"].data[places(core)] = 0.1
     data = sample(core, 32)
     method, balance_only = (
         DAGKL(DAGKLConfig(reduction="sum", trust=0, clip=0.2, policy_weight=w)) for w in (1.0, 1e-12)
     )
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     policy = list(core.model.adapters().values())
     total, gradient = gradients(method.losses(core, data), len(data), policy)
     (terms,) = method.terms(core, data, torch.arange(6).flip(0).expand(32, 6), 1000)
@@ -104,7 +106,7 @@ def test_rtb_keeps_the_noise_alone(path, eta):
     core = gaussian_core(8, path=path, eta=eta)
     truth, method = truth_of(core), RTB(RTBConfig())
     shift_policy(core, truth.flow[1:])
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     for data in (sample(core, 32), sample(core, 32, prior=True)):
         data = with_rewards(core, data)
         losses = torch.cat([loss.values for loss in method.losses(core, data)])
@@ -131,7 +133,7 @@ def test_balance_within_a_group_has_the_gradient_of_its_equation(prior, micro_ba
     """Whatever the micro-batch, of groups of 4 · 3 rows; the equation is written for every prompt's rows at once."""
     core = gaussian_core(3, Wavy)
     core.model.adapters()["bias"].data[core.kernel.timesteps] = 0.1
-    core.micro_batch = micro_batch
+    core = replace(core, micro_batch=micro_batch)
     batch = core.batch((prompt, i) for i in range(4) for prompt in "ab")
     with torch.no_grad():
         data = with_rewards(core, core.rollout(batch))

@@ -1,5 +1,7 @@
 """Best of n: which sample is kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bench.methods.best_of_n import BestOfN, BestOfNConfig
@@ -12,7 +14,7 @@ def test_best_of_n_keeps_the_best_of_its_own_candidates():
     options = {"purpose": "evaluate", "seed": 3, "record": frozenset({"model_output", "prior_output"})}
     with torch.no_grad():
         own = core.rollout(batch, **options).latents[:, -1]
-        core.micro_batch = core.sample_batch = 7  # the choice does not depend on how a batch is cut
+        core = replace(core, micro_batch=7, sample_batch=7)  # the choice does not depend on how a batch is cut
         best = BestOfN(BestOfNConfig(n=n)).sample(core, batch, **options)
         alone = BestOfN(BestOfNConfig(n=1)).sample(core, batch, **options)
     assert best.model_output is None

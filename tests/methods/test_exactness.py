@@ -14,7 +14,7 @@ from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
 from bench.methods.policy_gradient.dpok import DPOK, DPOKConfig
 from bench.methods.policy_gradient.grpo import GRPO, GRPOConfig
 from linear_gaussian import PATHS, everything, losses_and_departures, moments, places, shift_policy, truth_of
-from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, sample, with_rewards
+from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, perturb, pipeline_model, sample, with_rewards
 from torch import Tensor
 
 from bench.core import Core

@@ -13,7 +13,7 @@ from bench.config import resolve
 from bench.core import Core
 from bench.method import NFE, Method
 from bench.models.analytic import GaussianFlowModel
-from bench.sampling.kernel import flow_kernel
+from bench.sampling.grids import flow_kernel
 from bench.sampling.trajectory import Trajectory, Transitions
 from bench.training.advantages import group_normalised
 

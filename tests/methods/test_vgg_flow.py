@@ -28,7 +28,7 @@ def test_the_values_equation_vanishes_at_its_solution_and_nowhere_near():
     core = linear_core()
     model = core.model
     method = VGGFlow(VGGFlowConfig(fraction=1, schedule="constant", largest=None))
-    core.networks = method.networks(model)
+    core.networks.update(method.networks(model))
     times, table = places(core).tolist(), core.networks["value"].bias
     guide = [-BETA * DIRECTION]
     for jacobian in prior_jacobians(core).flip(0):
@@ -53,7 +53,7 @@ def test_every_term_is_its_equation_and_trains_its_own_network(path):
     """Constant ν_φ and a constant change of the policy's output at each step, any numbers."""
     core = linear_core(path)
     method = VGGFlow(VGGFlowConfig(fraction=1, schedule="constant", largest=None, consistency=0.5, terminal=3.0))
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     times, rng = places(core), torch.Generator().manual_seed(0)
     policy, value = core.model.adapters()["bias"], core.networks["value"].bias
     policy.data[times] = torch.randn(6, 2, generator=rng, dtype=torch.float64)

@@ -12,7 +12,7 @@ from bench.model import DiffusionModel
 from bench.models.analytic import GaussianFlowModel, GaussianModel
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel, flow_kernel
+from bench.sampling.grids import ddim_kernel, flow_kernel
 from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch
 
@@ -84,10 +84,8 @@ def gaussian_core(
 
 def method_of(name: str, **options: object) -> Method:
     """The registered method, with those of the options that it has."""
-    method, preset = registry.load("methods", name), registry.find("methods", name).preset
-    chosen = {key.removeprefix("method."): value for key, value in preset.items() if key.startswith("method.")}
-    chosen |= {key: value for key, value in options.items() if key in method.Config.model_fields}
-    return method(method.Config(**chosen))
+    method = registry.load("methods", name)
+    return method(method.Config(**{key: value for key, value in options.items() if key in method.Config.model_fields}))
 
 
 def perturb(model: DiffusionModel, scale: float = 0.3) -> None:
