@@ -18,6 +18,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 # Words of our own where the field has one, or where plain English says it in fewer.
 HOUSE_WORDS = {
     r"prices?": "KL, cost",
+    r"pays?|paid": "has, takes, costs",
     r"(not )?told (apart|from)": "differ significantly",
     r"what (it|that) is for": "use, purpose",
     r"(network )?rows through the (network|denoiser)": "NFE",
@@ -34,6 +35,11 @@ def prose(page: Path) -> str:
     """The page without blocks of code, code spans and links' targets."""
     text = re.sub(r"^ *```.*?^ *```", "", TEXTS[page], flags=re.M | re.S)
     return re.sub(r"`[^`]*`|\]\([^)]*\)", "", text)
+
+
+def code(page: Path, language: str) -> list[str]:
+    """The page's blocks of code in a language; "": those of commands."""
+    return [block for name, block in re.findall(r"^```(\w*)\n(.*?)^```", TEXTS[page], re.M | re.S) if name == language]
 
 
 @each_page
@@ -93,7 +99,7 @@ def test_the_runs_of_the_pages_are_commands(bench, monkeypatch, pipeline_folder,
     (tmp_path / "my-pipeline").symlink_to(pipeline_folder)
     (tmp_path / "my-prompts.txt").write_text("cat\ndog\nred bird\nfish\nbear\n")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```\n(.*?)^```", TEXTS[README] + TEXTS[ROOT / "docs" / "use.md"], re.M | re.S)
+    blocks = [block for page in (README, ROOT / "docs" / "use.md") for block in code(page, "")]
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("bench run ")]
     runs = {tuple(shlex.split(line, comments=True)[1:]) for line in lines}
     assert len(runs) >= 8
@@ -105,7 +111,7 @@ def test_the_runs_of_the_pages_are_commands(bench, monkeypatch, pipeline_folder,
 def test_the_readmes_reward_works(tmp_path, monkeypatch) -> None:
     torch = pytest.importorskip("torch")
     names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", TEXTS[README], re.S)[1], names)
+    exec(code(README, "python")[0], names)
     images = torch.rand(2, 3, 8, 8)
     symmetric = (images + images.flip(3)) / 2
     scores = names["Symmetry"](names["Symmetry"].Config())(torch.cat([images, symmetric]), [""] * 4)
