@@ -41,8 +41,8 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"),
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$"), list("-+.0123456789")
 )
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
 
 def load_suite(name: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def resolve(
     model = (overrides or {}).get("model.name")
     reward = reward and reward.replace(" ", "")
     natural = registry.load("rewards", reward).suite if reward else "emoji"
-    suite = suite or (model if (SUITES / f"{model}.yaml").is_file() else natural)
+    suite = suite or str(model if (SUITES / f"{model}.yaml").is_file() else natural)
     settings = load_suite(suite)
     reward = reward or settings["reward"]["name"]
     reward_class = registry.load("rewards", reward)
@@ -120,7 +120,7 @@ def beta_origin(config: RunConfig) -> str:
     return "as given"
 
 
-def build(tree: dict[str, Any], method_class: type, reward_class: type) -> RunConfig:
+def build(tree: dict[str, Any], method_class: Any, reward_class: Any) -> RunConfig:
     """Validate a settings tree against the plugins' options. Raises BenchError listing every mistake."""
     specific = create_model(
         "RunConfig",

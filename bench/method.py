@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from bench import options
 from bench.core import Core
 from bench.model import DiffusionModel
-from bench.options import Config
 from bench.sampling.trajectory import Batch, Trajectory
 
 
@@ -90,11 +90,11 @@ class Method(ABC):
     and devices. `recipe` overrides the run's defaults for this method, keyed like `--set` ("optimizer.lr").
     """
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[options.Config]] = options.Config
     needs: ClassVar[Needs] = Needs()
     recipe: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, config: Config):
+    def __init__(self, config: options.Config):
         self.config = config
 
     @abstractmethod

@@ -323,14 +323,15 @@ def describe(kind: str, name: str) -> str:
         return plugin.text
     module, _, attribute = plugin.target.partition(":")
     with contextlib.suppress(Exception):  # whatever stands in the way, the import below says it
-        body = ast.parse(Path(importlib.util.find_spec(module).origin).read_bytes()).body
+        spec = importlib.util.find_spec(module)
+        body = ast.parse(Path(spec.origin).read_bytes()).body if spec and spec.origin else []
         found = next(ast.get_docstring(n) or "" for n in body if isinstance(n, ast.ClassDef) and n.name == attribute)
     if found is None:
         found = load(kind, name).__doc__
     return (found or "(no description)").strip().partition("\n")[0]
 
 
-def load(kind: str, name: str) -> type:
+def load(kind: str, name: str) -> Any:
     """The plugin's class; a BenchError that names the package and the cause if it does not import.
 
     A reward may also be a weighted sum, "hps+0.1*aesthetic" (see bench.weighted).

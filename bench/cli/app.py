@@ -29,7 +29,7 @@ from bench.cli.options import (
     console,
     show_warnings,
 )
-from bench.cli.published import merge, pack, reproduce, verify
+from bench.cli.publish import merge, pack, reproduce, verify
 from bench.cli.report import report, serve
 from bench.environment import versions
 from bench.errors import BenchError

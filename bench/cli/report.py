@@ -56,7 +56,7 @@ def report(
         "network_rows": at_network_rows,
         "train_seconds": at_seconds,
     }
-    asked = {axis: (limit,) for axis, limit in costs.items() if limit is not None}
+    asked: dict[str, tuple[float, ...]] = {axis: (limit,) for axis, limit in costs.items() if limit is not None}
     if at_reward_gain:
         try:
             asked["gain"] = tuple(map(float, at_reward_gain.split(",")))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.metadata import packages_distributions
 
 import torch
 from rich.console import Console
@@ -32,6 +33,8 @@ def _lines() -> list[tuple[str, str]]:
     packages = info["packages"]
     present = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
     lines = [("python", f"{info['python']} on {info['platform']}"), ("packages", present)]
+    if others := [name for name in packages_distributions().get("bench", []) if name != "nabla-bench"]:
+        lines.append(("import name", f"{', '.join(others)} has a package `bench` too: uninstall it, or use two venvs"))
     lines.append(("revision", f"{info['revision'][:12]}{' with changes' if info['dirty'] else ''}"))
     lines.append(("device", info["hardware"]))
     lines.append(("load", _load()))
@@ -42,8 +45,8 @@ def _lines() -> list[tuple[str, str]]:
     else:
         lines.append(("gpu", "none, so float32: the embedded model is made for that, Stable Diffusion wants a GPU"))
     for extra, names in EXTRAS.items():
-        missing = [name for name in names if not packages[name]]
-        lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if missing else "installed"))
+        whole = all(packages[name] for name in names)
+        lines.append((f"extra {extra}", "installed" if whole else f"missing: pip install 'nabla-bench[{extra}]'"))
     for title, needs in _needs().items():
         absent = [one for one in needs if one.missing()]
         missing = ", ".join(f"{one.source} ({size_text(one.size)})" for one in absent)

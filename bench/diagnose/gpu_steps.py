@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,9 +65,9 @@ SHORT = {  # at full size: enough to time, little enough for five minutes and 24
 Found = tuple[str, dict[str, Any]]  # a note for the table, numbers for the report
 
 
-def tiny(method: str, dtype: str = "float32", **changes: Any) -> RunConfig:
+def tiny(method: str, dtype: str = "float32", changes: Mapping[str, Any] | None = None) -> RunConfig:
     """A small setting of Stable Diffusion 1.5 in its scaled-down form."""
-    overrides = TINY | {"model.dtype": dtype} | changes
+    overrides = TINY | {"model.dtype": dtype} | dict(changes or {})
     options = registry.load("methods", method).Config.model_fields
     small = {"channels": [32, 32], "fraction": 0.5}
     overrides |= {f"method.{name}": value for name, value in small.items() if name in options}
@@ -174,7 +174,7 @@ def _images() -> Tensor:
 
 def _checkpoint(device: torch.device) -> Found:
     """Three updates, and two with one more after a restart."""
-    config = tiny("nabla_gfn", **{"train.updates": 3, "train.checkpoint_every": 1})
+    config = tiny("nabla_gfn", changes={"train.updates": 3, "train.checkpoint_every": 1})
     part = config.model_copy(update={"train": config.train.model_copy(update={"updates": 2})})
     with tempfile.TemporaryDirectory() as folder:
         straight = one_update(config, device)
@@ -190,7 +190,7 @@ def _whole_run(device: torch.device, cache: Path) -> Found:
     if processes.state().device != device:
         raise Skipped(f"a run would take {processes.state().device}")
     with tempfile.TemporaryDirectory() as folder, environment.variable("XDG_CACHE_HOME", str(cache)):
-        log = _run(tiny("nabla_gfn", "auto", **{"train.updates": 2}), Path(folder) / "run")
+        log = _run(tiny("nabla_gfn", "auto", {"train.updates": 2}), Path(folder) / "run")
     return f"{len(log)} updates, evaluation, pictures", {"updates": log}
 
 
@@ -209,13 +209,13 @@ def _two_processes(device: torch.device, cache: Path) -> Found:
 
 def two_processes(cache: Path) -> Found:
     """A run by `--num-processes 2` against the same run here."""
-    config = tiny("nabla_gfn", **{"train.updates": 2})
+    config = tiny("nabla_gfn", changes={"train.updates": 2})
     with tempfile.TemporaryDirectory() as folder, environment.variable("XDG_CACHE_HOME", str(cache)):
         one, two = Path(folder) / "one", Path(folder) / "two"
         ours = _run(config, one)
         settings = TINY | {"model.dtype": "float32", "train.updates": 2, "method.channels": [32, 32]}
         sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-        sets.append(f"--set=method.fraction={config.method.fraction}")
+        sets.append(f"--set=method.fraction={config.method.model_dump()['fraction']}")
         command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--suite", SUITE, *sets]
         done = subprocess.run(
             [*command, "--out", str(two), "--num-processes", "2"], capture_output=True, text=True, timeout=600

@@ -24,6 +24,7 @@ from bench.diagnose.nfe import necessary
 from bench.errors import BenchError
 from bench.hub import Need, obtain
 from bench.models import catalogue, layout
+from bench.models.architectures import Size
 from bench.prompts import HUB, load_prompts
 from bench.runs.build import build_core, build_method
 from bench.runs.requirements import training_requirements
@@ -38,7 +39,7 @@ Row = dict[str, float]  # seconds by phase, counts and peak memory of one call o
 
 
 @contextmanager
-def random_weights(config: RunConfig, size: str, console: Console) -> Iterator[None]:
+def random_weights(config: RunConfig, size: Size, console: Console) -> Iterator[None]:
     """Inside the block the model's and the reward's weights are random ones, in a hub cache of their own."""
     if catalogue.need(config.model.name) is None:
         raise BenchError(
@@ -49,7 +50,7 @@ def random_weights(config: RunConfig, size: str, console: Console) -> Iterator[N
 
 
 @contextmanager
-def stand_ins(needs: Iterable[Need], size: str, console: Console) -> Iterator[None]:
+def stand_ins(needs: Iterable[Need], size: Size, console: Console) -> Iterator[None]:
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.models.random_weights import write
 

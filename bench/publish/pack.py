@@ -161,7 +161,7 @@ def _opened(pack: Path, place: Path) -> Path:
     if pack.is_dir():
         return pack
     try:
-        shutil.unpack_archive(pack, place, **({} if pack.suffix == ".zip" else {"filter": "data"}))
+        shutil.unpack_archive(pack, place, filter=None if pack.suffix == ".zip" else "data")
     except (OSError, ValueError, shutil.ReadError) as error:
         raise BenchError(f"{pack} is neither a folder nor an archive of bench pack: {error}") from None
     return place

@@ -1,17 +1,16 @@
 """`python -m bench.reporting.coverage > docs/statistics.md`: how often the printed intervals hold, by simulation."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
+from bench.environment import ROOT
 from bench.reporting.rows import read_rows
 from bench.reporting.statistics import MANY, improvement, over_seeds
 from bench.reporting.table import is_clear
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 COUNTS = (3, 5, 10)
 DRAWS = 2000
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -126,18 +125,18 @@ def page() -> str:
     rng = np.random.default_rng(0)
     even, skewed = (_normal, (0.0, 0.0)), (_skewed, (0.0, _middle(_skewed(rng, (1, 400_000))[0])))
     laws: dict[str, list[Law]] = {"normal": [even], "skewed": [skewed]}
-    ring = read_rows(PUBLISHED / "ring" / "rows.parquet")
+    ring = read_rows(ROOT / "results" / "published" / "ring" / "rows.parquet")
     last = ring[ring["budget"] == ring.groupby("run")["budget"].transform("max")]
     for metric in ("reward/train", "tilt_tv", "path_kl"):
-        own = last[(last["metric"] == metric) & (last["updates"] > 0)].groupby("method")["value"]
-        laws[f"ring, `{metric}`"] = [_resampled(values.to_numpy()) for _, values in own]
+        values_of = last[(last["metric"] == metric) & (last["updates"] > 0)].groupby("method")["value"]
+        laws[f"ring, `{metric}`"] = [_resampled(values.to_numpy()) for _, values in values_of]
     seeds = [f"{n} seeds" for n in COUNTS]
     kinds = [f"{n} seeds, {'interquartile mean' if n >= MANY else 'mean'}" for n in COUNTS]
     coverage, ties = [["values", *kinds]], [["values", *seeds]]
-    for name, own in laws.items():
-        draws = DRAWS // min(len(own), 10)
+    for name, methods in laws.items():
+        draws = DRAWS // min(len(methods), 10)
         for table, share in ((coverage, held), (ties, differ)):
-            table.append([name, *(f"{np.mean([share(law, n, rng, draws) for law in own]):.0%}" for n in COUNTS)])
+            table.append([name, *(f"{np.mean([share(law, n, rng, draws) for law in methods]):.0%}" for n in COUNTS)])
     better = [["higher by", *(f"{name}, {k} setting{'s' * (k > 1)}" for k in (1, 4) for name in seeds)]]
     for shift in (0.0, 1.0, 3.0):
         better.append([f"{shift:g}", *(f"{improvement_held(shift, n, k, rng):.0%}" for k in (1, 4) for n in COUNTS)])

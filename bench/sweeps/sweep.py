@@ -53,7 +53,7 @@ class Sweep(Config):
     threads: int = Field(1, ge=1, description="CPU threads of a run")
     gpus: int = Field(0, ge=0, description="GPUs of a run, one process on each; 0: whatever it finds")
     track: list[Literal["wandb", "trackio"]] = Field([], description="trackers of every run")
-    out: Path | None = Field(None, description="folder of the runs; null: runs/<name of the file>")
+    out: Path = Field(Path(), description="folder of the runs; without one runs/<name of the file>")
 
     def seed_list(self) -> list[int]:
         """The seeds of the runs."""
@@ -103,7 +103,7 @@ def read_sweep(path: Path) -> Sweep:
         raise BenchError(f"{path}: settings for {', '.join(sorted(strangers))}, which methods: does not list.")
     if spec.tune:
         _check_tuning(path, spec, spec.tune)
-    return spec if spec.out else spec.model_copy(update={"out": Path("runs") / path.stem})
+    return spec if "out" in spec.model_fields_set else spec.model_copy(update={"out": Path("runs") / path.stem})
 
 
 def _check_tuning(path: Path, spec: Sweep, tune: tuning.Tune) -> None:
@@ -124,7 +124,7 @@ def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = No
     choices: of `plan_trials`' keys, the tuned ones; methods with a key that is not there are left out.
     """
     plan = _Plan(spec, spec.out)
-    tuned = {} if choices is None else plan_trials(spec)
+    tuned, choices = ({}, {}) if choices is None else (plan_trials(spec), choices)
     for seed, (method, at) in itertools.product(spec.seed_list(), spec.rows()):
         key = tuning.key_of(method, at)
         if key in tuned and key not in choices:
@@ -142,8 +142,8 @@ def plan_trials(spec: Sweep) -> dict[str, list[tuple[Job, dict[str, Any]]]]:
         if registry.load("methods", method).needs.training:
             jobs = [(plan.add(method, spec.tune.seed, at | v | spec.tune.settings()), v) for v in spec.tune.points()]
             trials[tuning.key_of(method, at)] = jobs
-    plan.jobs()
-    return trials
+    plan.jobs()  # raises if one is impossible
+    return {key: [(job, values) for job, values in jobs if job] for key, jobs in trials.items()}
 
 
 def plan(spec: Sweep) -> list[Job]:
