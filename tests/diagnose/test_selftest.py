@@ -19,7 +19,7 @@ from torch import Tensor
 from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
 from bench.diagnose.selftest import KINDS, checks, models, selftest
 from bench.models.analytic import RingModel
-from bench.models.pipeline import Call, Parts
+from bench.models.family import Call, Parts
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.trajectory import Batch
 
