@@ -1,11 +1,13 @@
 """What `bench profile --all` calls necessary, against counts by hand, and what it measures beside it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench import Config, registry
-from bench.diagnose.nfe import FORMULAS, Rows, Setting
+from bench.diagnose.nfe import FORMULAS, Rows, Setting, necessary
 
 K, B = 4, 3
 APART = [[0, 3]] * B  # two transitions a trajectory, with nothing to share
@@ -15,7 +17,6 @@ NEXT = [[2, 3]] * B  # the second begins where the first ends
 BY_HAND = {
     # policy and prior at z_0, z_1 (ahead), z_3 | parameters 2, reward and prior's Jacobian at z_1
     "nabla_gfn": (APART, (4, 6, 4)),
-    "nabla_gfn_shared": (APART, (4, 6, 4)),
     "nabla_gfn_noflow": (APART, (4, 5, 3)),
     # policy at z_0, z_1 (ahead), z_3; prior at z_0, z_3 | parameters 2, rewards at z_0, z_1, z_3, prior's Jacobian 2
     "nabla_gfn_published": (APART, (4, 5, 7)),
@@ -58,6 +59,8 @@ SHARED = {  # z_3 is both ahead and chosen
     "nabla_gfn": (4, 2 + 2, 2 + 2),
     "nabla_gfn_published": (4, 2 + 2, 2 + 1 + 2 + 2),  # the sum with the reverse score is another cotangent
     "nabla_gfn_noflow": (4, 2 + 2, 2 + 1),
+    "nabla_gfn_adjoint": (4, 2 + 2, 2 + 2 + 2),  # policy and prior at both; parameters, rewards, the prior's Jacobian
+    "nabla_db": (4, 2, 2 + 1 + 2),
     "db": (4, 2, 2),
     "adjoint_matching": (4, 2 + 2, 2 + 1),
     "vgg_flow": (4, 2 + 2, 2 + 2),
@@ -76,6 +79,14 @@ def options(name: str) -> Config:
 
 
 def count(name: str, chosen: list[list[int]], rows: int = 2) -> Rows:
+    """With a method's random choice of steps replaced by `chosen`."""
+    method = registry.load("methods", name)(options(name))
+    method.steps = lambda core, batch: torch.tensor(chosen)
+    core = SimpleNamespace(
+        kernel=SimpleNamespace(steps=K), model=SimpleNamespace(rows=lambda guidance: rows, guidance=None)
+    )
+    if method.nfe(core, chosen):
+        return necessary("", core, method, chosen)
     return FORMULAS[registry.find("methods", name).target](options(name), Setting(K, rows, chosen))
 
 
