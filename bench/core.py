@@ -257,17 +257,3 @@ class Core:
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))
 
-    def choose_window(self, data: Batch, fraction: float) -> tuple[Tensor, Tensor]:
-        """Long [B, W + 1]: for every row `W = ⌊K·fraction⌋` neighbouring steps, two at least, and the last step; and
-        weights of the steps, float [K] on the device, under which all but the last count alike on average.
-        """
-        others = self.kernel.steps - 1
-        if others < 2:
-            raise BenchError("neighbouring steps besides the last need sampler.steps ≥ 3.")
-        length = min(max(int(self.kernel.steps * fraction + 1e-9), 2), others)
-        places = others - length + 1
-        first = [int(self.rng(*name).integers(places)) for name in data.samples]
-        steps = [[*range(start, start + length), others] for start in first]
-        holding = np.convolve(np.ones(places), np.ones(length))  # how many windows hold a step
-        weights = np.append(length * places / (others * holding), 1.0)
-        return torch.tensor(steps), upload(torch.tensor(weights, dtype=torch.float32), self.model.device)

@@ -77,6 +77,12 @@ _NO_VALUE_NETWORK = {
     "method.terminal": 1000.0,
     "method.channels": [64, 128, 256, 256],
 }
+UNUSED = object()  # a setting that did nothing in this method, whatever its value
+
+# One class with options was all of the ∇-GFlowNet methods.
+_NABLA = {"method.residual": True, "method.flow": True, "method.flow_target": "policy"}
+_PATHWISE = {"method.reverse": "pathwise", "method.reverse_at": "start"}
+_FLOW = ("flow_target", "detach_target", "reverse", "reverse_at", "reverse_weight", "channels")
 
 # method → former key → what it is now, or the only value that a row of this method may have: its options were given by
 # name to one class of many methods, and are now what the method's own class does.
@@ -108,6 +114,17 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "draft_lv": {"method.depth": 1, "method.leap": False, "method.start": None},
     "leap_align": {"method.depth": 5, "method.leap": True, "method.renoise": 0, "method.start": None},
     "alignprop": {"method.depth": 5, "method.leap": False, "method.renoise": 0},
+    "nabla_gfn": _NABLA | {"method.detach_target": True, "method.reverse": "expected", "method.reverse_at": "end"},
+    "nabla_gfn_noflow": _NABLA | {"method.flow": False} | {f"method.{name}": UNUSED for name in _FLOW},
+    "nabla_gfn_published": _NABLA | _PATHWISE,
+    "nabla_gfn_adjoint": _NABLA
+    | {
+        "method.flow_target": "adjoint",
+        "method.detach_target": True,
+        "method.reverse": UNUSED,
+        "method.reverse_at": "start",
+    },
+    "nabla_db": _NABLA | _PATHWISE | {"method.residual": False},
 }
 
 
@@ -121,7 +138,7 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
         now = former.get(key, Renamed(key))
         if isinstance(now, Renamed):
             translated[now.key] = now.convert(value)
-        elif now != value:
+        elif now is not UNUSED and now != value:
             translated[key] = value
     return translated
 

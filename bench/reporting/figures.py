@@ -25,7 +25,7 @@ from bench.reporting.table import number
 FAMILIES = {  # what a method learns from; one of another package is among the others
     "reward gradient": "refl draft draft_1 draft_full draft_lv alignprop leap_align",
     "policy gradient": "ddpo grpo dpok flow_grpo flow_grpo_cps dance_grpo mix_grpo grpo_guard flow_dppo",
-    "gradient matching": "nabla_gfn nabla_gfn_noflow nabla_gfn_published nabla_gfn_adjoint nabla_gfn_shared nabla_db "
+    "gradient matching": "nabla_gfn nabla_gfn_noflow nabla_gfn_published nabla_gfn_adjoint nabla_db "
     "adjoint_matching vgg_flow vgg_flow_pruned",
     "balance": "rtb rtb_softmax tmpo db res_db dag_kl",
     "regression on samples": "nft awm rvm ram tilt_matching online_dpo",

@@ -1,4 +1,4 @@
-"""What the ∇-GFlowNet methods share: their options, the transitions they train on, and the reward's gradient."""
+"""What the ∇-GFlowNet methods share: options, the choice of transitions, and the reward's gradient."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class FlowConfig(NablaConfig):
 
 
 class NablaMethod(Method):
-    """A method that matches the score of policy transitions to the reward's gradient and a flow network `g_φ`."""
+    """Matches the scores of the policy's transitions to the reward's gradient plus a flow network `g_φ`."""
 
     needs = Needs(reward_gradient=True, density=True, record=frozenset({"model_output"}))
     recipe = {
@@ -39,7 +39,7 @@ class NablaMethod(Method):
     config: Any
 
     def tilted(self) -> bool:
-        """True: a residual method's loss is zero at `p_# exp(βr)` alone."""
+        """True: the loss of a residual method is zero for `p_# exp(βr)`."""
         return True
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
@@ -57,19 +57,19 @@ class NablaMethod(Method):
             yield self.micro_loss(part, steps, *self.transition_losses(core, part))
 
     def micro_loss(self, part: Transitions, steps: Tensor, losses: dict[str, Tensor], rewards: Tensor) -> Loss:
-        """The sum of a micro-batch's losses, each of which is logged, as are the finished samples' rewards."""
+        """The sum of the losses. Logs each of them, and the rewards of finished samples."""
         metrics = {name: values.detach() for name, values in losses.items()} | {"reward": rewards[part.finished]}
         return Loss(sum(losses.values()) / steps.shape[1], metrics)
 
     @abstractmethod
     def transition_losses(self, core: Core, part: Transitions) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses [n] of each transition by name, and the rewards [n] of the clean predictions at `z_{k+1}`."""
+        """Losses [n] by name, and the rewards [n] of the clean predictions at `z_{k+1}`."""
 
     def reward_score(self, core: Core, part: Transitions) -> tuple[Tensor, Tensor, Tensor]:
-        """`β γ_{k+1} ∇_z r(decode(ẑ_θ(z)))` at `z = z_{k+1}` [n, *latent], with `ẑ_θ(z_K) = z_K`; and what it takes.
+        """`β γ_{k+1} ∇_z r(decode(ẑ_θ(z)))` at `z = z_{k+1}` [n, *latent], with `ẑ_θ(z_K) = z_K`.
 
-        These are the rewards [n], and `μ_θ(z_{k+1})` of the transitions that do not end in a finished sample
-        [m, *latent]. All are detached, and no graph outlives the call.
+        Also returns the rewards [n], and `μ_θ(z_{k+1})` [m, *latent] of the m transitions with k + 1 < K. Everything is
+        detached; the graphs are freed on return.
         """
         inner, k = part.unfinished, part.k + 1
         clean, mean = part.z_next, part.z_next[inner]
@@ -104,15 +104,15 @@ class NablaMethod(Method):
 
     def terminal_loss(self, part: Transitions, next_flow: Tensor) -> Tensor:
         """`‖g_φ(z_K)‖²` [n] on the last transitions, zero elsewhere."""
-        return at(part.finished, mean_square(next_flow[part.finished]), len(part))
+        return scatter(mean_square(next_flow[part.finished]), part.finished, len(part))
 
     def trust_loss(self, part: Transitions, output: Tensor) -> dict[str, Tensor]:
-        """`λ ‖o_θ − o_old‖²` [n] by its name, `o_old` the output of the policy that sampled; nothing if λ = 0."""
+        """`λ ‖o_θ − o_old‖²` [n] under its name, with `o_old` from the policy that sampled; empty if λ = 0."""
         trust = self.config.trust
         return {"trust": trust * mean_square(output - part.model_output)} if trust else {}
 
     def states(self, core: Core, batch: Batch) -> tuple[int, int, int]:
-        """How many states are `z_k` of a chosen transition, `z_{k+1}` before the finished sample, and either."""
+        """How many states are `z_k` of a chosen transition, how many `z_{k+1}` with k + 1 < K, and how many either."""
         chosen = [set(steps) for steps in self.steps(core, batch).tolist()]
         following = [{k + 1 for k in steps} - {core.kernel.steps} for steps in chosen]
         either = [a | b for a, b in zip(chosen, following, strict=True)]
@@ -124,6 +124,6 @@ def mean_square(x: Tensor) -> Tensor:
     return (x**2).flatten(1).mean(1)
 
 
-def at(index: Tensor, values: Tensor, n: int) -> Tensor:
-    """[n], with the values at the index and zeros elsewhere."""
+def scatter(values: Tensor, index: Tensor, n: int) -> Tensor:
+    """[n], zero except for the values [m] at the index [m]."""
     return values.new_zeros(n).index_copy(0, index, values)

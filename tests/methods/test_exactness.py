@@ -8,8 +8,10 @@ from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfi
 from bench.methods.backprop.draft import DRaFT1, DRaFTFull
 from bench.methods.balance.db import ResDB, ResDBConfig
 from bench.methods.balance.rtb import RTB, RTBConfig
-from bench.methods.nabla_gfn import NablaConfig, NablaGFN
-from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
+from bench.methods.nabla.adjoint import NablaGFNAdjoint
+from bench.methods.nabla.base import NablaMethod
+from bench.methods.nabla.published import NablaGFNPublished
+from bench.methods.nabla.residual import NablaGFN, NablaGFNNoFlow
 from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
 from bench.methods.policy_gradient.dpok import DPOK, DPOKConfig
 from bench.methods.policy_gradient.grpo import GRPO, GRPOConfig
@@ -33,7 +35,7 @@ def gammas(core: Core, kind: str) -> Tensor:
     return gamma
 
 
-def set_optimum(core: Core, method: NablaGFN) -> None:
+def set_optimum(core: Core, method: NablaMethod) -> None:
     """Plug in the optimal policy and, beside the forward-looking term, the exact rest of the flow's gradient."""
     truth = truth_of(core)
     shift_policy(core, truth.flow[1:])
@@ -62,10 +64,7 @@ def test_closed_form_of_the_optimum(path):
     assert ((final.var(0) / variance - 1).abs() < 4 * (2 / 2000) ** 0.5).all()
 
 
-AT_START = {"fraction": 1, "reverse_at": "start"}  # every transition, g_φ taught at z_k
-REVERSE = pytest.mark.parametrize(
-    ("reverse", "at"), [("pathwise", "start"), ("expected", "start"), ("expected", "end")]
-)
+REVERSE = pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNPublished])  # at z_{k+1} and at z_k
 
 
 @PATHS
@@ -74,14 +73,14 @@ REVERSE = pytest.mark.parametrize(
     ("gamma", "weighting", "eta"),
     [("alpha", "score", 1.0), ("sqrt_alpha", "kl", 1.0), ("one", "score", 1.0), ("alpha", "kl", 0.6)],
 )
-def test_nabla_losses_vanish_at_the_optimum(path, gamma, reverse, at, weighting, eta):
+def test_nabla_losses_vanish_at_the_optimum(path, gamma, method_class, weighting, eta):
     core = gaussian_core(8, path=path, eta=eta)
-    config = NablaConfig(gamma=gamma, reverse=reverse, reverse_at=at, weighting=weighting, fraction=1, trust=1.0)
-    method = NablaGFN(config)
+    options = {"gamma": gamma, "weighting": weighting, "fraction": 1}
+    method = method_class(method_class.Config(**options, trust=1.0))
     set_optimum(core, method)
     for data in (sample(core, 16), replace(sample(core, 16, prior=True), model_output=None)):
         if data.model_output is None:  # off policy, where there is nothing to trust
-            method = NablaGFN(config.model_copy(update={"trust": 0.0}))
+            method = method_class(method_class.Config(**options, trust=0.0))
         total, gradient = gradients(method.losses(core, data), len(data), everything(core))
         assert 0 <= total < 1e-10
         assert gradient.abs().max() < 1e-10
@@ -89,9 +88,9 @@ def test_nabla_losses_vanish_at_the_optimum(path, gamma, reverse, at, weighting,
 
 @PATHS
 @REVERSE
-def test_nabla_losses_see_every_departure_from_the_optimum(path, reverse, at):
+def test_nabla_losses_see_every_departure_from_the_optimum(path, method_class):
     core = gaussian_core(8, path=path)
-    method = NablaGFN(NablaConfig(reverse=reverse, reverse_at=at, weighting="score", fraction=1))
+    method = method_class(method_class.Config(weighting="score", fraction=1, trust=0.0))
     set_optimum(core, method)
     data = sample(core, 16)
 
@@ -100,12 +99,13 @@ def test_nabla_losses_see_every_departure_from_the_optimum(path, reverse, at):
 
     flow = core.networks["flow"]
     times = places(core).tolist()
-    learnt = times if at == "start" else times[1:]  # the flow at z_0 enters no loss at the end of a transition
+    # the default's flow at z_0 enters no loss
+    flow_times = times[1:] if method_class is NablaGFN else times
     for name, table, chosen in (
         ("policy bias", core.model.adapters()["bias"], times),
         ("policy slope", core.model.adapters()["slope"], times),
-        ("flow bias", flow.bias, [*learnt, 0]),
-        ("flow slope", flow.slope, [*learnt, 0]),
+        ("flow bias", flow.bias, [*flow_times, 0]),
+        ("flow slope", flow.slope, [*flow_times, 0]),
     ):
         for place in chosen:
             before = table.data[place].clone()
@@ -121,7 +121,7 @@ def test_nabla_without_flow_has_another_fixed_point(gamma, share):
     core = gaussian_core(20)
     truth = truth_of(core)
     shift_policy(core, (gammas(core, gamma) * truth.look)[1:, None] * BETA * DIRECTION)
-    method = NablaGFN(NablaConfig(flow=False, gamma=gamma, fraction=1))
+    method = NablaGFNNoFlow(NablaGFNNoFlow.Config(gamma=gamma, fraction=1))
     data = sample(core, 8)
     total, gradient = gradients(method.losses(core, data), len(data), everything(core))
     assert 0 <= total < 1e-10
@@ -269,7 +269,7 @@ def test_checkpointing_changes_no_gradient(pipeline_folder):
 @pytest.mark.parametrize("eta", [1.0, 0.6])
 def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(path, eta):
     core = gaussian_core(8, path=path, eta=eta)
-    method = NablaGFN(NablaConfig(**AT_START, flow_target="adjoint", weighting="score"))
+    method = NablaGFNAdjoint(NablaGFNAdjoint.Config(weighting="score", fraction=1))
     set_optimum(core, method)
     times, flow = places(core).tolist(), core.networks["flow"]
     tables = [(table, times) for table in core.model.adapters().values()]
@@ -281,9 +281,10 @@ def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(path, eta
 def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
     """The public code's choice: policies at any share of the shift then have zero loss, so nothing is learned."""
 
-    class LastLeftOut(NablaGFN):
-        def reverse_loss(self, part, own, back):
-            return super().reverse_loss(part, own, back).index_fill(0, part.finished, 0)
+    class LastLeftOut(NablaGFNPublished):
+        def transition_losses(self, core, part):
+            losses, rewards = super().transition_losses(core, part)
+            return losses | {"reverse": losses["reverse"].index_fill(0, part.finished, 0)}, rewards
 
     core = gaussian_core(8)
     truth, steps = truth_of(core), core.kernel.steps
@@ -295,8 +296,8 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
         drift = torch.stack([*flow[1:], truth.flow[-1]])
         shift_policy(core, drift)
         zeros = []
-        for method_class in (LastLeftOut, NablaGFN):
-            method = method_class(NablaConfig(**AT_START))
+        for method_class in (LastLeftOut, NablaGFNPublished):
+            method = method_class(method_class.Config(weighting="kl", fraction=1))
             core.networks.update(method.networks(core.model))
             core.networks["flow"].bias.data[places(core)] = torch.stack(flow) - look[:-1]
             data = sample(core, 16)
@@ -312,23 +313,23 @@ def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
 
 # Training -----------------------------------------------------------------------------------------------------------
 
+SCORE = {"fraction": 1, "weighting": "score"}
+
 
 @PATHS
 @pytest.mark.parametrize(
     ("method", "updates", "rates", "flow_rates"),  # of the policy and of the method's network
     [
-        (NablaGFN(NablaConfig(fraction=1, weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
-        (NablaGFNShared(NablaSharedConfig(fraction=0.4, weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
-        (NablaGFN(NablaConfig(**AT_START, reverse="pathwise", weighting="score")), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
-        (NablaGFN(NablaConfig(**AT_START, flow_target="adjoint")), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
+        (NablaGFN(NablaGFN.Config(**SCORE)), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFNPublished(NablaGFNPublished.Config(**SCORE, trust=0.0)), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+        (NablaGFNAdjoint(NablaGFNAdjoint.Config(fraction=1)), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
         (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
         (ResDB(ResDBConfig()), 900, (3e-3, 0.1), (6e-3, 0.1)),
         (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
     ],
     ids=[
         "nabla_gfn",
-        "nabla_gfn_shared",
-        "nabla_gfn_pathwise",
+        "nabla_gfn_published",
         "nabla_gfn_adjoint",
         "adjoint_matching",
         "res_db",

@@ -1,6 +1,6 @@
 """Agreement with numbers that the published implementations produced (`tests/golden/README.md` says how).
 
-What the published code does differently on purpose or by mistake lives here in `Published` and nowhere in the product.
+What the published code does differently on purpose or by mistake lives here in subclasses, nowhere in the product.
 """
 
 import json
@@ -13,7 +13,9 @@ import torch
 from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
 from bench.methods.balance.dag_kl import DAGKL
 from bench.methods.balance.db import DB
-from bench.methods.nabla_gfn import NablaConfig, NablaGFN
+from bench.methods.nabla.base import NablaMethod
+from bench.methods.nabla.published import NablaGFNPublished
+from bench.methods.nabla.residual import NablaGFNNoFlow
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -162,35 +164,40 @@ class GoldenModel(StableDiffusion):
         return Conditioning({"text": torch.stack([self.embeddings[prompt] for prompt in prompts])})
 
 
-class Published(NablaGFN):
-    """Our method with the public code's peculiarities, none of which is an option of ours."""
-
-    strength = 1.0  # of the prior's forward score and of both reverse scores
+class LastGamma(NablaMethod):
+    """`γ_K = alphas_cumprod[0]` instead of 1."""
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
-        """`alphas_cumprod[0]` instead of 1 at the finished sample."""
         alpha = core.kernel.alpha_cumprod(k, like)
         return alpha if self.config.gamma == "alpha" else alpha**0.5
 
-    def forward_score(self, core, part, mean, prior_mean, variance):
-        return (mean - part.z_next) / variance - self.strength * (prior_mean - part.z_next) / variance
 
-    def reverse_score(self, *arguments):
-        score = super().reverse_score(*arguments)
-        return lambda mean: tuple(self.strength * part for part in score(mean))
+class PublishedNoFlow(LastGamma, NablaGFNNoFlow):
+    """The forward loss alone with that peculiarity of the public code."""
 
-    def reverse_target(self, core, part, z, eps, mean, score):
-        (self.own_score,) = torch.autograd.grad(mean, z, score[0], retain_graph=True)
-        return super().reverse_target(core, part, z, eps, mean, score)
 
-    def reverse_loss(self, part, own, back):
-        """On the last transition the constant `mean(score²)` of the policy's own score: nothing is learned from it."""
-        loss = super().reverse_loss(part, own, back)
-        return loss.index_copy(0, part.finished, (self.own_score[part.finished] ** 2).flatten(1).mean(1))
+class Published(LastGamma, NablaGFNPublished):
+    """The published setting with the public code's peculiarities, none of which is an option of ours."""
 
-    def terminal_loss(self, part, own):
-        """The sum over last transitions over their number, added to every row."""
-        return (super().terminal_loss(part, own).sum() / (len(part.finished) + 1e-6)).expand(len(part))
+    strength = 1.0  # of the prior's forward score and of both reverse scores
+
+    def reference_scores(self, core, part, variance):
+        return tuple(self.strength * score for score in super().reference_scores(core, part, variance))
+
+    def policy_scores(self, core, part, z, output, mean, variance):
+        cotangent = (part.z_next - mean.detach()) / variance
+        (score,) = torch.autograd.grad(mean, z, cotangent, retain_graph=True)
+        self.policy_score = self.strength * score
+        return super().policy_scores(core, part, z, output, mean, variance) - score + self.policy_score
+
+    def transition_losses(self, core, part):
+        """Of the reverse loss the last transition has the constant `mean(score²)` of the policy's own score: nothing is
+        learned from it. The terminal loss is the sum over last transitions over their number, added to every row."""
+        losses, rewards = super().transition_losses(core, part)
+        constant = self.config.reverse_weight * (self.policy_score[part.finished] ** 2).flatten(1).mean(1)
+        losses["reverse"] = losses["reverse"].index_copy(0, part.finished, constant)
+        losses["terminal"] = (losses["terminal"].sum() / (len(part.finished) + 1e-6)).expand(len(part))
+        return losses, rewards
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +225,7 @@ def golden_pipeline(pipeline_folder, tmp_path_factory) -> Path:
 
 def golden_step(
     name: str, folder: Path
-) -> tuple[Published, Core, list[tuple[dict, str, Transitions]], dict[str, Tensor]]:
+) -> tuple[NablaMethod, Core, list[tuple[dict, str, Transitions]], dict[str, Tensor]]:
     """The method, its core, the micro-batches `(record, tensor prefix, transitions)` in order, and the tensors."""
     step, tensors = golden(f"item4_{name}"), load_file(GOLDEN / f"item4_{name}_tensors.safetensors")
     config = step["config"]["model"]
@@ -226,20 +233,17 @@ def golden_step(
     model.embeddings = {"": tensors["neg_prompt_embeds"].reshape(-1, 16, 16)[0]}
     for i in (0, 1):
         model.embeddings |= {f"{i} {row}": e for row, e in enumerate(tensors[f"i{i}.prompt_embeds"])}
-    method = Published(
-        NablaConfig(
-            flow=not config["no_flow"],
-            gamma={"squared": "alpha", "sqrt": "sqrt_alpha"}[config["reward_adaptive_mode"]],
-            reverse_weight=config["reverse_loss_scale"],
-            trust=config["unet_reg_scale"],
-            channels=config["flow_channel_width"],
-            weighting="score",
-            detach_target=False,
-            reverse="pathwise",
-            reverse_at="start",
-        )
-    )
-    method.strength = config["pretrained_strength"]
+    options = {
+        "gamma": {"squared": "alpha", "sqrt": "sqrt_alpha"}[config["reward_adaptive_mode"]],
+        "trust": config["unet_reg_scale"],
+        "weighting": "score",
+    }
+    if config["no_flow"]:
+        method = PublishedNoFlow(PublishedNoFlow.Config(**options))
+    else:
+        options |= {"reverse_weight": config["reverse_loss_scale"], "channels": config["flow_channel_width"]}
+        method = Published(Published.Config(**options))
+        method.strength = config["pretrained_strength"]
     kernel = ddim_kernel(model.spec.alphas_cumprod, 10, eta=1.0, steps_offset=1)
     core = Core(model, kernel, GoldenReward(Config()), beta=config["reward_scale"])
     core.networks.update(method.networks(model))
@@ -294,10 +298,11 @@ def test_training_step(name, golden_pipeline, record_property):
         score, rewards, _ = method.reward_score(core, part)
         compare("reward score of z_{k+1}", score, tensors[prefix + "score_r_next"], last)
         compare("reward", rewards, record["logr_next"], last)
-        values, found = method.transition_losses(core, part)
+        losses, _ = method.transition_losses(core, part)
+        values, found = sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
         theirs = record["losses"]
         compare("forward loss", found["forward"].mean(), theirs["loss_forward_mean"], last)
-        if method.config.flow:
+        if core.networks:
             weight = method.config.reverse_weight
             compare("reverse loss", found["reverse"].mean() / weight, theirs["loss_backward_mean"], last)
             if last:
@@ -320,7 +325,7 @@ def test_training_step(name, golden_pipeline, record_property):
     ours = torch.cat([p.grad.flatten() for p in adapters.values()])
     golden_gradient = [tensors["grad_lora_total." + key.replace(".default.", ".pf.")].flatten() for key in adapters]
     compare("policy's gradient", ours[None], torch.cat(golden_gradient)[None], True)
-    if method.config.flow:
+    if core.networks:
         named = dict(core.networks["flow"].unet.named_parameters())
         norms = torch.stack([named[key].grad.norm() for key in step["flow_grad_l2_per_param"]])
         compare(

@@ -1,30 +1,20 @@
 """Every training method on the random pipeline: where gradients go, invariances, resuming, stopping."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bench.methods.nabla_gfn import NablaConfig, NablaGFN
-from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
+from bench.methods.nabla.adjoint import NablaGFNAdjoint
+from bench.methods.nabla.base import NablaMethod
+from bench.methods.nabla.published import NablaDB, NablaGFNPublished
+from bench.methods.nabla.residual import NablaGFN
 from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
-from scaffold import (
-    PROMPTS,
-    Brightness,
-    by_class,
-    method_of,
-    parameters_of,
-    perturb,
-    pipeline_model,
-    trainer_of,
-    update,
-)
+from scaffold import PROMPTS, Brightness, by_class, method_of, perturb, pipeline_model, trainer_of, update
 from torch import Tensor
 
 from bench import registry
 from bench.core import Core
 from bench.errors import NonFiniteError
-from bench.method import Loss
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
@@ -111,11 +101,11 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
             assert (ours - theirs).norm() < (5e-3 if name in LONG_SUMS else 1e-4) * theirs.norm(), (size, group)
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
-    found, options = [], {"fraction": 1, "channels": [16, 16], "reverse": "pathwise", "reverse_at": "start"}
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNAdjoint, NablaGFNPublished, NablaDB])
+def test_reverse_loss_trains_the_flow_alone(method_class, core, tmp_path):
+    found = []
     for weight in (0.0, 1.0):
-        method = NablaGFN(NablaConfig(**options, reverse_weight=weight, residual=residual))
+        method = method_class(method_class.Config(fraction=1, channels=[16, 16], reverse_weight=weight))
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)
@@ -129,54 +119,36 @@ def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
     assert any(not torch.equal(a[key], b[key]) for key in a if key not in adapters)
 
 
-def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
-    found = []
-    for detach in (True, False):
-        method = NablaGFN(NablaConfig(channels=[16, 16], reverse_weight=0, reverse_at="start", detach_target=detach))
-        trainer = trainer_of(core, method, tmp_path)
-        if not found:
-            perturb(core.model)
-            data = trainer.sample_round(0)
-        move_networks(core)
-        inner = torch.arange(core.kernel.steps - 1).expand(len(data), -1)  # the last has the terminal loss
-        for parameter in parameters_of(core).values():
-            parameter.grad = None
-        values = [method.transition_losses(core, part)[0].sum() for part in data.transitions(inner, 64)]
-        sum(values).backward()
-        found.append((values, {n: p.grad for n, p in parameters_of(core).items()}))
-    (values, detached), (again, attached) = found
-    assert torch.equal(values[0], again[0])
-    adapters = core.model.adapters()
-    assert all(torch.equal(detached[key], attached[key]) for key in adapters)
-    assert not any(detached[key].any() for key in detached if key not in adapters)
-    assert any(attached[key].any() for key in attached if key not in adapters)
+def forward_alone(method_class: type[NablaMethod], **options) -> NablaMethod:
+    """The method with its forward loss as the only one."""
+
+    class ForwardAlone(method_class):
+        def micro_loss(self, part, steps, losses, rewards):
+            return super().micro_loss(part, steps, {"forward": losses["forward"]}, rewards)
+
+    return ForwardAlone(method_class.Config(channels=[16, 16], fraction=1, **options))
 
 
-@pytest.mark.parametrize("steps", [4, 7])
-def test_shared_passes_change_no_loss_and_no_gradient(steps, core, tmp_path):
-    """Windows of two and of three transitions, against the same transitions one by one."""
-    core = replace(core, kernel=ddim_kernel(core.model.spec.alphas_cumprod, steps, steps_offset=1))
-    options = {"channels": [16, 16], "fraction": 0.5, "trust": 2.0}
-    shared = NablaGFNShared(NablaSharedConfig(**options))
-    data = trainer_of(core, shared, tmp_path).sample_round(0)[:3]
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNAdjoint, NablaDB, NablaGFNPublished])
+def test_the_forward_loss_trains_the_flow_in_the_published_setting_alone(method_class, core, tmp_path):
+    method = forward_alone(method_class)
+    data = trainer_of(core, method, tmp_path).sample_round(0)
     perturb(core.model)
     move_networks(core)
-    core = replace(core, micro_batch=64)
-    chosen, weight = core.choose_window(data, 0.5)
-    (part,) = data.transitions(chosen, 64)
+    _, gradients = update(core, method, data)
+    assert any(g.any() for key, g in gradients.items() if key.startswith("flow.")) == (
+        method_class is NablaGFNPublished
+    )
 
-    class OneByOne(NablaGFN):
-        def losses(self, core, data):
-            values, metrics = self.transition_losses(core, part)
-            yield Loss(values * weight[part.k] / chosen.shape[1], metrics)
 
-    (expected, gradients), (loss, own) = (update(core, m, data) for m in (OneByOne(NablaConfig(**options)), shared))
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert own.keys() == gradients.keys()
-    for learns in (lambda name: ".lora_" in name, lambda name: name.startswith("flow.")):
-        ours, theirs = (torch.cat([g[key].flatten() for key in g if learns(key)]) for g in (own, gradients))
-        assert theirs.any()
-        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+def test_a_detached_target_changes_no_loss_and_no_gradient_of_the_policy(core, tmp_path):
+    methods = [forward_alone(NablaGFNPublished, detach_target=detach) for detach in (True, False)]
+    data = trainer_of(core, methods[0], tmp_path).sample_round(0)
+    perturb(core.model)
+    move_networks(core)
+    (loss, detached), (again, attached) = (update(core, method, data) for method in methods)
+    assert loss == again
+    assert all(torch.equal(detached[key], attached[key]) for key in core.model.adapters())
 
 
 # The trainer ------------------------------------------------------------------------------------------------------

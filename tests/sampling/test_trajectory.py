@@ -227,17 +227,3 @@ def test_a_fraction_above_zero_chooses_a_step_besides_the_last(core, fraction, c
     assert steps.shape == (20, count)
     assert (steps[:, -1] == 4).all()
     assert (steps.diff(dim=1) > 0).all()
-
-
-@pytest.mark.parametrize(("fraction", "length"), [(0.1, 2), (0.6, 3), (1, 4)])
-def test_a_window_holds_neighbours_and_weighs_every_step_alike(core, fraction, length):
-    data = core.batch((f"prompt {i}", 0) for i in range(4000))
-    steps, weights = core.choose_window(data, fraction)
-    assert steps.shape == (4000, length + 1)
-    assert (steps[:, -1] == 4).all()
-    assert (steps[:, :-1].diff(dim=1) == 1).all()
-    assert steps[:, :-1].min() == 0
-    assert steps[:, :-1].max() == 3
-    assert torch.equal(core.choose_window(data[5:7], fraction)[0], steps[5:7])  # named by the sample
-    share = (steps.flatten().bincount() * weights / 4000).tolist()
-    assert share == pytest.approx([length / 4] * 4 + [1], rel=0.1)
