@@ -33,6 +33,7 @@ class Regression(Method):
     Config = RegressionConfig
     needs = Needs(rewards=True)
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
+    config: RegressionConfig
     references: ClassVar[tuple[str, ...]]  # whose outputs the loss names besides the policy's: "prior", or copies
 
     @abstractmethod
