@@ -18,7 +18,9 @@ from bench.core import Core
 from bench.model import DiffusionModel
 from bench.sampling.trajectory import Batch, Trajectory
 
-Values, Kept, Weights = TypeVar("Values"), TypeVar("Kept"), TypeVar("Weights")
+Values = TypeVar("Values")
+Kept = TypeVar("Kept")
+Weights = TypeVar("Weights")
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from .rtb import log_density
 
 
 class LogRatios(NamedTuple):
-    """The log-ratios of n trajectories and what they are compared with; tensors float [n], without gradient."""
+    """The log-ratios ℓ of n trajectories, and the rewards that they are compared with; float [n], without gradient."""
 
     prompts: list[str]
     rewards: Tensor
-    log_reference: Tensor
     log_ratio: Tensor
 
 
@@ -28,11 +27,11 @@ class SoftmaxRTB(Method):
 
         ( log softmax_i ℓ − log softmax_i βr )²,
 
-    where the softmax is over the samples of the same prompt. It is `RTB` with the group's own estimate of log Z, and
-    with the reference of `TMPO` it is that paper's loss.
+    where the softmax is over the samples of the same prompt: the group takes the place of the learned log Z of `RTB`.
 
-    The loss of a group is a function of all its log-ratios. A micro-batch that does not hold whole groups therefore
-    takes two passes: the first finds `∂L/∂ℓ_i`, the second multiplies it by `ℓ_i`, which has the same gradient.
+    A group's loss L is a function of all its log-ratios. Its gradient is that of `Σ_i (∂L/∂ℓ_i) Σ_k log p_θ` with the
+    slopes `∂L/∂ℓ_i` detached. If a micro-batch does not hold whole groups, a pass without gradient over all
+    trajectories comes first, which gives the slopes.
     """
 
     needs = Needs(rewards=True, density=True, whole_update=True)
@@ -54,15 +53,18 @@ class SoftmaxRTB(Method):
         if not whole_groups:
             parts = torch.arange(len(data)).split(size)
 
-        def log_ratios(first: list[LogRatios] | None) -> Iterator[tuple[Tensor, LogRatios]]:
+        def log_policies(first: list[LogRatios] | None) -> Iterator[tuple[Tensor, LogRatios]]:
             for i, rows in enumerate(data[part] for part in parts):
-                log_reference = first[i].log_reference if first else self.log_reference(core, rows)
-                log_ratio = log_density(core, rows) - log_reference
-                yield log_ratio, LogRatios(rows.prompts, rows.rewards, log_reference, log_ratio.detach())
+                log_policy = log_density(core, rows)
+                if first:
+                    yield log_policy, first[i]
+                else:
+                    log_ratio = log_policy.detach() - self.log_reference(core, rows)
+                    yield log_policy, LogRatios(rows.prompts, rows.rewards, log_ratio)
 
         balance = partial(balance_groups, core.beta)
-        for log_ratio, (log_softmax, losses, slope) in two_passes(log_ratios, balance, complete=whole_groups):
-            yield Loss(losses + slope * (log_ratio - log_ratio.detach()), {"log_softmax": log_softmax})
+        for log_policy, (log_softmax, losses, slope) in two_passes(log_policies, balance, complete=whole_groups):
+            yield Loss(losses + slope * (log_policy - log_policy.detach()), {"log_softmax": log_softmax})
 
     def nfe(self, core: Core, batch: Batch) -> NFE:
         """The policy and the prior at every state; a second pass of the policy only saves memory."""
