@@ -15,7 +15,7 @@ from bench.errors import BenchError
 from bench.hub import Repository
 from bench.models import catalogue, layout
 from bench.models.stable_diffusion import StableDiffusion
-from bench.runtime.files import stored_in
+from bench.runtime.files import naming_disk_errors
 
 DENOISER = "model.diffusion_model."  # how the names of its tensors begin in such a file
 V_PREDICTION = "v_pred"  # a tensor that says so, in some
@@ -67,7 +67,7 @@ def convert(file: Path, like: str, out: Path) -> str:
         raise BenchError(f"{file} lacks {', '.join(absent[:3])}{more}, which a pipeline like {like!r} has.")
     if (count := len(parts[kind.denoiser].state_dict())) != denoiser:
         raise BenchError(f"{file} holds {denoiser} tensors of a denoiser, and the one of {like!r} has {count}.")
-    with stored_in(out.parent):
+    with naming_disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
             whole = Path(place) / out.name
