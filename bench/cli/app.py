@@ -153,11 +153,11 @@ def run(
     console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
     with processes.main_first():
         preflight(config)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         from bench.runs.run import Run  # the libraries load when it is known that nothing is missing
 
         job = Run(config, folder, console, track or ())
-        if not job.go(force, held):
+        if not job.go(force, locks):
             console.print("This run is finished; nothing was computed.")
         if processes.is_main():
             job.report()

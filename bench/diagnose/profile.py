@@ -30,7 +30,7 @@ from bench.prompts import HUB, load_prompts
 from bench.runs.build import build_core, build_method
 from bench.runs.requirements import training_requirements
 from bench.runtime.files import write_atomic
-from bench.runtime.meter import COUNTS, Meter, forget_peak
+from bench.runtime.meter import COUNTS, Meter, reset_peak_memory
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import rollout
 from bench.settings import RunConfig
@@ -114,7 +114,7 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 def _measure(meter: Meter, call: Callable[[], Any]) -> Row:
     """Seconds, peak memory and rows through the denoiser of one call."""
     call_meter = Meter()
-    forget_peak()
+    reset_peak_memory()
     before = meter.network_forwards
     with call_meter.phase("call"):
         call()
@@ -131,7 +131,7 @@ def update_rows(core: Core, config: RunConfig, prompts: list[str], rounds: int) 
     per_round = config.train.updates_per_round
     train = config.train.model_copy(update={"updates": per_round * (rounds + 1), "checkpoint_every": 10**6})
     seen: list[dict[str, float]] = []
-    forget_peak()
+    reset_peak_memory()
     core.meter.peak_memory = 0
     with tempfile.TemporaryDirectory() as folder:
         Trainer(core, build_method(config), prompts, train, config.optimizer, Path(folder)).run(seen.append)
@@ -221,7 +221,7 @@ def method_costs(config: RunConfig, prompts: list[str]) -> dict[str, Any]:
     def on_update(record: dict[str, Any]) -> None:
         marks.append((sum(meter.seconds.values()), time.process_time(), Counter(meter.counts)))
         if len(marks) == updates:
-            forget_peak()
+            reset_peak_memory()
             meter.peak_memory = 0
 
     train = config.train.model_copy(update={"updates": 2 * updates, "checkpoint_every": 10**6, "data_lag": 0})

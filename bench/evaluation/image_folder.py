@@ -1,4 +1,4 @@
-"""Finished images as files, finetuned and prior side by side, with a table of what each is."""
+"""Finished images as files, finetuned and prior side by side, with a table that describes them."""
 
 import io
 import re
@@ -13,11 +13,11 @@ from bench.metric import Samples
 from bench.runtime.files import write_atomic
 from bench.sampling.noise import key
 
-EACH = 4  # images of a prompt that a run keeps: some 200 kB of the embedded prior, 30 MB of 64 prompts at 512 pixels
-LOSSLESS = 128  # pixels: what is small is kept as it is, what is larger as WebP of quality 90
+EACH = 4  # images saved for each prompt: 200 kB in all for the embedded prior, 30 MB for 64 prompts at 512 pixels
+LOSSLESS = 128  # pixels: up to this size images are saved lossless, larger ones as WebP of quality 90
 
 
-def keep(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> None:
+def save_images(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> None:
     """Write `<prompt's number>-<prompt>-<sample>-<set>.webp` of the first images of each prompt, and `index.csv`.
 
     sets: name → samples of the same prompts and noise, purpose "evaluate". seed: of that noise; the index holds each

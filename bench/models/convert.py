@@ -18,7 +18,7 @@ from bench.models.checks import check_pipeline
 from bench.models.folder import family_of, header
 from bench.models.hub_pipeline import CONFIGURATIONS
 from bench.models.stable_diffusion import StableDiffusion
-from bench.runtime.files import stored_in
+from bench.runtime.files import naming_disk_errors
 
 DENOISER = "model.diffusion_model."  # how the names of its tensors begin in such a file
 V_PREDICTION = "v_pred"  # a tensor that says so, in some
@@ -70,7 +70,7 @@ def convert(file: Path, like: str, out: Path) -> str:
         raise BenchError(f"{file} lacks {', '.join(absent[:3])}{more}, which a pipeline like {like!r} has.")
     if (count := len(parts[family.denoiser].state_dict())) != denoiser:
         raise BenchError(f"{file} holds {denoiser} tensors of a denoiser, and the one of {like!r} has {count}.")
-    with stored_in(out.parent):
+    with naming_disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
             whole = Path(place) / out.name

@@ -1,4 +1,4 @@
-"""From a configuration to the objects that a run computes with: core, evaluation's core, method."""
+"""From a configuration to the objects of a run: the core, the evaluation's core, the method."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from bench.settings import RunConfig
 
 
 def use_threads(config: RunConfig) -> None:
-    """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
+    """Set the configured number of CPU threads; a network on points gains nothing from a second one."""
     points = registry.load("rewards", config.reward.name).inputs == "points"
     if count := config.train.threads or (1 if points else None):
         torch.set_num_threads(count)

@@ -26,6 +26,10 @@ class Notebook(GeneralTracker):
         self.run_name, self.logging_dir, self.records, self.finished = run_name, logging_dir, [], False
         self.opened.append(self)
 
+    @property
+    def tracker(self) -> list:
+        return self.records
+
     def start(self) -> None:
         pass
 

@@ -125,7 +125,7 @@ def test_an_evaluation_of_the_average_on_another_sampler(tiny_run, bench):
     assert rows.loc["reward/train", "value"] != policy.loc["reward/train", "value"]
     status, text = bench("eval", folder, "--set", "evaluation.weights=old")
     assert (status, "Traceback" in text) == (2, False)
-    assert "keeps policy, ema" in text
+    assert "has policy, ema" in text
     status, text = bench("run", "--method", "draft_1", "--model", "ring", "--set", "evaluation.weights=ema")
     assert status == 2
     assert "train.ema" in text
