@@ -22,7 +22,7 @@ from bench import environment, registry
 from bench.core import Core
 from bench.diagnose.nfe import necessary
 from bench.errors import BenchError
-from bench.hub import Need, obtain
+from bench.hub import Requirement, obtain
 from bench.models import catalogue
 from bench.models.checks import quiet_libraries
 from bench.prompts import HUB, load_prompts
@@ -50,7 +50,7 @@ def random_weights(config: RunConfig, size: str, console: Console) -> Iterator[N
 
 
 @contextmanager
-def stand_ins(needs: Iterable[Need], size: str, console: Console) -> Iterator[None]:
+def stand_ins(needs: Iterable[Requirement], size: str, console: Console) -> Iterator[None]:
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.models.random_weights import write
 

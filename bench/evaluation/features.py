@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from bench.errors import BenchError, did_you_mean
-from bench.hub import CLIP_L, Download, Need
+from bench.hub import CLIP_L, Download, Requirement
 from bench.models.encoders import Clip, resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the package's own example
@@ -19,7 +19,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation 
 class FeatureSpace(ABC):
     """A map from images to vectors; files: what must be there before it is built (see bench.hub)."""
 
-    files: ClassVar[tuple[Need, ...]] = ()
+    files: ClassVar[tuple[Requirement, ...]] = ()
 
     def __init__(self, device: str | torch.device = "cpu"):
         self.device = device
