@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BenchError, NonFiniteError
+from bench.errors import NonFiniteError
 from bench.model import Conditioning, DiffusionModel
 from bench.reward import Reward, gradient, score
 from bench.runtime import memory
@@ -256,4 +256,3 @@ class Core:
             for prompt, index in data.samples
         ]
         return torch.tensor(np.array(rows, dtype=np.int64))
-

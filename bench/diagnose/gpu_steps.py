@@ -23,7 +23,7 @@ from bench.diagnose.selftest.checking import Skipped, require
 from bench.diagnose.selftest.models import nudge
 from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import SPACES
-from bench.hub import Need
+from bench.hub import Requirement
 from bench.models.precision import use_precision
 from bench.runs.build import build_core, build_method
 from bench.runs.log import read_log
@@ -163,7 +163,7 @@ def _features(name: str, device: torch.device) -> Found:
     return f"{error:.0e} from the CPU's", {"relative": error}
 
 
-def _require_here(needs: Sequence[Need]) -> None:
+def _require_here(needs: Sequence[Requirement]) -> None:
     if absent := [need.source for need in needs if need.missing()]:
         raise Skipped(f"there are no weights, random ones neither: {', '.join(absent)}")
 

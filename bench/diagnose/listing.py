@@ -7,7 +7,7 @@ from rich.markup import escape
 from bench import config, registry
 from bench import prompts as prompt_sets
 from bench.errors import BenchError
-from bench.hub import Need, size_text
+from bench.hub import Requirement, size_text
 from bench.models import catalogue
 from bench.models.cards import CARDS
 
@@ -50,7 +50,7 @@ def _text(kind: str, name: str) -> str:
     return registry.describe(kind, name) + ("" if package == "nabla-bench" else f" [{package}]")
 
 
-def _needs(kind: str, name: str) -> Sequence[Need]:
+def _needs(kind: str, name: str) -> Sequence[Requirement]:
     """Files that do not ship."""
     match kind:
         case "models":

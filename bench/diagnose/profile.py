@@ -22,7 +22,7 @@ from bench import environment
 from bench.core import Core
 from bench.diagnose.nfe import required_rows
 from bench.errors import BenchError
-from bench.hub import Need, obtain
+from bench.hub import Requirement, obtain
 from bench.models import catalogue
 from bench.models.architecture import Size
 from bench.models.checks import quiet_libraries
@@ -51,7 +51,7 @@ def random_weights(config: RunConfig, size: Size, console: Console) -> Iterator[
 
 
 @contextmanager
-def stand_ins(needs: Iterable[Need], size: Size, console: Console) -> Iterator[None]:
+def stand_ins(needs: Iterable[Requirement], size: Size, console: Console) -> Iterator[None]:
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.models.random_weights import write
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,8 +59,8 @@ class AnalyticModel(DiffusionModel):
             )
         self.network_class = network_class
         with seeded(seed, "adapter"):
-            finetuned = network_class(shape[0], dtype)
-        self.network = _Denoiser(levels, self.means, std, finetuned).to(self.device)
+            self.finetuned = network_class(shape[0], dtype)
+        self.network = _Denoiser(levels, self.means, std, self.finetuned).to(self.device)
         self._replaced: dict[str, Tensor] = {}
 
     @classmethod
@@ -67,7 +68,7 @@ class AnalyticModel(DiffusionModel):
         cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
     ) -> "AnalyticModel":
         """See `DiffusionModel.create`; nothing but the device can be configured."""
-        return cls(device=device, seed=seed)
+        return cls(device=device, seed=seed)  # type: ignore[call-arg]  # of the classes below, which have a name
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Zeros [B, 1]."""
@@ -100,7 +101,7 @@ class AnalyticModel(DiffusionModel):
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """The parameters of the finetuned part."""
-        return dict(self.network.finetuned.named_parameters())
+        return dict(self.finetuned.named_parameters())
 
     def save(self, folder: Path) -> None:
         """Write the finetuned part as safetensors."""
@@ -135,7 +136,7 @@ class GaussianModel(AnalyticModel):
     are in that family, and the gradient of their log-flow is a constant vector a step.
     """
 
-    def __init__(self, dim: int = 2, mean: float | Sequence[float] = 0.7, std: float = 0.6, **options: object):
+    def __init__(self, dim: int = 2, mean: float | Sequence[float] = 0.7, std: float = 0.6, **options: Any):
         if dim < 2:
             raise ValueError(f"dim must be at least 2, got {dim}: one dimension cannot tell sums from means")
         means = torch.as_tensor(mean, dtype=torch.float64).expand(1, dim)
@@ -160,7 +161,7 @@ class RingModel(AnalyticModel):
     (linear, 1e-4 to 0.02); 20 steps run from t = 981 to 31.
     """
 
-    def __init__(self, **options: object):
+    def __init__(self, **options: Any):
         angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
         means = 3 * torch.stack([angles.cos(), angles.sin()], 1)
         super().__init__(means, 0.3, self._levels(), 31, _Residual, **options)
@@ -192,18 +193,16 @@ class _Affine(nn.Module):
 class _Residual(nn.Module):
     """`(z [B, d], t [B]) → [B, d]`: two hidden layers of 64, sinusoidal time features, zero at the start."""
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, dtype: torch.dtype, width: int = 64, frequencies: int = 8):
         super().__init__()
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=dtype))
-        self.layers = nn.Sequential(
-            nn.Linear(dim + 2 * frequencies, width, dtype=dtype),
-            nn.SiLU(),
-            nn.Linear(width, width, dtype=dtype),
-            nn.SiLU(),
-            nn.Linear(width, dim, dtype=dtype),
-        )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        hidden = [nn.Linear(dim + 2 * frequencies, width, dtype=dtype), nn.Linear(width, width, dtype=dtype)]
+        last = nn.Linear(width, dim, dtype=dtype)
+        self.layers = nn.Sequential(hidden[0], nn.SiLU(), hidden[1], nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         phase = (t / TIMES).to(self.frequencies)[:, None] * self.frequencies
@@ -212,6 +211,9 @@ class _Residual(nn.Module):
 
 class _Denoiser(nn.Module):
     """The prior's exact prediction plus the finetuned part; alphas_cumprod: None for a rectified flow."""
+
+    alphas: Tensor | None
+    means: Tensor
 
     def __init__(self, alphas_cumprod: Tensor | None, means: Tensor, std: float, finetuned: nn.Module):
         super().__init__()

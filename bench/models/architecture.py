@@ -73,6 +73,6 @@ T5_XXL = Network(
      "feed_forward_proj": "gated-gelu"},
     {"vocab_size": 128, "d_model": 40, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2},
 )  # fmt: skip
-NO_QUANT_CONV = {"use_quant_conv": False, "use_post_quant_conv": False}  # of the autoencoder
+NO_QUANT_CONV: Options = {"use_quant_conv": False, "use_post_quant_conv": False}  # of the autoencoder
 EULER_FLOW = "FlowMatchEulerDiscreteScheduler"
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

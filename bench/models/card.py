@@ -37,6 +37,7 @@ class ModelCard:
 
     def repository(self, t5: bool = True) -> Repository:
         """The files that a run needs of the hub repository; t5: with the optional parts."""
+        assert self.architecture, f"{self.name} ships"
         left_out = {} if t5 else self.optional
         parts = [part for part in self.architecture.networks if part not in left_out]
         files = ["model_index.json", "scheduler/scheduler_config.json"]

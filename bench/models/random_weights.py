@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Qwen2Tokenizer, T5Tokenizer
 
 from bench.errors import BenchError
-from bench.hub import RANDOM, Need, Repository
+from bench.hub import RANDOM, Repository, Requirement
 from bench.models import random_encoders
 from bench.models.architecture import Size
 from bench.models.card import ModelCard
@@ -27,7 +27,7 @@ from bench.models.random_encoders import alive, clip_tokenizer
 from bench.sampling.noise import seeded
 
 
-def write(needs: Iterable[Need], cache: Path, size: Size = "full") -> None:
+def write(needs: Iterable[Requirement], cache: Path, size: Size = "full") -> None:
     """Write a stand-in for every repository of `needs` into the hub cache `cache`; what is there already stays.
 
     Raises BenchError for a repository whose architecture is not known here.

@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
-from bench.hub import own_cache
+from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
@@ -70,7 +70,7 @@ def evaluate_stored(
             core = build_core(config)
             if trained:
                 _load_trained(core, config, folder)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     updates, counts = config.train.updates if trained else 0, core.meter.total()

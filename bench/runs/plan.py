@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench import registry
 from bench.config import beta_origin
-from bench.hub import Need, size_text
+from bench.hub import Requirement, size_text
 from bench.models.catalogue import model_class
 from bench.models.precision import network_dtype
 from bench.prompts import HUB, load_prompts
@@ -78,7 +78,7 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     }
 
 
-def show_requirements(needs: Sequence[Need], console: Console) -> None:
+def show_requirements(needs: Sequence[Requirement], console: Console) -> None:
     """Print what a setting needs from elsewhere, its size, and whether it is here."""
     table = Table(box=None, pad_edge=False)
     for heading in ("from", "size", "state"):

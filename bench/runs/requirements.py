@@ -2,12 +2,12 @@
 
 from bench import prompts, registry
 from bench.evaluation.features import find_space
-from bench.hub import Need
+from bench.hub import Requirement
 from bench.models import catalogue
 from bench.settings import RunConfig
 
 
-def requirements(config: RunConfig) -> list[Need]:
+def requirements(config: RunConfig) -> list[Requirement]:
     """Everything that must be present before the run starts, each once. Raises BenchError for an unknown name."""
     needs = [*training_requirements(config), prompts.HUB.get(config.prompts.name)]
     for name in config.evaluation.rewards:
@@ -17,7 +17,7 @@ def requirements(config: RunConfig) -> list[Need]:
     return list(dict.fromkeys(need for need in needs if need))
 
 
-def training_requirements(config: RunConfig) -> list[Need]:
+def training_requirements(config: RunConfig) -> list[Requirement]:
     """The weights among them that training itself needs: the model's and the trained reward's."""
     model = catalogue.repository(config.model.name, config.model.t5)
     return [*([model] if model else []), *registry.load("rewards", config.reward.name).files]

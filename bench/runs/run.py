@@ -19,7 +19,7 @@ from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
-from bench.hub import own_cache
+from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
 from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
@@ -83,7 +83,7 @@ class Run:
         method, trainer = build_method(config), None
         with memory.phase("loading"):
             core = build_core(config)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
         info["prior"] = prior_settings(config, evaluator.core.model)
