@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.options import Config
+from bench import options
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Metric(ABC):
     space: the feature space that it always uses (see bench.evaluation.features); None: the evaluation's, or none.
     """
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[options.Config]] = options.Config
     direction: ClassVar[str]
     unit: ClassVar[str] = ""
     version: ClassVar[int] = 1
     space: ClassVar[str | None] = None
 
-    def __init__(self, config: Config):
+    def __init__(self, config: options.Config):
         self.config = config
 
     @abstractmethod

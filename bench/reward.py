@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bench import options
 from bench.errors import BenchError
 from bench.hub import Need
-from bench.options import Config
 from bench.runtime import memory
 
 
@@ -23,7 +23,7 @@ class Reward(ABC):
     files: what must be there before it is built; `bench fetch` gets it (see bench.hub).
     """
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[options.Config]] = options.Config
     differentiable: ClassVar[bool] = True
     inputs: ClassVar[Literal["images", "points"]] = "images"
     scale: ClassVar[str]
@@ -31,7 +31,7 @@ class Reward(ABC):
     suite: ClassVar[str] = "emoji"
     files: ClassVar[tuple[Need, ...]] = ()
 
-    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+    def __init__(self, config: options.Config, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)
 
     @abstractmethod

@@ -1,14 +1,14 @@
 """Weighted sums of rewards: `--reward "hps+0.1*aesthetic"`."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, create_model
 from torch import Tensor
 
+from bench import options
 from bench.errors import BenchError
-from bench.options import Config
 from bench.reward import Reward, score
 
 TERM = re.compile(r"([+-]?)(?:(\d+(?:\.\d+)?(?:e-?\d+)?)\*)?([A-Za-z_]\w*)")
@@ -30,7 +30,7 @@ def parse(expression: str) -> dict[str, float]:
     return weights
 
 
-class Combination(Config):
+class Combination(options.Config):
     """How the terms come together."""
 
     combine: Literal["rewards", "advantages"] = Field(
@@ -49,12 +49,11 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
         kinds = ", ".join(f"{name} scores {own.inputs}" for name, own in classes.items())
         raise BenchError(f"the reward {expression!r} mixes inputs: {kinds}.")
     first = next(iter(classes.values()))
-    options = create_model(
-        "WeightedSumConfig", __base__=Combination, **{name: (own.Config, own.Config()) for name, own in classes.items()}
-    )
+    fields: dict[str, Any] = {name: (term.Config, term.Config()) for name, term in classes.items()}
+    config_class = create_model("WeightedSumConfig", __base__=Combination, **fields)
 
     class WeightedSum(Reward):
-        Config = options
+        Config = config_class
         differentiable = all(own.differentiable for own in classes.values())
         inputs = first.inputs
         scale = f"{expression} of: " + "; ".join(f"{name}: {own.scale}" for name, own in classes.items())
@@ -62,7 +61,7 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
         suite = first.suite
         files = tuple(dict.fromkeys(need for own in classes.values() for need in own.files))
 
-        def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        def __init__(self, config: options.Config, device: torch.device | str = "cpu"):
             super().__init__(config, device)
             self.parts = {name: own(getattr(config, name), device) for name, own in classes.items()}
             self.weights = list(weights.values())
@@ -76,7 +75,8 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
 
         def total(self, terms: Tensor) -> Tensor:
             """[B, R] → [B]."""
-            return sum(weight * term for weight, term in zip(self.weights, terms.unbind(1), strict=True))
+            weighted = [weight * term for weight, term in zip(self.weights, terms.unbind(1), strict=True)]
+            return sum(weighted[1:], weighted[0])
 
     WeightedSum.__doc__ = f"The weighted sum {expression}."
     return WeightedSum

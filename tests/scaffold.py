@@ -25,9 +25,11 @@ from bench.diagnose.selftest.scaffold import (  # noqa: F401
     update,
 )
 from bench.method import Loss, Method
+from bench.models.pipeline import PipelineModel
+from bench.models.stable_diffusion import StableDiffusion
 from bench.reward import Reward
 from bench.sampling.trajectory import Trajectory
-from bench.settings import OptimizerConfig, TrainConfig
+from bench.settings import LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 BUILT_IN = registry.BUILT_IN["methods"]
@@ -42,6 +44,21 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def pipeline_model(
+    folder: Path,
+    kind: type[PipelineModel] = StableDiffusion,
+    *,
+    guidance: float = 3.0,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    rank: int = 2,
+    **options,
+) -> PipelineModel:
+    """The pipeline in `folder` with an adapter of a low rank; options: settings `model.…`."""
+    config = ModelConfig(name=str(folder), **{"lora": LoraConfig(rank=rank)} | options)
+    return kind.create(folder, config, guidance=guidance, device=device, seed=seed)
 
 
 def by_class(names: Iterable[str], *also: str) -> list:

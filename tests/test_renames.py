@@ -36,5 +36,5 @@ def test_published_rows_are_settings_of_this_version(name: str) -> None:
 
 
 def test_a_setting_that_is_now_another_methods_is_refused() -> None:
-    with pytest.raises(BenchError, match=r"method.renoise = 2 was a setting of 'draft'"):
-        current({"method.name": "draft", "method.renoise": 2})
+    with pytest.raises(BenchError, match=r"method.surrogate = 'mask' was a setting of 'grpo_guard'"):
+        current({"method.name": "grpo_guard", "method.surrogate": "mask"})

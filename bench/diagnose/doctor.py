@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.metadata import packages_distributions
 
 import torch
 from rich.console import Console
@@ -12,7 +13,7 @@ from bench import environment, registry
 from bench.errors import BenchError
 from bench.evaluation.features import SPACES
 from bench.hub import Need, own_cache, size_text
-from bench.models.catalogue import NAMED, need
+from bench.models import catalogue
 from bench.prompts import HUB
 
 BUSY = 0.7  # of all cores: with less than one free on a laptop of two or four, a run of all threads waits for others
@@ -32,6 +33,8 @@ def _lines() -> list[tuple[str, str]]:
     packages = info["packages"]
     present = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
     lines = [("python", f"{info['python']} on {info['platform']}"), ("packages", present)]
+    if others := [name for name in packages_distributions().get("bench", []) if name != "nabla-bench"]:
+        lines.append(("import name", f"{', '.join(others)} has a package `bench` too: uninstall it, or use two venvs"))
     lines.append(("revision", f"{info['revision'][:12]}{' with changes' if info['dirty'] else ''}"))
     lines.append(("device", info["hardware"]))
     lines.append(("load", _load()))
@@ -42,8 +45,8 @@ def _lines() -> list[tuple[str, str]]:
     else:
         lines.append(("gpu", "none, so float32: the embedded model is made for that, Stable Diffusion wants a GPU"))
     for extra, names in EXTRAS.items():
-        missing = [name for name in names if not packages[name]]
-        lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if missing else "installed"))
+        whole = all(packages[name] for name in names)
+        lines.append((f"extra {extra}", "installed" if whole else f"missing: pip install 'nabla-bench[{extra}]'"))
     for title, needs in _needs().items():
         absent = [one for one in needs if one.missing()]
         missing = ", ".join(f"{one.source} ({size_text(one.size)})" for one in absent)
@@ -71,12 +74,12 @@ def _load() -> str:
 
 def _needs() -> dict[str, list[Need]]:
     """What every model, reward, feature space and prompt set needs from elsewhere."""
-    found = {f"model {name}": [one] if (one := need(name)) else [] for name in NAMED}
+    needs = {f"model {name}": [one] if (one := catalogue.repository(name)) else [] for name in catalogue.names()}
     for name in registry.plugins("rewards"):
         if not _fault("rewards", name):
-            found[f"reward {name}"] = list(registry.load("rewards", name).files)
-    found |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
-    return found | {f"prompts {name}": [one] for name, one in HUB.items()}
+            needs[f"reward {name}"] = list(registry.load("rewards", name).files)
+    needs |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
+    return needs | {f"prompts {name}": [one] for name, one in HUB.items()}
 
 
 def _fault(kind: str, name: str) -> BenchError | None:

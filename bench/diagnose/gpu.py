@@ -107,7 +107,8 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 def _try(name: str, run: Callable[[], Found]) -> Outcome:
     start = time.perf_counter()
-    status, data, error = "ok", {}, None
+    status, error = "ok", None
+    data: dict[str, Any] = {}
     try:
         note, data = run()
     except Skipped as reason:

@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,9 +65,9 @@ SHORT = {  # at full size: enough to time, little enough for five minutes and 24
 Found = tuple[str, dict[str, Any]]  # a note for the table, numbers for the report
 
 
-def tiny(method: str, dtype: str = "float32", **changes: Any) -> RunConfig:
+def tiny(method: str, dtype: str = "float32", changes: Mapping[str, Any] | None = None) -> RunConfig:
     """A small setting of Stable Diffusion 1.5 in its scaled-down form."""
-    overrides = TINY | {"model.dtype": dtype} | changes
+    overrides = TINY | {"model.dtype": dtype} | dict(changes or {})
     options = registry.load("methods", method).Config.model_fields
     small = {"channels": [32, 32], "fraction": 0.5}
     overrides |= {f"method.{name}": value for name, value in small.items() if name in options}
@@ -101,17 +101,17 @@ def relative(ours: Tensor | float, theirs: Tensor | float) -> float:
 
 def steps(device: torch.device, full: bool, cache: Path, stack: ExitStack) -> dict[str, Callable[[], Found]]:
     """Name → what to do, cheap and likely failures first."""
-    found: dict[str, Callable[[], Found]] = {
+    steps: dict[str, Callable[[], Found]] = {
         f"method {name}": partial(_method, name, device) for name in registry.plugins("methods")
     }
-    found |= {f"method {name} in bfloat16": partial(_half, name, device) for name in HALF}
-    found |= {f"reward {name}": partial(_reward, name, device) for name in registry.plugins("rewards")}
-    found |= {f"features {name}": partial(_features, name, device) for name in SPACES if name != "points"}
-    found["checkpoint"] = partial(_checkpoint, device)
-    found["whole run"] = partial(_whole_run, device, cache)
-    found["two processes"] = partial(_two_processes, device, cache)
+    steps |= {f"method {name} in bfloat16": partial(_half, name, device) for name in HALF}
+    steps |= {f"reward {name}": partial(_reward, name, device) for name in registry.plugins("rewards")}
+    steps |= {f"features {name}": partial(_features, name, device) for name in SPACES if name != "points"}
+    steps["checkpoint"] = partial(_checkpoint, device)
+    steps["whole run"] = partial(_whole_run, device, cache)
+    steps["two processes"] = partial(_two_processes, device, cache)
     large = _FullSize(device, full, stack)
-    return found | {"speed of the sampler": large.sampler, "speed of an update": large.update}
+    return steps | {"speed of the sampler": large.sampler, "speed of an update": large.update}
 
 
 def _method(name: str, device: torch.device) -> Found:
@@ -141,17 +141,17 @@ def _reward(name: str, device: torch.device) -> Found:
     if kind.inputs != "images":
         raise Skipped("it scores points")
     _require_here(kind.files)
-    found = []
+    results = []
     use_precision(EXACT, device)
     for place in (device, torch.device("cpu")):
         reward, images = load_reward(name, device=place), _images().to(place).requires_grad_(kind.differentiable)
         with torch.set_grad_enabled(kind.differentiable):
             scores = reward(images, ["cat", "dog"])
         gradient = torch.autograd.grad(scores.sum(), images)[0] if kind.differentiable else torch.ones(1)
-        found.append((scores.detach(), gradient))
-    errors = {part: relative(ours, theirs) for part, ours, theirs in zip(("score", "gradient"), *found, strict=True)}
+        results.append((scores.detach(), gradient))
+    errors = {part: relative(ours, theirs) for part, ours, theirs in zip(("score", "gradient"), *results, strict=True)}
     require(max(errors.values()) <= TOLERANCE, f"differs from the CPU's by {errors}")
-    return f"{max(errors.values()):.0e} from the CPU's", {"relative": errors, "scores": found[0][0].tolist()}
+    return f"{max(errors.values()):.0e} from the CPU's", {"relative": errors, "scores": results[0][0].tolist()}
 
 
 def _features(name: str, device: torch.device) -> Found:
@@ -174,7 +174,7 @@ def _images() -> Tensor:
 
 def _checkpoint(device: torch.device) -> Found:
     """Three updates, and two with one more after a restart."""
-    config = tiny("nabla_gfn", **{"train.updates": 3, "train.checkpoint_every": 1})
+    config = tiny("nabla_gfn", changes={"train.updates": 3, "train.checkpoint_every": 1})
     part = config.model_copy(update={"train": config.train.model_copy(update={"updates": 2})})
     with tempfile.TemporaryDirectory() as folder:
         straight = one_update(config, device)
@@ -190,7 +190,7 @@ def _whole_run(device: torch.device, cache: Path) -> Found:
     if processes.state().device != device:
         raise Skipped(f"a run would take {processes.state().device}")
     with tempfile.TemporaryDirectory() as folder, environment.variable("XDG_CACHE_HOME", str(cache)):
-        log = _run(tiny("nabla_gfn", "auto", **{"train.updates": 2}), Path(folder) / "run")
+        log = _run(tiny("nabla_gfn", "auto", {"train.updates": 2}), Path(folder) / "run")
     return f"{len(log)} updates, evaluation, pictures", {"updates": log}
 
 
@@ -209,13 +209,13 @@ def _two_processes(device: torch.device, cache: Path) -> Found:
 
 def two_processes(cache: Path) -> Found:
     """A run by `--num-processes 2` against the same run here."""
-    config = tiny("nabla_gfn", **{"train.updates": 2})
+    config = tiny("nabla_gfn", changes={"train.updates": 2})
     with tempfile.TemporaryDirectory() as folder, environment.variable("XDG_CACHE_HOME", str(cache)):
         one, two = Path(folder) / "one", Path(folder) / "two"
         ours = _run(config, one)
         settings = TINY | {"model.dtype": "float32", "train.updates": 2, "method.channels": [32, 32]}
         sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-        sets.append(f"--set=method.fraction={config.method.fraction}")
+        sets.append(f"--set=method.fraction={config.method.model_dump()['fraction']}")
         command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--suite", SUITE, *sets]
         done = subprocess.run(
             [*command, "--out", str(two), "--num-processes", "2"], capture_output=True, text=True, timeout=600
@@ -247,7 +247,7 @@ class _FullSize:
     def sampler(self) -> Found:
         """`rollout` against diffusers' pipeline."""
         rows = sampling_rows(self.core, profile_prompts(self.config), self.repeats)
-        ours, theirs = (min(row["seconds"] for row in own) for own in rows.values())
+        ours, theirs = (min(row["seconds"] for row in measured) for measured in rows.values())
         count, steps = self.core.sample_batch, self.core.kernel.steps
         note = f"{ours / count:.3f} s a latent of {steps} steps, {ours / theirs:.3f} times diffusers' pipeline"
         return note, {"config": self.config.model_dump(mode="json"), "rows": rows}

@@ -85,7 +85,7 @@ def load(cache: Path) -> tuple[list[Concept], torch.Tensor]:
     """All concepts and their art ``[concept, style, 4, 64, 64]``, uint8 RGB premultiplied by the alpha in plane 3."""
     archives = fetch(cache)
     with tarfile.open(archives["noto"]) as tar:
-        table = {entry["short_name"]: entry for entry in json.load(tar.extractfile("package/emoji.json"))}
+        table = {entry["short_name"]: entry for entry in json.loads(_read(tar, "package/emoji.json"))}
     concepts = []
     for category, words in CONCEPTS.items():
         for word in words.split():
@@ -103,10 +103,17 @@ def load(cache: Path) -> tuple[list[Concept], torch.Tensor]:
             for member in tar:
                 if member.name in wanted:
                     found.add(wanted[member.name])
-                    art[wanted[member.name], s] = _pixels(tar.extractfile(member).read())
+                    art[wanted[member.name], s] = _pixels(_read(tar, member))
         if len(found) < len(concepts):
             raise OSError(f"{archives[style]} lacks {[c.name for i, c in enumerate(concepts) if i not in found]}")
     return concepts, art
+
+
+def _read(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    if file is None:
+        raise OSError(f"{member} is no file")
+    return file.read()
 
 
 def _pixels(data: bytes) -> torch.Tensor:
@@ -123,9 +130,9 @@ def caption(concept: Concept, style: str, rng: np.random.Generator, category_onl
         # the plain name is what people will type, so it is drawn most often
         core = concept.name if rng.random() < 0.7 else str(rng.choice(concept.names))
     if rng.random() < 0.5:
-        forms = ("{s} {c}", "{c}, {s} style", "a {s} {c}", "{c} in {s} style")
+        forms = ["{s} {c}", "{c}, {s} style", "a {s} {c}", "{c} in {s} style"]
     else:
-        forms = ("{c}", "{c}", "{c}", "the {c}", "{c} emoji", "a picture of {c}", "{c}, {k}")
+        forms = ["{c}", "{c}", "{c}", "the {c}", "{c} emoji", "a picture of {c}", "{c}, {k}"]
     return str(rng.choice(forms)).format(s=style, c=core, k=concept.category)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from cleanfid.fid import frechet_distance
-from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torchvision.utils import make_grid, save_image
 from transformers import CLIPModel, ResNetForImageClassification
 
@@ -68,8 +68,8 @@ def real_images(art: torch.Tensor, each: int, seed: int) -> tuple[torch.Tensor, 
 
 def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     """Fréchet distance of two sets of features, in clean-fid's own code."""
-    a, b = a.double().numpy(), b.double().numpy()
-    return float(frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False)))
+    moments = [m for x in (a.double().numpy(), b.double().numpy()) for m in (x.mean(0), np.cov(x, rowvar=False))]
+    return float(frechet_distance(*moments))
 
 
 def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Path | None, flow: bool) -> dict:
@@ -131,7 +131,7 @@ def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Pa
 
 
 @torch.no_grad()
-def reconstruct(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Images in [0, 1] encoded to the posterior mean and decoded."""
     parts = [vae.decode(vae.encode(2 * part - 1).latent_dist.mean).sample for part in images.split(128)]
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -17,7 +18,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -181,7 +181,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return batch.input_ids
 
 
-def export(networks: dict[str, nn.Module], tokenizer_folder: Path, concepts: list[dict], folder: Path) -> None:
+def export(networks: Mapping[str, Any], tokenizer_folder: Path, concepts: list[dict], folder: Path) -> None:
     """Write the pipeline and both reward networks into ``folder`` as float16 safetensors.
 
     ``networks`` holds ``vae``, ``unet``, ``text_encoder``, ``clip`` and ``style``. The folder appears by rename.

@@ -1,7 +1,5 @@
 """How far a run that was done again agrees with its published rows."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 
@@ -31,18 +29,18 @@ def agreement(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
         errors <= NOISE,
     ]
     verdict = np.select(conditions, ["other version", "missing", "equal", "rounding", "noise"], "differs")
-    found = {"published": one, "again": two, "difference": difference, "errors": errors, "verdict": verdict}
-    return both[["budget", "metric"]].assign(**found)
+    table = {"published": one, "again": two, "difference": difference, "errors": errors, "verdict": verdict}
+    return both[["budget", "metric"]].assign(**table)
 
 
-def sentence(found: pd.DataFrame) -> str:
+def sentence(compared: pd.DataFrame) -> str:
     """The verdicts counted, and the largest difference."""
-    counts: Mapping[str, int] = found["verdict"].value_counts()
+    counts = compared["verdict"].value_counts()
     text = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
-    found = found[found["verdict"] != "other version"]
-    total = sum(counts)
-    size = np.maximum(found["published"].abs(), found["again"].abs())
-    relative = (found["difference"].abs() / size.where(size > 0)).max()
+    compared = compared[compared["verdict"] != "other version"]
+    total = counts.sum()
+    size = np.maximum(compared["published"].abs(), compared["again"].abs())
+    relative = (compared["difference"].abs() / size.where(size > 0)).max()
     largest = f"; largest relative difference {relative:.1g}" if relative > 0 else ""
-    errors = f", {found['errors'].max():.1g} standard errors" if found["errors"].max() > 0 else ""
+    errors = f", {compared['errors'].max():.1g} standard errors" if compared["errors"].max() > 0 else ""
     return f"{total} values: {text}{largest}{errors}."

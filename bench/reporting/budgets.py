@@ -1,6 +1,7 @@
 """Runs at an equal cost or an equal reward gain, interpolated between their evaluations; what a gain costs."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,12 +33,12 @@ def at(
     missing: dict[str, str] = {}
     notes: list[str] = []
     if axis is None:
-        found = good[good["budget"] == good.groupby(["row", "seed"])["budget"].transform("max")]
+        chosen = good[good["budget"] == good.groupby(["row", "seed"])["budget"].transform("max")]
     elif axis == "gain":
         path = _path(good[trained & (good["metric"] == GAIN)], "difference")
-        found = _between(good[trained], _crossing(path, limit))
+        chosen = _between(good[trained], _crossing(path, limit))
         most, runs = path.groupby("row")["x"].max(), path.groupby("row")["seed"].nunique()
-        reached = found.groupby("row")["seed"].nunique().reindex(runs.index, fill_value=0)
+        reached = chosen.groupby("row")["seed"].nunique().reindex(runs.index, fill_value=0)
         missing = {name: f"never, at most {most[name]:+.3g}" for name in runs.index[reached == 0]}
         some = [f"{name} ({n} of {runs[name]})" for name, n in reached.items() if 0 < n < runs[name]]
         if some:
@@ -46,13 +47,13 @@ def at(
         path = _path(good[trained], axis)
         ends = path.groupby(["row", "seed"]).tail(1)
         short = ends[ends["x"] < limit]
-        found = pd.concat([_between(good[trained], _crossing(path, limit), short), good[~trained]])
+        chosen = pd.concat([_between(good[trained], _crossing(path, limit), short), good[~trained]])
         if less := sorted(short.loc[short["x"] < limit / 2, "row"].unique()):
             notes.append(f"Not given as much: {', '.join(less)}.")
-    versions = found[found["value"].notna()].groupby("metric")["metric_version"].nunique()
+    versions = chosen[chosen["value"].notna()].groupby("metric")["metric_version"].nunique()
     if mixed := list(versions.index[versions > 1]):
         notes.insert(0, f"Left out, for the runs hold different versions of it: {', '.join(mixed)}.")
-    return pd.concat([found[~found["metric"].isin(mixed)], failed]), missing, notes
+    return pd.concat([chosen[~chosen["metric"].isin(mixed)], failed]), missing, notes
 
 
 def _path(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -93,7 +94,7 @@ def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
 def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
     """The rows and, as metrics, what every run cost; "lower" where the cheapest shall be marked."""
     runs = rows[rows["status"] != "failed"].drop_duplicates(["row", "seed"])
-    blank = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
+    blank: dict[str, Any] = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
     blank |= {"direction": direction, "metric_version": 1, "status": "ok", "note": ""}
     costs = [
         runs.assign(metric=name, unit=unit, value=runs[column].astype(float), **blank)
@@ -104,8 +105,8 @@ def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
 
 def common_gains(rows: pd.DataFrame) -> list[float]:
     """Two gains that methods can be compared at: what half of those that learn reach in every seed, and half of it."""
-    own = rows[(rows["metric"] == GAIN) & (rows["status"] != "failed") & (rows["updates"] > 0)]
-    reached = own.groupby(["row", "seed"])["difference"].max().groupby("row").min()
+    trained = rows[(rows["metric"] == GAIN) & (rows["status"] != "failed") & (rows["updates"] > 0)]
+    reached = trained.groupby(["row", "seed"])["difference"].max().groupby("row").min()
     reached = reached[reached > 0].sort_values(ascending=False)
     if len(reached) < 2:
         return []

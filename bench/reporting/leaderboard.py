@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bench.registry import BUILT_IN
 from bench.reporting.budgets import COSTS, GAIN, at, with_costs
 from bench.reporting.selection import floors, has_seeds, is_robust, priors, standings, summary
 from bench.reporting.statistics import MANY
@@ -14,11 +15,10 @@ from bench.reporting.statistics import MANY
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
 DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
-# what a table shows unless told otherwise: of these the metrics that there are, in this order, in every feature space
-DEFAULT = (
-    *("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
-    *("path_kl", "network rows", "training time"),
-)
+# What a table shows unless told otherwise: these metrics where there are values, in every feature space, then those of
+# installed plugins, then the costs.
+MEASURES = ("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage")
+COSTLY = ("path_kl", "network rows", "training time")
 COST_NAMES = tuple(name for name, _ in COSTS.values())
 OVER_SEEDS = "over seeds, each with evaluation noise of its own"
 OVER_TRAINING = "over seeds, of training alone: all share one draw of evaluation noise"
@@ -67,8 +67,10 @@ def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bo
     names = list(dict.fromkeys(rows.loc[rows["value"].notna(), "metric"]))
     if every:
         return [*(name for name in names if not name.endswith("/floor") and not name.startswith(DRAWN)), *COST_NAMES]
-    names = [*(name for name in names if not name.endswith(DETAILS)), *COST_NAMES]
-    return [name for kind in DEFAULT for name in names if name == kind or name.startswith(f"{kind}/")]
+    names = [name for name in names if not name.endswith(DETAILS)]
+    plugins = [name for name in names if name.partition("/")[0] not in BUILT_IN["metrics"]]
+    kinds = (*MEASURES, *plugins, *COSTLY)
+    return [name for kind in kinds for name in [*names, *COST_NAMES] if name == kind or name.startswith(f"{kind}/")]
 
 
 def leaderboard(
@@ -91,8 +93,8 @@ def leaderboard(
         names = [*(name for name in names if name not in (GAIN, *COST_NAMES)), *COST_NAMES]
     failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
     rows = with_costs(rows, "lower" if axis == "gain" else "none")
-    found, least, before = summary(rows), floors(rows), priors(rows)
-    marks = standings(rows[rows["metric"].isin(names)], found)
+    table, least, before = summary(rows), floors(rows), priors(rows)
+    marks = standings(rows[rows["metric"].isin(names)], table)
     lines = []
     if not rows.empty:
         lines.append(Line("prior", tuple(_plain(before, name) for name in names)))
@@ -100,8 +102,8 @@ def leaderboard(
         lines.append(Line("sampling floor", tuple(_plain(least, name) for name in names)))
     broken, runs = failed.groupby("row")["seed"].nunique(), rows.groupby("row")["seed"].nunique()
     failures = {name: f", {n} failed" for name, n in broken.items()}
-    for name in ranked(rows, found, names):
-        cells = tuple(_cell(found, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
+    for name in ranked(rows, table, names):
+        cells = tuple(_cell(table, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
         lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}"))
     others = broken.index.difference([*rows["row"], *missing])
     without = missing | dict.fromkeys(others, "failed")
@@ -136,19 +138,19 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
     )
 
 
-def ranked(rows: pd.DataFrame, found: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+def ranked(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     """The table's rows but for the prior's, the best by the first metric first, those without a value of it last."""
     directions = rows.drop_duplicates("metric").set_index("metric")["direction"]
-    names = found.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
+    names = table.index.get_level_values("row").unique().difference(rows.loc[rows["method"] == "prior", "row"])
     key = next((name for name in metrics if name in directions.index), None)
     if key is None:
         return sorted(names)
-    values = found["value"].xs(key, level="metric")
+    values = table["value"].xs(key, level="metric")
     values = values[values.index.isin(names)].sort_values(ascending=directions[key] != "higher", kind="stable")
     return [*values.index, *sorted(names.difference(values.index))]
 
 
-def heading(row: Mapping[str, object]) -> str:
+def heading(row: Mapping[str, Any]) -> str:
     """A metric's name, unit, and the direction that is better."""
     unit = f" [{row['unit']}]" if row["unit"] else ""
     return f"{row['metric']}{unit} {ARROWS[row['direction']]}".rstrip()
@@ -164,14 +166,17 @@ def _headings(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[str, ...]
     return tuple(title.replace(f"/{space}", "", 1) if space else title for title in headings), space
 
 
-def _plain(found: pd.DataFrame, name: str) -> Cell:
-    return Cell(*found.loc[name, ["value", "value_low", "value_high"]]) if name in found.index else Cell()
+def _plain(table: pd.DataFrame, name: str) -> Cell:
+    return Cell(*table.loc[name, ["value", "value_low", "value_high"]]) if name in table.index else Cell()
 
 
-def _cell(found: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
-    if (name, metric) not in found.index:
+def _cell(table: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
+    if (name, metric) not in table.index:
         return Cell()
-    own = found.loc[(name, metric)]
-    paired = own[["difference", "difference_low", "difference_high"]] if own["paired"] else [float("nan")] * 3
-    text = f"{own['seeds']} of {runs} seeds" if own["seeds"] != runs else ""
-    return Cell(*own[["value", "value_low", "value_high"]], *paired, mark, text)
+    entry = table.loc[(name, metric)]
+    text = f"{entry['seeds']} of {runs} seeds" if entry["seeds"] != runs else ""
+    cell = Cell(*entry[["value", "value_low", "value_high"]], mark=mark, text=text)
+    if entry["paired"]:
+        names = ("difference", "difference_low", "difference_high")
+        cell = cell._replace(**{name: entry[name] for name in names})
+    return cell

@@ -48,7 +48,7 @@ def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question
 
     frame, left_out: of `bench.reporting.selection.collect`.
     """
-    found = sections(frame, question, with_gains=True)
+    all_sections = sections(frame, question, with_gains=True)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -62,9 +62,9 @@ def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question
                 "shots": _samples(section),
                 "runs": _runs(section),
             }
-            for section in found
+            for section in all_sections
         ],
-        over=across(scores(found)),
+        over=across(scores(all_sections)),
         left_out=left_out,
         parts=parts,
         order=lambda cell: "" if pd.isna(cell.value) else repr(float(cell.value)),
@@ -114,7 +114,7 @@ def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str
     """Lines by name, and the axes, of every view."""
     palette = dict(zip([*FAMILIES, "others"], sns.color_palette("colorblind").as_hex(), strict=False))
     names = sorted({name for lines in views.values() for name in lines}, key=lambda name: (family(name), name))
-    marks = {name: mark for _, own in groupby(names, family) for name, mark in zip(own, cycle(MARKS))}
+    marks = {name: mark for _, members in groupby(names, family) for name, mark in zip(members, cycle(MARKS))}
     first = next(iter(views))
     figure = go.Figure()
     shown: list[str] = []
@@ -131,12 +131,13 @@ def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str
     height = max(480, 60 + 20 * len(names) + 36 * len(set(map(family, names))))  # room for the legend
     figure.update_layout(template="plotly_white", margin={"l": 60, "r": 10, "t": 10, "b": 50}, height=height)
     figure.update_layout(axes[first])
-    return Plot(title, figure, {view: [{"visible": [own == view for own in shown]}, axes[view]] for view in views})
+    updates = {view: [{"visible": [name == view for name in shown]}, axes[view]] for view in views}
+    return Plot(title, figure, updates)
 
 
 def _samples(section: Section) -> dict[tuple[str, str], list[Shot]]:
     """(prompt, sample) → the prior's picture and those of the table's rows, as many prompts as a page holds."""
-    found: dict[tuple[str, str], list[Shot]] = {}
+    shots_of: dict[tuple[str, str], list[Shot]] = {}
     size = 0
     for key, shots in section.shots().items():
         encoded = [base64.b64encode(shot.path.read_bytes()).decode() for shot in shots]
@@ -144,8 +145,8 @@ def _samples(section: Section) -> dict[tuple[str, str], list[Shot]]:
         if size > IMAGES:
             break
         urls = [f"data:image/webp;base64,{data}" for data in encoded]
-        found[key] = [Shot(shot.row, url, shot.reward) for shot, url in zip(shots, urls, strict=True)]
-    return found
+        shots_of[key] = [Shot(shot.row, url, shot.reward) for shot, url in zip(shots, urls, strict=True)]
+    return shots_of
 
 
 def _runs(section: Section) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 PRIOR, FINETUNED = "#6b7280", "#c2410c"
@@ -139,8 +140,7 @@ def plot_samples(
     digits = int(np.clip(1 - np.floor(np.log10(spread or 1)), 0, 6))  # one format in the whole picture
     with sns.axes_style("white"), sns.plotting_context("notebook"):
         size = columns * (inches + 1.2), rows * (2 * inches / n * height / width + 0.5) + 0.5
-        figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
         title = "\n".join(textwrap.fill(line, round(8 * size[0])) for line in title.splitlines())
         figure.suptitle(title, fontsize=13, parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flat
@@ -151,8 +151,8 @@ def plot_samples(
             strips = [_strip(images[i], scale) for images in (prior, finetuned)]
             gap = np.full((strips[0].shape[0] // 24, *strips[0].shape[1:]), 255, np.uint8)
             ax.imshow(np.concatenate([strips[0], gap, strips[1]]))
-            own = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
-            labels = [f"{name}\n{r.mean():.{digits}f} ± {r.std(ddof=1):.{digits}f}" for name, r in own.items()]
+            rewards = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
+            labels = [f"{name}\n{r.mean():.{digits}f} ± {r.std(ddof=1):.{digits}f}" for name, r in rewards.items()]
             heading = textwrap.fill(prompts[i], round(10 * inches), max_lines=3, placeholder=" …")
             ax.set_title(heading, fontsize=11, parse_math=False)
             ax.set_xticks([])

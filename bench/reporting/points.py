@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,24 +26,26 @@ def plot_points(
     columns = min(len(panels), 6)
     rows = -(-len(panels) // columns)
     size = 3.0 if rows == 1 else 2.3
-    axis_x, axis_y = (np.linspace(*extent[i : i + 2], density.shape[1 - i // 2]) for i in (0, 2))
+    axis_x, axis_y = (np.linspace(extent[i], extent[i + 1], density.shape[1 - i // 2]) for i in (0, 2))
     mass = np.sort(density.ravel())[::-1]
     # contours around the densest 98, 90, 70, 40 and 15 per cent of the mass
     places = np.searchsorted(mass.cumsum() / mass.sum(), (0.98, 0.9, 0.7, 0.4, 0.15))
     levels = np.unique(mass[places])
     with sns.axes_style("white"), sns.plotting_context("notebook"):
-        figure = Figure(figsize=(size * columns, (size + 0.45) * rows + 0.7), layout="compressed")
-        figure.get_layout_engine().set(h_pad=0.08)
+        figure = Figure(
+            figsize=(size * columns, (size + 0.45) * rows + 0.7),
+            layout=ConstrainedLayoutEngine(compress=True, h_pad=0.08),
+        )
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for ax in list(grid)[len(panels) :]:
             ax.set_axis_off()
         for ax, (name, points) in zip(figure.axes, panels.items(), strict=False):
             ax.contourf(axis_x, axis_y, density, levels=[*levels, mass[0] * 1.01], cmap="Oranges", alpha=0.75)
-            ax.scatter(*points[:shown].T, s=2, color=DOTS, alpha=0.35, linewidths=0, rasterized=True)
+            ax.scatter(points[:shown, 0], points[:shown, 1], s=2, color=DOTS, alpha=0.35, linewidths=0, rasterized=True)
             ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xticks=[], yticks=[])
             ax.set_title(name, fontsize=10, parse_math=False)
-        dots = Line2D([], [], linestyle="", marker="o", markersize=4, color=DOTS)
-        shades = tuple(Patch(color=color) for color in sns.color_palette("Oranges", 3))
+        dots: Any = Line2D([], [], linestyle="", marker="o", markersize=4, color=DOTS)
+        shades: Any = tuple(Patch(color=color) for color in sns.color_palette("Oranges", 3))
         count = min(shown, max(map(len, panels.values())))
         figure.legend(
             [dots, shades], [f"samples ({count:,} shown)", "density of the exact target"], loc="outside lower center",

@@ -67,17 +67,17 @@ class Section:
         order = {line.name: i for i, line in enumerate(self.boards[0].lines)}
         seed = runs.groupby("seed")["row"].nunique().sort_index().idxmax()
         runs = runs[(runs["seed"] == seed) & runs["row"].isin(order)]
-        found: dict[tuple[str, str], list[Picture]] = {}
+        pictures: dict[tuple[str, str], list[Picture]] = {}
         count = 0
         for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
             with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
                 for line in csv.DictReader(file):
-                    own = found.setdefault((line["prompt"], line["sample"]), [])
-                    for kind, name in [("prior", "prior")] * (not own) + [("finetuned", run.row)]:
+                    shots = pictures.setdefault((line["prompt"], line["sample"]), [])
+                    for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
                         path = run.folder / Path(line[kind]).name
-                        own.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+                        shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
             count += 1
-        return {key: pictures for key, pictures in found.items() if len(pictures) == count + 1}
+        return {key: shots for key, shots in pictures.items() if len(shots) == count + 1}
 
 
 class Picture(NamedTuple):
@@ -96,9 +96,9 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
     """
     metrics = question.metrics
     if metrics and frame.loc[frame["metric"].isin(metrics), "value"].isna().all():
-        known = sorted(frame.loc[frame["value"].notna(), "metric"].unique())
-        raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(known)}")
-    found = []
+        measured = sorted(frame.loc[frame["value"].notna(), "metric"].unique())
+        raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(measured)}")
+    result: list[Section] = []
     for title, rows in settings(frame):
         asked = [(question, limit) for limit in question.limits]
         if with_gains and question.axis is None:
@@ -108,22 +108,22 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
             for one, limit in asked
         )
         rest = [replace(board, notes=tuple(note for note in board.notes if note not in first.notes)) for board in rest]
-        found.append(Section(title, rows, (first, *rest)))
-    return found
+        result.append(Section(title, rows, (first, *rest)))
+    return result
 
 
-def scores(found: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
+def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
     """Method → setting → gains of its last evaluations over the best method's mean gain there: 0 is the prior, 1 that.
 
     Of the methods that are in all settings, as others were not asked the same; a setting in which nothing gains counts
     as none.
     """
     scored: dict[str, dict[str, np.ndarray]] = {}
-    for section in found:
+    for section in all_sections:
         rows, _, _ = at(section.rows)
-        own = rows[(rows["metric"] == GAIN) & rows["difference"].notna() & (rows["method"] != "prior")]
-        best = own.groupby("row")["difference"].mean().max()
-        for name, gains in own.groupby("row", sort=False)["difference"] if best > 0 else ():
+        gains_of = rows[(rows["metric"] == GAIN) & rows["difference"].notna() & (rows["method"] != "prior")]
+        best = gains_of.groupby("row")["difference"].mean().max()
+        for name, gains in gains_of.groupby("row", sort=False)["difference"] if best > 0 else ():
             scored.setdefault(str(name), {})[section.heading] = gains.to_numpy() / best
     every = set().union(*scored.values())
     return {name: tasks for name, tasks in scored.items() if tasks.keys() == every}
@@ -152,20 +152,20 @@ def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
     return Board("All settings", columns, columns, tuple(lines), notes)
 
 
-def boards_of(found: Sequence[Section]) -> list[Board]:
+def boards_of(all_sections: Sequence[Section]) -> list[Board]:
     """All tables, with the one over settings last."""
-    over = across(scores(found))
-    return [board for section in found for board in section.boards] + ([over] if over else [])
+    over = across(scores(all_sections))
+    return [board for section in all_sections for board in section.boards] + ([over] if over else [])
 
 
-def text(found: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
+def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
     """Markdown: every setting with its tables, its figures if there are names of some, and what was left out."""
     parts = []
-    for i, section in enumerate(found):
+    for i, section in enumerate(all_sections):
         for board in section.boards:
             parts.append(f"### {board.title}\n\n{markdown(board)}")
         parts += [f"![{name.split('-')[0]}: {section.heading}]({name})\n" for name in (figures[i] if figures else ())]
-    if over := across(scores(found)):
+    if over := across(scores(all_sections)):
         parts.append(f"### {over.title}\n\n{markdown(over)}")
         parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
     if left_out:
@@ -179,13 +179,13 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
     The same rows give the same bytes, in any folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    found = sections(frame, question, with_gains=True)
-    figures = [_figures(section, question, out, number) for number, section in enumerate(found)]
-    if across(scored := scores(found)):
+    all_sections = sections(frame, question, with_gains=True)
+    figures = [_figures(section, question, out, number) for number, section in enumerate(all_sections)]
+    if across(scored := scores(all_sections)):
         plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
-    boards = boards_of(found)
+    boards = boards_of(all_sections)
     page = out / "report.md"
-    page.write_text(text(found, left_out, figures), encoding="utf8")
+    page.write_text(text(all_sections, left_out, figures), encoding="utf8")
     (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
     (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
     return page
@@ -219,16 +219,19 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
         if drawable["metric"].str.startswith(f"{kind}/").any():
             plot(drawable, path(kind), order, section.heading)
     if shots := section.shots():
-        first = {prompt: [picture[:2] for picture in own] for (prompt, _), own in reversed(list(shots.items()))}
+        first = {
+            prompt: [picture[:2] for picture in pictures] for (prompt, _), pictures in reversed(list(shots.items()))
+        }
         plot_sheet(dict(reversed(first.items())), path("sheet"), f"{section.heading}: same prompts, same noise")
-    if found := points_of(values, order):
-        plot_points(*found, path("points"), section.heading)
+    if points := points_of(values, order):
+        plot_points(*points, path("points"), section.heading)
     return drawn
 
 
 def points_of(rows: pd.DataFrame, order: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray] | None:
     """Samples by name, density and extent, of every row's first seed that left its points; None if none did."""
-    panels, target = {}, None
+    panels: dict[str, np.ndarray] = {}
+    target: tuple[np.ndarray, np.ndarray] | None = None
     rows = rows[[Path(path).name == "rows.parquet" for path in rows["source"]]]  # points are those of the end
     for name in order:
         for source, run in rows[rows["row"] == name].sort_values("seed").groupby("source", sort=False):

@@ -113,14 +113,14 @@ def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
 def _read(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path, read_dictionary=REPEATED).read()
-        found = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
+        schemas = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
     except (pa.ArrowException, OSError, KeyError) as error:  # the last: a column is missing
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
         ) from None
-    if found - {SCHEMA} or sorted(table.column_names) != sorted(COLUMNS):
-        versions = ", ".join(sorted(map(str, found)))
+    if schemas - {SCHEMA} or sorted(table.column_names) != sorted(COLUMNS):
+        versions = ", ".join(sorted(map(str, schemas)))
         raise ValueError(
             f"{path} holds rows of schema {versions}, this version reads schema {SCHEMA}: "
             "run the benchmark again or read it with the version that wrote it"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.renames import renamed
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, over_seeds, student
 
@@ -48,13 +49,14 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         frame = frame[~random]
     if frame.empty:
         raise ValueError(" ".join(["there are no rows to compare.", *left_out]))
-    frame, told = _once(frame)
-    return frame, left_out + told
+    texts = {text: json.dumps(renamed(json.loads(text)), sort_keys=True) for text in frame["settings"].unique()}
+    frame, messages = _once(frame.assign(settings=frame["settings"].map(texts)))
+    return frame, left_out + messages
 
 
 def _folders(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
     """Folders that hold rows or a run, and their Parquet files; every file once, whatever ways lead to it."""
-    found: dict[Path, dict[Path, Path]] = {}
+    files_of: dict[Path, dict[Path, Path]] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
@@ -62,10 +64,10 @@ def _folders(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
         for file in below:
             adapter = file.name == "config.yaml" and (file.parent.parent / file.name).is_file()  # it carries its run's
             if not adapter and not any(ASIDE.search(part) for part in file.relative_to(path).parts):
-                found.setdefault(file.parent.resolve(), {}).setdefault(file.resolve(), file)
-    if not found:
+                files_of.setdefault(file.parent.resolve(), {}).setdefault(file.resolve(), file)
+    if not files_of:
         raise FileNotFoundError(f"no result rows found below {', '.join(map(str, paths))}")
-    for files in found.values():
+    for files in files_of.values():
         shown = list(files.values())
         yield shown[0].parent, [file for file in shown if file.suffix == ".parquet"]
 
@@ -79,7 +81,7 @@ def _last_words(folder: Path) -> str:
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
-    told = []
+    messages = []
     frame = frame.assign(configuration=pd.factorize(frame["settings"])[0])  # a number for a long text
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
@@ -88,18 +90,18 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     frame = frame[~inside | (frame["status"] == "failed")]  # what a run measured before it failed
     finished = pd.MultiIndex.from_frame(frame.loc[frame["status"] != "failed", RUN])
     again = pd.MultiIndex.from_frame(frame[RUN]).isin(finished) & (frame["status"] == "failed")
-    told += [f"{path} holds a failed run that is finished elsewhere." for path in frame.loc[again, "source"]]
+    messages += [f"{path} holds a failed run that is finished elsewhere." for path in frame.loc[again, "source"]]
     # the newest version of a metric first, and a run's own rows before those of its `bench eval`
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
-    kept = order.drop_duplicates(SAME)
+    first = order.drop_duplicates(SAME)
     compared = [*SAME, "value", "source", "metric_version"]
-    pairs = order[compared].merge(kept[compared], on=SAME, suffixes=("", "_kept"))
+    pairs = order[compared].merge(first[compared], on=SAME, suffixes=("", "_kept"))
     pairs = pairs[(pairs["metric_version"] == pairs["metric_version_kept"]) & pairs["value"].notna()]
     other = pairs[~np.isclose(pairs["value"], pairs["value_kept"], rtol=1e-3, atol=1e-9)]
-    for first, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
-        told.append(f"{path} holds a run of {first} with other values; the latter count.")
-    return kept.sort_index().drop(columns=["second", "configuration"]), told
+    for first_path, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
+        messages.append(f"{path} holds a run of {first_path} with other values; the latter count.")
+    return first.sort_index().drop(columns=["second", "configuration"]), messages
 
 
 def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -110,15 +112,15 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """
     numbers, texts = pd.factorize(frame["settings"])  # the long texts themselves are not copied row by row
     chosen = {text: json.loads(text) for text in texts}
-    apart = np.array([json.dumps(_part(own, ("reward.", FINGERPRINT))) for own in chosen.values()], dtype=object)
+    apart = np.array([json.dumps(_part(one, ("reward.", FINGERPRINT))) for one in chosen.values()], dtype=object)
     tables = [rows for _, rows in frame.assign(apart=apart[numbers]).groupby([*SETTING, "apart"], sort=False)]
     headings = [_heading(rows.iloc[0]) for rows in tables]
     for heading, rows in zip(headings, tables, strict=True):
         alike = [other for title, other in zip(headings, tables, strict=True) if title == heading]
         suffix = ""
         if len(alike) > 1:
-            own, *_ = parts = [_part(chosen[one["settings"].iloc[0]], MEASURED) for one in (rows, *alike)]
-            suffix = _differences(own, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
+            mine, *_ = parts = [_part(chosen[one["settings"].iloc[0]], MEASURED) for one in (rows, *alike)]
+            suffix = _differences(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
         yield f"{heading}; {suffix}" if suffix else heading, _named(rows, chosen)
 
 
@@ -135,9 +137,9 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
 
     def name(method: str, text: str) -> str:
         several = [chosen[other] for other in texts[method]]
-        known = set.intersection(*map(set, several))  # a setting that came later was as its default
-        own, *others = ({key: one[key] for key in one if key in known} for one in (chosen[text], *several))
-        different = _differences(own, others)
+        common = set.intersection(*map(set, several))  # a setting that came later was as its default
+        mine, *others = ({key: one[key] for key in one if key in common} for one in (chosen[text], *several))
+        different = _differences(mine, others)
         return f"{method} ({different})" if different else method
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
@@ -146,11 +148,11 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     return rows.assign(row=[names[pair] for pair in pairs], network_rows=calls)
 
 
-def _differences(own: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
+def _differences(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
     """`key = value` of all settings in which `several` differ, with the values of `own`; a dash for one it lacks."""
-    keys = [key for key in own | {key: None for one in several for key in one}]
-    texts = {key: [json.dumps(one[key]) if key in one else "–" for one in (own, *several)] for key in keys}
-    return ", ".join(f"{key} = {found[0]}" for key, found in texts.items() if len(set(found)) > 1)
+    keys = [key for key in settings | {key: None for one in several for key in one}]
+    texts = {key: [json.dumps(one[key]) if key in one else "–" for one in (settings, *several)] for key in keys}
+    return ", ".join(f"{key} = {values[0]}" for key, values in texts.items() if len(set(values)) > 1)
 
 
 def has_seeds(rows: pd.DataFrame) -> bool:
@@ -160,8 +162,8 @@ def has_seeds(rows: pd.DataFrame) -> bool:
 
 def is_robust(rows: pd.DataFrame) -> pd.Series:
     """Metric → whether every row of the table has so many values of it that interquartile means are printed."""
-    found = rows[rows["value"].notna()].groupby(["metric", "row"], sort=False)["seed"].nunique()
-    return found.groupby("metric", sort=False).min() >= MANY
+    counts = rows[rows["value"].notna()].groupby(["metric", "row"], sort=False)["seed"].nunique()
+    return counts.groupby("metric", sort=False).min() >= MANY
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -174,28 +176,31 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     several, robust = has_seeds(rows), is_robust(rows)
     rows = rows[rows["value"].notna()]
     groups = rows.groupby(["row", "metric"], sort=False)
-    found = groups.agg(
-        seeds=("seed", "nunique"), priors=("prior", "nunique"), own=("standard_error", "first"), df=("degrees", "first")
+    table = groups.agg(
+        seeds=("seed", "nunique"),
+        priors=("prior", "nunique"),
+        error=("standard_error", "first"),
+        df=("degrees", "first"),
     )
-    kinds = robust.reindex(found.index.get_level_values("metric")).to_numpy(bool)
+    kinds = robust.reindex(table.index.get_level_values("metric")).to_numpy(bool)
     for name in ("value", "difference"):
         values = [group.dropna().to_numpy() for _, group in groups[name]]
         ends = np.full((len(values), 3), np.nan)
         for kind in (False, True):
             places = np.flatnonzero(kinds == kind)
             ends[places] = over_seeds([values[i] for i in places], kind)
-        found[[name, f"{name}_low", f"{name}_high"]] = ends
-    zero = np.isclose(found["difference"], found["value"], rtol=1e-12, atol=0)
+        table[[name, f"{name}_low", f"{name}_high"]] = ends
+    zero = np.isclose(table["difference"], table["value"], rtol=1e-12, atol=0)
     if not several:
-        reach = (found["own"] * student(found["df"])).to_numpy()
-        alone = (found["difference"].isna() | zero).to_numpy()
-        for name, known in (("value", np.where(alone, reach, np.nan)), ("difference", reach)):
-            found[f"{name}_low"], found[f"{name}_high"] = found[name] - known, found[name] + known
-    found["paired"] = ~zero & found["difference_low"].notna() & ((found["priors"] > 1) | (not several))
-    return found.drop(columns=["own", "df", "priors"])
+        reach = (table["error"] * student(table["df"])).to_numpy()
+        unpaired = (table["difference"].isna() | zero).to_numpy()
+        for name, half_width in (("value", np.where(unpaired, reach, np.nan)), ("difference", reach)):
+            table[f"{name}_low"], table[f"{name}_high"] = table[name] - half_width, table[name] + half_width
+    table["paired"] = ~zero & table["difference_low"].notna() & ((table["priors"] > 1) | (not several))
+    return table.drop(columns=["error", "df", "priors"])
 
 
-def standings(rows: pd.DataFrame, found: pd.DataFrame) -> dict[tuple[str, str], str]:
+def standings(rows: pd.DataFrame, table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(row, metric) → "best", or "tie" where the interval of the difference to the best holds zero.
 
     The best is one of the rows with the most seeds: others were drawn on other noise, or are the seeds that got there.
@@ -204,18 +209,21 @@ def standings(rows: pd.DataFrame, found: pd.DataFrame) -> dict[tuple[str, str], 
     """
     several, robust, marks = has_seeds(rows), is_robust(rows), {}
     rows = rows[(rows["direction"] != "none") & rows["value"].notna() & (rows["method"] != "prior")]
-    for metric, own in rows.groupby("metric", sort=False):
-        centres, counts = found["value"].xs(metric, level="metric"), own.groupby("row", sort=False)["seed"].nunique()
+    for metric, measured in rows.groupby("metric", sort=False):
+        centres, counts = (
+            table["value"].xs(metric, level="metric"),
+            measured.groupby("row", sort=False)["seed"].nunique(),
+        )
         centres, whole = centres.loc[counts.index], counts.index[counts == counts.max()]
-        best = centres[whole].idxmax() if own["direction"].iloc[0] == "higher" else centres[whole].idxmin()
+        best = centres[whole].idxmax() if measured["direction"].iloc[0] == "higher" else centres[whole].idxmin()
         others = centres.index.drop(best)
         if several:
-            seeds = own.pivot(index="row", columns="seed", values="value")
+            seeds = measured.pivot(index="row", columns="seed", values="value")
             ends = over_seeds(
                 [(seeds.loc[name] - seeds.loc[best]).dropna().to_numpy() for name in others], robust[metric]
             )
         else:
-            single = own.set_index("row")[["value", "standard_error", "degrees"]]
+            single = measured.set_index("row")[["value", "standard_error", "degrees"]]
             error = np.hypot(single.loc[others, "standard_error"], single.loc[best, "standard_error"])
             reach = error * student(np.fmin(single.loc[others, "degrees"], single.loc[best, "degrees"]))
             ends = np.stack([centres[others] - centres[best] + sign * reach for sign in (0, -1, 1)], 1)
@@ -237,23 +245,23 @@ def floors(rows: pd.DataFrame) -> pd.DataFrame:
 
     Over seeds, of the seeds' own floors, equal for all methods; else of the mean of the evaluation's draws.
     """
-    own = rows[rows["metric"].str.endswith("/floor") & rows["value"].notna()]
-    seeds = own.groupby([own["metric"].str.removesuffix("/floor"), "seed"])[
+    floor_rows = rows[rows["metric"].str.endswith("/floor") & rows["value"].notna()]
+    seeds = floor_rows.groupby([floor_rows["metric"].str.removesuffix("/floor"), "seed"])[
         ["value", "standard_error", "degrees"]
     ].mean()
-    found = _ends(seeds["value"], is_robust(own).rename(lambda name: name.removesuffix("/floor")))
+    table = _ends(seeds["value"], is_robust(floor_rows).rename(lambda name: name.removesuffix("/floor")))
     if not has_seeds(rows):
         draws = seeds.groupby("metric").mean()
         reach = student(draws["degrees"]) * draws["standard_error"] / (draws["degrees"] + 1) ** 0.5
-        found["value_low"], found["value_high"] = found["value"] - reach, found["value"] + reach
-    return found
+        table["value_low"], table["value_high"] = table["value"] - reach, table["value"] + reach
+    return table
 
 
 def _ends(means: pd.Series, robust: pd.Series) -> pd.DataFrame:
     """(metric, seed) → value, as metric → centre and interval; no interval where all seeds have one value."""
     names = means.index.get_level_values("metric").unique()
     ends = [over_seeds([means[name].to_numpy()], bool(robust.get(name, False)))[0] for name in names]
-    found = pd.DataFrame(ends, index=names, columns=["value", "value_low", "value_high"], dtype=float)
-    same = found["value_low"] == found["value_high"]
-    found.loc[same, ["value_low", "value_high"]] = np.nan
-    return found
+    table = pd.DataFrame(ends, index=names, columns=["value", "value_low", "value_high"], dtype=float)
+    same = table["value_low"] == table["value_high"]
+    table.loc[same, ["value_low", "value_high"]] = np.nan
+    return table

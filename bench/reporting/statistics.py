@@ -22,24 +22,24 @@ def over_seeds(groups: Sequence[np.ndarray], robust: bool = False) -> np.ndarray
     The mean with Student's interval; if `robust`, the interquartile mean with a percentile bootstrap over seeds (the
     same draws for every group of one size, so that equal rows give equal tables).
     """
-    found = np.full((len(groups), 3), np.nan)
+    ends = np.full((len(groups), 3), np.nan)
     sizes = np.array([len(values) for values in groups], dtype=int)
-    for n in np.unique(sizes[sizes > 0]):
-        places = np.flatnonzero(sizes == n)
+    for n in np.unique(sizes[sizes > 0]).tolist():
+        places = np.flatnonzero(sizes == n).tolist()
         values = np.stack([groups[i] for i in places])
-        found[places, 0] = interquartile_mean(values) if robust else values.mean(1)
+        ends[places, 0] = interquartile_mean(values) if robust else values.mean(1)
         if n == 1:
             continue
         if robust:
             # sorted places in sorted values are sorted draws, whose middle is a slice
             drawn = np.sort(np.random.default_rng(0).integers(n, size=(RESAMPLES, n)))[:, n // 4 : n - n // 4]
             tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-            for i, own in zip(places, np.sort(values), strict=True):
-                found[i, 1:] = np.quantile(own[drawn].mean(1), tails)
+            for i, group in zip(places, np.sort(values), strict=True):
+                ends[i, 1:] = np.quantile(group[drawn].mean(1), tails)
         else:
             reach = student(n - 1) * values.std(1, ddof=1) / n**0.5
-            found[places, 1:] = found[places, :1] + np.stack([-reach, reach], 1)
-    return found
+            ends[places, 1:] = ends[places, :1] + np.stack([-reach, reach], 1)
+    return ends
 
 
 def student(degrees: float | np.ndarray) -> float | np.ndarray:

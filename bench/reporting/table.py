@@ -1,7 +1,7 @@
 """The table at the end of a run: it against its prior."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from rich import box
@@ -11,7 +11,7 @@ from rich.text import Text
 from bench.reporting.leaderboard import heading
 from bench.reporting.statistics import student
 
-Rows = pd.DataFrame | Iterable[Mapping[str, Any]]
+Rows: TypeAlias = pd.DataFrame | Iterable[Mapping[str, Any]]
 
 HEADINGS = ("metric", "prior", "finetuned", "difference ± s.e.", "n")
 
@@ -27,7 +27,7 @@ def number(value: float | None, sign: bool = False) -> str:
 
 def with_error(value: float | None, error: float | None, sign: bool = False) -> str:
     """`value ± error`, the error with two significant digits and the value to the same decimal place."""
-    if any(x is None or pd.isna(x) for x in (value, error)):
+    if value is None or error is None or pd.isna(value) or pd.isna(error):
         return number(value, sign)
     if error <= 1e-12 * abs(value):
         return f"{number(value, sign)} ± 0"

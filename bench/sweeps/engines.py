@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.errors import BenchError
-from bench.runtime.files import owned
+from bench.runtime.files import locked
 from bench.runtime.stopping import Interrupted
 
 RETRIES = 3  # of a run whose node was lost
@@ -97,19 +97,19 @@ class Local:
 
     def wait(self, seconds: float) -> dict[int, int]:
         """Handle → exit status of the runs that have ended, as soon as there is one or after some seconds."""
-        ended = {}
-        for sentinel in wait(list(self.runs), seconds):
+        ended: dict[int, int] = {}
+        for sentinel in cast(list[int], wait(list(self.runs), seconds)):
             process, devices = self.runs.pop(sentinel)
             process.join()
             self.devices += devices
-            ended[sentinel] = process.exitcode
+            ended[sentinel] = cast(int, process.exitcode)  # it has ended
         return ended
 
     def stop(self, number: int) -> None:
         """Send the signal to all runs: at the first each writes its checkpoint and ends, at the second it ends."""
         for process, _ in self.runs.values():
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(cast(int, process.pid), number)
 
 
 def _child(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
@@ -193,7 +193,7 @@ def _on_node(arguments: Sequence[str], folder: Path, log: Path, place: str, envi
         ) from None
     for _ in range(60):  # of a lost node, the process may still be ending
         try:
-            with owned(folder):
+            with locked(folder):
                 break
         except BenchError:
             time.sleep(1)

@@ -28,7 +28,7 @@ from bench.reporting import report as reports
 from bench.reporting.budgets import at
 from bench.reporting.figures import _scale, plot_methods
 from bench.reporting.formats import markdown
-from bench.reporting.leaderboard import Board, leaderboard
+from bench.reporting.leaderboard import Board, leaderboard, selected
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.report import Question, sections, write_report
 from bench.reporting.rows import COLUMNS, RANDOM, read_rows, write_rows
@@ -784,3 +784,9 @@ def test_every_suite_but_the_demo_has_a_curve() -> None:
     assert all(len(updates) >= 4 for updates in found.values())
     shares = config.resolve("rtb", suite="ring", assignments=["train.updates=3"])
     assert shares.evaluated_at() == [1, 2, 3]
+
+
+def test_metrics_of_plugins_stand_in_the_table_unasked() -> None:
+    names = ("reward/train", "vendi", "contrast/train", "path_kl")
+    frame = pd.DataFrame([row(metric=name) for name in names]).assign(row="draft", source="rows.parquet")
+    assert selected(frame) == ["reward/train", "contrast/train", "path_kl", "network rows", "training time"]

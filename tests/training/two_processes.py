@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from scaffold import Brightness, perturb
+from scaffold import Brightness, perturb, pipeline_model
 
 from bench import Batch, Config, Core, Loss, Method, Needs
 from bench.diagnose.selftest.scaffold import method_of
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime import processes
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
@@ -41,8 +41,8 @@ class Lopsided(Method):
 
 def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) -> None:
     """Four updates, or until `stop`, going on from what is in `folder`; the log's records go there too."""
-    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
-    kernel = ddim_kernel(model.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    model = pipeline_model(Path(pipeline))
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     perturb(model, 0.1)  # away from the start, where gradients are so small that Adam would enlarge their rounding
     core = Core(model, kernel, Brightness(Config()), beta=1000.0, micro_batch=2, sample_batch=2)
     core.meter.watch(model.network)

@@ -1,7 +1,9 @@
 """What a check may raise, and what several kinds check."""
 
+import pickle
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,11 @@ def require(condition: object, message: str) -> None:
     """Raise Failed with the message unless the condition holds."""
     if not bool(condition):
         raise Failed(message)
+
+
+def global_random_state() -> bytes:
+    """Of torch and NumPy, to compare: nothing here may change it."""
+    return torch.get_rng_state().numpy().tobytes() + pickle.dumps(np.random.get_state())  # noqa: NPY002
 
 
 def derivative_error(function: Callable[[Tensor], Tensor], x: Tensor) -> float:

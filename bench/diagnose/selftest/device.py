@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -59,17 +60,18 @@ class _Pretended(Tensor):
     """A tensor on the device; `raw` is the CPU tensor behind it."""
 
     raw: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> "_Pretended":
-        layout = {"strides": raw.stride(), "storage_offset": raw.storage_offset()}
-        made = Tensor._make_wrapper_subclass(cls, raw.size(), dtype=raw.dtype, device=f"{NAME}:0", **layout)
+        made = Tensor._make_wrapper_subclass(
+            cls, raw.size(), raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=torch.device(f"{NAME}:0")
+        )
         made.raw = raw
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(operation, args, kwargs or {})
 
 
@@ -86,7 +88,7 @@ class _Entries(TorchFunctionMode):
         if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], _Pretended):
             args = args[0], _index(args[1], args[0].device), *args[2:]
         result = function(*args, **kwargs)
-        if function == Tensor.data.__set__ and isinstance(args[0], _Pretended):
+        if function == vars(torch._C.TensorBase)["data"].__set__ and isinstance(args[0], _Pretended):
             args[0].raw = args[1].raw
         return result
 
@@ -236,7 +238,8 @@ def _note(*kinds: str) -> None:
 
 def _place() -> str:
     """The innermost line of this project, or else of whoever is not torch, that is being run."""
-    frame, other = sys._getframe(1), None
+    frame: FrameType | None = sys._getframe(1)
+    other = None
     while frame:
         path, line = frame.f_code.co_filename, frame.f_lineno
         if path.startswith(f"{ROOT}/") and "site-packages" not in path and path != __file__:

@@ -66,7 +66,7 @@ def _close(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[str,
 
 
 def says_what_it_is(name: str) -> None:
-    """a docstring, and options, recipe and preset that are valid settings"""
+    """a docstring, and options and a recipe that are valid settings"""
     require((registry.load("methods", name).__doc__ or "").strip(), "the class has no docstring: say what it is.")
     configs.resolve(name, suite="gaussian")
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from bench import registry
-from bench.diagnose.selftest.checking import require
+from bench.diagnose.selftest.checking import global_random_state, require
 from bench.metric import Evaluation, Measurement, Samples
 from bench.sampling.noise import generator
 
@@ -38,7 +39,7 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
     )  # fmt: skip
 
 
-def _measure(name: str, **options: object) -> list[Measurement]:
+def _measure(name: str, **options: Any) -> list[Measurement]:
     metric = registry.load("metrics", name)
     return [found for points in (False, True) for found in metric(metric.Config())(_evaluation(points, **options))]
 
@@ -60,10 +61,9 @@ def measurements_are_well_formed(name: str) -> None:
 
 def measuring_twice_gives_the_same(name: str) -> None:
     """and changes neither the samples nor global random state"""
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = global_random_state()
     require(_measure(name) == _measure(name), "two measurements of the same samples differ.")
-    untouched = torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
-    require(untouched, "global random state was used.")
+    require(before == global_random_state(), "global random state was used.")
     metric, evaluation, again = registry.load("metrics", name), _evaluation(False), _evaluation(False)
     metric(metric.Config())(evaluation)
     require(torch.equal(evaluation.finetuned.images, again.finetuned.images), "the samples were changed in place.")

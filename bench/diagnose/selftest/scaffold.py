@@ -12,7 +12,7 @@ from bench.model import DiffusionModel
 from bench.models.analytic import GaussianFlowModel, GaussianModel
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel, flow_kernel
+from bench.sampling.grids import ddim_kernel, flow_kernel
 from bench.sampling.noise import generator
 from bench.sampling.trajectory import Batch
 
@@ -64,9 +64,11 @@ def gaussian_core(
     kind = {"diffusion": GaussianModel, "flow": GaussianFlowModel}[path]
     model = kind(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
     if path == "flow":
-        kernel = flow_kernel(steps, eta=eta, spacing=model.spacing, dtype=torch.float64)
+        kernel = flow_kernel(steps, eta=eta, spacing=model.spec.spacing, dtype=torch.float64)
     else:
-        kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
+        kernel = ddim_kernel(
+            model.spec.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final
+        )
     start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
     return Core(
         model,
@@ -82,10 +84,8 @@ def gaussian_core(
 
 def method_of(name: str, **options: object) -> Method:
     """The registered method, with those of the options that it has."""
-    method, preset = registry.load("methods", name), registry.find("methods", name).preset
-    chosen = {key.removeprefix("method."): value for key, value in preset.items() if key.startswith("method.")}
-    chosen |= {key: value for key, value in options.items() if key in method.Config.model_fields}
-    return method(method.Config(**chosen))
+    method = registry.load("methods", name)
+    return method(method.Config(**{key: value for key, value in options.items() if key in method.Config.model_fields}))
 
 
 def perturb(model: DiffusionModel, scale: float = 0.3) -> None:

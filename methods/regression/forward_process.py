@@ -1,0 +1,87 @@
+"""What the regressions on the forward process share: noised samples, the networks compared there, advantages."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from bench import NFE, Batch, Config, Core, Deviation, Loss, Method, Needs, Noised, Trajectory, group_advantages
+
+
+class RegressionConfig(Config):
+    """Options of every regression on the forward process."""
+
+    fraction: float = Field(0.3, gt=0, le=1, description="noise levels per sample and update, over K")
+
+
+class AdvantageConfig(RegressionConfig):
+    """Options of those that see rewards as normalised advantages."""
+
+    deviation: Deviation = Deviation(over="round", correction=0, epsilon=1e-4)
+    advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage, in deviations")
+
+
+class Regression(Method):
+    """A loss in the network's output o at `z = αx + sε`, where x is a finished sample and ε new noise.
+
+    u is the output that would give x back: ε, `αε − sx` or `ε − x`, by what the model predicts. Only x enters, so
+    samples may come from any sampler, also from one without noise.
+    """
+
+    Config = RegressionConfig
+    needs = Needs(rewards=True)
+    recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
+    config: RegressionConfig
+    references: ClassVar[tuple[str, ...]]  # whose outputs the loss names besides the policy's: "prior", or copies
+
+    @abstractmethod
+    def loss(
+        self, core: Core, part: Noised, policy: Tensor, reference: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss at each noised sample [n], and what is logged of it [n].
+
+        policy: o_θ [n, *latent]. reference: the outputs of `references`, alike and without gradient.
+        """
+
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """The sampler's steps [B, S] whose noise levels the samples get."""
+        return core.choose_steps(data, self.config.fraction, last="like any")
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over noised samples."""
+        steps = self.steps(core, data)
+        for part in core.noised(data, steps, core.micro_batch):
+            policy = core.predict(part.z, part.k, part.conditioning)
+            reference = {name: predict(core, part, name) for name in self.references}
+            values, metrics = self.loss(core, part, policy, reference)
+            metrics |= {f"distance/{name}": mean_square(policy.detach() - o) for name, o in reference.items()}
+            yield Loss(values / steps.shape[1], metrics)
+
+    def nfe(self, core: Core, batch: Batch) -> NFE:
+        """At every noised sample the policy and each reference; the policy alone has a gradient."""
+        states = self.steps(core, batch).numel()
+        return NFE(core.kernel.steps * len(batch), (1 + len(self.references)) * states, states)
+
+
+def predict(core: Core, part: Noised, name: str) -> Tensor:
+    """The output [n, *latent] of the prior or of a copy of the adapters, without gradient."""
+    if name == "prior":
+        return core.predict(part.z, part.k, part.conditioning, prior=True)
+    return core.predict(part.z, part.k, part.conditioning, weights=name)
+
+
+def clipped_advantages(core: Core, data: Trajectory, config: AdvantageConfig) -> Tensor:
+    """Rewards less their prompt's mean over a deviation, clipped; [B]."""
+    return group_advantages(core, data, config.deviation).clamp(-config.advantage_clip, config.advantage_clip)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """`‖x‖²` as the regressions mean it: the mean over elements, [n]."""
+    return x.square().flatten(1).mean(1)
+
+
+def by_row(values: Tensor, like: Tensor) -> Tensor:
+    """Values [n], shaped to multiply the rows of latents `like`."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
