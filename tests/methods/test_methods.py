@@ -1,5 +1,6 @@
 """Every training method on the random pipeline: where gradients go, invariances, resuming, stopping."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
