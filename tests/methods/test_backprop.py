@@ -82,11 +82,18 @@ def test_the_gradient_goes_through_the_sampler_from_the_first_step_on(name):
         assert learns.tolist() == [k >= int(first.min()) for k in range(core.kernel.steps)]
 
 
-def test_first_steps_with_a_gradient():
+@pytest.mark.parametrize(
+    ("method", "first"),
+    [
+        (DRaFT(DRaFTConfig(depth=3)), 1),
+        (DRaFT(DRaFTConfig(depth=5)), 0),  # more than there are
+        (DRaFT1(Config()), 3),
+        (DRaFTFull(Config()), 0),
+    ],
+)
+def test_the_first_step_with_a_gradient(method, first):
     core = gaussian_core(4)
-    batch = samples(core, 2)
-    for method, first in ((DRaFT(DRaFTConfig(depth=3)), 1), (DRaFT(DRaFTConfig(depth=5)), 0), (DRaFT1(Config()), 3)):
-        assert method.steps(core, batch).tolist() == [first, first]
+    assert method.steps(core, samples(core, 2)).tolist() == [first, first]
 
 
 def test_alignprop_draws_the_published_steps():
