@@ -6,6 +6,7 @@ from .method import Copy as Copy
 from .method import Loss as Loss
 from .method import Method as Method
 from .method import Needs as Needs
+from .method import two_passes as two_passes
 from .metric import Evaluation as Evaluation
 from .metric import Measurement as Measurement
 from .metric import Metric as Metric

@@ -1,6 +1,6 @@
 """How a run's settings come about.
 
-Layers, later ones win: built-in defaults, the method's recipe, its variant's preset, the suite, the suite's settings
+Layers, later ones win: built-in defaults, the method's recipe, the suite, the suite's settings
 for this reward and for this method, the command line's `--set`.
 """
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.options import Config, explain
+from bench.options import Config, explain, leaves
 from bench.renames import current
 from bench.settings import Named, RewardSection, RunConfig
 
@@ -50,9 +50,9 @@ def load_suite(name: str) -> dict[str, Any]:
     path = SUITES / f"{name}.yaml"
     if not path.is_file():
         raise BenchError(f"unknown suite {name!r}{did_you_mean(name, (p.stem for p in SUITES.glob('*.yaml')))}")
-    own = yaml.safe_load(path.read_text(encoding="utf8"))
-    tree = load_suite(own.pop("base")) if "base" in own else {}
-    _merge(tree, own)
+    settings = yaml.safe_load(path.read_text(encoding="utf8"))
+    tree = load_suite(settings.pop("base")) if "base" in settings else {}
+    _merge(tree, settings)
     return tree
 
 
@@ -83,7 +83,6 @@ def resolve(
 
     tree: dict[str, Any] = {"suite": suite}
     _merge(tree, method_class.recipe)
-    _merge(tree, registry.find("methods", method).preset)
     special = {"description", "methods", "rewards"} | ({"reward"} if reward != settings["reward"]["name"] else set())
     _merge(tree, {key: value for key, value in settings.items() if key not in special})
     _merge(tree, settings.get("rewards", {}).get(reward, {}))
@@ -103,19 +102,19 @@ def with_metrics(config: RunConfig, names: Sequence[str]) -> RunConfig:
     """The configuration with these metrics measured too. Raises BenchError for an unknown one."""
     for name in names:
         registry.find("metrics", name)
-    own = config.evaluation.metrics
-    changed = config.evaluation.model_copy(update={"metrics": list(dict.fromkeys([*own, *names]))})
+    measured = config.evaluation.metrics
+    changed = config.evaluation.model_copy(update={"metrics": list(dict.fromkeys([*measured, *names]))})
     return config.model_copy(update={"evaluation": changed})
 
 
 def beta_origin(config: RunConfig) -> str:
     """Where the configuration's β comes from, in a few words."""
     name, suite = config.reward.name, load_suite(config.suite)
-    own = suite["reward"] if suite["reward"]["name"] == name else {}
-    known = (own | suite.get("rewards", {}).get(name, {}).get("reward", {})).get("beta")
-    if config.reward.beta == known:
+    section = suite["reward"] if suite["reward"]["name"] == name else {}
+    suite_beta = (section | suite.get("rewards", {}).get(name, {}).get("reward", {})).get("beta")
+    if config.reward.beta == suite_beta:
         return f"the suite {config.suite!r} has it for {name!r}"
-    if known is None and config.reward.beta == RewardSection.model_fields["beta"].default:
+    if suite_beta is None and config.reward.beta == RewardSection.model_fields["beta"].default:
         return f"a default that knows nothing of {name!r}; --dry-run --probe tells what it means there"
     return "as given"
 
@@ -138,10 +137,12 @@ def build(tree: dict[str, Any], method_class: Any, reward_class: Any) -> RunConf
 def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     """A run's stored configuration, changed by `key=value` assignments."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
-        method, reward = tree["method"]["name"], tree["reward"]["name"]
+        stored = yaml.safe_load(path.read_text(encoding="utf8"))
+        method, reward = stored["method"]["name"], stored["reward"]["name"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise BenchError(f"{path} is not the configuration of a run of this version: {error}") from None
+    tree: dict[str, Any] = {}
+    _merge(tree, current(dict(leaves(stored))))
     _merge(tree, _parsed(assignments))
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 
@@ -164,7 +165,7 @@ def from_settings(settings: dict[str, Any], assignments: list[str]) -> RunConfig
 def _parsed(assignments: list[str] | None) -> dict[str, Any]:
     chosen = dict(parse_assignment(text) for text in assignments or [])
     for key, value in chosen.items():
-        option = OPTIONS.get(key) or next((OPTIONS[own] for own in CHOICES if key.startswith(f"{own}.")), None)
+        option = OPTIONS.get(key) or next((OPTIONS[choice] for choice in CHOICES if key.startswith(f"{choice}.")), None)
         if option:
             raise BenchError(f"--set {key}=… does not choose it: use {option} {value}.")
     return chosen

@@ -16,13 +16,13 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accele
 
 def versions() -> dict[str, str | None]:
     """Package → version, None if not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in ("nabla-bench", *PACKAGES):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def hardware() -> str:

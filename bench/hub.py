@@ -1,7 +1,7 @@
 """Files that a setting needs and the project does not ship: where they are, what is missing, how to get it.
 
-Everything is looked up in the local cache first. Only what is missing asks the hub, after one short probe, because the
-hub's own client retries for half a minute before it says that there is no network.
+Everything is looked up in the local cache first. The hub is asked for missing files alone, after one short probe: its
+client retries for half a minute before it says that there is no network.
 """
 
 import io
@@ -23,10 +23,12 @@ PROBE_SECONDS = 3
 RANDOM = "0" * 40  # the revision that bench.models.random_weights writes: no real commit is called so
 
 
-class Need(Protocol):
-    """Something to be present before a run starts. size: bytes, about; 0 if not known beforehand."""
+class Requirement(Protocol):
+    """Files that must be present before a run starts."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Bytes, about; 0 if nobody can say beforehand."""
 
     @property
     def source(self) -> str:
@@ -49,8 +51,8 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
 
 
-def own_cache() -> Path:
-    """Where this project keeps prior samples, features and files of no hub: `$XDG_CACHE_HOME/nabla-bench`."""
+def project_cache() -> Path:
+    """The folder of prior samples, features and files from plain addresses: `$XDG_CACHE_HOME/nabla-bench`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nabla-bench"
 
 
@@ -58,7 +60,7 @@ def own_cache() -> Path:
 class Repository:
     """Some files of a hub repository.
 
-    name: "org/name". files: names inside it, all needed. size: bytes of them all, about; 0 if not known.
+    name: "org/name". files: names inside it, all required. size: bytes of them all, about; 0 if nobody can say.
     dataset: a data set, not a model. revision: branch or tag.
     also: glob patterns of small files to download along where they exist.
     """
@@ -77,12 +79,13 @@ class Repository:
         return self.name + (" --repo-type dataset" if self.dataset else "") + revision
 
     def cached(self, file: str) -> Path | None:
+        """Where a file lies in the hub's cache; None if it is not there."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(
+        path = try_to_load_from_cache(
             self.name, file, hub_cache(), self.revision, "dataset" if self.dataset else "model"
         )
-        return Path(found) if isinstance(found, str) else None
+        return Path(path) if isinstance(path, str) else None
 
     def missing(self) -> list[str]:
         """Names of the files that are not in the cache."""
@@ -96,6 +99,8 @@ class Repository:
         """A file in the cache, or the snapshot's folder; fetched first if it is not there. Raises BenchError."""
         obtain([self])
         first = self.cached(self.files[0])
+        if first is None:
+            raise BenchError(f"the hub's cache holds no {self.files[0]} of {self.name!r}.")
         folder = first.parents[self.files[0].count("/")]
         return folder / file if file else folder
 
@@ -106,14 +111,19 @@ class Repository:
             raise BenchError(f"the hub repository {self.name!r} has no {', '.join(absent)}: is it the right one?")
 
     def snapshot(self, patterns: Sequence[str]) -> None:
-        """Fetch the files of these patterns. Raises BenchError, a closed repository told apart from one that is not."""
+        """Fetch the files of these patterns. Raises BenchError, which tells a gated repository from an absent one."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         kind = "dataset" if self.dataset else "model"
-        options = {"repo_type": kind, "revision": self.revision, "cache_dir": hub_cache()}
         try:
-            snapshot_download(self.name, allow_patterns=list(patterns), **options)
+            snapshot_download(
+                self.name,
+                repo_type=kind,
+                revision=self.revision,
+                cache_dir=hub_cache(),
+                allow_patterns=list(patterns),
+            )
         except GatedRepoError:
             place = f"https://huggingface.co/{'datasets/' * self.dataset}{self.name}"
             raise BenchError(
@@ -124,13 +134,13 @@ class Repository:
             raise BenchError(
                 f"the hub has no {kind} {self.name!r}, or it is private: check the name, or log in with `hf auth login`"
             ) from None
-        except Exception as error:  # not found, gated, no space …: the hub's sentence says it best
+        except Exception as error:  # no such revision, no space …: the hub's sentence says it best
             raise BenchError(f"downloading {self.name!r} failed: {error}") from error
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file from a plain address, kept in `own_cache()`; a zip archive is unpacked beside it.
+    """A file from a plain address, stored in `project_cache()`; a zip archive is unpacked there.
 
     folder: name below the cache. files: what must be there afterwards.
     """
@@ -148,7 +158,7 @@ class Download:
     @property
     def path(self) -> Path:
         """The folder, whether or not it is there."""
-        return own_cache() / self.folder
+        return project_cache() / self.folder
 
     def missing(self) -> list[str]:
         """Names of the files that are not there."""
@@ -178,7 +188,7 @@ class Download:
             raise BenchError(f"{self.url} does not hold {', '.join(absent)}.")
 
 
-def obtain(needs: Sequence[Need]) -> None:
+def obtain(needs: Sequence[Requirement]) -> None:
     """Download what is missing.
 
     Raises BenchError, within seconds where there is no network, that lists everything missing and the ways to get it.
@@ -202,7 +212,7 @@ def obtain(needs: Sequence[Need]) -> None:
 
 
 def size_text(size: int) -> str:
-    """A size like "1.97 GB", or that it is not known beforehand."""
+    """A size like "1.97 GB"; "size unknown" for 0."""
     units = ((1e8, 1e9, "GB"), (1e5, 1e6, "MB"), (1, 1e3, "kB"))
     return next((f"{size / unit:.3g} {name}" for least, unit, name in units if size >= least), "size unknown")
 
@@ -220,12 +230,12 @@ def reachable() -> bool:
     return True
 
 
-def revisions(needs: Sequence[Need]) -> str:
+def revisions(needs: Sequence[Requirement]) -> str:
     """ "-<revision>" of each hub repository, so that what was computed with other weights is not mistaken for it."""
     return "".join(f"-{need.path().name[:8]}" for need in needs if isinstance(need, Repository))
 
 
-def is_random(needs: Sequence[Need]) -> bool:
+def is_random(needs: Sequence[Requirement]) -> bool:
     """Whether any of the weights is a stand-in that `bench.models.random_weights` wrote."""
     return any(isinstance(need, Repository) and not need.missing() and need.path().name == RANDOM for need in needs)
 

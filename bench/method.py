@@ -6,16 +6,21 @@ found by name through `bench.registry`; outside this repository an entry point a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from bench import options
 from bench.core import Core
 from bench.model import DiffusionModel
 from bench.sampling.trajectory import Batch, Trajectory
+
+Values = TypeVar("Values")
+Kept = TypeVar("Kept")
+Weights = TypeVar("Weights")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,36 @@ class Loss:
 
     values: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+def two_passes(
+    values: Callable[[list[Kept] | None], Iterable[tuple[Values, Kept]]],
+    weigh: Callable[[list[Kept]], Iterable[Weights]],
+    *,
+    complete: bool,
+) -> Iterator[tuple[Values, Weights]]:
+    """The values of each micro-batch, with their gradient, and weights that depend on those of other micro-batches.
+
+    For a loss such as `Σ_i w_i v_i` whose weights are a function of all values `v_1 … v_N`: advantages normalised over
+    an update, or a softmax over a group. The first pass computes all values without gradient, which gives the weights;
+    the second computes them again, with gradient, one micro-batch at a time. Such a method has `needs.whole_update`.
+
+    values(first): one pass. It yields, for each micro-batch, its values and what to keep of them without gradient: what
+        `weigh` needs, and what the second pass need not compute again. `first` is None in the first pass, and in the
+        second what the first pass kept of each micro-batch.
+    weigh(kept): the weights of each of these micro-batches.
+    complete: whether every micro-batch holds all that its own weights depend on. Then one pass is enough, and `weigh`
+        gets one micro-batch at a time.
+    """
+    if complete:
+        for with_gradient, kept in values(None):
+            (weights,) = weigh([kept])
+            yield with_gradient, weights
+        return
+    with torch.no_grad():
+        first = [kept for _, kept in values(None)]
+    for (with_gradient, _), weights in zip(values(first), weigh(first), strict=True):
+        yield with_gradient, weights
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The model that methods see: a latent diffusion or flow-matching model behind five verbs."""
+"""The model that methods see: a latent diffusion or flow-matching model behind a few verbs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What prompts become: named tensors [B, …] (text states, pooled text, …), a row a prompt, indexed together."""
+    """What the network gets in the place of prompts: named tensors [B, …] (text states, …), a row a prompt."""
 
     parts: dict[str, Tensor]
 
@@ -47,47 +47,67 @@ class Conditioning:
         return Conditioning({name: torch.cat([one.parts[name] for one in parts]) for name in parts[0].parts})
 
 
-class DiffusionModel(ABC):
-    """encode, predict, decode, adapters, save/load. The core reaches a model through these alone.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModelSpec:
+    """What sampling has to know of a model. Its configuration files say it, before any weights load.
 
-    latent_shape: shape of one latent, without the batch; device: where it runs.
-    guidance: scale of classifier-free guidance; 1: none.
-    output: what the network predicts (see `bench.sampling.kernel.Kernel`); spacing: the grid that is its own.
-    A diffusion has alphas_cumprod: float32 [T], signal levels of the training schedule, on the CPU; final_alpha: the
-    scheduler's level of a finished sample; steps_offset: of its "leading" grid. A flow has shift, of its time grid, and
-    tokens, how many its latent makes. network: the denoiser, whose passes are counted.
-    decoder_batch: rows whose decoder and reward are differentiated at a time: no slower than more, and their graphs are
-    the largest there are. modes: [M, d], centres of the prior's modes where they are known.
+    latent_shape: shape of one latent, without the batch. output: what the network predicts (see
+    `bench.sampling.kernel.Kernel`). spacing: the time grid that the model was made for.
+    Of a diffusion: alphas_cumprod, the signal levels of the training schedule, float32 [T] on the CPU; final_alpha, the
+    scheduler's level of a finished sample; steps_offset, that of the "leading" grid.
+    Of a flow: shift of its time grid, and tokens, the number of tokens that a latent makes.
     """
 
     latent_shape: tuple[int, ...]
-    device: torch.device
-    guidance: float = 1
     output: Output = "epsilon"
     spacing: str = "leading"
-    alphas_cumprod: Tensor
-    final_alpha: float
+    alphas_cumprod: Tensor | None = None
+    final_alpha: float = 1.0
     steps_offset: int = 0
     shift: float = 3.0
     tokens: int = 4096
+
+
+class DiffusionModel(ABC):
+    """A model as `Core` sees it: encode, predict, decode, adapters, save and load.
+
+    spec: what sampling has to know of it. device: where it runs. network: the denoiser, whose calls are counted.
+    guidance: the scale of classifier-free guidance; 1: none.
+    decoder_batch: how many rows are decoded and scored at a time when the reward is differentiated. Those graphs are
+    the largest of a run. modes: [M, d], the centres of the prior's modes, of a model that knows them.
+    """
+
+    spec: ModelSpec
+    device: torch.device
     network: nn.Module
+    guidance: float = 1
     decoder_batch: int = 1 << 20
     modes: Tensor | None = None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without the batch."""
+        return self.spec.latent_shape
+
+    @property
+    def output(self) -> Output:
+        """What the network predicts."""
+        return self.spec.output
 
     @classmethod
     @abstractmethod
     def create(
         cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
     ) -> "DiffusionModel":
-        """The configured model; folder: of its weights, None for one without. seed: of the adapter's start."""
+        """The configured model. folder: of its weights, None if it has none. seed: of the adapter's first values."""
 
     @classmethod
     def rows(cls, guidance: float) -> int:
-        """How many rows go through the network for a guided prediction: two for classifier-free guidance."""
+        """How many rows one guided prediction sends through the network: two for classifier-free guidance."""
         return 1
 
     def with_guidance(self, guidance: float) -> "DiffusionModel":
-        """This model, its adapters and all, with another guidance scale; itself where it knows no guidance."""
+        """This model with another guidance scale; the adapters are shared. A model without guidance returns itself."""
         return self
 
     @abstractmethod
@@ -98,29 +118,29 @@ class DiffusionModel(ABC):
     def predict(
         self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
     ) -> Tensor:
-        """The network's own output (see `output`), float32 [B, *latent]; `t` is one time or [B].
+        """What the network predicts (see `output`), float32 [B, *latent]; `t` is one time or [B].
 
-        prior: with the finetuned part switched off. guided: with classifier-free guidance (the model's own scale).
+        prior: with the adapters switched off. guided: with classifier-free guidance at the model's scale.
         """
 
     def predict_both(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        """The policy's prediction with guidance, and the one without that it is made of; the same where there is none.
+        """The policy's prediction with guidance, and the conditional one that it is made of; equal without guidance.
 
-        A family that makes both in one call overrides this.
+        A model that gets both from one call overrides this.
         """
         guided = self.predict(z, t, conditioning)
         return guided, guided if self.rows(self.guidance) == 1 else self.predict(z, t, conditioning, guided=False)
 
     def merged(self) -> AbstractContextManager[None]:
-        """A block in which no gradient reaches the adapters, so that they may be folded into the weights: faster.
+        """A block in which the adapters may be merged into the weights, which is faster. They get no gradient there.
 
-        Predictions agree with those outside it to rounding. A graph that begins in the block may end after it.
+        Predictions agree with those outside to rounding. A graph that begins in the block may end after it.
         """
         return nullcontext()
 
     @abstractmethod
     def using(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """A block in which predictions of the policy take these values in the place of the adapters', by their names.
+        """A block in which the policy predicts with these values in place of the adapters of the same names.
 
         No gradient reaches them or the adapters. A graph that begins in the block may end after it.
         """

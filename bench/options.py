@@ -1,8 +1,9 @@
 """Options: the base of everything that can be set, and how a mistake in them is told."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from bench.errors import did_you_mean
 
@@ -11,6 +12,25 @@ class Config(BaseModel):
     """Base of a plugin's options and of a run's settings: immutable, and an unknown key is an error, not ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_groups(cls, values: Any) -> Any:
+        """Of a group of options, some of which are given, the others keep the values that this class has for them."""
+        if not isinstance(values, dict):
+            return values
+        defaults = {name: info.default for name, info in cls.model_fields.items() if isinstance(info.default, Config)}
+        partial = {name: group for name, group in defaults.items() if isinstance(values.get(name), dict)}
+        return values | {name: group.model_dump() | values[name] for name, group in partial.items()}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested settings; an empty mapping is a value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def explain(mistake: Any, keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Prompt sets: named ones that ship with the project, and the user's own files.
+"""Prompt sets: named ones, and files of the user.
 
 A set is split into training and held-out prompts by a stated rule: prompts are ordered by the hash of their text and
 every fifth goes to the held-out part, so that the split depends on the set alone, and a prompt is never in both.
@@ -86,8 +86,8 @@ def listed(name: str) -> list[str]:
         return [prompt for file in HUB[name].files for prompt in _prompts(HUB[name].path(file))]
     path = Path(name)
     if not path.suffix and not path.exists():
-        known = did_you_mean(name, [*NAMED, *HUB])
-        raise BenchError(f"unknown prompt set {name!r}{known} Or give a .txt, .json, .csv or .parquet file.")
+        hint = did_you_mean(name, [*NAMED, *HUB])
+        raise BenchError(f"unknown prompt set {name!r}{hint} Or give a .txt, .json, .csv or .parquet file.")
     return _prompts(path)
 
 
@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> list[str]:
 
 def _column(columns: list[str]) -> str:
     names = {str(column).strip().lower(): column for column in reversed(columns)}
-    found = [names[name] for name in ("prompt", "prompts", "text", "caption") if name in names]
-    if not found:
+    column = next((names[name] for name in ("prompt", "prompts", "text", "caption") if name in names), None)
+    if column is None:
         raise ValueError(f"no column named prompt among {columns}")
-    return found[0]
+    return column

@@ -1,13 +1,13 @@
 """Names → plugins. A built-in plugin is one line here; any other package announces its own by an entry point.
 
-Targets are imported only when asked for. A variant is a class plus option overrides, keyed like `--set`.
+Targets are imported only when asked for.
 """
 
 import ast
 import contextlib
 import importlib.util
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,178 +20,52 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plugin:
-    """A name's target ("module:Class"), the options that make it a variant, and the package it comes from.
-
-    text: what it is, in a line; empty: the first of its class's docstring.
-    """
+    """A name's target, "module:Class", and the package that it comes from."""
 
     target: str
-    preset: dict[str, Any] = field(default_factory=dict)
-    text: str = ""
     package: str = "nabla-bench"
 
 
-_NO_FLOW = {"method.flow": False, "optimizer.networks": {}}
-_PUBLISHED = {  # the choices of the authors' code
-    "method.weighting": "score",
-    "method.detach_target": False,
-    "method.reverse": "pathwise",
-    "method.reverse_at": "start",
-    "method.trust": 1e3,
-    "train.data_lag": 1,
-}
-_PLAIN = {"method.residual": False, "method.reverse": "pathwise", "method.reverse_at": "start"}
-_RESIDUAL_DB = {"method.residual": True, "method.reduction": "sum", "method.trust": 0.0, "train.beta_warmup": 0.0}
-_GLOBAL = {"method.deviation": {"over": "round", "correction": 0, "epsilon": 1e-4}}  # Flow-GRPO's
-_PRUNED = {"method.value_network": False, "method.gradient_at": "sample", "method.schedule": "linear"}
-_GRPO = {"method.advantage": "group", "method.fraction": 0.5}
-_FLOW_GRPO = _GLOBAL | {
-    "method.kl": 0.04,
-    "method.kl_unit": "rate",
-    "train.ema": 0.9,
-    "evaluation.weights": "ema",
-}
-_CPS = _GLOBAL | {"method.density": "square", "method.kl": 0.004, "method.kl_unit": "square"}
-_UNBIASED = {"method.deviation": {"over": "group", "correction": 1, "epsilon": 1e-8}}
-_GUARD = _GLOBAL | {"method.surrogate": "guard", "method.clip": 2e-6}
-_DPPO = _GLOBAL | {"method.surrogate": "mask", "method.advantage_clip": None}
-_DPOK = {  # a ratio of summed log-probabilities needs a clip range of PPO's size
-    "method.advantage": "reward",
-    "method.advantage_clip": None,
-    "method.reduction": "sum",
-    "method.clip": 0.2,
-    "method.kl": 1.0,
-}
-
 BUILT_IN: dict[str, dict[str, Plugin]] = {
     "methods": {
-        "nabla_gfn": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", text="residual ∇-DB (∇-GFlowNet): samples from p_# exp(βr)"
-        ),
-        "nabla_gfn_noflow": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", _NO_FLOW, "residual ∇-DB's forward loss alone, without the flow network"
-        ),
-        "nabla_gfn_published": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", _PUBLISHED, "residual ∇-DB with the choices of the authors' code"
-        ),
-        "nabla_gfn_adjoint": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN",
-            {"method.flow_target": "adjoint", "method.reverse_at": "start"},
-            "residual ∇-DB whose flow network regresses on the lean adjoint; a variant of ours",
-        ),
-        "nabla_gfn_shared": Plugin(
-            "bench.methods.nabla_shared:NablaGFNShared",
-            text="residual ∇-DB on neighbouring transitions, which share passes; a variant of ours",
-        ),
-        "nabla_db": Plugin(
-            "bench.methods.nabla_gfn:NablaGFN", _PLAIN, "plain ∇-DB: the prior is the starting point only"
-        ),
-        "db": Plugin(
-            "bench.methods.db:DB", text="DAG-DB: detailed balance against the noising process; β tilts no prior"
-        ),
-        "res_db": Plugin(
-            "bench.methods.db:DB",
-            _RESIDUAL_DB,
-            "detailed balance against the prior, with a scalar flow: samples from p_# exp(βr)",
-        ),
-        "dag_kl": Plugin(
-            "bench.methods.db:DB",
-            {"method.clip": 1e-4},
-            "DAG-KL: policy gradient on the flow's advantages against the noising process",
-        ),
-        "rtb": Plugin(
-            "bench.methods.rtb:RTB", text="relative trajectory balance, with a learned log Z: samples from p_# exp(βr)"
-        ),
-        "rtb_softmax": Plugin(
-            "bench.methods.rtb:SoftmaxRTB",
-            text="trajectory balance within a prompt's group, without log Z: samples from p_# exp(βr)",
-        ),
-        "tmpo": Plugin(
-            "bench.methods.rtb:SoftmaxRTB",
-            {"method.prior": False},
-            "TMPO: trajectory balance within a prompt's group, without log Z and without the prior",
-        ),
+        "nabla_gfn": Plugin("bench.methods.nabla.residual:NablaGFN"),
+        "nabla_gfn_noflow": Plugin("bench.methods.nabla.residual:NablaGFNNoFlow"),
+        "nabla_gfn_published": Plugin("bench.methods.nabla.published:NablaGFNPublished"),
+        "nabla_gfn_adjoint": Plugin("bench.methods.nabla.adjoint:NablaGFNAdjoint"),
+        "nabla_db": Plugin("bench.methods.nabla.published:NablaDB"),
+        "db": Plugin("bench.methods.balance.db:DB"),
+        "res_db": Plugin("bench.methods.balance.db:ResDB"),
+        "dag_kl": Plugin("bench.methods.balance.dag_kl:DAGKL"),
+        "rtb": Plugin("bench.methods.balance.rtb:RTB"),
+        "rtb_softmax": Plugin("bench.methods.balance.softmax:SoftmaxRTB"),
+        "tmpo": Plugin("bench.methods.balance.softmax:TMPO"),
         "online_dpo": Plugin("bench.methods.online_dpo:OnlineDPO"),
-        "vgg_flow": Plugin(
-            "bench.methods.vgg_flow:VGGFlow",
-            text="VGG-Flow: the velocity is matched to the prior's plus the gradient of a learned value",
-        ),
-        "vgg_flow_pruned": Plugin(
-            "bench.methods.vgg_flow:VGGFlow",
-            _PRUNED,
-            "VGG-Flow without the value network: the reward's gradient at the finished sample",
-        ),
-        "ddpo": Plugin(
-            "bench.methods.ddpo:DDPO", text="clipped policy gradient with advantages by a prompt's running statistics"
-        ),
-        "grpo": Plugin(
-            "bench.methods.ddpo:DDPO",
-            _GRPO,
-            "clipped policy gradient with advantages normalised within a prompt's group",
-        ),
-        "dpok": Plugin(
-            "bench.methods.ddpo:DDPO", _DPOK, "policy gradient of βr minus the KL to the prior at the sampled states"
-        ),
-        "flow_grpo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _FLOW_GRPO,
-            "Flow-GRPO: policy gradient within groups, KL to the prior by the SDE's rate; evaluates an EMA",
-        ),
-        "flow_grpo_cps": Plugin("bench.methods.flow_grpo:FlowGRPO", _CPS, "Flow-GRPO with FlowCPS's density"),
-        "dance_grpo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _UNBIASED | {"method.shared_start": True},
-            "DanceGRPO: all samples of a group start from one noise",
-        ),
-        "mix_grpo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _UNBIASED | {"method.window": 4},
-            "MixGRPO: noise, and so the gradient, in a moving window of steps",
-        ),
-        "grpo_guard": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO",
-            _GUARD,
-            "GRPO-Guard: ratios normalised so that one clip range suits every step",
-        ),
-        "flow_dppo": Plugin(
-            "bench.methods.flow_grpo:FlowGRPO", _DPPO, "Flow-GRPO with a mask by divergence in the place of the clip"
-        ),
+        "vgg_flow": Plugin("bench.methods.vgg_flow:VGGFlow"),
+        "vgg_flow_pruned": Plugin("bench.methods.vgg_flow:VGGFlowPruned"),
+        "ddpo": Plugin("bench.methods.policy_gradient.ddpo:DDPO"),
+        "grpo": Plugin("bench.methods.policy_gradient.grpo:GRPO"),
+        "dpok": Plugin("bench.methods.policy_gradient.dpok:DPOK"),
+        "flow_grpo": Plugin("bench.methods.policy_gradient.flow_grpo:FlowGRPO"),
+        "flow_grpo_cps": Plugin("bench.methods.policy_gradient.flow_cps:FlowCPS"),
+        "dance_grpo": Plugin("bench.methods.policy_gradient.dance_grpo:DanceGRPO"),
+        "mix_grpo": Plugin("bench.methods.policy_gradient.mix_grpo:MixGRPO"),
+        "grpo_guard": Plugin("bench.methods.policy_gradient.grpo_guard:GRPOGuard"),
+        "flow_dppo": Plugin("bench.methods.policy_gradient.flow_dppo:FlowDPPO"),
         "nft": Plugin("bench.methods.regression.nft:NFT"),
         "awm": Plugin("bench.methods.regression.awm:AWM"),
         "ram": Plugin("bench.methods.regression.ram:RAM"),
         "rvm": Plugin("bench.methods.regression.rvm:RVM"),
         "tilt_matching": Plugin("bench.methods.regression.tilt_matching:TiltMatching"),
-        "draft": Plugin("bench.methods.draft:DRaFT", text="DRaFT-5: backpropagation through the last 5 steps"),
-        "draft_1": Plugin(
-            "bench.methods.draft:DRaFT", {"method.depth": 1}, "DRaFT-1: backpropagation through the last step"
-        ),
-        "draft_full": Plugin(
-            "bench.methods.draft:DRaFT", {"method.depth": 0}, "DRaFT: backpropagation through all steps"
-        ),
-        "draft_lv": Plugin(
-            "bench.methods.draft:DRaFT",
-            {"method.depth": 1, "method.renoise": 2},
-            "DRaFT-LV: the last step, averaged over two re-noised copies of it",
-        ),
-        "leap_align": Plugin(
-            "bench.methods.draft:DRaFT",
-            {"method.leap": True},
-            "LeapAlign: two leaps between random steps stand in for the trajectory's gradient",
-        ),
-        "alignprop": Plugin(
-            "bench.methods.draft:DRaFT",
-            {"method.start": (0.84, 0.1), "optimizer.lr": 1e-3},
-            "AlignProp: backpropagation from a random step on",
-        ),
-        "refl": Plugin(
-            "bench.methods.refl:ReFL", text="ReFL: reward gradient of the clean prediction at one random late step"
-        ),
-        "adjoint_matching": Plugin(
-            "bench.methods.adjoint_matching:AdjointMatching",
-            text="regression of the control on the lean adjoint: samples from p_# exp(βr)",
-        ),
-        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN", text="nothing trained: draw 8, keep the best"),
-        "prior": Plugin("bench.methods.prior:Prior", text="the pretrained model, unchanged"),
+        "draft": Plugin("bench.methods.backprop.draft:DRaFT"),
+        "draft_1": Plugin("bench.methods.backprop.draft:DRaFT1"),
+        "draft_full": Plugin("bench.methods.backprop.draft:DRaFTFull"),
+        "draft_lv": Plugin("bench.methods.backprop.draft:DRaFTLV"),
+        "leap_align": Plugin("bench.methods.backprop.leap_align:LeapAlign"),
+        "alignprop": Plugin("bench.methods.backprop.alignprop:AlignProp"),
+        "refl": Plugin("bench.methods.backprop.refl:ReFL"),
+        "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
+        "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
+        "prior": Plugin("bench.methods.prior:Prior"),
     },
     "rewards": {
         "emoji_clip": Plugin("bench.rewards.emoji_clip:EmojiClip"),
@@ -227,11 +101,13 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "tilt_sw2": Plugin("bench.metrics.tilt_sw2:TiltSw2"),
         "fid_target": Plugin("bench.metrics.fid_target:FidTarget"),
     },
-    "models": {  # one that is code alone by its own name, a family of pipelines by its class's, ending in "Pipeline"
+    "models": {  # code alone, without weights
         "ring": Plugin("bench.models.analytic:RingModel"),
         "ring_flow": Plugin("bench.models.analytic:RingFlowModel"),
         "gaussian": Plugin("bench.models.analytic:GaussianModel"),
         "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
+    },
+    "pipelines": {  # families of pipelines, by the class that their model_index.json names
         "StableDiffusionPipeline": Plugin("bench.models.stable_diffusion:StableDiffusion"),
         "StableDiffusionXLPipeline": Plugin("bench.models.sdxl:StableDiffusionXL"),
         "StableDiffusion3Pipeline": Plugin("bench.models.sd3:StableDiffusion3"),
@@ -243,32 +119,32 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
 
 @cache
 def plugins(kind: str) -> dict[str, Plugin]:
-    """All plugins of a kind ("methods", "rewards", "metrics", "models"): built in, then those of installed packages.
+    """All plugins of a kind (a key of `BUILT_IN`): built in, then those of installed packages.
 
     Of an installed package that claims a taken name, that plugin is left out, with a warning.
     """
-    found = dict(BUILT_IN[kind])
+    by_name = dict(BUILT_IN[kind])
     for entry in entry_points(group=f"bench.{kind}"):
         package = entry.dist.name if entry.dist else "?"
-        if entry.name in found:
+        if entry.name in by_name:
             log.warning(
                 "the %s name %r of package %r is already taken by %r: it is left out until its entry point is renamed",
                 kind[:-1],
                 entry.name,
                 package,
-                found[entry.name].package,
+                by_name[entry.name].package,
             )
             continue
-        found[entry.name] = Plugin(entry.value, package=package)
-    return found
+        by_name[entry.name] = Plugin(entry.value, package=package)
+    return by_name
 
 
 def find(kind: str, name: str) -> Plugin:
     """The plugin of that name, or a BenchError with the nearest names."""
-    known = plugins(kind)
-    if name not in known:
-        raise BenchError(f"unknown {kind[:-1]} {name!r}{did_you_mean(name, known)}")
-    return known[name]
+    by_name = plugins(kind)
+    if name not in by_name:
+        raise BenchError(f"unknown {kind[:-1]} {name!r}{did_you_mean(name, by_name)}")
+    return by_name[name]
 
 
 def describe(kind: str, name: str) -> str:
@@ -276,17 +152,16 @@ def describe(kind: str, name: str) -> str:
 
     Raises BenchError for an unknown name, and for a plugin that can be neither read nor imported.
     """
-    plugin, found = find(kind, name), None
-    if plugin.text:
-        return plugin.text
+    plugin, docstring = find(kind, name), None
     module, _, attribute = plugin.target.partition(":")
     with contextlib.suppress(Exception):  # whatever stands in the way, the import below says it
         spec = importlib.util.find_spec(module)
         body = ast.parse(Path(spec.origin).read_bytes()).body if spec and spec.origin else []
-        found = next(ast.get_docstring(n) or "" for n in body if isinstance(n, ast.ClassDef) and n.name == attribute)
-    if found is None:
-        found = load(kind, name).__doc__
-    return (found or "(no description)").strip().partition("\n")[0]
+        (node,) = (n for n in body if isinstance(n, ast.ClassDef) and n.name == attribute)
+        docstring = ast.get_docstring(node) or ""
+    if docstring is None:
+        docstring = load(kind, name).__doc__
+    return (docstring or "(no description)").strip().partition("\n")[0]
 
 
 def load(kind: str, name: str) -> Any:
@@ -301,10 +176,10 @@ def load(kind: str, name: str) -> Any:
     plugin = find(kind, name)
     module, _, attribute = plugin.target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-        if not isinstance(found, type):
+        plugin_class = getattr(importlib.import_module(module), attribute)
+        if not isinstance(plugin_class, type):
             raise TypeError(f"{attribute} is no class")
-        return found
+        return plugin_class
     except (Exception, SystemExit) as error:  # a module that ends the program on import must end its own plugin only
         raise BenchError(
             f"the {kind[:-1]} {name!r} ({plugin.target}, package {plugin.package!r}) does not import: "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench import options
 from bench.errors import BenchError
-from bench.hub import Need
+from bench.hub import Requirement
 from bench.runtime import memory
 
 
@@ -29,7 +29,7 @@ class Reward(ABC):
     scale: ClassVar[str]
     source: ClassVar[str]
     suite: ClassVar[str] = "emoji"
-    files: ClassVar[tuple[Need, ...]] = ()
+    files: ClassVar[tuple[Requirement, ...]] = ()
 
     def __init__(self, config: options.Config, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)

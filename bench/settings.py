@@ -48,6 +48,18 @@ class RewardSection(Config):
     beta: float = Field(1.0, gt=0, description="inverse temperature β of the target p_# exp(β r)")
 
 
+class LoraConfig(Config):
+    """The adapter of `model.finetune=lora`, in peft's terms."""
+
+    rank: int = Field(8, ge=1)
+    alpha: int | None = Field(None, ge=1, description="the adapter's scale times its rank; null: the rank")
+    target_modules: list[str] | str | None = Field(
+        None, description="layers that get one: ends of names, or a regular expression of whole names; null: attention"
+    )
+    use_dora: bool = Field(False, description="DoRA: the norms of the adapted weights are trained apart")
+    init: Literal["gaussian", "kaiming"] = Field("gaussian", description="of A; B starts at zero")
+
+
 class ModelConfig(Config):
     """The model and its finetuned part."""
 
@@ -57,8 +69,7 @@ class ModelConfig(Config):
     )
     t5: bool = Field(True, description="false: without the T5 encoder of Stable Diffusion 3, its text states are zeros")
     finetune: Literal["lora", "full"] = "lora"
-    lora_rank: int = Field(8, ge=1)
-    lora_alpha: int | None = Field(None, ge=1, description="scale of the LoRA times its rank; null: the rank")
+    lora: LoraConfig = LoraConfig()
     checkpointing: bool = Field(False, description="recompute the denoiser and the decoder in the backward pass")
     attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
     compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")

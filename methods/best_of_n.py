@@ -1,4 +1,4 @@
-"""Best of n: the honest reference for compute that is spent at sampling time instead of in training."""
+"""Best of n, the baseline that spends compute at sampling time instead of in training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +16,14 @@ class BestOfNConfig(Config):
 
 
 class BestOfN(Method):
-    """Draw n prior samples, keep the one of the highest reward; every finished sample costs n rollouts and n scores.
+    """Nothing is trained: draw 8 prior samples and keep the one with the highest reward.
 
-    For a reward without ties its divergence from the prior is `log n − (n−1)/n` nats (Beirami et al., 2024), a
-    statement about samples, so `path_kl` does not apply.
+    Every finished sample costs n rollouts and n reward calls. Its divergence from the prior is
+
+        KL = log n − (n−1)/n
+
+    for a reward without ties (Beirami et al., 2024, https://arxiv.org/abs/2401.01879). That is the KL between samples
+    and not between paths, so the metric `path_kl` does not apply.
     """
 
     Config = BestOfNConfig
@@ -31,16 +35,15 @@ class BestOfN(Method):
         return iter(())
 
     def sample(self, core: Core, batch: Batch, **options: Any) -> Trajectory:
-        """The best of the batch's own noise and n − 1 further draws, without records of a path."""
+        """The best of the sample that the batch names and n − 1 further ones, without records of a path."""
         options["record"] = frozenset()
-        best, top = None, None
-        for copy in range(self.config.n):  # candidates are named far above every sample number
-            named = core.batch((prompt, index + (copy << 32)) for prompt, index in batch.samples)
-            found = core.rollout(named, **options)
-            parts = found.split(core.micro_batch)
+        best = best_rewards = None
+        for draw in range(self.config.n):  # the further draws have numbers far above those of all samples
+            candidates = core.rollout(core.batch((prompt, i + (draw << 32)) for prompt, i in batch.samples), **options)
+            parts = candidates.split(core.micro_batch)
             rewards = torch.cat([core.reward(part.latents[:, -1], part.prompts) for part in parts])
             if best is None:
-                best, top = found.latents.clone(), rewards
-            better = rewards > top
-            best[better], top = found.latents[better], torch.maximum(rewards, top)
+                best, best_rewards = candidates.latents.clone(), rewards
+            better = rewards > best_rewards
+            best[better], best_rewards = candidates.latents[better], torch.maximum(rewards, best_rewards)
         return Trajectory(batch.prompts, batch.samples, batch.conditioning, best)

@@ -1,4 +1,4 @@
-"""The prior itself: the row that every other row is compared with."""
+"""The prior itself, with which every method is compared."""
 
 from collections.abc import Iterator
 

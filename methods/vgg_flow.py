@@ -1,4 +1,4 @@
-"""VGG-Flow: value gradient guidance for flow matching (arXiv 2512.05116), and its pruned form (arXiv 2604.17415)."""
+"""VGG-Flow: match the velocity to the prior's plus the gradient of a value, and its form without a value network."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -7,34 +7,47 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
+from bench import NFE, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
 
 
-class VGGFlowConfig(Config):
-    """Options of VGG-Flow; symbols as in the class docstring."""
+class VGGFlowPrunedConfig(Config):
+    """Options of VGG-Flow without a value network; symbols as in the docstring of `VGGFlow`."""
 
     fraction: float = Field(
         0.25, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none"
     )
-    schedule: Literal["quad", "linear", "constant"] = Field("quad", description="η: (1−s)², 1−s, or 1")
+    schedule: Literal["quad", "linear", "constant"] = Field("linear", description="η: (1−s)², 1−s, or 1")
     largest: float | None = Field(1.0, gt=0, description="largest norm of a reward gradient; null: any")
-    gradient_at: Literal["prediction", "sample"] = Field("prediction", description="where r is differentiated")
-    value_network: bool = Field(True, description="train ν_φ; false: the control is the reward gradient alone")
+
+
+class VGGFlowConfig(VGGFlowPrunedConfig):
+    """Options of VGG-Flow; symbols as in the docstring of `VGGFlow`."""
+
+    schedule: Literal["quad", "linear", "constant"] = Field("quad", description="η: (1−s)², 1−s, or 1")
     consistency: float = Field(1.0, ge=0, description="weight of the consistency of G along the trajectory")
     terminal: float = Field(1000.0, ge=0, description="weight of ν_φ(z_K)²")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of ν_φ")
 
 
 class VGGFlow(Method):
-    """Match the velocity to the prior's and minus the value's gradient: `‖v_θ − sg(v_# + β G)‖²`, `G = ν_φ/β − η g`.
+    """VGG-Flow: match the velocity to the prior's plus the gradient of a learned value.
 
-    `g = ∇ r(decode(x̂))` at the clean prediction, cut to norm 1, the prediction's Jacobian left out. G, minus the
-    gradient of the value, obeys `G(z_k) = (∂μ_#/∂z_k)ᵀ G(z_{k+1})` along a deterministic trajectory; ν_φ learns this,
-    per unit of the noise level, and `ν_φ(z_K) = 0`. (Published is the same equation by finite differences of the
-    network's time; there the gradient at the second time is another function.) A vector of velocities is what it is
-    for a flow's output, and for other outputs what moves the clean prediction as much.
+    G, minus the gradient of the value, is a learned correction ν_φ of the reward's gradient at the clean prediction:
 
-    `vgg_flow_pruned`: no ν_φ, and g at the finished sample. Sampling without noise is published; any is possible.
+        β G(z_k) = ν_φ(z_k) − β η_k g(z_k),   g(z_k) = ∇ r(decode(x̂_k)) cut to norm 1
+
+    without the Jacobian of the prediction x̂_k. The loss of a transition has three terms, means over elements:
+
+        velocity     ‖ v_θ(z_k) − sg( v_#(z_k) + β G(z_k) ) ‖²
+        consistency  ‖ [ G(z_k) − sg( (∂μ_#/∂z_k)ᵀ G(z_{k+1}) ) ] / (s_k − s_{k+1}) ‖²
+        terminal     ‖ ν_φ(z_K) ‖²
+
+    G of a deterministic trajectory obeys the equation of the second term. (The paper writes the same equation with
+    finite differences in the network's time; in its code the gradient at the second time is another function.) For a
+    model whose output is not a velocity, a change of v is the change of the output that moves x̂ as much. The paper
+    samples without noise; any sampler is possible.
+
+    VGG-Flow, "value gradient guidance for flow matching", https://arxiv.org/abs/2512.05116
     """
 
     Config = VGGFlowConfig
@@ -44,69 +57,121 @@ class VGGFlow(Method):
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """`ν_φ`, zero at the start."""
-        return {"value": model.latent_network(self.config.channels)} if self.config.value_network else {}
+        return {"value": model.latent_network(self.config.channels)}
+
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """Long [B, S], on the CPU: a random subset of every trajectory's steps, the last always among them."""
+        return core.choose_steps(data, self.config.fraction)
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
-        """Micro-losses over a random subset of every trajectory's transitions, the last always among them."""
-        steps = core.choose_steps(data, self.config.fraction)
-        at_sample = rewards = None
-        if self.config.gradient_at == "sample":
-            found = [core.reward_gradient(rows.latents[:, -1], rows.prompts) for rows in data.split(core.micro_batch)]
-            rewards, at_sample = (torch.cat(parts) for parts in zip(*found, strict=True))
+        """Micro-losses over the chosen transitions of every trajectory."""
+        steps = self.steps(core, data)
         for part in data.transitions(steps, core.micro_batch):
-            known = None if at_sample is None else (rewards[part.row], at_sample[part.row])
-            values, metrics = self.transition_losses(core, part, known)
+            values, metrics = self.transition_losses(core, part)
             yield Loss(values / steps.shape[1], metrics)
 
-    def transition_losses(
-        self, core: Core, part: Transitions, known: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each transition [n], and its parts; known: rewards and their gradients at the finished samples."""
+    def transition_losses(self, core: Core, part: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each transition [n], and its parts and the rewards of finished samples for the log."""
         config, kernel = self.config, core.kernel
         output = core.predict(part.z, part.k, part.conditioning)
-        rewards, score = known or core.reward_gradient(kernel.clean(part.z, output, part.k), part.prompts)
-        pull = self.pull(core, part.k, score)
-        own = core.network("value", part.z, part.k, part.conditioning) if config.value_network else None
-        z = part.z.detach().requires_grad_(config.value_network and config.consistency > 0)
+        rewards, reward_score = core.reward_gradient(kernel.clean(part.z, output, part.k), part.prompts)
+        value = core.network("value", part.z, part.k, part.conditioning)
+        value_next = core.network("value", part.z_next, part.k + 1, part.conditioning)
+        beta_g = value + reward_term(core, config, part.k, reward_score)
+        z = part.z.detach().requires_grad_(config.consistency > 0)
         prior_output = core.predict(z, part.k, part.conditioning, prior=True)
-        correction = pull if own is None else pull + own.detach()
-        target = prior_output.detach() + self.unit(core, part) * correction
-        losses = {"velocity": _mean_square(output - target)}
-        if own is not None:
-            last = core.network("value", part.z_next, part.k + 1, part.conditioning)
-            ends = torch.zeros_like(losses["velocity"]).index_fill(0, part.finished, 1)
-            losses["terminal"] = config.terminal * ends * _mean_square(last)
-            if config.consistency:
-                ahead = self.ahead(core, part, last.detach())
-                (back,) = torch.autograd.grad(kernel.mean(z, prior_output, part.k), z, ahead)
-                gap = (pull + own - back) / (core.beta * kernel.noise_decrease(part.k, part.z))
-                losses["consistency"] = config.consistency * _mean_square(gap)
-        metrics = {name: value.detach() for name, value in losses.items()} | {"reward": rewards[part.finished]}
+        finished = torch.zeros_like(rewards).index_fill(0, part.finished, 1)
+        losses = {
+            "velocity": velocity_loss(core, part, output, prior_output.detach(), beta_g.detach()),
+            "terminal": config.terminal * finished * mean_square(value_next),
+        }
+        if config.consistency:
+            beta_g_next = self.beta_g_next(core, part, value_next.detach())
+            (beta_g_back,) = torch.autograd.grad(kernel.mean(z, prior_output, part.k), z, beta_g_next)
+            change = (beta_g - beta_g_back) / (core.beta * kernel.noise_decrease(part.k, part.z))
+            losses["consistency"] = config.consistency * mean_square(change)
+        metrics = {name: loss.detach() for name, loss in losses.items()} | {"reward": rewards[part.finished]}
         return sum(losses.values()), metrics
 
-    def pull(self, core: Core, k: Tensor, score: Tensor) -> Tensor:
-        """`−β η g` [n, *latent] of reward gradients at step k."""
-        if self.config.largest is not None:
-            norm = score.flatten(1).norm(dim=1).clamp(min=1e-30)
-            score = score * (self.config.largest / norm).clamp(max=1).view(-1, *(1,) * (score.ndim - 1))
-        power = {"quad": 2, "linear": 1, "constant": 0}[self.config.schedule]
-        return -core.beta * (1 - core.kernel.noise_level(k, score)) ** power * score
-
-    def ahead(self, core: Core, part: Transitions, value: Tensor) -> Tensor:
-        """`β G(z_{k+1})` [n, *latent], detached; at the finished sample ν_φ is zero."""
+    def beta_g_next(self, core: Core, part: Transitions, value_next: Tensor) -> Tensor:
+        """`β G(z_{k+1})` [n, *latent], detached, for `value_next = ν_φ(z_{k+1})`, which counts as zero at z_K."""
         inner, clean = part.unfinished, part.z_next
         if len(inner):
             z, k = part.z_next[inner], part.k[inner] + 1
-            predicted = core.predict(z, k, part.conditioning[inner]).detach()
-            clean = clean.index_copy(0, inner, core.kernel.clean(z, predicted, k))
-        _, score = core.reward_gradient(clean, part.prompts)
-        return self.pull(core, part.k + 1, score) + value.index_fill(0, part.finished, 0)
+            output = core.predict(z, k, part.conditioning[inner]).detach()
+            clean = clean.index_copy(0, inner, core.kernel.clean(z, output, k))
+        _, reward_score = core.reward_gradient(clean, part.prompts)
+        return reward_term(core, self.config, part.k + 1, reward_score) + value_next.index_fill(0, part.finished, 0)
 
-    def unit(self, core: Core, part: Transitions) -> Tensor:
-        """The change of the output that moves x̂ as a change 1 of a flow's velocity does, `−s`; 1 for a flow."""
-        slope = core.kernel.clean(torch.zeros_like(part.z), torch.ones_like(part.z), part.k)
-        return -core.kernel.noise_level(part.k, part.z) / slope
+    def nfe(self, core: Core, batch: Batch) -> NFE:
+        """Policy and prior at z_k; for the consistency, the policy at z_{k+1} and the Jacobian of the prior."""
+        steps = self.steps(core, batch).tolist()
+        states = sum(map(len, steps))
+        ends = sum(len({k + 1 for k in chosen} - {core.kernel.steps, *chosen}) for chosen in steps)
+        forward, backward = (2 * states + ends, 2 * states) if self.config.consistency else (2 * states, states)
+        return NFE(rollout=core.kernel.steps * len(steps), forward=forward, backward=backward)
 
 
-def _mean_square(x: Tensor) -> Tensor:
+class VGGFlowPruned(Method):
+    """VGG-Flow without a value network: the reward's gradient at the finished sample.
+
+    The loss of a transition is, mean over elements,
+
+        ‖ v_θ(z_k) − sg( v_#(z_k) − β η_k g ) ‖²,   g = ∇ r(decode(z_K)) cut to norm 1
+
+    arXiv 2604.17415, https://arxiv.org/abs/2604.17415
+    """
+
+    Config = VGGFlowPrunedConfig
+    needs = VGGFlow.needs
+    recipe = VGGFlow.recipe
+    config: VGGFlowPrunedConfig
+
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """Long [B, S], on the CPU: a random subset of every trajectory's steps, the last always among them."""
+        return core.choose_steps(data, self.config.fraction)
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over the chosen transitions of every trajectory."""
+        steps = self.steps(core, data)
+        scored = [core.reward_gradient(rows.latents[:, -1], rows.prompts) for rows in data.split(core.micro_batch)]
+        rewards, reward_score = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        for part in data.transitions(steps, core.micro_batch):
+            velocity = self.transition_losses(core, part, reward_score[part.row])
+            metrics = {"velocity": velocity.detach(), "reward": rewards[part.row[part.finished]]}
+            yield Loss(velocity / steps.shape[1], metrics)
+
+    def transition_losses(self, core: Core, part: Transitions, reward_score: Tensor) -> Tensor:
+        """The loss of each transition [n]; reward_score: `∇r` [n, *latent] at its trajectory's finished sample."""
+        output = core.predict(part.z, part.k, part.conditioning)
+        prior_output = core.predict(part.z, part.k, part.conditioning, prior=True)
+        return velocity_loss(core, part, output, prior_output, reward_term(core, self.config, part.k, reward_score))
+
+    def nfe(self, core: Core, batch: Batch) -> NFE:
+        """Policy and prior at every chosen state."""
+        states = self.steps(core, batch).numel()
+        return NFE(rollout=core.kernel.steps * len(batch), forward=2 * states, backward=states)
+
+
+def reward_term(core: Core, config: VGGFlowPrunedConfig, k: Tensor, reward_score: Tensor) -> Tensor:
+    """`−β η_k g` [n, *latent] of reward gradients at step k."""
+    if config.largest is not None:
+        norm = reward_score.flatten(1).norm(dim=1).clamp(min=1e-30)
+        reward_score = reward_score * (config.largest / norm).clamp(max=1).view(-1, *(1,) * (reward_score.ndim - 1))
+    power = {"quad": 2, "linear": 1, "constant": 0}[config.schedule]
+    return -core.beta * (1 - core.kernel.noise_level(k, reward_score)) ** power * reward_score
+
+
+def velocity_loss(core: Core, part: Transitions, output: Tensor, prior_output: Tensor, beta_g: Tensor) -> Tensor:
+    """`‖ v_θ − (v_# + β G) ‖²` [n], mean over elements, in units of the model's output.
+
+    A change 1 of a flow's velocity moves x̂ by −s. `unit` is the change of the output that does the same; 1 for a flow.
+    """
+    slope = core.kernel.clean(torch.zeros_like(part.z), torch.ones_like(part.z), part.k)  # ∂x̂/∂o
+    unit = -core.kernel.noise_level(part.k, part.z) / slope
+    return mean_square(output - (prior_output + unit * beta_g))
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """[n, *latent] → [n]."""
     return (x**2).flatten(1).mean(1)

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from bench import Config, Reward
 from bench.hub import Repository
-from bench.models.encoders import contain, normalise
+from bench.models.encoders import OPENAI_MEAN, OPENAI_STD, contain
 
 WEIGHTS = Repository("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), size=1_972_298_538)
 
@@ -34,7 +35,7 @@ class HPS(Reward):
         self._texts: dict[str, Tensor] = {}
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        pixels = normalise(contain(images, self.model.visual.image_size[0]))
+        pixels = functional.normalize(contain(images, self.model.visual.image_size[0]), OPENAI_MEAN, OPENAI_STD)
         text = torch.stack([self._text(prompt) for prompt in prompts])
         return (self.model.encode_image(pixels, normalize=True) * text).sum(1)
 

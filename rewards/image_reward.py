@@ -5,13 +5,14 @@ import re
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 from transformers import BertTokenizerFast, BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from bench import Config, Reward
 from bench.hub import Repository
-from bench.models.encoders import cover, linear_head, normalise
+from bench.models.encoders import OPENAI_MEAN, OPENAI_STD, cover, linear_head
 
 WEIGHTS = Repository("THUDM/ImageReward", ("ImageReward.pt", "med_config.json"), size=1_790_000_000)
 TOKENIZER = Repository("google-bert/bert-base-uncased", ("vocab.txt",), size=231_508, also=("tokenizer_config.json",))
@@ -52,7 +53,8 @@ class ImageReward(Reward):
         self.tokenizer = BertTokenizerFast.from_pretrained(TOKENIZER.path(), local_files_only=True)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        seen = self.vision(normalise(cover(images, self.vision.config.image_size))).last_hidden_state
+        pixels = functional.normalize(cover(images, self.vision.config.image_size), OPENAI_MEAN, OPENAI_STD)
+        seen = self.vision(pixels).last_hidden_state
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(self.device)

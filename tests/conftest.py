@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from scaffold import Brightness, write_tokenizer
+from scaffold import Brightness, pipeline_model, write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.core import Core
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import seeded
 
 
@@ -79,10 +79,11 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache with scaled-down random weights of everything that the full-size settings load."""
     from bench.hub import Repository
-    from bench.models import catalogue, random_weights
+    from bench.models import random_weights
+    from bench.models.cards import CARDS
 
     cache = tmp_path_factory.mktemp("hub")
-    later = {repository.name for name, repository in catalogue.HUB.items() if name not in ("sd15", "sd21")}
+    later = {card.hub for card in CARDS.values() if card.name not in ("sd15", "sd21")}
     random_weights.write([Repository(name, ()) for name in random_weights.WRITERS if name not in later], cache, "tiny")
     return cache
 
@@ -99,20 +100,20 @@ def family(hub: Path, request: pytest.FixtureRequest) -> str:
     """`request.param`, the name of a full-size model whose scaled-down random weights are in that cache."""
     from bench.models import catalogue, random_weights
 
-    random_weights.write([catalogue.HUB[request.param]], hub, "tiny")
+    random_weights.write([catalogue.repository(request.param)], hub, "tiny")
     return request.param
 
 
 @pytest.fixture
 def model(pipeline_folder: Path) -> StableDiffusion:
     """The random pipeline with a fresh adapter."""
-    return StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
+    return pipeline_model(pipeline_folder)
 
 
 @pytest.fixture
 def core(model: StableDiffusion) -> Core:
     """A core of 5 DDPM steps on the random pipeline."""
-    kernel = ddim_kernel(model.alphas_cumprod, 5, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 5, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     return Core(model, kernel, Brightness(Config()), beta=10.0, micro_batch=8, sample_batch=8)
 
 

@@ -12,15 +12,24 @@ from transformers import CLIPTokenizer
 
 from bench import registry
 from bench.core import Core
+from bench.diagnose.selftest import scaffold
+from bench.diagnose.selftest.scaffold import (  # noqa: F401
+    BETA,
+    DIRECTION,
+    Linear,
+    Wavy,
+    gaussian_core,
+    parameters_of,
+    perturb,
+    perturb_networks,
+    update,
+)
 from bench.method import Loss, Method
-from bench.models.analytic import GaussianFlowModel, GaussianModel
+from bench.models.pipeline import PipelineModel
 from bench.models.stable_diffusion import StableDiffusion
-from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel, flow_kernel
-from bench.sampling.noise import generator
-from bench.sampling.trajectory import Batch, Trajectory
-from bench.settings import OptimizerConfig, TrainConfig
+from bench.sampling.trajectory import Trajectory
+from bench.settings import LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 BUILT_IN = registry.BUILT_IN["methods"]
@@ -37,14 +46,30 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
+def pipeline_model(
+    folder: Path,
+    kind: type[PipelineModel] = StableDiffusion,
+    *,
+    guidance: float = 3.0,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    rank: int = 2,
+    **options,
+) -> PipelineModel:
+    """The pipeline in `folder` with an adapter of a low rank; options: settings `model.…`."""
+    config = ModelConfig(name=str(folder), **{"lora": LoraConfig(rank=rank)} | options)
+    return kind.create(folder, config, guidance=guidance, device=device, seed=seed)
+
+
 def by_class(names: Iterable[str], *also: str) -> list:
-    """Parameters from names of methods: the first preset of each class, and `also`, are of the ordinary suite."""
-    seen, found = set(), []
+    """Parameters from names of methods: the first method of each file, and `also`, are of the ordinary suite."""
+    seen, parameters = set(), []
     for name in names:
-        target = registry.BUILT_IN["methods"][name].target
-        found.append(pytest.param(name, marks=[pytest.mark.slow] if target in seen and name not in also else []))
-        seen.add(target)
-    return found
+        file = registry.BUILT_IN["methods"][name].target.partition(":")[0]
+        slow = file in seen and name not in also
+        parameters.append(pytest.param(name, marks=[pytest.mark.slow] if slow else []))
+        seen.add(file)
+    return parameters
 
 
 class Brightness(Reward):
@@ -57,22 +82,12 @@ class Brightness(Reward):
         return images[:, 0].flatten(1).mean(1) - images[:, 2].flatten(1).mean(1)
 
 
-def perturb(model: StableDiffusion, scale: float = 0.3) -> None:
-    """Move the adapters away from their start, where the finetuned model equals the prior."""
-    rng = generator(0, "weights", "perturb")
-    for parameter in model.adapters().values():
-        parameter.data += scale * torch.from_numpy(rng.standard_normal(tuple(parameter.shape), "float32")).to(parameter)
-
-
 PROMPTS = ["cat", "dog", "fish"]
 
 
 def method_of(name: str) -> Method:
-    """A registered method with its preset, its flow network small, on several steps a trajectory."""
-    options = {key.removeprefix("method."): v for key, v in BUILT_IN[name].preset.items() if key.startswith("method.")}
-    fields = registry.load("methods", name).Config.model_fields
-    options |= {key: v for key, v in {"fraction": 0.4, "trust": 1.0, "channels": [16, 16]}.items() if key in fields}
-    return registry.load("methods", name)(registry.load("methods", name).Config(**options))
+    """A registered method with a small flow network, on several steps of a trajectory."""
+    return scaffold.method_of(name, fraction=0.4, trust=1.0, channels=[16, 16])
 
 
 def trainer_of(core: Core, method: Method, folder: Path, updates: int = 6) -> Trainer:
@@ -83,63 +98,9 @@ def trainer_of(core: Core, method: Method, folder: Path, updates: int = 6) -> Tr
     return Trainer(core, method, PROMPTS, train, OptimizerConfig(lr=1e-2), folder)
 
 
-def parameters_of(core: Core) -> dict[str, nn.Parameter]:
-    """Everything that trains, by name."""
-    own = {f"{n}.{key}": p for n, net in core.networks.items() for key, p in net.named_parameters()}
-    return {**core.model.adapters(), **own}
-
-
-def update(core: Core, method: Method, data: Batch) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one update, zeros where nothing arrives."""
-    total, parameters = 0.0, parameters_of(core)
-    for parameter in parameters.values():
-        parameter.grad = None
-    for loss in method.losses(core, data):
-        (loss.values.sum() / len(data)).backward()
-        total += loss.values.sum().item() / len(data)
-    return total, {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in parameters.items()}
-
-
-BETA = 2.0
-
-
-DIRECTION = torch.tensor([1.3, -0.4], dtype=torch.float64)
-
-
-class Linear(Reward):
-    """`r(x) = w·x`."""
-
-    scale, source = "any", "test"
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return images @ DIRECTION
-
-
-class Wavy(Reward):
-    """A reward with curvature, bounded."""
-
-    scale, source = "any", "test"
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return torch.sin(2 * images[:, 0]) + torch.cos(images[:, 1]) * images[:, 0]
-
-
-def gaussian_core(
-    steps: int,
-    reward: type[Reward] = Linear,
-    *,
-    path: str = "diffusion",
-    eta: float = 1.0,
-    spacing: str = "leading",
-    final: float | None = None,
-) -> Core:
-    kind = {"diffusion": GaussianModel, "flow": GaussianFlowModel}[path]
-    model = kind(2, (0.7, -0.2), 0.6, dtype=torch.float64)
-    if path == "flow":
-        kernel = flow_kernel(steps, eta=eta, spacing=model.spacing, dtype=torch.float64)
-    else:
-        kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final)
-    return Core(model, kernel, reward(Config()), BETA, micro_batch=64, sample_batch=4096)
+def places(core: Core) -> Tensor:
+    """Long [K]: where the affine networks' tables hold the sampler's steps."""
+    return core.kernel.timesteps.round().long()
 
 
 def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:

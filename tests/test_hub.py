@@ -295,10 +295,11 @@ def test_a_pipeline_is_fetched_by_what_its_index_names(server, pipeline_folder, 
     code = (
         "import sys\n"
         "from bench.errors import BenchError\n"
-        "from bench.models.catalogue import NAMED, family, locate, need\n"
+        "from bench.models.catalogue import locate\n"
+        "from bench.models.folder import family_of\n"
         "try:\n"
         "    folder = locate(sys.argv[1])\n"
-        "    print(family(folder).__name__, sorted(str(p.relative_to(folder)) for p in folder.rglob('*.*')))\n"
+        "    print(family_of(folder).__name__, sorted(str(p.relative_to(folder)) for p in folder.rglob('*.*')))\n"
         "except BenchError as error: print(error)\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path)}

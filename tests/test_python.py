@@ -30,7 +30,7 @@ def test_the_pages_example(tmp_path, monkeypatch, capsys):
     assert own["difference_low"] < own["difference"] == names["gain"]["difference"] < own["difference_high"]
     before = (tmp_path / "runs/rtb/rows.parquet").stat().st_mtime_ns  # finished, so read and not computed
     again = run("rtb", model="ring", updates=20, settings={"evaluation.samples_per_prompt": 256}, out="runs/rtb")
-    assert again.rows.equals(names["found"].rows)
+    assert again.rows.equals(names["finished"].rows)
     assert (tmp_path / "runs/rtb/rows.parquet").stat().st_mtime_ns == before
 
 

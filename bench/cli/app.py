@@ -24,14 +24,12 @@ from bench.cli.options import (
     RewardName,
     Set,
     SuiteName,
-    Tracker,
     completed,
     console,
     show_warnings,
 )
 from bench.cli.publish import merge, pack, reproduce, verify
 from bench.cli.report import report, serve
-from bench.environment import versions
 from bench.errors import BenchError
 from bench.runtime.stopping import Interrupted, end_with_launcher, signals_stop
 
@@ -92,7 +90,10 @@ def run(
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
     track: Annotated[
-        list[Tracker] | None, typer.Option(help="Log the updates there too, beside TensorBoard. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Also log to a tracker that accelerate knows, such as wandb or mlflow. Repeatable."
+        ),
     ] = None,
     num_processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the run, one a GPU; accelerate launch works too.")
@@ -115,9 +116,10 @@ def run(
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
     from bench.config import resolve
 
-    installed = versions()
-    if missing := [name for name in track or [] if not installed[name]]:
-        raise BenchError(f"--track {missing[0]} needs a package: pip install 'nabla-bench[track]'")
+    if track:
+        from bench.runs.trackers import require_trackers
+
+        require_trackers(track)
     named = {"model.name": model, "prompts.name": prompts, "seed": seed, "train.updates": updates}
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     config = resolve(
@@ -151,11 +153,11 @@ def run(
     console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
     with processes.main_first():
         preflight(config)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         from bench.runs.run import Run  # the libraries load when it is known that nothing is missing
 
         job = Run(config, folder, console, track or ())
-        if not job.go(force, held):
+        if not job.go(force, locks):
             console.print("This run is finished; nothing was computed.")
         if processes.is_main():
             job.report()

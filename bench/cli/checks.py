@@ -97,24 +97,25 @@ def test_plugin(
     from bench import registry
     from bench.diagnose.selftest import KINDS, selftest
     from bench.hub import obtain
-    from bench.models.catalogue import NAMED
+    from bench.models import catalogue
 
-    names = {k: [*registry.plugins(k), *(NAMED if k == "models" else ())] for k in KINDS}
+    names = {k: list(registry.plugins(k)) for k in KINDS}
+    names["models"] = [*catalogue.names(), *registry.plugins("pipelines")]
     kinds = [k for k in KINDS if name in names[k] and kind in (None, k)]
     if not kinds and ("/" in name or Path(name).is_dir()):
         kinds = ["models"]
     if len(kinds) > 1:
         raise BenchError(f"{name!r} is a name of {' and '.join(kinds)}: choose with --kind.")
     if not kinds:
-        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [own for k in KINDS for own in names[k]])}")
+        raise BenchError(f"unknown plugin {name!r}{did_you_mean(name, [plugin for k in KINDS for plugin in names[k]])}")
     if kinds != ["models"]:
         obtain(getattr(registry.load(kinds[0], name), "files", ()))
     colors, failed = {"passed": "green", "failed": "red", "skipped": "yellow"}, False
     with console.status(f"testing {name}"):
-        for found in selftest(kinds[0], name):
-            failed |= found.status == "failed"
-            mark, detail = f"[{colors[found.status]}]{found.status:7}[/]", escape(found.detail)
-            console.print(f"{mark} [bold]{found.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
+        for outcome in selftest(kinds[0], name):
+            failed |= outcome.status == "failed"
+            mark, detail = f"[{colors[outcome.status]}]{outcome.status:7}[/]", escape(outcome.detail)
+            console.print(f"{mark} [bold]{outcome.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

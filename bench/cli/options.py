@@ -23,13 +23,6 @@ class Kind(StrEnum):
     suites = "suites"
 
 
-class Tracker(StrEnum):
-    """Where a run's updates go too."""
-
-    wandb = "wandb"
-    trackio = "trackio"
-
-
 class Engine(StrEnum):
     """What computes a sweep."""
 

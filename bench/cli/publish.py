@@ -34,9 +34,9 @@ def reproduce(
     """
     from bench.publish.reproduce import find_run, run_again, show
 
-    found = find_run(rows, run, method, seed, setting or [])
+    run_rows = find_run(rows, run, method, seed, setting or [])
     console = Console()
-    if not show(found, run_again(found, assignments or [], out, console), console):
+    if not show(run_rows, run_again(run_rows, assignments or [], out, console), console):
         raise typer.Exit(1)
 
 
@@ -96,5 +96,5 @@ def merge(
         raise BenchError(
             "bench merge takes packs and then the published folder: bench merge PACK results/published/ring"
         )
-    added, known = merge_packs(packs[:-1], packs[-1])
-    typer.echo(f"{added} runs added to {packs[-1]}" + (f"; {known} were there already." if known else "."))
+    added, present = merge_packs(packs[:-1], packs[-1])
+    typer.echo(f"{added} runs added to {packs[-1]}" + (f"; {present} were there already." if present else "."))

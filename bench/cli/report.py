@@ -70,10 +70,10 @@ def report(
     question = results.Question(tuple(metrics.split(",")) if metrics else (), axis, limits, every)
     try:
         frame, left_out = collect(paths or [Path("runs")])
-        known = set(frame["metric"])
+        measured = set(frame["metric"])
         for name in question.metrics:
-            if name not in known:
-                raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, known)}")
+            if name not in measured:
+                raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, measured)}")
         if form == Format.html or out:
             written = [results.write_report(out, frame, left_out, question)] if out else []
             if form == Format.html:
@@ -82,17 +82,17 @@ def report(
                 written.append(write_page(out or Path("report"), frame, left_out, question))
             console.print(f"Written: {', '.join(map(str, written))}")
             return
-        found = results.sections(frame, question)
+        sections = results.sections(frame, question)
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
     if form == Format.md:
-        typer.echo(results.text(found, left_out))
+        typer.echo(results.text(sections, left_out))
     elif form == Format.csv:
-        typer.echo(formats.to_csv(results.boards_of(found)), nl=False)
+        typer.echo(formats.to_csv(results.boards_of(sections)), nl=False)
     elif form == Format.latex:
-        typer.echo("\n".join(map(formats.latex, results.boards_of(found))), nl=False)
+        typer.echo("\n".join(map(formats.latex, results.boards_of(sections))), nl=False)
     else:
-        formats.show(results.boards_of(found), console)
+        formats.show(results.boards_of(sections), console)
         for sentence in left_out:
             console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
 

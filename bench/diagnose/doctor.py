@@ -12,8 +12,8 @@ from rich.table import Table
 from bench import environment, registry
 from bench.errors import BenchError
 from bench.evaluation.features import SPACES
-from bench.hub import Need, own_cache, size_text
-from bench.models.catalogue import NAMED, need
+from bench.hub import Requirement, project_cache, size_text
+from bench.models import catalogue
 from bench.prompts import HUB
 
 BUSY = 0.7  # of all cores: with less than one free on a laptop of two or four, a run of all threads waits for others
@@ -54,7 +54,7 @@ def _lines() -> list[tuple[str, str]]:
     for kind in registry.BUILT_IN:
         broken = [str(error) for name in registry.plugins(kind) if (error := _fault(kind, name))]
         lines.append((kind, f"{len(registry.plugins(kind))} found" + "".join(f"; {text}" for text in broken)))
-    cache = own_cache()
+    cache = project_cache()
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
     lines.append(("cache", f"{cache}, {size / 2**20:.0f} MiB of prior samples and features"))
     lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"))
@@ -72,14 +72,14 @@ def _load() -> str:
     )
 
 
-def _needs() -> dict[str, list[Need]]:
+def _needs() -> dict[str, list[Requirement]]:
     """What every model, reward, feature space and prompt set needs from elsewhere."""
-    found = {f"model {name}": [one] if (one := need(name)) else [] for name in NAMED}
+    needs = {f"model {name}": [one] if (one := catalogue.repository(name)) else [] for name in catalogue.names()}
     for name in registry.plugins("rewards"):
         if not _fault("rewards", name):
-            found[f"reward {name}"] = list(registry.load("rewards", name).files)
-    found |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
-    return found | {f"prompts {name}": [one] for name, one in HUB.items()}
+            needs[f"reward {name}"] = list(registry.load("rewards", name).files)
+    needs |= {f"features {name}": list(space.files) for name, space in SPACES.items()}
+    return needs | {f"prompts {name}": [one] for name, one in HUB.items()}
 
 
 def _fault(kind: str, name: str) -> BenchError | None:

@@ -23,7 +23,7 @@ from bench.diagnose.selftest.checking import Skipped, require
 from bench.diagnose.selftest.models import nudge
 from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import SPACES
-from bench.hub import Need
+from bench.hub import Requirement
 from bench.models.precision import use_precision
 from bench.runs.build import build_core, build_method
 from bench.runs.log import read_log
@@ -101,17 +101,17 @@ def relative(ours: Tensor | float, theirs: Tensor | float) -> float:
 
 def steps(device: torch.device, full: bool, cache: Path, stack: ExitStack) -> dict[str, Callable[[], Found]]:
     """Name → what to do, cheap and likely failures first."""
-    found: dict[str, Callable[[], Found]] = {
+    steps: dict[str, Callable[[], Found]] = {
         f"method {name}": partial(_method, name, device) for name in registry.plugins("methods")
     }
-    found |= {f"method {name} in bfloat16": partial(_half, name, device) for name in HALF}
-    found |= {f"reward {name}": partial(_reward, name, device) for name in registry.plugins("rewards")}
-    found |= {f"features {name}": partial(_features, name, device) for name in SPACES if name != "points"}
-    found["checkpoint"] = partial(_checkpoint, device)
-    found["whole run"] = partial(_whole_run, device, cache)
-    found["two processes"] = partial(_two_processes, device, cache)
+    steps |= {f"method {name} in bfloat16": partial(_half, name, device) for name in HALF}
+    steps |= {f"reward {name}": partial(_reward, name, device) for name in registry.plugins("rewards")}
+    steps |= {f"features {name}": partial(_features, name, device) for name in SPACES if name != "points"}
+    steps["checkpoint"] = partial(_checkpoint, device)
+    steps["whole run"] = partial(_whole_run, device, cache)
+    steps["two processes"] = partial(_two_processes, device, cache)
     large = _FullSize(device, full, stack)
-    return found | {"speed of the sampler": large.sampler, "speed of an update": large.update}
+    return steps | {"speed of the sampler": large.sampler, "speed of an update": large.update}
 
 
 def _method(name: str, device: torch.device) -> Found:
@@ -141,17 +141,17 @@ def _reward(name: str, device: torch.device) -> Found:
     if kind.inputs != "images":
         raise Skipped("it scores points")
     _require_here(kind.files)
-    found = []
+    results = []
     use_precision(EXACT, device)
     for place in (device, torch.device("cpu")):
         reward, images = load_reward(name, device=place), _images().to(place).requires_grad_(kind.differentiable)
         with torch.set_grad_enabled(kind.differentiable):
             scores = reward(images, ["cat", "dog"])
         gradient = torch.autograd.grad(scores.sum(), images)[0] if kind.differentiable else torch.ones(1)
-        found.append((scores.detach(), gradient))
-    errors = {part: relative(ours, theirs) for part, ours, theirs in zip(("score", "gradient"), *found, strict=True)}
+        results.append((scores.detach(), gradient))
+    errors = {part: relative(ours, theirs) for part, ours, theirs in zip(("score", "gradient"), *results, strict=True)}
     require(max(errors.values()) <= TOLERANCE, f"differs from the CPU's by {errors}")
-    return f"{max(errors.values()):.0e} from the CPU's", {"relative": errors, "scores": found[0][0].tolist()}
+    return f"{max(errors.values()):.0e} from the CPU's", {"relative": errors, "scores": results[0][0].tolist()}
 
 
 def _features(name: str, device: torch.device) -> Found:
@@ -163,7 +163,7 @@ def _features(name: str, device: torch.device) -> Found:
     return f"{error:.0e} from the CPU's", {"relative": error}
 
 
-def _require_here(needs: Sequence[Need]) -> None:
+def _require_here(needs: Sequence[Requirement]) -> None:
     if absent := [need.source for need in needs if need.missing()]:
         raise Skipped(f"there are no weights, random ones neither: {', '.join(absent)}")
 
@@ -247,7 +247,7 @@ class _FullSize:
     def sampler(self) -> Found:
         """`rollout` against diffusers' pipeline."""
         rows = sampling_rows(self.core, profile_prompts(self.config), self.repeats)
-        ours, theirs = (min(row["seconds"] for row in own) for own in rows.values())
+        ours, theirs = (min(row["seconds"] for row in measured) for measured in rows.values())
         count, steps = self.core.sample_batch, self.core.kernel.steps
         note = f"{ours / count:.3f} s a latent of {steps} steps, {ours / theirs:.3f} times diffusers' pipeline"
         return note, {"config": self.config.model_dump(mode="json"), "rows": rows}

@@ -7,8 +7,9 @@ from rich.markup import escape
 from bench import config, registry
 from bench import prompts as prompt_sets
 from bench.errors import BenchError
-from bench.hub import Need, size_text
+from bench.hub import Requirement, size_text
 from bench.models import catalogue
+from bench.models.cards import CARDS
 
 
 def names(kind: str) -> list[str]:
@@ -17,9 +18,7 @@ def names(kind: str) -> list[str]:
         return sorted(path.stem for path in config.SUITES.glob("*.yaml"))
     if kind == "prompts":
         return [*prompt_sets.NAMED, *prompt_sets.HUB]
-    families = [name for name in registry.plugins(kind) if name.endswith("Pipeline")]  # which are chosen by folder
-    listed = catalogue.NAMED if kind == "models" else {}
-    return [name for name in listed | registry.plugins(kind) if name not in families]
+    return catalogue.names() if kind == "models" else list(registry.plugins(kind))
 
 
 def describe(kind: str) -> Iterator[tuple[str, str, str]]:
@@ -31,7 +30,7 @@ def describe(kind: str) -> Iterator[tuple[str, str, str]]:
             state = f"{size_text(missing)} to download" if missing else "[green]downloaded[/green]"
             if kind == "suites":  # whose rewards and metrics need more than the model
                 state = "downloads"
-            gpu = ["a GPU"] * any(need in catalogue.HUB.values() for need in needs)
+            gpu = ["a GPU"] * any(need == card.repository() for need in needs for card in CARDS.values() if card.hub)
             yield name, escape(text), ", ".join([*gpu, *[state] * bool(needs)])
         except BenchError as error:
             yield name, f"[red]broken:[/red] {escape(str(error))}", ""
@@ -43,19 +42,19 @@ def _text(kind: str, name: str) -> str:
     if kind == "prompts":
         if name in prompt_sets.HUB:
             return prompt_sets.HUB[name].name
-        found = prompt_sets.load_prompts(name)
-        return f"{len(found.train)} training and {len(found.heldout)} held-out prompts"
-    if kind == "models" and name in catalogue.NAMED:
-        return catalogue.NAMED[name]
+        prompt_set = prompt_sets.load_prompts(name)
+        return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts"
+    if kind == "models" and name in CARDS:
+        return CARDS[name].text
     package = registry.find(kind, name).package
     return registry.describe(kind, name) + ("" if package == "nabla-bench" else f" [{package}]")
 
 
-def _needs(kind: str, name: str) -> Sequence[Need]:
+def _needs(kind: str, name: str) -> Sequence[Requirement]:
     """Files that do not ship."""
     match kind:
         case "models":
-            return [one] if (one := catalogue.need(name)) else []
+            return [one] if (one := catalogue.repository(name)) else []
         case "prompts":
             return [prompt_sets.HUB[name]] if name in prompt_sets.HUB else []
         case "rewards":

@@ -1,17 +1,6 @@
-"""The least that a method's equations need of the denoiser, beside which `bench profile --all` puts what was measured.
+"""A method's NFE as rows through the denoiser, beside which `bench profile --all` puts what it measured."""
 
-A formula counts states, not calls: a prediction that two terms of a loss use is counted once, a vector-Jacobian
-product of summed cotangents too, and nothing is counted for what the rollout has recorded. The rollout itself is
-counted apart, for one round may serve several updates. Backward rows are those that a gradient enters: one pass for
-parameters, and one for every cotangent that does not go with it. Recomputation (gradient checkpointing) is never
-necessary.
-
-A new method family adds one function and one line of `FORMULAS`; a method without one is shown without a comparison.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from bench.core import Core
 from bench.method import Method
@@ -19,159 +8,21 @@ from bench.sampling.trajectory import Batch
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the counts depend on.
-
-    steps: K. rows: of one guided prediction, 2, or 1 without guidance.
-    chosen: for every trajectory the steps whose transitions enter the loss, or the one where the gradient starts.
-    """
-
-    steps: int
-    rows: int
-    chosen: list[list[int]]
-
-
-@dataclass(frozen=True)
 class Rows:
-    """Rows through the denoiser: of the rollout, and of the losses forward and backward."""
+    """Rows through the denoiser: of the rollout, and of the losses forward and backward.
+
+    A guided prediction is two rows, and one without guidance. Backward rows are those that a gradient enters: one pass
+    for parameters, and one for every cotangent that does not go with it.
+    """
 
     rollout: int
     forward: int
     backward: int
 
 
-def nabla(config: Any, setting: Setting) -> Rows:
-    """∇-DB: the policy at z_k and, for the reward gradient there, at z_{k+1}; the prior at z_k.
-
-    The policy takes one pass for parameters at z_k; its other cotangents depend on what that pass's loss holds.
-    """
-    forward, backward = 0, 0
-    pathwise = config.flow_target == "policy" and config.reverse == "pathwise"
-    for steps in map(set, setting.chosen):
-        ahead = {k + 1 for k in steps} - {setting.steps}  # z_K is scored as it is
-        if config.flow and config.reverse_at == "end":  # policy and prior at both; reward and prior back at the later
-            forward += 2 * len(steps | ahead)
-            backward += len(steps) + 2 * len(ahead)
-            continue
-        forward += len(steps | ahead)
-        backward += len(steps) + len(ahead)
-        if config.flow:  # the reward gradient at z_k; one with the look-ahead's unless the reverse score is added to it
-            backward += len(steps) if pathwise else len(steps - ahead)
-        if config.flow_target == "adjoint":  # down to the first a_k that is asked for; its means are the prior's
-            forward += setting.steps - min(steps)
-            backward += setting.steps - min(steps)
-        elif config.residual:
-            forward += len(steps)
-            backward += len(steps) if config.flow else 0  # the reverse score holds the prior's Jacobian
-    return _rows(setting, forward, backward)
-
-
-def balance(config: Any, setting: Setting) -> Rows:
-    """Detailed balance: the policy, and the prior if residual; `x̂` at z_k is the text half of the policy's prediction.
-
-    Only the look-ahead of a z_{k+1} that is not chosen itself takes a row of its own, without guidance.
-    """
-    transitions = sum(map(len, setting.chosen))
-    alone = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
-    counted = _rows(setting, transitions * (2 if config.residual else 1), transitions)
-    return Rows(counted.rollout, counted.forward + alone, counted.backward)
-
-
-def policy_gradient(config: Any, setting: Setting) -> Rows:
-    """The policy at every chosen state, and the prior for a KL term; old log-probabilities are the rollout's."""
-    transitions = sum(map(len, setting.chosen))
-    return _rows(setting, transitions * (2 if config.kl else 1), transitions)
-
-
-def trajectory_balance(config: Any, setting: Setting) -> Rows:
-    """Policy and prior at every state."""
-    transitions = sum(map(len, setting.chosen))
-    return _rows(setting, 2 * transitions, transitions)
-
-
-def softmax_balance(config: Any, setting: Setting) -> Rows:
-    """The policy at every state, and the prior, if it counts; a second pass of the policy only saves memory."""
-    transitions = sum(map(len, setting.chosen))
-    return _rows(setting, (2 if config.prior else 1) * transitions, transitions)
-
-
-def value_gradient(config: Any, setting: Setting) -> Rows:
-    """Policy and prior at every chosen state; a value's consistency asks for the policy ahead and the prior's Jacobian.
-
-    The finished sample is scored as it is.
-    """
-    states = sum(map(len, setting.chosen))
-    ahead = sum(len({k + 1 for k in steps} - {setting.steps, *steps}) for steps in setting.chosen)
-    network = config.value_network and config.consistency
-    return _rows(setting, 2 * states + (ahead if network else 0), states * (2 if network else 1))
-
-
-def adjoint_matching(config: Any, setting: Setting) -> Rows:
-    """The policy at chosen states; the prior's means down to the first of them, its Jacobian down to the one after."""
-    transitions = sum(map(len, setting.chosen))
-    prior = sum(setting.steps - min(steps) for steps in setting.chosen)
-    return _rows(setting, transitions + prior, transitions + prior - len(setting.chosen))
-
-
-def backpropagation(config: Any, setting: Setting) -> Rows:
-    """A rollout inside the loss, back to its first step with gradient; DRaFT-LV adds and trains new last steps.
-
-    LeapAlign's rollout has no gradient, and two predictions learn.
-    """
-    count, new = len(setting.chosen), config.renoise
-    if config.leap:
-        return _rows(setting, (setting.steps + 2) * count, 2 * count, rollout=0)
-    back = new * count if new else sum(setting.steps - start for (start,) in setting.chosen)
-    return _rows(setting, (setting.steps + new) * count, back, rollout=0)
-
-
-def late_step(config: Any, setting: Setting) -> Rows:
-    """ReFL: a rollout up to z_m inside the loss, and the prediction there, which alone learns."""
-    return _rows(setting, sum(step + 1 for (step,) in setting.chosen), len(setting.chosen), rollout=0)
-
-
-FORMULAS: dict[str, Callable[[Any, Setting], Rows]] = {  # by the target of the plugin, so that presets share one
-    "bench.methods.nabla_gfn:NablaGFN": nabla,
-    "bench.methods.nabla_shared:NablaGFNShared": nabla,
-    "bench.methods.db:DB": balance,
-    "bench.methods.ddpo:DDPO": policy_gradient,
-    "bench.methods.flow_grpo:FlowGRPO": policy_gradient,
-    "bench.methods.rtb:RTB": trajectory_balance,
-    "bench.methods.rtb:SoftmaxRTB": softmax_balance,
-    "bench.methods.vgg_flow:VGGFlow": value_gradient,
-    "bench.methods.adjoint_matching:AdjointMatching": adjoint_matching,
-    "bench.methods.draft:DRaFT": backpropagation,
-    "bench.methods.refl:ReFL": late_step,
-}
-
-
-def necessary(target: str, core: Core, method: Method, batch: Batch) -> Rows | None:
-    """The rows that one round of `method`, whose plugin has that target, needs; None where there is no formula.
-
-    The random steps are those that the method itself would choose for the batch.
-    """
+def required_rows(core: Core, method: Method, batch: Batch) -> Rows | None:
+    """What one round on `batch` needs at the least, by `Method.nfe`; None where the method does not say."""
     rows = core.model.rows(core.model.guidance)
-    if nfe := method.nfe(core, batch):
-        return Rows(rows * nfe.rollout, rows * nfe.forward + nfe.unguided, rows * nfe.backward)
-    if target not in FORMULAS:
+    if not (nfe := method.nfe(core, batch)):
         return None
-    return FORMULAS[target](method.config, Setting(core.kernel.steps, rows, _chosen(core, method, batch)))
-
-
-def _chosen(core: Core, method: Method, batch: Batch) -> list[list[int]]:
-    config = method.config
-    if hasattr(method, "steps"):
-        return method.steps(core, batch).tolist()
-    if hasattr(config, "fraction"):
-        return core.choose_steps(batch, config.fraction).tolist()
-    if hasattr(config, "depth"):
-        return method.starts(core, batch)[:, None].tolist()
-    if hasattr(config, "window"):
-        return core.choose_late_step(batch, config.window)[:, None].tolist()
-    return [list(range(core.kernel.steps))] * len(batch)
-
-
-def _rows(setting: Setting, forward: int, backward: int, rollout: int | None = None) -> Rows:
-    """Guided predictions as rows; without `rollout`, the whole chains of all trajectories."""
-    predictions = setting.steps * len(setting.chosen) if rollout is None else rollout
-    return Rows(*(setting.rows * count for count in (predictions, forward, backward)))
+    return Rows(rows * nfe.rollout, rows * nfe.forward + nfe.unguided, rows * nfe.backward)

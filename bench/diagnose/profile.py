@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import environment, registry
+from bench import environment
 from bench.core import Core
-from bench.diagnose.nfe import necessary
+from bench.diagnose.nfe import required_rows
 from bench.errors import BenchError
-from bench.hub import Need, obtain
-from bench.models import catalogue, layout
-from bench.models.architectures import Size
+from bench.hub import Requirement, obtain
+from bench.models import catalogue
+from bench.models.architecture import Size
+from bench.models.checks import quiet_libraries
 from bench.prompts import HUB, load_prompts
 from bench.runs.build import build_core, build_method
 from bench.runs.requirements import training_requirements
 from bench.runtime.files import write_atomic
-from bench.runtime.meter import COUNTS, Meter, forget_peak
+from bench.runtime.meter import COUNTS, Meter, reset_peak_memory
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import rollout
 from bench.settings import RunConfig
@@ -41,7 +42,7 @@ Row = dict[str, float]  # seconds by phase, counts and peak memory of one call o
 @contextmanager
 def random_weights(config: RunConfig, size: Size, console: Console) -> Iterator[None]:
     """Inside the block the model's and the reward's weights are random ones, in a hub cache of their own."""
-    if catalogue.need(config.model.name) is None:
+    if catalogue.repository(config.model.name) is None:
         raise BenchError(
             f"--random-weights is for models from the hub, and {config.model.name!r} is here: leave it out."
         )
@@ -50,11 +51,11 @@ def random_weights(config: RunConfig, size: Size, console: Console) -> Iterator[
 
 
 @contextmanager
-def stand_ins(needs: Iterable[Need], size: Size, console: Console) -> Iterator[None]:
+def stand_ins(needs: Iterable[Requirement], size: Size, console: Console) -> Iterator[None]:
     """Inside the block random weights stand in for `needs`, in a hub cache that holds nothing else."""
     from bench.models.random_weights import write
 
-    layout.quiet_libraries()
+    quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bench-random-") as cache:
         with console.status(f"writing {size} random weights"):
             write(needs, Path(cache), size)
@@ -69,13 +70,13 @@ def profile(config: RunConfig, repeats: int, console: Console, out: Path) -> Non
     """
     obtain(training_requirements(config))
     prompts, core = profile_prompts(config), build_core(config)
-    found: dict[str, Any] = {"config": config.model_dump(mode="json"), "environment": environment.describe()}
+    report: dict[str, Any] = {"config": config.model_dump(mode="json"), "environment": environment.describe()}
     if not catalogue.is_analytic(config.model.name):
-        found["sampling"] = sampling_rows(core, prompts, repeats)
-        _show_sampling(found["sampling"], core, repeats, console)
-    found["updates"] = updates = update_rows(core, config, prompts, repeats)
+        report["sampling"] = sampling_rows(core, prompts, repeats)
+        _show_sampling(report["sampling"], core, repeats, console)
+    report["updates"] = updates = update_rows(core, config, prompts, repeats)
     _show_updates(updates, config, console)
-    write_atomic(out, json.dumps(found, indent=1).encode())
+    write_atomic(out, json.dumps(report, indent=1).encode())
     console.print(f"Stored in {out}")
 
 
@@ -101,7 +102,7 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 
     def theirs() -> Any:
         z = noise(0, model.latent_shape)
-        return model.own_call(model.pipeline, batch.conditioning, z, kernel, "latent")
+        return model.call_pipeline(model.pipeline, batch.conditioning, z, kernel, "latent")
 
     calls = {"rollout": ours, "diffusers pipeline": theirs}
     for call in calls.values():
@@ -112,12 +113,12 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 
 def _measure(meter: Meter, call: Callable[[], Any]) -> Row:
     """Seconds, peak memory and rows through the denoiser of one call."""
-    own = Meter()
-    forget_peak()
+    call_meter = Meter()
+    reset_peak_memory()
     before = meter.network_forwards
-    with own.phase("call"):
+    with call_meter.phase("call"):
         call()
-    measured = own.snapshot()
+    measured = call_meter.snapshot()
     return {
         "seconds": measured["seconds"]["call"],
         "peak_memory": measured["peak_memory"],
@@ -130,7 +131,7 @@ def update_rows(core: Core, config: RunConfig, prompts: list[str], rounds: int) 
     per_round = config.train.updates_per_round
     train = config.train.model_copy(update={"updates": per_round * (rounds + 1), "checkpoint_every": 10**6})
     seen: list[dict[str, float]] = []
-    forget_peak()
+    reset_peak_memory()
     core.meter.peak_memory = 0
     with tempfile.TemporaryDirectory() as folder:
         Trainer(core, build_method(config), prompts, train, config.optimizer, Path(folder)).run(seen.append)
@@ -150,9 +151,9 @@ def _show_sampling(measured: dict[str, list[Row]], core: Core, repeats: int, con
     table = Table(title=f"sampling {rows} latents, {core.kernel.steps} steps; median of {repeats} pairs")
     for heading in ("sampler", "seconds", "seconds per latent", "ratio to diffusers (min–max)", "rows", "peak GiB"):
         table.add_column(heading)
-    for (name, own), ratio in zip(measured.items(), (spread, "1"), strict=True):
-        median = statistics.median(row["seconds"] for row in own)
-        peak, calls = max(row["peak_memory"] for row in own) / 2**30, own[0]["network_forwards"]
+    for (name, repeats_of), ratio in zip(measured.items(), (spread, "1"), strict=True):
+        median = statistics.median(row["seconds"] for row in repeats_of)
+        peak, calls = max(row["peak_memory"] for row in repeats_of) / 2**30, repeats_of[0]["network_forwards"]
         table.add_row(name, f"{median:.3f}", f"{median / rows:.4f}", ratio, f"{calls:,.0f}", f"{peak:.2f}")
     console.print(table)
 
@@ -195,31 +196,32 @@ def profile_all(configs: Sequence[RunConfig], console: Console, out: Path) -> No
     """Print and store in `out` what an update of every configuration's method takes, beside what it needs."""
     obtain(training_requirements(configs[0]))
     prompts = profile_prompts(configs[0])
-    found: dict[str, Any] = {"environment": environment.describe(), "configs": {}, "updates": {}}
+    report: dict[str, Any] = {"environment": environment.describe(), "configs": {}, "updates": {}}
     for config in track(configs, "profiling", console=console, transient=True):
         name = config.method.name
-        found["configs"][name] = config.model_dump(mode="json")
-        found["updates"][name] = method_costs(config, prompts)
-        write_atomic(out, json.dumps(found, indent=1).encode())
-    _show_all(found["updates"], configs[0], console)
+        report["configs"][name] = config.model_dump(mode="json")
+        report["updates"][name] = method_costs(config, prompts)
+        write_atomic(out, json.dumps(report, indent=1).encode())
+    _show_all(report["updates"], configs[0], console)
     console.print(f"Stored in {out}")
 
 
 def method_costs(config: RunConfig, prompts: list[str]) -> dict[str, Any]:
     """Means over one round's updates, after one uncounted round: rows by part, reward calls, seconds, peak memory.
 
-    necessary: see `bench.diagnose.nfe`, None for a method without a formula. seconds: of the processor, all
+    required: see `bench.diagnose.nfe`, None for a method that does not say. seconds: of the processor, all
     threads together, which other jobs do not lengthen; with a GPU those that it took.
     """
     core, method, updates = build_core(config), build_method(config), config.train.updates_per_round
-    core.meter = meter = PhaseMeter()
+    meter = PhaseMeter()
+    core = replace(core, meter=meter)
     meter.watch(core.model.network)
     marks: list[tuple[float, float, Counter]] = []
 
     def on_update(record: dict[str, Any]) -> None:
         marks.append((sum(meter.seconds.values()), time.process_time(), Counter(meter.counts)))
         if len(marks) == updates:
-            forget_peak()
+            reset_peak_memory()
             meter.peak_memory = 0
 
     train = config.train.model_copy(update={"updates": 2 * updates, "checkpoint_every": 10**6, "data_lag": 0})
@@ -228,13 +230,13 @@ def method_costs(config: RunConfig, prompts: list[str]) -> dict[str, Any]:
         trainer.run(on_update)
     before, after = marks[updates - 1], marks[-1]
     counts = {key: (value - before[2][key]) / updates for key, value in after[2].items()}
-    needed = necessary(registry.find("methods", config.method.name).target, core, method, core.batch(trainer.names(1)))
+    needed = required_rows(core, method, core.batch(trainer.names(1)))
     gpu = core.model.device.type == "cuda"
     return {
         "rollout": counts.get(("rollout", "network_forwards"), 0),
         "forward": sum(counts.get((phase, "network_forwards"), 0) for phase in ("losses", "backward")),
         "backward": sum(counts.get((phase, "network_backwards"), 0) for phase in ("losses", "backward")),
-        "necessary": None if needed is None else {name: value / updates for name, value in asdict(needed).items()},
+        "required": None if needed is None else {name: value / updates for name, value in asdict(needed).items()},
         "reward_calls": sum(value for (_, name), value in counts.items() if name == "reward_calls"),
         "reward_gradients": sum(value for (_, name), value in counts.items() if name == "reward_gradients"),
         "clock": "device" if gpu else "processor",
@@ -248,14 +250,14 @@ def _show_all(costs: dict[str, dict[str, Any]], config: RunConfig, console: Cons
     count = train.prompts_per_round * train.samples_per_prompt // train.updates_per_round
     table = Table(
         title=f"an update of {count} trajectories of {sampler.steps} steps, guidance {sampler.guidance:g}, on "
-        f"{config.model.name}: rows through the denoiser, measured / necessary (ratio)"
+        f"{config.model.name}: rows through the denoiser, measured / required (ratio)"
     )
     clock = next(iter(costs.values()))["clock"]
     headings = ("rollout", "losses forward", "losses backward", "reward calls", "gradients")
     for heading in ("method", *headings, f"{clock} seconds", "peak GiB"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for name, cost in costs.items():
-        rows = [_beside(cost[part], (cost["necessary"] or {}).get(part)) for part in ("rollout", "forward", "backward")]
+        rows = [_beside(cost[part], (cost["required"] or {}).get(part)) for part in ("rollout", "forward", "backward")]
         calls = [f"{cost[part]:,.0f}" for part in ("reward_calls", "reward_gradients")]
         table.add_row(name, *rows, *calls, f"{cost['seconds']:.2f}", f"{cost['peak_memory'] / 2**30:.2f}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""Signs that a run went wrong although every number is finite: warned of once, and noted in the table."""
+"""Signs that a run went wrong although all numbers are finite: one warning each, and a note in the table."""
 
 import logging
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from bench.metric import Measurement
 from bench.reporting.table import is_clear, number
 from bench.runtime import processes
 
-GROWTH, SETTLED = 1e4, 4  # a loss above so many times the largest before it, after so many updates
-NATS, TIMES = 100.0, 10.0  # a path_kl above both: so many nats, and so many times β × the reward gained
+GROWTH, SETTLED = 1e4, 4  # alarm if, after SETTLED updates, a loss exceeds GROWTH times the largest before it
+NATS, TIMES = 100.0, 10.0  # alarm if path_kl exceeds both NATS and TIMES × β × the reward gained
 log = logging.getLogger(__name__)
 
 
 class Alarms:
-    """What a run watches; every kind of sign is warned of once."""
+    """Watches a run and warns once of each kind of sign."""
 
     def __init__(self, beta: float):
         self.beta = beta
         self.largest, self.seen, self.loss_note = 0.0, 0, ""
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Look at an update's log record. The largest loss counts, for a policy gradient's may be next to zero."""
+        """Look at the log record of an update. Losses near zero occur, so the largest so far is compared."""
         loss = abs(record.get("loss", 0.0))
         if self.seen >= SETTLED and loss > GROWTH * self.largest > 0 and not self.loss_note:
             self.loss_note = (
@@ -33,12 +33,12 @@ class Alarms:
             self._warn("loss", self.loss_note)
         self.largest, self.seen = max(self.largest, loss), self.seen + 1
 
-    def noted(self, found: list[Measurement]) -> list[Measurement]:
-        """The measurements with notes on what is wrong: a reward below the prior's, a path_kl that explodes, a loss.
+    def noted(self, measurements: list[Measurement]) -> list[Measurement]:
+        """The measurements with notes: a reward below the prior's, an exploding path_kl, an exploding loss.
 
         The optimum of the tilt has `path_kl ≤ β × gain`, the gain in mean reward.
         """
-        by_name = {one.name: one for one in found}
+        by_name = {one.name: one for one in measurements}
         trained = by_name.get("reward/train")
         gain = trained.difference if trained and trained.difference is not None else 0.0
         notes = {}
@@ -54,15 +54,15 @@ class Alarms:
             )
         for name, note in notes.items():
             self._warn(name, f"{name} {note}")
-        if self.loss_note and found:
-            first = trained.name if trained else found[0].name
+        if self.loss_note and measurements:
+            first = trained.name if trained else measurements[0].name
             notes[first] = "; ".join(filter(None, (notes.get(first), self.loss_note)))
         return [
             replace(one, note="; ".join(filter(None, (one.note, notes[one.name])))) if one.name in notes else one
-            for one in found
+            for one in measurements
         ]
 
     def _warn(self, kind: str, text: str) -> None:
-        if kind not in self._told and processes.is_main():
-            self._told.add(kind)
+        if kind not in self._warned and processes.is_main():
+            self._warned.add(kind)
             log.warning("%s", text)

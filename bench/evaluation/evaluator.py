@@ -1,4 +1,4 @@
-"""Evaluation: the same prompts and the same named noise for every method, and what the metrics see of it."""
+"""Evaluation: every method is measured on the same prompts and the same named noise."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bench import registry
-from bench.core import PRIOR_NOT_FINITE, Core
+from bench.core import Core
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.hub import revisions
@@ -26,6 +26,7 @@ from bench.runtime import memory, processes
 from bench.runtime.files import write_atomic
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
+from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 CHECKSUM = 16  # bytes, in front of a cached tensor
 log = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ def draw(
     weights: str | None = None,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Samples:
-    """Sample, decode and keep images; for a finetuned model also its outputs' norm and, with densities, its divergence.
+    """Sample and decode images; of a finetuned model also its outputs' norm and, with densities, its divergence.
 
-    method: whose `sample` draws, if it has a say in it. weights: the copy of the adapters that samples. on_batch:
+    method: whose `sample` draws; None means `core.rollout`. weights: the copy of the adapters that samples. on_batch:
     called with the number of rows finished.
     """
     sample = functools.partial(method.sample, core) if method and not prior else core.rollout
@@ -70,18 +71,18 @@ def draw(
         if not bool(torch.isfinite(image).all()):
             remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
             raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
-        found = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
+        tensors = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
         if path.model_output is not None:
             norms = (output.flatten(2).norm(dim=2) for output in (path.model_output, path.prior_output))
-            found["output_norm"] = next(norms) / next(norms)
+            tensors["output_norm"] = next(norms) / next(norms)
             if core.kernel.has_density:
-                found |= _divergence(core, path)
+                tensors |= _divergence(core, path)
         on_batch(len(part) * processes.count())
-        return {name: value.cpu() for name, value in found.items()}
+        return {name: value.cpu() for name, value in tensors.items()}
 
     parts = list(core.batch(names).split(core.sample_batch))
-    found = {name: value.cpu() for name, value in processes.map_parts(parts, finish).items()}
-    return Samples(prompts=[prompt for prompt, _ in names], splits=splits, rewards={}, **found)
+    tensors = {name: value.cpu() for name, value in processes.map_parts(parts, finish).items()}
+    return Samples(prompts=[prompt for prompt, _ in names], splits=splits, rewards={}, **tensors)
 
 
 def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
@@ -98,18 +99,19 @@ def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
 
 
 class Evaluator:
-    """Draws and caches the prior's sets, and measures finetuned models against them.
+    """Samples and caches the prior's sets, and measures finetuned models against them.
 
-    cache: folder of prior sets and their features, keyed by the contents of everything that they depend on.
+    cache: folder of prior sets and of features, keyed by the contents of everything that they depend on.
     """
 
     def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
         self.core, self.config, self.cache, self.method = core, config, cache, method
         self.seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
         self.names, self.splits = sample_names(prompts, config.evaluation)
-        own = {config.reward.name: core.reward_model} | getattr(core.reward_model, "parts", {})  # terms of a sum
-        checks = [name for name in config.evaluation.rewards if name not in own]
-        self.rewards: dict[str, Reward] = own | {name: load_reward(name, device=core.model.device) for name in checks}
+        trained = {config.reward.name: core.reward_model} | getattr(core.reward_model, "parts", {})  # terms of a sum
+        others = [name for name in config.evaluation.rewards if name not in trained]
+        loaded = {name: load_reward(name, device=core.model.device) for name in others}
+        self.rewards: dict[str, Reward] = trained | loaded
         self.spaces: dict[str, FeatureSpace] = {}
 
     @property
@@ -151,7 +153,7 @@ class Evaluator:
         if sampler == "accurate":
             most = max(50, settings.steps)
             settings = settings.model_copy(update={"rule": "ddim", "eta": 0.0, "steps": most})
-        core = replace(self.core, kernel=make_kernel(self.core.model, settings))
+        core = replace(self.core, kernel=make_kernel(self.core.model.spec, settings))
         return self.prior_set(purpose, core=core)
 
     def prior_set(
@@ -165,11 +167,11 @@ class Evaluator:
         purpose = PRIOR_SETS[name]
         path = self.cache / f"{self._key(purpose, core)}.checked"
 
-        def drawn() -> Tensor:
+        def draw_images() -> Tensor:
             names, splits = self.names, self.splits
             return draw(core, names, splits, seed=self.seed, purpose=purpose, prior=True, on_batch=on_batch).images
 
-        images = _cached(path, "images", drawn)
+        images = _cached(path, "images", draw_images)
         return self._score(name, Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
     def _key(self, purpose: str, core: Core) -> str:
@@ -207,29 +209,29 @@ def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, wh
 
     @torch.no_grad()
     def scores_of(part: Tensor) -> dict[str, Tensor]:
-        prompts, found = [samples.prompts[i] for i in part.tolist()], {}
+        prompts, scores = [samples.prompts[i] for i in part.tolist()], {}
         for name, reward in rewards.items():
             with memory.phase("reward"):
-                found[name] = score(reward, name, as_seen(samples.images[part].to(reward.device)), prompts).cpu()
-            if not bool(torch.isfinite(found[name]).all()):
+                scores[name] = score(reward, name, as_seen(samples.images[part].to(reward.device)), prompts).cpu()
+            if not bool(torch.isfinite(scores[name]).all()):
                 raise NonFiniteError(
                     f"the reward {name!r} is not finite on {whose} samples: repair it, or leave it out of "
                     "evaluation.rewards (bench eval does that for a trained run)."
                 )
-        return found
+        return scores
 
     scores = processes.map_parts(torch.arange(len(samples.images)).split(rows), scores_of)
     return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
 
 
 def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
-    """What a metric finds; one that raises costs its own rows alone and leaves the reason in their place."""
+    """The measurements of a metric; of one that raises, a row without a value that gives the reason."""
     try:
         with memory.phase():
             metric = registry.load("metrics", name)
             return metric(metric.Config())(evaluation)
     except OutOfMemoryError:
-        raise  # the run says what to lower, and goes on from there
+        raise  # the run advises what to lower, and can resume
     except Exception as error:
         reason = f"failed: {type(error).__name__}: {error}"
         log.warning("metric %s %s; the others go on", name, reason)
@@ -237,23 +239,23 @@ def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
 
 
 def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """The tensor stored in `path`, or computed, by all processes together, and stored there."""
+    """The tensor in `path`; if it is not there, all processes compute it together and store it."""
     stored = _stored(path)
     if processes.everywhere(stored is not None):
         return load(stored)[name]
-    found = compute().contiguous()
+    computed = compute().contiguous()
     if processes.state().is_local_main_process:
-        data = save({name: found})
+        data = save({name: computed})
         try:
             write_atomic(path, _checksum(data) + data)
-        except OSError as error:  # a cache saves time; without one nothing is lost
-            log.warning("cannot keep %s for the next run: %s", path, error)
+        except OSError as error:  # the cache only saves time
+            log.warning("cannot store %s for the next run: %s", path, error)
     processes.state().wait_for_everyone()
-    return found
+    return computed
 
 
 def _stored(path: Path) -> bytes | None:
-    """What `path` holds behind its checksum; None if nothing or if it is damaged, which is warned of."""
+    """The contents of `path` after the checksum; None if there are none, or, with a warning, if they are damaged."""
     try:
         whole = path.read_bytes()
     except FileNotFoundError:
@@ -272,7 +274,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 def as_seen(images: Tensor) -> Tensor:
-    """What rewards and feature spaces take: uint8 images as float32 in [0, 1]; points as they are."""
+    """Images as rewards and feature spaces take them: uint8 as float32 in [0, 1]; points unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 

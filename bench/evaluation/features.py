@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from bench.errors import BenchError, did_you_mean
-from bench.hub import CLIP_L, Download, Need
-from bench.models.encoders import Clip, normalise, resize
+from bench.hub import CLIP_L, Download, Requirement
+from bench.models.encoders import Clip, resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the package's own example
 
@@ -18,7 +19,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation 
 class FeatureSpace(ABC):
     """A map from images to vectors; files: what must be there before it is built (see bench.hub)."""
 
-    files: ClassVar[tuple[Need, ...]] = ()
+    files: ClassVar[tuple[Requirement, ...]] = ()
 
     def __init__(self, device: str | torch.device = "cpu"):
         self.device = device
@@ -63,7 +64,7 @@ class EfficientNetLite0(FeatureSpace):
 
     def _features(self, images: Tensor) -> Tensor:
         images = resize(images.to(self.device, torch.float32), [self.size, self.size])
-        return self.network.extract_features(normalise(images, *IMAGENET)).mean(dim=(2, 3)).cpu()
+        return self.network.extract_features(functional.normalize(images, *IMAGENET)).mean(dim=(2, 3)).cpu()
 
 
 class InceptionV3(FeatureSpace):

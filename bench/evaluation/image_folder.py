@@ -1,11 +1,11 @@
-"""Finished images as files, finetuned and prior side by side, with a table of what each is."""
+"""Finished images as files, finetuned and prior side by side, with a table that describes them."""
 
-import csv
 import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 from torch import Tensor
 
@@ -13,11 +13,11 @@ from bench.metric import Samples
 from bench.runtime.files import write_atomic
 from bench.sampling.noise import key
 
-EACH = 4  # images of a prompt that a run keeps: some 200 kB of the embedded prior, 30 MB of 64 prompts at 512 pixels
-LOSSLESS = 128  # pixels: what is small is kept as it is, what is larger as WebP of quality 90
+EACH = 4  # images saved for each prompt: 200 kB in all for the embedded prior, 30 MB for 64 prompts at 512 pixels
+LOSSLESS = 128  # pixels: up to this size images are saved lossless, larger ones as WebP of quality 90
 
 
-def keep(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> None:
+def save_images(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> None:
     """Write `<prompt's number>-<prompt>-<sample>-<set>.webp` of the first images of each prompt, and `index.csv`.
 
     sets: name → samples of the same prompts and noise, purpose "evaluate". seed: of that noise; the index holds each
@@ -36,11 +36,8 @@ def keep(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> 
                 write_atomic(folder / line[name], webp(samples.images[row]))
                 line |= {f"{reward}/{name}": f"{values[row]:.6g}" for reward, values in samples.rewards.items()}
             lines.append(line)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    write_atomic(folder / "index.csv", text.getvalue().encode())
+    table = pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+    write_atomic(folder / "index.csv", table.encode())
 
 
 def webp(image: Tensor) -> bytes:

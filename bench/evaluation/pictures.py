@@ -21,13 +21,13 @@ def draw_samples(
 ) -> None:
     """Write `samples.png`; for an analytic model also `points.npz`, what the picture shows."""
     if isinstance(core.model, AnalyticModel):
-        _points(evaluation, {found.name: found for found in measurements}, core, folder, title)
+        _points(evaluation, {one.name: one for one in measurements}, core, folder, title)
     else:
         _images(evaluation, folder / "samples.png", title)
 
 
 def _points(
-    evaluation: Evaluation, found: dict[str, Measurement], core: Core, folder: Path, title: str, size: int = 160
+    evaluation: Evaluation, measurements: dict[str, Measurement], core: Core, folder: Path, title: str, size: int = 160
 ) -> None:
     """Samples in two dimensions over the exact target's density; the limits depend on prior and target alone."""
     (points, _), (draws, _, _) = target_points(evaluation), next(target_draws(evaluation, 1))
@@ -42,16 +42,17 @@ def _points(
     data = io.BytesIO()
     np.savez_compressed(data, density=density.astype(np.float32), extent=extent, **arrays)
     write_atomic(folder / "points.npz", data.getvalue())
-    name, short = ("tilt_tv", "TV") if "tilt_tv/floor" in found else ("tilt_sw2", "SW2")
+    name, short = ("tilt_tv", "TV") if "tilt_tv/floor" in measurements else ("tilt_sw2", "SW2")
     distances = {}
-    if f"{name}/floor" in found:
-        distances = {"prior": found[name].prior, "target": found[f"{name}/floor"].value, "finetuned": found[name].value}
+    if f"{name}/floor" in measurements:
+        one, floor = measurements[name], measurements[f"{name}/floor"]
+        distances = {"prior": one.prior, "target": floor.value, "finetuned": one.value}
     panels = {}
-    for own, samples in sets.items():
+    for set_name, samples in sets.items():
         reward = float(core.reward_model(samples.to(core.model.device), [""] * len(samples)).mean())
-        distance = f"{short} {distances[own]:.3f}, " if distances else ""
-        heading = "draws of the target itself" if own == "target" else own
-        panels[f"{heading}\n{distance}reward {reward:.3f}"] = arrays[own]
+        distance = f"{short} {distances[set_name]:.3f}, " if distances else ""
+        heading = "draws of the target itself" if set_name == "target" else set_name
+        panels[f"{heading}\n{distance}reward {reward:.3f}"] = arrays[set_name]
     plot_points(panels, density, extent, folder / "samples.png", title)
 
 

@@ -76,11 +76,11 @@ def paired_samples(
 
     Its error is over prompts; where there is one prompt, over that prompt's samples.
     """
-    found = paired(name, per_prompt(finetuned, groups), per_prompt(prior, groups), **rest)
+    measurement = paired(name, per_prompt(finetuned, groups), per_prompt(prior, groups), **rest)
     if len(groups) > 1:
-        return found
+        return measurement
     _, error = mean_and_error((finetuned - prior).double())
-    return replace(found, standard_error=error, degrees=None if error is None else len(finetuned) - 1)
+    return replace(measurement, standard_error=error, degrees=None if error is None else len(finetuned) - 1)
 
 
 def error_over_parts(statistic: Callable[[slice], float], size: int) -> tuple[float | None, float | None]:
@@ -137,10 +137,10 @@ def target_draws(evaluation: Evaluation, count: int = FLOORS) -> Iterator[tuple[
     for number in range(count):
         rng = generator(0, "select", "target", step=number)
         order = torch.from_numpy(rng.permutation(len(points)))
-        own, rest = order[:size], order[size:]
+        drawn, rest = order[:size], order[size:]
         places = (rng.random() + torch.arange(size, dtype=torch.float64)) / size
-        chosen = torch.searchsorted(torch.softmax(tilt[own], 0).cumsum(0), places).clamp(max=size - 1)
-        yield points[own[chosen]], points[rest], torch.softmax(tilt[rest], 0)
+        chosen = torch.searchsorted(torch.softmax(tilt[drawn], 0).cumsum(0), places).clamp(max=size - 1)
+        yield points[drawn[chosen]], points[rest], torch.softmax(tilt[rest], 0)
 
 
 def distance_to_target(
@@ -159,7 +159,7 @@ def distance_to_target(
 
     n = len(finetuned)
     error, degrees = error_over_parts(gain, n)
-    value, before = (distance(own, points, weights) for own in (finetuned, prior))
+    value, before = (distance(samples, points, weights) for samples in (finetuned, prior))
     return [
         Measurement(name, value, before, value - before, error, degrees, n=n, **rest),
         floor(name, (distance(*draw) for draw in target_draws(evaluation)), n=n),
@@ -171,8 +171,8 @@ def floor(name: str, draws: Iterable[float], **rest: object) -> Measurement:
     values = torch.tensor(list(draws), dtype=torch.float64)
     error, degrees = float(values.std()), len(values) - 1
     note = f"mean and deviation of {len(values)} draws"
-    found = {"standard_error": error, "degrees": degrees, "direction": "none", "note": note}
-    return Measurement(f"{name}/floor", float(values.mean()), **found, **rest)
+    fields = {"standard_error": error, "degrees": degrees, "direction": "none", "note": note}
+    return Measurement(f"{name}/floor", float(values.mean()), **fields, **rest)
 
 
 def prior_pairs(evaluation: Evaluation) -> list[tuple[Samples, Samples]]:
@@ -187,7 +187,7 @@ def distance_to_prior(
 
     The reference has noise of its own: on shared noise a hardly changed model would score zero at any n.
     """
-    value, prior = (distance(own, evaluation.reference) for own in (evaluation.finetuned, evaluation.prior))
+    value, prior = (distance(one, evaluation.reference) for one in (evaluation.finetuned, evaluation.prior))
     n = len(evaluation.reference.images)
     return [
         Measurement(name, value, prior, value - prior, n=n, **rest),

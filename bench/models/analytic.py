@@ -5,13 +5,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench.model import Conditioning, DiffusionModel
+from bench.model import Conditioning, DiffusionModel, ModelSpec
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
 
@@ -45,27 +46,29 @@ class AnalyticModel(DiffusionModel):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
-        self.device, self.dtype, self.latent_shape = torch.device(device), dtype, (means.shape[1],)
-        self.means, self.std, self.steps_offset = means.to(self.device, dtype), std, steps_offset
+        shape = (means.shape[1],)
+        self.device, self.dtype, self.means, self.std = torch.device(device), dtype, means.to(device, dtype), std
         self.modes = self.means if len(means) > 1 else None
-        if alphas_cumprod is None:
-            self.output, self.spacing = "flow", "shifted"
-            levels = None
+        levels = None if alphas_cumprod is None else alphas_cumprod.to(dtype)
+        if levels is None:
+            self.spec = ModelSpec(latent_shape=shape, output="flow", spacing="shifted", steps_offset=steps_offset)
         else:
-            levels = self.alphas_cumprod = alphas_cumprod.to(dtype)
-            self.final_alpha = float(levels[0])
+            final = float(levels[0])
+            self.spec = ModelSpec(
+                latent_shape=shape, alphas_cumprod=levels, final_alpha=final, steps_offset=steps_offset
+            )
         self.network_class = network_class
         with seeded(seed, "adapter"):
-            finetuned = network_class(self.latent_shape[0], dtype)
-        self.network = _Denoiser(levels, self.means, std, finetuned).to(self.device)
+            self.finetuned = network_class(shape[0], dtype)
+        self.network = _Denoiser(levels, self.means, std, self.finetuned).to(self.device)
         self._replaced: dict[str, Tensor] = {}
 
     @classmethod
     def create(
         cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
     ) -> "AnalyticModel":
-        """See `DiffusionModel.create`: nothing but the device can be configured."""
-        return cls(device=device, seed=seed)
+        """See `DiffusionModel.create`; nothing but the device can be configured."""
+        return cls(device=device, seed=seed)  # type: ignore[call-arg]  # of the classes below, which have a name
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Zeros [B, 1]."""
@@ -98,7 +101,7 @@ class AnalyticModel(DiffusionModel):
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """The parameters of the finetuned part."""
-        return dict(self.network.finetuned.named_parameters())
+        return dict(self.finetuned.named_parameters())
 
     def save(self, folder: Path) -> None:
         """Write the finetuned part as safetensors."""
@@ -106,32 +109,34 @@ class AnalyticModel(DiffusionModel):
         save_file({name: parameter.detach().cpu() for name, parameter in self.adapters().items()}, folder / FILE)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; raises FileNotFoundError or ValueError."""
-        state, own = load_file(folder / FILE), self.adapters()
-        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in own.items()}:
+        """Read what `save` wrote. Raises FileNotFoundError or ValueError."""
+        state, adapters = load_file(folder / FILE), self.adapters()
+        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in adapters.items()}:
             raise ValueError(f"{folder / FILE} does not fit this model (another number of dimensions?)")
-        for name, parameter in own.items():
+        for name, parameter in adapters.items():
             parameter.data.copy_(state[name])
 
     def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:
-        """A network of the finetuned part's own kind, zero at the start; sizes are ignored."""
+        """A network of the finetuned part's kind, zero at the start. Sizes are ignored."""
         return self.network_class(self.latent_shape[0], self.dtype).to(self.device)
 
     def fingerprint(self) -> str:
-        """Hash of the prior's settings."""
-        levels = None if self.output == "flow" else (self.alphas_cumprod[0].item(), self.alphas_cumprod[-1].item())
-        settings = repr((self.means.tolist(), self.std, levels, self.steps_offset, str(self.dtype)))
+        """A hash of the prior's settings."""
+        schedule = self.spec.alphas_cumprod
+        levels = None if schedule is None else (schedule[0].item(), schedule[-1].item())
+        settings = repr((self.means.tolist(), self.std, levels, self.spec.steps_offset, str(self.dtype)))
         return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
 
 class GaussianModel(AnalyticModel):
-    """A single Gaussian on Stable Diffusion's schedule; the finetuned part is one affine map a time.
+    """One 2-D Gaussian, exact score; the finetuned optimum is known in closed form.
 
-    So every step's mean is any affine function of the latent. Under the reward `r(x) = w·x` the target's transitions
+    The schedule is Stable Diffusion's. The finetuned part is one affine map a time, so that every step's mean can
+    become any affine function of the latent. Under the reward `r(x) = w·x` the target's transitions
     are in that family, and the gradient of their log-flow is a constant vector a step.
     """
 
-    def __init__(self, dim: int = 2, mean: float | Sequence[float] = 0.7, std: float = 0.6, **options: object):
+    def __init__(self, dim: int = 2, mean: float | Sequence[float] = 0.7, std: float = 0.6, **options: Any):
         if dim < 2:
             raise ValueError(f"dim must be at least 2, got {dim}: one dimension cannot tell sums from means")
         means = torch.as_tensor(mean, dtype=torch.float64).expand(1, dim)
@@ -143,19 +148,20 @@ class GaussianModel(AnalyticModel):
 
 
 class GaussianFlowModel(GaussianModel):
-    """The same Gaussian on the rectified-flow path."""
+    """The Gaussian as a rectified flow, exact velocity."""
 
     def _levels(self) -> None:
         return None
 
 
 class RingModel(AnalyticModel):
-    """Eight Gaussians of deviation 0.3 on a circle of radius 3; the finetuned part is a small residual network.
+    """Eight 2-D Gaussians on a circle, exact score; a run takes seconds and the target is known.
 
-    The schedule is DDPM's (linear, 1e-4 to 0.02); 20 steps run from t = 981 to 31.
+    They have deviation 0.3, the circle radius 3; the finetuned part is a small residual network. The schedule is DDPM's
+    (linear, 1e-4 to 0.02); 20 steps run from t = 981 to 31.
     """
 
-    def __init__(self, **options: object):
+    def __init__(self, **options: Any):
         angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
         means = 3 * torch.stack([angles.cos(), angles.sin()], 1)
         super().__init__(means, 0.3, self._levels(), 31, _Residual, **options)
@@ -165,7 +171,7 @@ class RingModel(AnalyticModel):
 
 
 class RingFlowModel(RingModel):
-    """The same ring on the rectified-flow path."""
+    """The ring as a rectified flow, exact velocity."""
 
     def _levels(self) -> None:
         return None
@@ -187,18 +193,16 @@ class _Affine(nn.Module):
 class _Residual(nn.Module):
     """`(z [B, d], t [B]) → [B, d]`: two hidden layers of 64, sinusoidal time features, zero at the start."""
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, dtype: torch.dtype, width: int = 64, frequencies: int = 8):
         super().__init__()
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=dtype))
-        self.layers = nn.Sequential(
-            nn.Linear(dim + 2 * frequencies, width, dtype=dtype),
-            nn.SiLU(),
-            nn.Linear(width, width, dtype=dtype),
-            nn.SiLU(),
-            nn.Linear(width, dim, dtype=dtype),
-        )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        hidden = [nn.Linear(dim + 2 * frequencies, width, dtype=dtype), nn.Linear(width, width, dtype=dtype)]
+        last = nn.Linear(width, dim, dtype=dtype)
+        self.layers = nn.Sequential(hidden[0], nn.SiLU(), hidden[1], nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         phase = (t / TIMES).to(self.frequencies)[:, None] * self.frequencies
@@ -207,6 +211,9 @@ class _Residual(nn.Module):
 
 class _Denoiser(nn.Module):
     """The prior's exact prediction plus the finetuned part; alphas_cumprod: None for a rectified flow."""
+
+    alphas: Tensor | None
+    means: Tensor
 
     def __init__(self, alphas_cumprod: Tensor | None, means: Tensor, std: float, finetuned: nn.Module):
         super().__init__()

@@ -1,50 +1,40 @@
-"""Pretrained image and text towers that several rewards and feature spaces share, differentiable in the image.
+"""Pretrained image and text encoders that several rewards and feature spaces share, differentiable in the image.
 
-Official pipelines resize 8-bit images with PIL; here the same bicubic, antialiased resize runs on float tensors, so
-that gradients flow and nothing is rounded to 8 bits in between.
+Official pipelines resize 8-bit images with PIL. Here torchvision's bicubic, antialiased resize, which is PIL's, runs on
+float tensors, so that gradients flow and nothing is rounded to 8 bits in between.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # the pixel statistics of CLIP, which BLIP and HPS use too
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(images: Tensor, size: list[int]) -> Tensor:
-    """Bicubic and antialiased like PIL's; overshoot is cut off, as 8-bit images cannot hold it."""
-    if list(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    """Images [B, 3, H, W] resized to `size`, of one side for the shorter one; overshoot is cut off, as 8 bits would."""
+    return functional.resize(images, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
 def cover(images: Tensor, side: int) -> Tensor:
     """Images [B, 3, H, W] with the shorter side resized to `side` and the middle square cut out."""
-    height, width = images.shape[-2:]
-    scale = side / min(height, width)
-    resized = resize(images, [int(height * scale), int(width * scale)])
+    resized = resize(images, [side])
+    # transformers rounds the corner down; torchvision's center_crop rounds it to the nearest
     top, left = (resized.shape[-2] - side) // 2, (resized.shape[-1] - side) // 2
-    return resized[..., top : top + side, left : left + side]
+    return functional.crop(resized, top, left, side, side)
 
 
 def contain(images: Tensor, side: int) -> Tensor:
     """Images [B, 3, H, W] with the longer side resized to `side`, padded with black to a square."""
     height, width = images.shape[-2:]
-    scale = side / max(height, width)
+    scale = side / max(height, width)  # open_clip rounds the shorter side; torchvision's max_size rounds it down
     inner = resize(images, [round(height * scale), round(width * scale)])
     left, top = (side - inner.shape[-1]) // 2, (side - inner.shape[-2]) // 2
-    return F.pad(inner, [left, side - inner.shape[-1] - left, top, side - inner.shape[-2] - top])
-
-
-def normalise(images: Tensor, mean: Sequence[float] = OPENAI_MEAN, std: Sequence[float] = OPENAI_STD) -> Tensor:
-    """`(x − mean) / std` by channel."""
-    mean, std = (torch.tensor(list(x), device=images.device).view(3, 1, 1) for x in (mean, std))
-    return (images - mean) / std
+    return functional.pad(inner, [left, top, side - inner.shape[-1] - left, side - inner.shape[-2] - top])
 
 
 class Clip:
@@ -65,8 +55,8 @@ class Clip:
 
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [B, d] of images [B, 3, H, W] in [0, 1]."""
-        pixels = cover(images, self.model.config.vision_config.image_size)
-        return self.model.get_image_features(normalise(pixels, self.mean, self.std)).pooler_output
+        pixels = functional.normalize(cover(images, self.model.config.vision_config.image_size), self.mean, self.std)
+        return self.model.get_image_features(pixels).pooler_output
 
     @torch.no_grad()
     def texts(self, prompts: list[str]) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from bench.errors import BenchError
-from bench.models.layout import AUTOENCODER, FLOW_SCHEDULER, TOKENIZER, as_many, one_of
-from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
+from bench.models.family import Call, Parts
+from bench.models.pipeline import PipelineModel
+from bench.models.rules import AUTOENCODER, FLOW_SCHEDULER, FLOW_SCHEDULERS, TOKENIZER, Configs, equals, one_of
+from bench.models.spec import PipelineSpec
 
 T5_TOKENS = 512
 
@@ -28,17 +29,17 @@ class Flux(PipelineModel):
         "text_encoder_2": ("T5EncoderModel",),
         "tokenizer": TOKENIZER,
         "tokenizer_2": TOKENIZER,
-        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+        "scheduler": FLOW_SCHEDULERS,
     }
     rules = (
         AUTOENCODER
         | FLOW_SCHEDULER
         | {
-            "transformer.in_channels": as_many(
+            "transformer.in_channels": equals(
                 lambda c: 4 * c["vae"]["latent_channels"], "four times the autoencoder's channels"
             ),
-            "transformer.joint_attention_dim": as_many(lambda c: c["text_encoder_2"]["d_model"], "T5's width"),
-            "transformer.pooled_projection_dim": as_many(lambda c: c["text_encoder"]["hidden_size"], "CLIP's width"),
+            "transformer.joint_attention_dim": equals(lambda c: c["text_encoder_2"]["d_model"], "T5's width"),
+            "transformer.pooled_projection_dim": equals(lambda c: c["text_encoder"]["hidden_size"], "CLIP's width"),
             "scheduler.base_shift": one_of(0.5),
             "scheduler.max_shift": one_of(1.15),
             "scheduler.base_image_seq_len": one_of(256),
@@ -47,24 +48,28 @@ class Flux(PipelineModel):
         }
     )
     denoiser = "transformer"
-    output, embedded_guidance = "flow", True
+    embedded_guidance = True
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unused = {"image_encoder": None, "feature_extractor": None}
 
-    def read_configs(self, pipe: FluxPipeline) -> None:
-        """The time grid: dev's shift grows with the number of tokens, schnell's levels are even."""
-        if self.guidance != 1 and not pipe.transformer.config.guidance_embeds:
-            raise BenchError(f"{self.folder} was distilled to no guidance: use sampler.guidance=1.")
-        config = pipe.scheduler.config
-        self.spacing = "flux" if config.use_dynamic_shifting else "shifted"
-        self.shift, self.tokens = config.shift, (side(pipe.vae.config) // 2) ** 2
-
-    @staticmethod
-    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
-        """See `PipelineModel.shapes`; a scalar a row where guidance is an input."""
-        parts = {"text": (T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
-        guidance = {"guidance": ()} if config["guidance_embeds"] else {}
-        return (config["in_channels"] // 4, side(vae), side(vae)), parts | guidance
+    @classmethod
+    def describe(cls, configs: Configs) -> PipelineSpec:
+        """The shift of dev's time grid grows with the number of tokens; schnell's levels are even."""
+        config, scheduler, latent = configs["transformer"], configs["scheduler"], side(configs["vae"])
+        guidance = {"guidance": ()} if config["guidance_embeds"] else {}  # a scalar a row
+        return PipelineSpec(
+            latent_shape=(config["in_channels"] // 4, latent, latent),
+            conditioning={
+                "text": (T5_TOKENS, config["joint_attention_dim"]),
+                "pooled": (config["pooled_projection_dim"],),
+                **guidance,
+            },
+            guided=config["guidance_embeds"],
+            output="flow",
+            spacing="flux" if scheduler["use_dynamic_shifting"] else "shifted",
+            shift=scheduler["shift"],
+            tokens=(latent // 2) ** 2,
+        )
 
     def encode_one(self, prompt: str) -> Parts:
         """T5's text states, CLIP's pooled text, and the guidance."""
@@ -75,12 +80,12 @@ class Flux(PipelineModel):
         return parts
 
     def pipeline_latents(self, z: Tensor) -> Tensor:
-        """See `PipelineModel.pipeline_latents`; packed."""
+        """See `Family.pipeline_latents`; packed."""
         return pack(z)
 
     @staticmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
-        """See `PipelineModel.denoise`."""
+        """See `Family.denoise`."""
         rows, columns = z.shape[2] // 2, z.shape[3] // 2
         ids = torch.zeros(rows, columns, 3, device=z.device, dtype=z.dtype)
         ids[..., 1] += torch.arange(rows, device=z.device)[:, None]
@@ -99,7 +104,7 @@ class Flux(PipelineModel):
 
 
 def side(vae: Mapping[str, Any]) -> int:
-    """Of a latent, from the autoencoder's config: the transformer's own names no size."""
+    """A latent's side, from the autoencoder's config: the transformer's names no size."""
     return vae["sample_size"] // 2 ** (len(vae["block_out_channels"]) - 1)
 
 

@@ -1,16 +1,14 @@
 """FLUX.2 klein."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from diffusers import Flux2KleinPipeline
 from torch import Tensor, nn
 
-from bench.errors import BenchError
+from bench.models.family import Call, Parts
 from bench.models.flux import side
-from bench.models.layout import FLOW_SCHEDULER, QWEN_TOKENIZER, as_many, one_of
-from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
+from bench.models.pipeline import PipelineModel
+from bench.models.rules import FLOW_SCHEDULER, FLOW_SCHEDULERS, QWEN_TOKENIZER, Configs, equals, one_of
+from bench.models.spec import PipelineSpec
 
 TOKENS = 512  # of text: the pipeline's default
 
@@ -28,36 +26,36 @@ class Flux2Klein(PipelineModel):
         "vae": ("AutoencoderKLFlux2",),
         "text_encoder": ("Qwen3ForCausalLM",),
         "tokenizer": QWEN_TOKENIZER,
-        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+        "scheduler": FLOW_SCHEDULERS,
     }
     rules = FLOW_SCHEDULER | {
-        "transformer.in_channels": as_many(
+        "transformer.in_channels": equals(
             lambda c: 4 * c["vae"]["latent_channels"], "four times the autoencoder's channels"
         ),
-        "transformer.joint_attention_dim": as_many(
+        "transformer.joint_attention_dim": equals(
             lambda c: 3 * c["text_encoder"]["hidden_size"], "three times the text encoder's width"
         ),
         "transformer.guidance_embeds": one_of(False),
         "scheduler.time_shift_type": one_of("exponential"),
     }
     denoiser = "transformer"
-    output, spacing = "flow", "flux2"
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         "to_qkv_mlp_proj",
     )
 
-    def read_configs(self, pipe: Flux2KleinPipeline) -> None:
-        """The time grid's number of tokens."""
-        if self.guidance != 1 and pipe.config.get("is_distilled"):
-            raise BenchError(f"{self.folder} was distilled to no guidance: use sampler.guidance=1.")
-        self.tokens = (side(pipe.vae.config) // 2) ** 2
-
-    @staticmethod
-    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
-        """See `PipelineModel.shapes`."""
-        half = side(vae) // 2
-        return (config["in_channels"], half, half), {"text": (TOKENS, config["joint_attention_dim"])}
+    @classmethod
+    def describe(cls, configs: Configs) -> PipelineSpec:
+        """The transformer's latents have half the side of the autoencoder's."""
+        config, half = configs["transformer"], side(configs["vae"]) // 2
+        return PipelineSpec(
+            latent_shape=(config["in_channels"], half, half),
+            conditioning={"text": (TOKENS, config["joint_attention_dim"])},
+            guided=not configs["pipeline"].get("is_distilled"),
+            output="flow",
+            spacing="flux2",
+            tokens=half**2,
+        )
 
     def encode_one(self, prompt: str) -> Parts:
         """Text states."""
@@ -65,7 +63,7 @@ class Flux2Klein(PipelineModel):
 
     @staticmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
-        """See `PipelineModel.denoise`; positions are (0, row, column, 0), and (0, 0, 0, i) of the text."""
+        """See `Family.denoise`; positions are (0, row, column, 0), and (0, 0, 0, i) of the text."""
         picture = torch.zeros(*z.shape[2:], 4, device=z.device, dtype=torch.long)
         picture[..., 1] += torch.arange(z.shape[2], device=z.device)[:, None]
         picture[..., 2] += torch.arange(z.shape[3], device=z.device)
@@ -83,7 +81,7 @@ class Flux2Klein(PipelineModel):
 
     @staticmethod
     def vae_latents(z: Tensor, vae: nn.Module) -> Tensor:
-        """See `PipelineModel.vae_latents`: by the autoencoder's running statistics, and four channels to 2×2 places."""
+        """See `Family.vae_latents`: by the autoencoder's running statistics, and four channels to 2×2 places."""
         std = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
         z = z * std + vae.bn.running_mean.view(1, -1, 1, 1)
         return nn.functional.pixel_shuffle(z, 2)

@@ -6,16 +6,20 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from bench.models.layout import (
+from bench.models.family import Call, Parts
+from bench.models.pipeline import PipelineModel
+from bench.models.rules import (
     AUTOENCODER,
     FLOW_SCHEDULER,
+    FLOW_SCHEDULERS,
     LATENT_CHANNELS,
     SIDE,
     TOKENIZER,
-    as_many,
+    Configs,
+    equals,
     one_of,
 )
-from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
+from bench.models.spec import PipelineSpec
 
 T5_TOKENS = 256  # the pipeline's default
 
@@ -23,9 +27,9 @@ T5_TOKENS = 256  # the pipeline's default
 class StableDiffusion3(PipelineModel):
     """A `StableDiffusion3Pipeline`: a rectified flow by a transformer with joint attention to the text.
 
-    Two CLIP encoders give the pooled text and the first text states, T5 the others; where it was not saved with the
-    pipeline its states are zeros, as in the pipeline's own call. A transformer whose text is no wider than the pooled
-    one was made without T5 and gets none (the pipeline's call then takes `max_sequence_length=0`).
+    Two CLIP encoders give the pooled text and the first text states, T5 the others. Without T5 its states are zeros, as
+    in the pipeline's own call. A transformer whose text is no wider than the pooled one was made without T5 and gets
+    none of its states (the pipeline's call then takes `max_sequence_length=0`).
     """
 
     pipeline_class = StableDiffusion3Pipeline
@@ -38,7 +42,7 @@ class StableDiffusion3(PipelineModel):
         "tokenizer": TOKENIZER,
         "tokenizer_2": TOKENIZER,
         "tokenizer_3": TOKENIZER,
-        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+        "scheduler": FLOW_SCHEDULERS,
     }
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
     rules = (
@@ -47,7 +51,7 @@ class StableDiffusion3(PipelineModel):
         | {
             "transformer.in_channels": LATENT_CHANNELS,
             "transformer.sample_size": SIDE,
-            "transformer.pooled_projection_dim": as_many(
+            "transformer.pooled_projection_dim": equals(
                 lambda c: c["text_encoder"]["projection_dim"] + c["text_encoder_2"]["projection_dim"],
                 "as wide as both pooled texts",
             ),
@@ -55,19 +59,21 @@ class StableDiffusion3(PipelineModel):
         }
     )
     denoiser = "transformer"
-    output, spacing = "flow", "sd3"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unused = {"image_encoder": None, "feature_extractor": None}
 
-    def read_configs(self, pipe: StableDiffusion3Pipeline) -> None:
-        """The shift of the time grid."""
-        self.shift = pipe.scheduler.config.shift
-
-    @staticmethod
-    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
-        """See `PipelineModel.shapes`; CLIP's 77 tokens and T5's."""
+    @classmethod
+    def describe(cls, configs: Configs) -> PipelineSpec:
+        """The text has CLIP's 77 tokens and T5's."""
+        config = configs["transformer"]
         size, width, pooled = config["sample_size"], config["joint_attention_dim"], config["pooled_projection_dim"]
-        return (config["in_channels"], size, size), {"text": (77 + _t5_tokens(config), width), "pooled": (pooled,)}
+        return PipelineSpec(
+            latent_shape=(config["in_channels"], size, size),
+            conditioning={"text": (77 + _t5_tokens(config), width), "pooled": (pooled,)},
+            output="flow",
+            spacing="sd3",
+            shift=configs["scheduler"]["shift"],
+        )
 
     def encode_one(self, prompt: str) -> Parts:
         """Text states and pooled text."""
@@ -78,7 +84,7 @@ class StableDiffusion3(PipelineModel):
 
     @staticmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
-        """See `PipelineModel.denoise`."""
+        """See `Family.denoise`."""
         return call(z, parts["text"], parts["pooled"], t, return_dict=False)[0]
 
 

@@ -1,23 +1,23 @@
 """Stable Diffusion XL."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from bench.model import Conditioning
-from bench.models.layout import TOKENIZER, as_many, one_of
-from bench.models.pipeline import Call, Parts, Shapes
+from bench.models.family import Call, Parts
+from bench.models.rules import TOKENIZER, Configs, equals, one_of
+from bench.models.spec import PipelineSpec
 from bench.models.stable_diffusion import UNET, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
     """A `StableDiffusionXLPipeline`: two text encoders, pooled text and the picture's size beside the text states.
 
-    Sizes are those of a whole picture without a crop, as the pipeline's own call has them by default. The decoder runs
-    in float32, as all families' do, which the original one needs.
+    The sizes are those of a whole picture without a crop, the defaults of the pipeline's own call. The decoder runs in
+    float32, as in all families; the original autoencoder needs it.
     """
 
     pipeline_class = StableDiffusionXLPipeline
@@ -27,23 +27,23 @@ class StableDiffusionXL(StableDiffusion):
     }
     rules = UNET | {
         "unet.addition_embed_type": one_of("text_time"),
-        "unet.cross_attention_dim": as_many(
+        "unet.cross_attention_dim": equals(
             lambda c: c["text_encoder"]["hidden_size"] + c["text_encoder_2"]["hidden_size"],
             "as wide as both text encoders",
         ),
-        "unet.projection_class_embeddings_input_dim": as_many(
+        "unet.projection_class_embeddings_input_dim": equals(
             lambda c: c["text_encoder_2"]["projection_dim"] + 6 * c["unet"]["addition_time_embed_dim"],
             "as wide as the pooled text and six numbers",
         ),
     }
     unused = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
 
-    @staticmethod
-    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
-        """See `PipelineModel.shapes`."""
-        shape, parts = StableDiffusion.shapes(config, vae)
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        return shape, parts | {"pooled": (pooled,), "time_ids": (6,)}
+    @classmethod
+    def describe(cls, configs: Configs) -> PipelineSpec:
+        """See `StableDiffusion.describe`; with pooled text and six sizes."""
+        spec, unet = super().describe(configs), configs["unet"]
+        pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+        return replace(spec, conditioning={**spec.conditioning, "pooled": (pooled,), "time_ids": (6,)})
 
     def encode_one(self, prompt: str) -> Parts:
         """Text states, pooled text, and the sizes (height, width, no crop, height, width)."""
@@ -53,15 +53,15 @@ class StableDiffusionXL(StableDiffusion):
         return {"text": text, "pooled": pooled, "time_ids": sizes}
 
     def unconditional(self) -> Conditioning:
-        """Zeros in the place of the empty prompt's text, where the pipeline's config says so."""
+        """Zeros instead of the empty prompt's text, where the pipeline's config says so."""
         null = super().unconditional()
-        if self.pipeline.config.force_zeros_for_empty_prompt and not self.negative_prompt:
+        if self.pipeline.config.force_zeros_for_empty_prompt and not self.config.negative_prompt:
             zeros = {name: torch.zeros_like(null.parts[name]) for name in ("text", "pooled")}
             null = Conditioning(null.parts | zeros)
         return null
 
     @staticmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
-        """See `PipelineModel.denoise`."""
+        """See `Family.denoise`."""
         added = {"text_embeds": parts["pooled"], "time_ids": parts["time_ids"]}
         return call(z, t, encoder_hidden_states=parts["text"], added_cond_kwargs=added, return_dict=False)[0]

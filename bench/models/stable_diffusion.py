@@ -1,21 +1,21 @@
 """Stable Diffusion 1.x and 2.x, and the embedded prior `emoji`, which has their layout."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from bench.models.layout import (
+from bench.models.family import Call, Parts
+from bench.models.pipeline import PipelineModel
+from bench.models.rules import (
     AUTOENCODER,
     DIFFUSION_SCHEDULERS,
     LATENT_CHANNELS,
     SIZE,
     TOKENIZER,
-    as_many,
+    Configs,
+    equals,
     one_of,
 )
-from bench.models.pipeline import Call, Parts, PipelineModel, Shapes
+from bench.models.spec import PipelineSpec
 
 UNET = AUTOENCODER | {
     "unet.in_channels": LATENT_CHANNELS,  # more: inpainting
@@ -43,7 +43,7 @@ class StableDiffusion(PipelineModel):
     }
     rules = UNET | {
         "unet.addition_embed_type": one_of(None),
-        "unet.cross_attention_dim": as_many(lambda c: c["text_encoder"]["hidden_size"], "the text encoder's width"),
+        "unet.cross_attention_dim": equals(lambda c: c["text_encoder"]["hidden_size"], "the text encoder's width"),
     }
     denoiser = "unet"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
@@ -54,18 +54,19 @@ class StableDiffusion(PipelineModel):
         "image_encoder": None,
     }
 
-    def read_configs(self, pipe: StableDiffusionPipeline) -> None:
-        """Levels as diffusers' DDIM has them, whatever sampler the folder names."""
-        scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-        self.alphas_cumprod, self.final_alpha = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
-        self.steps_offset, self.output = scheduler.config.steps_offset, scheduler.config.prediction_type
-
-    @staticmethod
-    def shapes(config: Mapping[str, Any], vae: Mapping[str, Any]) -> Shapes:
-        """See `PipelineModel.shapes`; the text has CLIP's 77 tokens."""
-        size = config["sample_size"]
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        return (config["in_channels"], *sides), {"text": (77, config["cross_attention_dim"])}
+    @classmethod
+    def describe(cls, configs: Configs) -> PipelineSpec:
+        """Levels as diffusers' DDIM has them, whatever sampler the folder names; the text has CLIP's 77 tokens."""
+        unet, scheduler = configs["unet"], DDIMScheduler.from_config(configs["scheduler"])
+        size = unet["sample_size"]
+        return PipelineSpec(
+            latent_shape=(unet["in_channels"], *((size, size) if isinstance(size, int) else size)),
+            conditioning={"text": (77, unet["cross_attention_dim"])},
+            output=scheduler.config.prediction_type,
+            alphas_cumprod=scheduler.alphas_cumprod,
+            final_alpha=float(scheduler.final_alpha_cumprod),
+            steps_offset=scheduler.config.steps_offset,
+        )
 
     def encode_one(self, prompt: str) -> Parts:
         """Text states."""
@@ -73,5 +74,5 @@ class StableDiffusion(PipelineModel):
 
     @staticmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
-        """See `PipelineModel.denoise`."""
+        """See `Family.denoise`."""
         return call(z, t, encoder_hidden_states=parts["text"], return_dict=False)[0]

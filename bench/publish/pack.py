@@ -62,8 +62,8 @@ def pack_runs(folder: Path, out: Path) -> tuple[int, list[str]]:
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
         if (folder / tuning.FILE).is_file():
             shutil.copy(folder / tuning.FILE, place)
-        if told := list(_private(place)):
-            raise BenchError("\n".join(["nothing is packed, for it would tell of this machine:", *told]))
+        if private := list(_private(place)):
+            raise BenchError("\n".join(["nothing is packed, for it would tell of this machine:", *private]))
         out.parent.mkdir(parents=True, exist_ok=True)
         if suffix:
             shutil.make_archive(str(out).removesuffix(suffix), ARCHIVES[suffix], place)
@@ -74,9 +74,9 @@ def pack_runs(folder: Path, out: Path) -> tuple[int, list[str]]:
 
 def _runs(folder: Path) -> list[Path]:
     """Run folders, not those moved aside, nor a sweep's trials, nor adapters in them."""
-    found = sorted(path.parent for path in folder.rglob("config.yaml"))
-    own = [run for run in found if not (run.parent / "config.yaml").is_file()]  # an adapter carries its run's
-    return [run for run in own if not any(ASIDE.search(part) for part in run.relative_to(folder).parts)]
+    folders = sorted(path.parent for path in folder.rglob("config.yaml"))
+    runs = [run for run in folders if not (run.parent / "config.yaml").is_file()]  # an adapter carries its run's
+    return [run for run in runs if not any(ASIDE.search(part) for part in run.relative_to(folder).parts)]
 
 
 def _private(place: Path) -> Iterator[str]:
@@ -118,7 +118,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
     Raises BenchError with every fault of every run; then nothing is written.
     """
     target, tuned = published / "rows.parquet", published / tuning.FILE
-    known = read_rows(target) if target.is_file() else None
+    published = read_rows(target) if target.is_file() else None
     choices = yaml.safe_load(tuned.read_text(encoding="utf8")) if tuned.is_file() else None
     frames, faults, there = [], [], 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -130,14 +130,14 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
             for run in runs:
                 try:
                     rows = read_rows(sorted(run.glob("rows*.parquet")))
-                    found = _faults(run, rows)
-                    found += [] if known is None or found else _strange(rows, known)
+                    run_faults = _faults(run, rows)
+                    run_faults += [] if published is None or run_faults else _strange(rows, published)
                 except (BenchError, FileNotFoundError, ValueError) as error:
-                    found = [str(error)]
-                faults += [f"{run.name}: {text}" for text in found]
-                if not found and _published(rows, known):
+                    run_faults = [str(error)]
+                faults += [f"{run.name}: {text}" for text in run_faults]
+                if not run_faults and _published(rows, published):
                     there += 1
-                elif not found:
+                elif not run_faults:
                     frames.append(rows)
             new = place / tuning.FILE
             if new.is_file():
@@ -148,7 +148,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
     if faults:
         raise BenchError("\n".join(["nothing is merged:", *faults]))
     if frames:
-        whole = pd.concat([*([] if known is None else [known]), *frames], ignore_index=True)
+        whole = pd.concat([*([] if published is None else [published]), *frames], ignore_index=True)
         whole = whole.drop_duplicates(["run", "metric", "budget"]).sort_values(["run", "budget"], kind="stable")
         published.mkdir(parents=True, exist_ok=True)
         write_rows(target, whole.astype(object).where(whole.notna(), None).to_dict("records"))
@@ -197,9 +197,9 @@ def _faults(run: Path, rows: pd.DataFrame) -> list[str]:
 
 def _settings(text: str) -> tuple[dict[str, Any], str | None]:
     """A row's settings, and its prior's fingerprint."""
-    own = json.loads(text)
-    prior = own.pop(FINGERPRINT, None)
-    return own, prior
+    settings = json.loads(text)
+    prior = settings.pop(FINGERPRINT, None)
+    return settings, prior
 
 
 def _plain(config: RunConfig) -> Any:
@@ -214,13 +214,13 @@ def _is_commit(revision: str) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _strange(rows: pd.DataFrame, known: pd.DataFrame) -> list[str]:
+def _strange(rows: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     """Why a run cannot stand in a table with the published ones."""
     faults = []
-    alike = known[(known[PLACE] == rows[PLACE].iloc[0]).all(axis=1)]
+    alike = published[(published[PLACE] == rows[PLACE].iloc[0]).all(axis=1)]
     if len(alike) and rows["evaluation"].iloc[0] not in set(alike["evaluation"]):
-        own, others = (json.loads(frame["settings"].iloc[0]) for frame in (rows, alike))
-        keys = [key for key in {**own, **others} if key.startswith(MEASURED) and own.get(key) != others.get(key)]
+        mine, others = (json.loads(frame["settings"].iloc[0]) for frame in (rows, alike))
+        keys = [key for key in {**mine, **others} if key.startswith(MEASURED) and mine.get(key) != others.get(key)]
         faults.append(f"it was evaluated on other samples than the published rows ({', '.join(keys) or 'prompts'}).")
     priors = {_settings(text)[1] for text in alike["settings"].unique()}
     if priors and _settings(rows["settings"].iloc[0])[1] not in priors:
@@ -232,18 +232,18 @@ def _strange(rows: pd.DataFrame, known: pd.DataFrame) -> list[str]:
     return faults
 
 
-def _published(rows: pd.DataFrame, known: pd.DataFrame | None) -> bool:
+def _published(rows: pd.DataFrame, published: pd.DataFrame | None) -> bool:
     """Whether the run is there already."""
-    return known is not None and bool((known[SAME] == rows[SAME].iloc[0]).all(axis=1).any())
+    return published is not None and bool((published[SAME] == rows[SAME].iloc[0]).all(axis=1).any())
 
 
-def _joined(known: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+def _joined(published: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     """Choices of both; a method's published choice stays. Raises BenchError where they were made by other rules."""
-    if known is None:
+    if published is None:
         return new
-    if known["tune"] != new["tune"]:
+    if published["tune"] != new["tune"]:
         raise BenchError(f"tuned otherwise than the published rows, by {new['rule']} over {new['tune']['grid']}")
-    have = {tuning.key_of(choice["method"], choice["at"]) for choice in known["choices"]}
+    have = {tuning.key_of(choice["method"], choice["at"]) for choice in published["choices"]}
     added = [choice for choice in new["choices"] if tuning.key_of(choice["method"], choice["at"]) not in have]
-    choices = [*known["choices"], *added]
-    return known | {"cost": tuning.total([choice["cost"] for choice in choices]), "choices": choices}
+    choices = [*published["choices"], *added]
+    return published | {"cost": tuning.total([choice["cost"] for choice in choices]), "choices": choices}

@@ -12,7 +12,7 @@ from rich.table import Table
 from bench import config as configs
 from bench import environment, registry
 from bench.errors import BenchError, did_you_mean
-from bench.renames import current
+from bench.renames import current, renamed
 from bench.reporting.agreement import agreement, sentence
 from bench.reporting.rows import FINGERPRINT, read_rows
 from bench.runs.evaluate import evaluate_stored
@@ -36,8 +36,8 @@ def find_run(path: Path, run: str | None, method: str | None, seed: int | None, 
         frame = frame if value is None else frame[frame[name] == value]
     frame = frame if run is None else frame[frame["run"].str.startswith(run)]
     for key, value in map(configs.parse_assignment, settings):
-        chosen = {text: json.loads(text).get(key) for text in frame["settings"].unique()}
-        frame = frame[frame["settings"].map(chosen).map(lambda own, value=value: own == value)]
+        chosen = {text: renamed(json.loads(text)).get(key) for text in frame["settings"].unique()}
+        frame = frame[frame["settings"].map(chosen).map(lambda setting, value=value: setting == value)]
     runs = list(frame["run"].unique())
     if len(runs) != 1:
         shown = ", ".join(runs[:6]) + (", …" if len(runs) > 6 else "")
@@ -59,7 +59,7 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     Raises BenchError if this version knows it no longer, or would compute another.
     """
     first = rows.iloc[0]
-    settings = json.loads(first["settings"])
+    settings = current(json.loads(first["settings"]))
     settings.pop(FINGERPRINT, None)
     if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
         raise BenchError(f"--set {foreign[0]} would make another run: only {', '.join(EXECUTION)} may change.")
@@ -108,16 +108,16 @@ def verify_adapter(folder: Path, assignments: list[str], console: Console) -> pd
 
 def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool:
     """Print how far each value agrees, and what else was different; whether all agree."""
-    found = agreement(published, again)
+    compared = agreement(published, again)
     table = Table(box=None, pad_edge=False, title=published["run"].iloc[0], title_justify="left")
     for name in ("updates", "metric", "published", "again", "difference", "s.e.", "agrees"):
         table.add_column(name, justify="left" if name in ("metric", "agrees") else "right")
-    for row in found.itertuples():
+    for row in compared.itertuples():
         color = COLORS.get(row.verdict, "red")
         numbers = [_number(value) for value in (row.published, row.again, row.difference, row.errors)]
         table.add_row(str(row.budget), row.metric, *numbers, f"[{color}]{row.verdict}[/]")
     console.print(table)
-    console.print(sentence(found), highlight=False)
+    console.print(sentence(compared), highlight=False)
     first, here = published.iloc[0], environment.describe()
     then = {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
     now = {"revision": here["revision"], "hardware": here["hardware"], **here["packages"]}
@@ -126,7 +126,7 @@ def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool
     different = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] and then[name] != now.get(name)]
     if different:
         console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)
-    return set(found["verdict"]) <= set(COLORS)
+    return set(compared["verdict"]) <= set(COLORS)
 
 
 def _number(value: Any) -> str:

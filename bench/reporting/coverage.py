@@ -18,89 +18,95 @@ Law = tuple[Draw, tuple[float, float]]  # with its mean and interquartile mean
 
 PAGE = """# What tables say, and how sure it is
 
-**Intervals.** Square brackets hold 95 % intervals. Over seeds they stand around the mean, by Student's t; in a column
-where every row has at least {many} values, around the interquartile mean (the mean of the middle half), by a
-percentile bootstrap over seeds. Every seed has training noise and, unless `evaluation.seed` is set, evaluation noise
-of its own, so the interval holds both; where all seeds share one draw of it, the note below the table says that the
-interval is of training alone. n is the number of runs; figures show every run as a dot.
+**Intervals.** Square brackets are 95 % intervals over seeds. They are intervals of the mean, by Student's t. In a
+column where every row has at least {many} values they are intervals of the interquartile mean (the mean of the middle
+half), by a percentile bootstrap over seeds. Every seed has its own training noise and, unless `evaluation.seed` is set,
+its own evaluation noise, so the interval covers both. If all seeds share one draw of the evaluation noise, the note
+below the table says that the interval covers training alone. n is the number of runs; figures show every run as a dot.
 
-**One seed.** The interval is that of the one evaluation: over prompts, over the noise where prompts are given
-(`reward/train`), or over the samples of a single prompt, by Student's t for as many. It knows nothing of other seeds.
-A metric without an error of its own (`fid_prior`, `kid_prior`) has none.
+**One seed.** The interval is that of its single evaluation, by Student's t: over prompts, over the noise where prompts
+are fixed (`reward/train`), or over the samples of a single prompt. It says nothing about other seeds. A metric without
+a standard error of its own (`fid_prior`, `kid_prior`) has no interval.
 
-**Differences to the prior** stand in round brackets. Within a seed all methods and the prior share the evaluation's
-noise, so differences are taken within seeds and then summarised. **The best** of a column, of the rows with the most
-seeds, is in bold or has a star; ≈ marks what is not told apart from it: the interval of the difference to the best,
-within seeds, holds zero. A row of as many seeds without a mark is worse than the best at 95 %, one comparison at a
-time: among twenty rows, one is expected to lose its mark by chance. Where no error is known nothing is marked. **A
-floor** is a mean over draws: three of every evaluation, over seeds those of all.
+**Differences to the prior** are in round brackets. Within a seed all methods and the prior share the evaluation's
+noise, so differences are taken within seeds and then summarised.
+
+**The best** value of a column, among the rows with the most seeds, is bold or has a star. ≈ marks values that do not
+differ significantly from it: the 95 % interval of the difference to the best, within seeds, contains zero. A row with
+as many seeds and no mark is worse than the best at 95 %, one comparison at a time: among twenty rows, one is expected
+to lose its mark by chance. If no error is known, nothing is marked.
+
+**A floor** is a mean over draws: three per evaluation, and over seeds those of all.
 
 **At an equal gain or cost** (`--at-reward-gain`, `--at-updates`, `--at-reward-calls`, `--at-network-rows`,
-`--at-seconds`) every run is read off where it reaches the value for the first time, linearly between its evaluations
-(`evaluation.at`); it begins as the prior at no cost. Intervals are over the runs that got there, and how many did not
-is said. Interpolation over a wide gap between evaluations is a guess: a run that jumps past the gain in its first
-evaluation is drawn as if it had gone there in a straight line.
+`--at-seconds`) every run is read off where it first reaches the value, by linear interpolation between its evaluations
+(`evaluation.at`); it starts as the prior at no cost. Intervals are over the runs that got there, and the table says how
+many did not. Interpolation over a wide gap between evaluations is a guess: a run that passes the gain before its first
+evaluation is treated as if it had gone there in a straight line.
 
-**Over settings**, a gain is divided by the best method's mean gain in the setting. The probability that a run of one
-method gains more than one of another counts pairs of runs, settings equally, ties half; its interval is Newcombe's
-(2006, method 5), as a bootstrap has no width where one always wins. Performance profiles show the share of runs that
-reach a level, settings equally.
+**Over settings**, each gain is divided by the best method's mean gain in that setting. The probability that a run of
+one method gains more than a run of another counts pairs of runs, with equal weight for each setting and ties as half.
+Its interval is Newcombe's (2006, method 5), because a bootstrap has no width where one method always wins. Performance
+profiles show the share of runs that reach a level, with equal weight for each setting.
 
-The table at the end of a single run prints ± one standard error, and colours a difference whose 95 % interval leaves
-out zero.
+The table at the end of a single run prints ± one standard error, and colours a difference whose 95 % interval excludes
+zero.
 
-## How often an interval holds
+## How often an interval contains the truth
 
-Share of {draws:,} simulated tables in which the 95 % interval holds the truth. *Skewed* is an exponential law; *ring*
-draws seeds from the ten that were published, of every method, so its truth is theirs.
+Share of {draws:,} simulated tables in which the 95 % interval contains the truth. *Skewed* is an exponential
+distribution; *ring* resamples the ten published seeds of every method, so their distribution is the truth.
 
 {coverage}
 
-So intervals are honest where values scatter evenly, and too short by up to a tenth of cases where the law is skewed,
-as that of `path_kl` is for methods that diverge. A bootstrap over ten seeds is a little too short for any law.
+So the intervals are accurate for symmetric values. For skewed distributions, such as that of `path_kl` for methods that
+diverge, they are too short and contain the truth in up to a tenth fewer tables. A bootstrap over ten seeds gives
+intervals that are slightly too short for any distribution.
 
 ## How often it names a winner where there is none
 
-Two methods of one law, in {draws:,} tables: the share in which the second is told apart from the first (5 % is
-right).
+Share of {draws:,} tables in which two methods with the same distribution differ significantly (5 % is right).
 
 {ties}
 
 ## The probability of improvement
 
-Share of tables in which the interval holds the true probability (normal values; the first method is ahead by so many
-standard deviations), for one setting and for four.
+Share of tables in which the interval contains the true probability, for one setting and for four. Values are normal;
+the first method's mean is higher by so many standard deviations.
 
 {better}
 
 ## How often a null effect is coloured
 
-Differences of mean zero over a few prompts, {draws:,} tables; in brackets, what two standard errors would have
-coloured.
+Differences of mean zero over a few prompts, {draws:,} tables. In brackets: a difference would be coloured beyond two
+standard errors.
 
 {colours}
 """
 
 
 def held(law: Law, count: int, rng: np.random.Generator, draws: int) -> float:
-    """Share of tables over `count` seeds whose interval holds the truth: the law's mean or interquartile mean."""
+    """Share of tables over `count` seeds whose interval contains the truth: the law's (interquartile) mean."""
     draw, truth = law
     ends = over_seeds(list(draw(rng, (draws, count))), count >= MANY)
     return float(np.mean((ends[:, 1] <= truth[count >= MANY]) & (truth[count >= MANY] <= ends[:, 2])))
 
 
-def told_apart(law: Law, count: int, rng: np.random.Generator, draws: int) -> float:
-    """Share of tables in which two methods of one law are not a tie."""
+def differ(law: Law, count: int, rng: np.random.Generator, draws: int) -> float:
+    """Share of tables in which two methods with the same distribution differ significantly."""
     one, other = law[0](rng, (2, draws, count))
     ends = over_seeds(list(one - other), count >= MANY)
     return float(np.mean((ends[:, 1] > 0) | (ends[:, 2] < 0)))
 
 
-def improvement_held(ahead: float, count: int, settings: int, rng: np.random.Generator, draws: int = 300) -> float:
-    """Share of intervals of the probability of improvement that hold it, for normal values `ahead` by deviations."""
-    truth = scipy.stats.norm.cdf(ahead / 2**0.5)
+def improvement_held(shift: float, count: int, settings: int, rng: np.random.Generator, draws: int = 300) -> float:
+    """Share of intervals of the probability of improvement that contain it.
+
+    Values are normal, and the means of the two methods differ by `shift` standard deviations.
+    """
+    truth = scipy.stats.norm.cdf(shift / 2**0.5)
     values = rng.standard_normal((draws, settings, 2, count))
-    values[:, :, 0] += ahead
+    values[:, :, 0] += shift
     ends = [improvement([(x, y) for x, y in tasks])[1:] for tasks in values]
     return float(np.mean([low <= truth <= high for low, high in ends]))
 
@@ -115,7 +121,7 @@ def coloured(draw: Draw, count: int, rng: np.random.Generator) -> str:
 
 
 def page() -> str:
-    """The whole page; equal on every machine."""
+    """The whole page, from the published rows; equal on every machine."""
     rng = np.random.default_rng(0)
     even, skewed = (_normal, (0.0, 0.0)), (_skewed, (0.0, _middle(_skewed(rng, (1, 400_000))[0])))
     laws: dict[str, list[Law]] = {"normal": [even], "skewed": [skewed]}
@@ -129,11 +135,11 @@ def page() -> str:
     coverage, ties = [["values", *kinds]], [["values", *seeds]]
     for name, methods in laws.items():
         draws = DRAWS // min(len(methods), 10)
-        for table, share in ((coverage, held), (ties, told_apart)):
+        for table, share in ((coverage, held), (ties, differ)):
             table.append([name, *(f"{np.mean([share(law, n, rng, draws) for law in methods]):.0%}" for n in COUNTS)])
-    better = [["ahead by", *(f"{name}, {k} setting{'s' * (k > 1)}" for k in (1, 4) for name in seeds)]]
-    for ahead in (0.0, 1.0, 3.0):
-        better.append([f"{ahead:g}", *(f"{improvement_held(ahead, n, k, rng):.0%}" for k in (1, 4) for n in COUNTS)])
+    better = [["higher by", *(f"{name}, {k} setting{'s' * (k > 1)}" for k in (1, 4) for name in seeds)]]
+    for shift in (0.0, 1.0, 3.0):
+        better.append([f"{shift:g}", *(f"{improvement_held(shift, n, k, rng):.0%}" for k in (1, 4) for n in COUNTS)])
     prompts = (4, 6, 12, 24)
     colours = [["values", *(f"{n} prompts" for n in prompts)]]
     colours += [[name, *(coloured(laws[name][0][0], n, rng) for n in prompts)] for name in ("normal", "skewed")]

@@ -25,7 +25,7 @@ from bench.reporting.table import number
 FAMILIES = {  # what a method learns from; one of another package is among the others
     "reward gradient": "refl draft draft_1 draft_full draft_lv alignprop leap_align",
     "policy gradient": "ddpo grpo dpok flow_grpo flow_grpo_cps dance_grpo mix_grpo grpo_guard flow_dppo",
-    "gradient matching": "nabla_gfn nabla_gfn_noflow nabla_gfn_published nabla_gfn_adjoint nabla_gfn_shared nabla_db "
+    "gradient matching": "nabla_gfn nabla_gfn_noflow nabla_gfn_published nabla_gfn_adjoint nabla_db "
     "adjoint_matching vgg_flow vgg_flow_pruned",
     "balance": "rtb rtb_softmax tmpo db res_db dag_kl",
     "regression on samples": "nft awm rvm ram tilt_matching online_dpo",
@@ -59,8 +59,8 @@ def family(name: str) -> str:
 
 
 def _families(order: Sequence[str]) -> dict[str, list[str]]:
-    found = {kind: [name for name in order if family(name) == kind] for kind in (*FAMILIES, "others")}
-    return {kind: names for kind, names in found.items() if names}
+    members = {kind: [name for name in order if family(name) == kind] for kind in (*FAMILIES, "others")}
+    return {kind: names for kind, names in members.items() if names}
 
 
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
@@ -69,8 +69,8 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     rows: those of the table that have a value. The dashed line is the prior, the dotted one the
     sampling floor. Sorted as the table, by the first metric.
     """
-    found, before, least = summary(rows), priors(rows), floors(rows)
-    order = ranked(rows, found, metrics)
+    table, before, least = summary(rows), priors(rows), floors(rows)
+    order = ranked(rows, table, metrics)
     place = {name: i for i, name in enumerate(reversed(order))}
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     size = 0.6 + 0.07 * max(map(len, order)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order)
@@ -78,9 +78,9 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     note = note.partition(" Round brackets")[0]
     with _figure(path, size, title, note) as figure:
         for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
-            own = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
-            cells = found.xs(metric, level="metric").loc[own["row"].unique()]
-            ax.scatter(own["value"], own["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
+            drawn = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
+            cells = table.xs(metric, level="metric").loc[drawn["row"].unique()]
+            ax.scatter(drawn["value"], drawn["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
             alone = cells["value_low"].notna()  # else the difference's interval, around the value
             low = (cells["value"] - cells["value_low"]).where(alone, cells["difference"] - cells["difference_low"])
             high = (cells["value_high"] - cells["value"]).where(alone, cells["difference_high"] - cells["difference"])
@@ -88,7 +88,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             height = [place[name] for name in cells.index]
             bar = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
             ax.errorbar(cells["value"], height, xerr=reach, **bar)
-            _scale(ax, own, metric)
+            _scale(ax, drawn, metric)
             _references(ax, metric, before, least, "x")
             for name, value in cells["value"][~cells["value"].between(*ax.get_xlim())].items():  # off the scale
                 side, x = ("left", 0.03) if value < ax.get_xlim()[0] else ("right", 0.97)
@@ -220,9 +220,10 @@ def plot_steps(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str 
 
     rows: those of the table that have a value, with `path_kl_steps/NN` among their metrics.
     """
-    found = summary(rows)["value"].unstack("metric").filter(like="path_kl_steps/").sort_index(axis=1)
-    lines = {name: values.to_numpy() for name, values in found.reindex(order).dropna(how="all").iterrows()}
-    families, steps, palette = _families(list(lines)), np.arange(1, found.shape[1] + 1), sns.color_palette("colorblind")
+    steps_of = summary(rows)["value"].unstack("metric").filter(like="path_kl_steps/").sort_index(axis=1)
+    lines = {name: values.to_numpy() for name, values in steps_of.reindex(order).dropna(how="all").iterrows()}
+    families, palette = _families(list(lines)), sns.color_palette("colorblind")
+    steps = np.arange(1, steps_of.shape[1] + 1)
     size, note = (3.3 * len(families) + 0.4, 3.9), "from noise (step 1) to the sample; means over seeds as in the table"
     with _figure(path, size, title, note) as figure:
         grid = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
@@ -244,21 +245,21 @@ def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: st
     rows: those of the table that have a value, with `reward_prompts/SPLIT/PROMPT` among their metrics. The first `most`
     prompts of a split are drawn. Colours are cut at the 98th percentile.
     """
-    found = summary(rows)["difference"].unstack("metric").filter(like="reward_prompts/")
-    found = found.reindex(order).dropna(how="all")
-    names = list(dict.fromkeys(rows.loc[rows["metric"].isin(found.columns), "metric"]))
+    gains = summary(rows)["difference"].unstack("metric").filter(like="reward_prompts/")
+    gains = gains.reindex(order).dropna(how="all")
+    names = list(dict.fromkeys(rows.loc[rows["metric"].isin(gains.columns), "metric"]))
     splits = {split: [name for name in names if name.split("/")[1] == split][:most] for split in ("train", "heldout")}
-    splits = {split: own for split, own in splits.items() if own}
-    widths = [len(own) for own in splits.values()]
-    reach = float(np.nanpercentile(found.abs().to_numpy(), 98)) or 1.0
-    size = 0.36 * sum(widths) + 0.07 * max(map(len, found.index)) + 2.2, 0.26 * len(found) + 3.0
+    splits = {split: columns for split, columns in splits.items() if columns}
+    widths = [len(columns) for columns in splits.values()]
+    reach = float(np.nanpercentile(gains.abs().to_numpy(), 98)) or 1.0
+    size = 0.36 * sum(widths) + 0.07 * max(map(len, gains.index)) + 2.2, 0.26 * len(gains) + 3.0
     with _figure(path, size, title, "paired difference to the prior, means over seeds as in the table") as figure:
         grid = figure.subplots(1, len(splits), sharey=True, squeeze=False, width_ratios=widths)[0]
-        for ax, (split, own) in zip(grid, splits.items(), strict=True):
+        for ax, (split, columns) in zip(grid, splits.items(), strict=True):
             look = {"cmap": "vlag", "vmin": -reach, "vmax": reach, "cbar": ax is grid[-1], "linewidths": 0.5}
-            sns.heatmap(found[own], ax=ax, cbar_kws={"label": "reward gain", "extend": "both"}, **look)
-            prompts = [textwrap.shorten(name.split("/", 2)[2], 32, placeholder=" …") for name in own]
-            ax.set_xticks(np.arange(len(own)) + 0.5, prompts, rotation=60, ha="right", fontsize=8, parse_math=False)
+            sns.heatmap(gains[columns], ax=ax, cbar_kws={"label": "reward gain", "extend": "both"}, **look)
+            prompts = [textwrap.shorten(name.split("/", 2)[2], 32, placeholder=" …") for name in columns]
+            ax.set_xticks(np.arange(len(columns)) + 0.5, prompts, rotation=60, ha="right", fontsize=8, parse_math=False)
             ax.set(xlabel="", ylabel="", title=f"{'held-out' if split == 'heldout' else 'training'} prompts")
             ax.tick_params(axis="y", rotation=0)
 
@@ -307,8 +308,8 @@ def plot_sheet(shots: Mapping[str, Sequence[tuple[str, Path]]], path: Path, titl
 def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Row → its evaluations that all its seeds had: `budget`, the costs' means, `value`, `low`, `high`."""
     robust = bool(is_robust(rows[rows["metric"] == metric]).get(metric, False))
-    own = rows[(rows["metric"] == metric) & rows["value"].notna() & (rows["method"] != "prior")]
-    for name, line in own.groupby("row", sort=False):
+    evaluations = rows[(rows["metric"] == metric) & rows["value"].notna() & (rows["method"] != "prior")]
+    for name, line in evaluations.groupby("row", sort=False):
         groups = line.groupby("budget")
         table = groups[list(COSTS)].mean()
         table[["value", "low", "high"]] = over_seeds([group.to_numpy() for _, group in groups["value"]], robust)
@@ -352,11 +353,11 @@ def scale_of(rows: pd.DataFrame, metric: str) -> tuple[bool, tuple[float, float]
     Logarithmic where the values are positive and span more than two decades. Cut to values within `OFF` quartile ranges
     of how runs end, or of all evaluations, where a diverged run would squeeze all others into a line.
     """
-    own = rows[(rows["metric"] == metric) & (rows["updates"] > 0) & rows["value"].notna()]
-    own = own if len(own) else rows[rows["metric"] == metric]  # nothing was trained
-    log = bool(own["value"].min() > 0 and math.log10(own["value"].max() / own["value"].min()) > 2)
-    values = np.log10(own["value"]) if log else own["value"]
-    last = own["updates"] == own.groupby(["row", "seed"])["updates"].transform("max")
+    drawn = rows[(rows["metric"] == metric) & (rows["updates"] > 0) & rows["value"].notna()]
+    drawn = drawn if len(drawn) else rows[rows["metric"] == metric]  # nothing was trained
+    log = bool(drawn["value"].min() > 0 and math.log10(drawn["value"].max() / drawn["value"].min()) > 2)
+    values = np.log10(drawn["value"]) if log else drawn["value"]
+    last = drawn["updates"] == drawn.groupby(["row", "seed"])["updates"].transform("max")
     reaches = []
     for group in (values[last], values):  # runs may end close together and far from their start
         first, third = group.quantile([0.25, 0.75])

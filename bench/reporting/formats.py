@@ -1,7 +1,5 @@
 """A board as Markdown, CSV, LaTeX (booktabs), or in a terminal."""
 
-import csv
-import io
 from collections.abc import Sequence
 
 import pandas as pd
@@ -96,15 +94,15 @@ def _tex(text: str) -> str:
 
 def to_csv(boards: Sequence[Board]) -> str:
     """A line for every cell of every table, numbers in full."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "row", "metric", *Cell._fields, "n"])
-    for board in boards:
-        for line in board.lines:
-            for metric, cell in zip(board.columns, line.cells, strict=True):
-                numbers = ["" if pd.isna(x) else repr(float(x)) for x in cell[:6]]
-                writer.writerow([board.title, line.name, metric, *numbers, *cell[6:], line.n])
-    return out.getvalue()
+    rows = [
+        (board.title, line.name, metric, *cell, line.n)
+        for board in boards
+        for line in board.lines
+        for metric, cell in zip(board.columns, line.cells, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["table", "row", "metric", *Cell._fields, "n"])
+    numbers = list(Cell._fields[:6])
+    return table.astype(dict.fromkeys(numbers, float)).to_csv(index=False, lineterminator="\n")
 
 
 def terminal(board: Board, width: int) -> Group:

@@ -131,9 +131,8 @@ def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str
     height = max(480, 60 + 20 * len(names) + 36 * len(set(map(family, names))))  # room for the legend
     figure.update_layout(template="plotly_white", margin={"l": 60, "r": 10, "t": 10, "b": 50}, height=height)
     figure.update_layout(axes[first])
-    return Plot(
-        title, figure, {view: [{"visible": [own_view == view for own_view in shown]}, axes[view]] for view in views}
-    )
+    updates = {view: [{"visible": [name == view for name in shown]}, axes[view]] for view in views}
+    return Plot(title, figure, updates)
 
 
 def _samples(section: Section) -> dict[tuple[str, str], list[Shot]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.renames import renamed
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, over_seeds, student
 
@@ -48,7 +49,8 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         frame = frame[~random]
     if frame.empty:
         raise ValueError(" ".join(["there are no rows to compare.", *left_out]))
-    frame, messages = _once(frame)
+    texts = {text: json.dumps(renamed(json.loads(text)), sort_keys=True) for text in frame["settings"].unique()}
+    frame, messages = _once(frame.assign(settings=frame["settings"].map(texts)))
     return frame, left_out + messages
 
 

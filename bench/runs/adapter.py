@@ -9,7 +9,8 @@ from huggingface_hub import ModelCardData
 from bench import registry
 from bench.errors import BenchError
 from bench.hub import reachable
-from bench.models import catalogue, emoji
+from bench.models import catalogue
+from bench.models.cards import CARDS
 from bench.models.pipeline import PipelineModel
 from bench.reporting.table import run_markdown
 from bench.sampling.noise import key
@@ -31,10 +32,10 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
     config = read(folder / "config.yaml")
     if not registry.load("methods", config.method.name).needs.training:
         raise BenchError(f"{folder} holds a run of {config.method.name!r}, which trains nothing: it has no adapter.")
-    found = folder if (folder / "README.md").is_file() else folder / adapter_name(config)
-    if not (found / "README.md").is_file():
+    adapter = folder if (folder / "README.md").is_file() else folder / adapter_name(config)
+    if not (adapter / "README.md").is_file():
         raise BenchError(f"{folder} has no adapter with a model card: finish the run with the command that began it.")
-    return config, found
+    return config, adapter
 
 
 def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], prompt: str) -> None:
@@ -45,11 +46,11 @@ def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: lis
     folder = run / adapter_name(config)
     for name in ("config.yaml", "samples.png"):
         shutil.copy(run / name, folder / name)
-    base = catalogue.need(config.model.name)
+    base, card = catalogue.repository(config.model.name), CARDS.get(config.model.name)
     data = ModelCardData(
         base_model=base.name if base else None,
-        license_name=catalogue.LICENCES.get(config.model.name),
-        license="other" if config.model.name in catalogue.LICENCES else "unknown",
+        license_name=card.licence if card else None,
+        license="other" if card else "unknown",
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["lora", "nabla-bench", config.method.name],
@@ -59,8 +60,8 @@ def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: lis
 
 def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], prompt: str) -> str:
     sampler, seed = config.evaluation_sampler(), config.evaluation.seed
-    base = catalogue.need(config.model.name)
-    licence = catalogue.LICENCES.get(config.model.name, "that of the base model, which is not known here")
+    base, card = catalogue.repository(config.model.name), CARDS.get(config.model.name)
+    licence = card.licence if card else "that of the base model, which is not known here"
     facts = {
         "base": f"`{base.name if base else config.model.name}` ({model.pipeline_class.__name__})",
         "licence of the base": licence,
@@ -88,28 +89,27 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
 
 def _spacing(config: RunConfig, model: PipelineModel) -> str:
     spacing = config.evaluation_sampler().spacing
-    return model.spacing if spacing == "auto" else spacing
+    return model.spec.spacing if spacing == "auto" else spacing
 
 
 def _exact(config: RunConfig, model: PipelineModel) -> bool:
     """Whether diffusers' DDIM, fed our noise, takes the steps of the run's evaluation."""
     sampler = config.evaluation_sampler()
-    own = model.output != "flow" and sampler.rule == "ddim" and sampler.final_alpha is None
-    return own and _spacing(config, model) in ("leading", "trailing")
+    ddim = model.output != "flow" and sampler.rule == "ddim" and sampler.final_alpha is None
+    return ddim and _spacing(config, model) in ("leading", "trailing")
 
 
 def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> str:
     """Python that draws the first sample of a prompt with plain diffusers, run in the folder of the adapter."""
     sampler, kind, name = config.evaluation_sampler(), model.pipeline_class.__name__, config.model.name
     base, options, imports = f'"{catalogue.locate(name)}"', "", ["import numpy as np", "import torch"]
-    if need := catalogue.need(name):
-        base = f'"{need.name}"'
-    elif name in catalogue.EMBEDDED:
-        flow = catalogue.EMBEDDED[name] == emoji.FLOW
-        base, options = ("emoji.FLOW", ", **emoji.shared(emoji.FLOW)") if flow else ("emoji.WEIGHTS", "")
-        imports.append("from bench.models import emoji")
+    if repository := catalogue.repository(name):
+        base = f'"{repository.name}"'
+    elif name in CARDS:
+        base, options = "card.folder", ", **card.components()"
+        imports += ["from bench.models.cards import CARDS", f'card = CARDS["{name}"]']
     weights = 'pipe.load_lora_weights(".")'
-    if model.finetune == "full":
+    if config.model.finetune == "full":
         part = f"pipe.{model.denoiser}"
         weights = f'{part} = type({part}).from_pretrained("{model.denoiser}")'
     lines = [
@@ -142,18 +142,18 @@ def push(folder: Path, name: str, public: bool) -> str:
 
     Raises BenchError where the hub cannot be reached or refuses.
     """
-    _, found = trained(folder)
+    _, adapter = trained(folder)
     if name.count("/") != 1:
         raise BenchError(f"{name!r} is no hub id: give organisation/name, for example me/sd15-hps-nabla.")
     if not reachable():
         raise BenchError(
-            f"the hub cannot be reached, so {found} was not uploaded; where there is a network, repeat this."
+            f"the hub cannot be reached, so {adapter} was not uploaded; where there is a network, repeat this."
         )
     from huggingface_hub import HfApi
 
     try:
         address = HfApi().create_repo(name, private=not public, exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=found, commit_message="Adapter from nabla-bench")
+        HfApi().upload_folder(repo_id=name, folder_path=adapter, commit_message="Adapter from nabla-bench")
     except Exception as error:  # no token, no right, no space: the hub's sentence says it best
-        raise BenchError(f"uploading {found} to {name!r} failed: {error} (hf auth login gives access)") from error
+        raise BenchError(f"uploading {adapter} to {name!r} failed: {error} (hf auth login gives access)") from error
     return str(address)

@@ -1,4 +1,4 @@
-"""From a configuration to the objects that a run computes with: core, evaluation's core, method."""
+"""From a configuration to the objects of a run: the core, the evaluation's core, the method."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from bench.settings import RunConfig
 
 
 def use_threads(config: RunConfig) -> None:
-    """Set the configured number of CPU threads; a network on points gains nothing by a second one."""
+    """Set the configured number of CPU threads; a network on points gains nothing from a second one."""
     points = registry.load("rewards", config.reward.name).inputs == "points"
     if count := config.train.threads or (1 if points else None):
         torch.set_num_threads(count)
@@ -27,7 +27,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     use_precision(config.model, device)
     config = with_batches(config, device, processes.count())
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
-    kernel = make_kernel(model, config.sampler)
+    kernel = make_kernel(model.spec, config.sampler)
     if registry.load("methods", config.method.name).needs.density:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
@@ -49,7 +49,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
 def evaluation_core(core: Core, config: RunConfig) -> Core:
     """The same model, reward and copies with the evaluation's own sampler and guidance."""
     sampler = config.evaluation_sampler()
-    return replace(core, model=core.model.with_guidance(sampler.guidance), kernel=make_kernel(core.model, sampler))
+    return replace(core, model=core.model.with_guidance(sampler.guidance), kernel=make_kernel(core.model.spec, sampler))
 
 
 def build_method(config: RunConfig) -> Method:

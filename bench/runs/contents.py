@@ -14,14 +14,14 @@ from bench.settings import RunConfig
 def contents(config: RunConfig, prompts: PromptSet) -> dict[str, str]:
     """Digest by dotted setting; runs of equal configuration and equal contents are the same run.
 
-    A file of the hub's cache is known by the name of its blob, the hash of its contents; any other is read, once.
+    The digest of a file in the hub's cache is the name of its blob, a hash of its contents. Others are read, once.
     """
-    found = {"prompts.name": prompts.digest}
+    digests = {"prompts.name": prompts.digest}
     if folder := catalogue.locate(config.model.name, config.model.t5):
-        found["model.name"] = _digest(folder)
+        digests["model.name"] = _digest(folder)
     for section in ("method", "reward"):
-        found |= {f"{section}.{key}": _digest(path) for key, path in _paths(getattr(config, section))}
-    return found
+        digests |= {f"{section}.{key}": _digest(path) for key, path in _paths(getattr(config, section))}
+    return digests
 
 
 def _paths(options: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
@@ -40,10 +40,9 @@ def _digest(path: Path) -> str:
     for name, file in names.items():
         real = file.resolve()
         if real.is_file():
-            known = (
-                real.name if real.parent.name == "blobs" else _hash(real, real.stat().st_mtime_ns, real.stat().st_size)
-            )
-            total.update(f"{name}={known};".encode())
+            stat, blob = real.stat(), real.parent.name == "blobs"
+            digest = real.name if blob else _hash(real, stat.st_mtime_ns, stat.st_size)
+            total.update(f"{name}={digest};".encode())
     return total.hexdigest()
 
 

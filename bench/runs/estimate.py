@@ -1,20 +1,25 @@
 """How much memory a run will need, from shapes alone: nothing is loaded, networks are built without storage."""
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench import registry
-from bench.models import catalogue, emoji, layout
-from bench.models.architectures import ARCHITECTURES, build
+from bench.models import catalogue
+from bench.models.architecture import build
+from bench.models.card import ModelCard
+from bench.models.cards import CARDS
+from bench.models.checks import quiet_libraries
+from bench.models.family import Blueprint
+from bench.models.folder import read
+from bench.models.lora import add_lora
 from bench.models.pipeline import TEXT_ENCODERS, PipelineModel
 from bench.models.precision import network_dtype
 from bench.runs.requirements import requirements
@@ -30,54 +35,58 @@ ADAM = 4  # a trained float32 number is kept four times: itself, its gradient, t
 def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | None:
     """Bytes by purpose while training; None where the architecture is not known or does not matter (analytic models).
 
-    weights: of the model and its text encoders, the rewards and the feature spaces, these as large as their files.
-    trained: adapters with gradient, optimiser and copies. round: the trajectories held. backward: what one
-    micro-batch keeps for its backward pass through one call of the denoiser and, for methods that ask for the reward's
-    gradient, as many rows of the decoder as are differentiated at a time. The method's own networks, the reward
-    network's activations and scratch space come on top.
+    weights: of the model and its text encoders, of the rewards and the feature spaces; the last two as large as their
+    files. trained: adapters with gradient, optimiser and copies. round: the trajectories of a round.
+    backward: what one micro-batch saves for its backward pass through one call of the denoiser. For methods that ask
+    for the reward's gradient, the decoder's saved tensors for the rows that are differentiated at a time are added.
+    The method's own networks, the reward network's activations and scratch space come on top.
     """
-    layout.quiet_libraries()
-    built = networks(config)
-    if built is None:
+    quiet_libraries()
+    pipeline = blueprint(config)
+    if pipeline is None:
         return None
-    kind, parts = built
-    network, vae = parts[kind.denoiser], parts["vae"]
-    weights = sum(_numbers(part) * (FLOAT if part is vae else dtype.itemsize) for part in parts.values())
-    network.requires_grad_(config.model.finetune == "full")
+    family, spec, vae = pipeline.family, pipeline.spec, pipeline.networks["vae"]
+    weights = sum(_numbers(part) * (FLOAT if part is vae else dtype.itemsize) for part in pipeline.networks.values())
+    pipeline.network.requires_grad_(config.model.finetune == "full")
     if config.model.finetune == "lora":
-        network.add_adapter(LoraConfig(r=config.model.lora_rank, target_modules=list(kind.lora_targets)))
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    dtype = torch.float32 if config.model.finetune == "full" else dtype
-    network.to(dtype)
-    shape, texts = kind.shapes(network.config, vae.config)
-    with torch.device("meta"):
-        z, t = torch.empty(1, *shape), torch.empty(1)
-        conditioning = {name: torch.empty(1, *text, dtype=dtype) for name, text in texts.items()}
-        denoise = _saved(network, lambda: kind.denoise(network, z.to(dtype), t, conditioning))
-        decoded = kind.decoder_rows(z, vae)
-        decode = _saved(vae, lambda: vae.decode(kind.vae_latents(z, vae).requires_grad_()).sample)
+        add_lora(pipeline.network, config.model.lora, family.lora_targets)
+    trained = sum(p.numel() for p in pipeline.network.parameters() if p.requires_grad)
+    denoise, decode = _saved_by_row(pipeline, torch.float32 if config.model.finetune == "full" else dtype)
     method = registry.load("methods", config.method.name)
     needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
     copies = len(method(options).copies().keys() | ({"ema"} if config.train.ema else set()))
     train = config.train
-    rows = train.micro_batch * kind.rows(config.loss_guidance())
+    rows = train.micro_batch * family.rows(config.loss_guidance())
+    decoded = family.decoder_rows(torch.empty(1, *spec.latent_shape, device="meta"), vae)
     images = 1 if config.model.checkpointing else min(train.micro_batch, decoded)
-    latent = math.prod(shape) * FLOAT
-    kept = 1 + len(needs.record & {"model_output", "prior_output"})
-    others = requirements(config)[bool(catalogue.need(config.model.name)) :]  # the model's weights come first
+    latent = math.prod(spec.latent_shape) * FLOAT
+    recorded = 1 + len(needs.record & {"model_output", "prior_output"})
+    others = requirements(config)[bool(catalogue.repository(config.model.name)) :]  # the model's weights come first
     return {
-        "weights": weights + sum(need.size for need in others),
+        "weights": weights + sum(files.size for files in others),
         "trained": trained * (ADAM + copies) * FLOAT,
-        "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * kept,
+        "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * recorded,
         "backward": rows * denoise + images * decode * needs.reward_gradient,
     }
 
 
-def with_batches(config: RunConfig, device: torch.device, processes: int = 1) -> RunConfig:
-    """The configuration with the batches chosen that it leaves open.
+def _saved_by_row(pipeline: Blueprint, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that autograd saves for one row of the denoiser, whose precision is `dtype`, and of the decoder."""
+    family, spec, network, vae = pipeline.family, pipeline.spec, pipeline.network, pipeline.networks["vae"]
+    network.to(dtype)
+    with torch.device("meta"):
+        z, t = torch.empty(1, *spec.latent_shape), torch.empty(1)
+        conditioning = {name: torch.empty(1, *shape, dtype=dtype) for name, shape in spec.conditioning.items()}
+        denoise = _saved(network, lambda: family.denoise(network, z.to(dtype), t, conditioning))
+        decode = _saved(vae, lambda: vae.decode(family.vae_latents(z, vae).requires_grad_()).sample)
+    return denoise, decode
 
-    The largest power of two whose estimate takes at most `SHARE` of the device's memory, never above `LARGEST`, and no
-    more than leaves a part of a round and of an update to every process.
+
+def with_batches(config: RunConfig, device: torch.device, processes: int = 1) -> RunConfig:
+    """The configuration with a choice for the batch sizes that it leaves open.
+
+    That is the largest power of two whose estimate takes at most `SHARE` of the device's memory, at most `LARGEST`, and
+    small enough that every process gets a part of a round and of an update.
     """
     train = config.train
     if train.micro_batch and train.sample_batch:
@@ -96,35 +105,52 @@ def _with_batches(config: RunConfig, micro: int, sample: int | None = None) -> R
 
 
 def _fitting(config: RunConfig, device: torch.device) -> int:
-    dtype, known = network_dtype(config.model, device), memory.available(device)
+    dtype, free_and_total = network_dtype(config.model, device), memory.available(device)
     rows = LARGEST
-    while known and rows > 1:
+    while free_and_total and rows > 1:
         estimate = estimate_memory(_with_batches(config, rows), dtype)
-        if estimate is None or sum(estimate.values()) <= SHARE * known[1]:
+        if estimate is None or sum(estimate.values()) <= SHARE * free_and_total[1]:
             break
         rows //= 2
     return rows
 
 
-def networks(config: RunConfig) -> tuple[type[PipelineModel], dict[str, Any]] | None:
-    """Family, and its networks by their names, without storage: from the folder's configs or what is known here."""
+def blueprint(config: RunConfig) -> Blueprint | None:
+    """The model without its weights, from its folder's configurations or from its card; None of an analytic model.
+
+    None too for a hub id whose configurations are not here yet.
+    """
     name, t5 = config.model.name, config.model.t5
-    kind = catalogue.known_family(name, t5)
-    if kind is None or not issubclass(kind, PipelineModel):
+    family = catalogue.model_class(name, t5)
+    if family is None or not issubclass(family, PipelineModel):
         return None
-    wanted = [kind.denoiser, "vae", *(part for part in TEXT_ENCODERS if t5 or part not in kind.optional)]
+    parts = [family.denoiser, "vae", *(part for part in TEXT_ENCODERS if t5 or part not in family.optional)]
+    described = _of_folder(name, t5, parts) if catalogue.is_here(name, t5) else _of_card(CARDS[name], parts)
     with torch.device("meta"):
-        if catalogue.is_here(name, t5):
-            folder = catalogue.locate(name, t5)
-            index = json.loads((folder / "model_index.json").read_text(encoding="utf8"))
-            found = {}
-            for part in wanted:
-                own = [place / part / "config.json" for place in (folder, emoji.WEIGHTS)[: 1 + (folder == emoji.FLOW)]]
-                if file := next(filter(Path.is_file, own), None):
-                    found[part] = build(index[part][1], json.loads(file.read_text(encoding="utf8")))
-            return kind, found
-        known = ARCHITECTURES[name]
-        return kind, {part: known.build(part, "full") for part in wanted if part in known.networks}
+        networks = {part: build(*described[part]) for part in parts if part in described}
+    scheduler, options = described["scheduler"]
+    configs = {part: networks[part].config for part in (family.denoiser, "vae")}
+    configs["scheduler"] = getattr(diffusers, scheduler).from_config(options).config
+    return Blueprint(family, networks, family.describe({"pipeline": {}, **configs}))
+
+
+def _of_folder(name: str, t5: bool, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Class and configuration by part, from files; parts that the folder lacks are its card's lender's."""
+    folder, lender = catalogue.locate(name, t5), CARDS[name].lender if name in CARDS else None
+    index, described = read(folder / "model_index.json"), {}
+    for part in (*parts, "scheduler"):
+        file = "scheduler_config.json" if part == "scheduler" else "config.json"
+        places = [place / part / file for place in (folder, lender) if place]
+        if path := next(filter(Path.is_file, places), None):
+            described[part] = (index[part][1], read(path))
+    return described
+
+
+def _of_card(card: ModelCard, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    networks = {part: card.architecture.networks[part] for part in parts if part in card.architecture.networks}
+    return {part: (network.kind, network.full) for part, network in networks.items()} | {
+        "scheduler": card.architecture.scheduler
+    }
 
 
 def _numbers(network: nn.Module) -> int:
@@ -132,24 +158,24 @@ def _numbers(network: nn.Module) -> int:
 
 
 def _saved(network: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of a forward pass, parameters apart."""
-    own = {p.untyped_storage()._cdata for p in network.parameters()}
-    seen: dict[int, tuple[int, Any]] = {}
+    """Bytes that autograd saves of a forward pass, without the parameters."""
+    parameters = {p.untyped_storage()._cdata for p in network.parameters()}
+    storages: dict[int, tuple[int, Any]] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            seen[storage._cdata] = storage.nbytes(), storage  # the storage too, so that its number is not used again
+        if storage._cdata not in parameters:
+            storages[storage._cdata] = storage.nbytes(), storage  # the storage too: its number must not be used again
         return tensor
 
-    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         output = forward()
     del output
-    return sum(size for size, _ in seen.values())
+    return sum(size for size, _ in storages.values())
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention that keeps inputs and output, as the fused kernels do; without storage torch takes the plain one."""
+    """Attention that saves inputs and output, as the fused kernels do. Without storage torch takes the plain one."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

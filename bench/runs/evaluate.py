@@ -1,4 +1,4 @@
-"""A finished run's adapter, evaluated again."""
+"""Evaluate the adapter of a finished run again."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from bench.errors import BenchError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
-from bench.hub import own_cache
+from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
-from bench.runs.out_of_memory import explained
+from bench.runs.out_of_memory import explain_out_of_memory
 from bench.runs.rows import prior_settings, provenance, row
 from bench.runs.run import evaluate
 from bench.runtime import memory
@@ -34,9 +34,9 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
     Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
     it is computed.
     """
-    if foreign := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
+    if others := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
         raise BenchError(
-            f"--set {foreign[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
+            f"--set {others[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
             f"{', '.join(EXECUTION)}."
         )
     core, evaluation, measurements, rows = evaluate_stored(folder, assignments, console)
@@ -65,22 +65,22 @@ def evaluate_stored(
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     use_threads(config)
     trained = registry.load("methods", config.method.name).needs.training
-    with explained(config, folder):
+    with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
             if trained:
                 _load_trained(core, config, folder)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), build_method(config))
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     updates, counts = config.train.updates if trained else 0, core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
-    rows = [row(config, prompts, counts, info, found, updates) for found in noted]
+    rows = [row(config, prompts, counts, info, measurement, updates) for measurement in noted]
     return core, evaluation, measurements, rows
 
 
 def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Give the core the adapter, the copies and the counts of the finished run in `folder`; a packed one has no counts.
+    """Load the adapter, the copies and the counts of the finished run in `folder`; a packed run has no counts.
 
     Raises BenchError for another run.
     """
@@ -92,14 +92,12 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     try:
         core.model.load(folder / "adapter")
-        core.copies |= {
-            name: {key: value.to(core.model.device) for key, value in stored.items()}
-            for name, stored in state["copies"].items()
-        }
+        for name, stored in state["copies"].items():
+            core.copies[name] = {key: value.to(core.model.device) for key, value in stored.items()}
         if not packed:
             core.meter.restore(state["meter"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
-        kept = ", ".join(["policy", *core.copies])
-        raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} keeps {kept}.")
+        available = ", ".join(["policy", *core.copies])
+        raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} has {available}.")

@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, what the run in it began with, where a new one takes up an earlier one."""
+"""A run's folder: who may write to it, what its run began with, and which earlier run a new one continues."""
 
 import contextlib
 import itertools
@@ -17,31 +17,32 @@ from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows
 from bench.runs.contents import contents
 from bench.runtime import processes
-from bench.runtime.files import LOCK, leftovers, owned, write_atomic
+from bench.runtime.files import LOCK, leftovers, locked, write_atomic
 from bench.settings import RunConfig
 from bench.training import checkpoint
 
 CONTENTS = "contents.json"
 
 
-def claim(folder: Path, config: RunConfig, console: Console, force: bool, held: contextlib.ExitStack) -> bool:
-    """Claim the folder; True if the run is already finished there. held: keeps it until the run ends.
+def take_folder(folder: Path, config: RunConfig, console: Console, force: bool, locks: contextlib.ExitStack) -> bool:
+    """Lock the folder and prepare it for this run; True if the run is already finished there.
 
-    An interrupted run goes on with this configuration's settings of `EXECUTION`. A folder with another
-    configuration's run, or one begun with other contents behind the same names, is refused; with `force` it is
-    moved aside, not deleted. Raises BenchError also if another process owns the folder.
+    locks: holds the lock until the run ends. An interrupted run goes on with this configuration's settings of
+    `EXECUTION`. A folder with the run of another configuration, or with one begun with other contents behind the same
+    names, is refused; with `force` it is moved aside, not deleted. Raises BenchError also if another process holds the
+    lock.
     """
-    stored, main = folder / "config.yaml", processes.is_main()  # of several processes, it owns the folder
-    written = set(folder.iterdir()) if folder.is_dir() else set()
-    begun = {folder / LOCK, folder / CONTENTS, *leftovers(folder)}  # before the configuration
-    if written - begun and not stored.is_file():
+    stored, main = folder / "config.yaml", processes.is_main()  # of several processes the main one holds the lock
+    present = set(folder.iterdir()) if folder.is_dir() else set()
+    before_config = {folder / LOCK, folder / CONTENTS, *leftovers(folder)}  # what a run writes before config.yaml
+    if present - before_config and not stored.is_file():
         raise BenchError(f"{folder} is not empty and holds no run: choose another --out.")
     if main:
-        held.enter_context(owned(folder))
+        locks.enter_context(locked(folder))
     if stored.is_file():
         try:
             earlier = configs.read(stored)
-        except (BenchError, KeyError, TypeError):  # written by another version or with a plugin that is gone
+        except (BenchError, KeyError, TypeError):  # of another version, or with a plugin that is not installed
             earlier = None
         if earlier and earlier.hash() == config.hash() and not force:
             require_contents(folder, config)
@@ -57,7 +58,7 @@ def claim(folder: Path, config: RunConfig, console: Console, force: bool, held: 
         names = (folder.with_name(f"{folder.name}.old{i}") for i in itertools.count(1))
         aside = next(path for path in names if not path.exists())
         folder.rename(aside)
-        held.enter_context(owned(folder))
+        locks.enter_context(locked(folder))
         console.print(f"Moved the earlier run to {aside}.")
     if main:
         _store(folder, config)
@@ -94,11 +95,11 @@ def _extend(folder: Path, config: RunConfig, console: Console) -> None:
 
 
 def _go_on(folder: Path, config: RunConfig, earlier: RunConfig, console: Console) -> None:
-    """Replace the stored configuration by this one, which differs in nothing but `EXECUTION`, and say in what."""
+    """Store this configuration, which differs from the earlier one in settings of `EXECUTION` alone; say in which."""
     before = earlier.execution()
     if changes := {key: new for key, new in config.execution().items() if new != before[key]}:
-        told = ", ".join(f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items())
-        console.print(f"The run goes on with {told}: equal to rounding.", soft_wrap=True)
+        text = ", ".join(f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items())
+        console.print(f"The run goes on with {text}: results agree to rounding.", soft_wrap=True)
         _store(folder, config)
 
 
@@ -128,19 +129,19 @@ def require_contents(folder: Path, config: RunConfig) -> None:
 
 
 def changed_contents(folder: Path, config: RunConfig) -> list[str]:
-    """Settings whose names stand for other contents than when the run in the folder began; none where it says none."""
+    """Settings whose names stand for other contents than when the run in the folder began."""
     try:
-        known = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
+        before = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
         now = contents(config, load_prompts(config.prompts.name, config.prompts.limit))
-        return [key for key, digest in now.items() if known.get(key, digest) != digest]
-    except FileNotFoundError:  # begun by an earlier version
+        return [key for key, digest in now.items() if before.get(key, digest) != digest]
+    except FileNotFoundError:  # of an earlier version, which stored none
         return []
     except (ValueError, AttributeError) as error:
         raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
 
 
 class traceback_log:
-    """Write the traceback of an error into the run's folder, where whoever looks for the cause finds it."""
+    """Write the traceback of an error in the block to the run's folder."""
 
     def __init__(self, folder: Path):
         rank = os.environ.get("RANK", "0")

@@ -1,4 +1,4 @@
-"""What to do when memory ran out, said with everything that the decision needs."""
+"""The advice when memory ran out: where, with which sizes, and what to lower."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from pathlib import Path
 from bench.errors import OutOfMemoryError
 from bench.models.catalogue import is_analytic
 from bench.models.precision import network_dtype
-from bench.runs.estimate import estimate_memory, networks, with_batches
+from bench.runs.estimate import blueprint, estimate_memory, with_batches
 from bench.runtime import memory, processes
 from bench.settings import RunConfig
 from bench.training import checkpoint
 
-GRADIENT = {"losses", "backward"}  # phases that keep something for a backward pass
+GRADIENT = {"losses", "backward"}  # phases that hold tensors for a backward pass
 BY_MICRO_BATCH, BY_SAMPLE_BATCH = GRADIENT | {"reward", "features"}, {"rollout", "decode"}
 
 
 @contextmanager
-def explained(config: RunConfig, folder: Path) -> Iterator[None]:
-    """Add to an OutOfMemoryError of the block where, with which sizes, and the setting to lower.
+def explain_out_of_memory(config: RunConfig, folder: Path) -> Iterator[None]:
+    """Add to an OutOfMemoryError in the block where it happened, the sizes, and the setting to lower.
 
     config: of the run in `folder`.
     """
@@ -32,18 +32,18 @@ def explained(config: RunConfig, folder: Path) -> Iterator[None]:
 
 
 def remedies(phases: tuple[str, ...], config: RunConfig) -> list[str]:
-    """Assignments for `--set` that lower what these phases hold and leave the run what it is, the first one first."""
+    """Assignments for `--set` that save memory in these phases and leave the run the same, the best one first."""
     at, model = set(phases), config.model
     name = "micro_batch" if at & BY_MICRO_BATCH else "sample_batch" if at & BY_SAMPLE_BATCH else None
     rows = getattr(config.train, name) if name else 1
-    found = [f"train.{name}={rows // 2}"] if rows > 1 else []
+    assignments = [f"train.{name}={rows // 2}"] if rows > 1 else []
     if is_analytic(model.name):
-        return found
+        return assignments
     if at & GRADIENT and not model.checkpointing:
-        found.append("model.checkpointing=true")
-    if "decode" in at and rows > 1 and not model.vae_slicing:  # of one image there is nothing to slice
-        found.append("model.vae_slicing=true")
-    return found
+        assignments.append("model.checkpointing=true")
+    if "decode" in at and rows > 1 and not model.vae_slicing:  # a single image cannot be sliced
+        assignments.append("model.vae_slicing=true")
+    return assignments
 
 
 def _explanation(error: OutOfMemoryError, config: RunConfig, folder: Path) -> str:
@@ -64,19 +64,19 @@ def _explanation(error: OutOfMemoryError, config: RunConfig, folder: Path) -> st
 
 
 def _facts(config: RunConfig) -> Iterator[str]:
-    """What was in use, what was expected, and what the device has."""
+    """The settings in use, the estimate, and the device's free memory."""
     train, model, device = config.train, config.model, processes.state().device
     yield f"train.micro_batch = {train.micro_batch}, train.sample_batch = {train.sample_batch}"
     if not is_analytic(model.name):
         for name in ("checkpointing", "vae_slicing"):
             yield f"model.{name} = {str(getattr(model, name)).lower()}"
-    with contextlib.suppress(Exception):  # these only inform: their faults must not hide the error
-        if built := networks(config):
-            kind, parts = built
-            yield f"latents {'×'.join(map(str, kind.shapes(parts[kind.denoiser].config, parts['vae'].config)[0]))}"
+    with contextlib.suppress(Exception):  # an error in these extra facts must not hide the real one
+        if pipeline := blueprint(config):
+            yield f"latents {'×'.join(map(str, pipeline.spec.latent_shape))}"
         if estimate := estimate_memory(config, network_dtype(model, device)):
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
             yield f"estimated {sum(estimate.values()) / 2**30:.1f} GiB ({parts})"
     with contextlib.suppress(Exception):
-        if known := memory.available(device):
-            yield f"{known[0] / 2**30:.1f} of {known[1] / 2**30:.1f} GiB free on {device}"
+        if sizes := memory.available(device):
+            free, total = sizes
+            yield f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free on {device}"

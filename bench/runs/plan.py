@@ -1,4 +1,4 @@
-"""What a run will take, before it is paid for: `bench run --dry-run` and the sizes that `bench fetch` says first."""
+"""What a run will take, before it starts: `bench run --dry-run`, and the sizes that `bench fetch` prints first."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from rich.table import Table
 
 from bench import registry
 from bench.config import beta_origin
-from bench.hub import Need, size_text
-from bench.models.catalogue import known_family
+from bench.hub import Requirement, size_text
+from bench.models.catalogue import model_class
 from bench.models.precision import network_dtype
 from bench.prompts import HUB, load_prompts
 from bench.runs.estimate import estimate_memory, with_batches
@@ -35,7 +35,7 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
     if not config.model.t5:
         console.print(
             "model.t5 = false: the T5 encoder is neither fetched nor loaded, and its text states are zeros. CLIP alone "
-            "reads a prompt, 77 tokens of it: long prompts and written words suffer, and rows are of another prior.",
+            "reads a prompt, 77 tokens of it: long prompts and written words suffer. It is another prior.",
             soft_wrap=True,
         )
     console.print(f"folder: {folder}", highlight=False)
@@ -44,14 +44,14 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
 
 
 def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
-    """What a run will spend, from its configuration alone: samples, and rows through the denoiser outside losses."""
+    """What a run will compute, from its configuration alone: samples, and rows through the denoiser outside losses."""
     train, evaluation = config.train, config.evaluation
     needs = registry.load("methods", config.method.name).needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
     rounds = -(-train.updates // train.updates_per_round)
-    family = known_family(config.model.name, config.model.t5)
-    rows, rows_seen = (
-        sampler.steps * (family.rows(sampler.guidance) if family else 2)  # of another class one hears when it is here
+    model = model_class(config.model.name, config.model.t5)
+    rows, evaluation_rows = (
+        sampler.steps * (model.rows(sampler.guidance) if model else 2)  # the class is not known before it is here
         for sampler in (config.sampler, config.evaluation_sampler())
     )
     absent = (need := HUB.get(config.prompts.name)) and need.missing()
@@ -74,11 +74,11 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
         f"{evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
-        "denoiser rows of evaluation": samples * rows_seen * (3 + 2 * len(config.evaluated_at())),
+        "denoiser rows of evaluation": samples * evaluation_rows * (3 + 2 * len(config.evaluated_at())),
     }
 
 
-def show_requirements(needs: Sequence[Need], console: Console) -> None:
+def show_requirements(needs: Sequence[Requirement], console: Console) -> None:
     """Print what a setting needs from elsewhere, its size, and whether it is here."""
     table = Table(box=None, pad_edge=False)
     for heading in ("from", "size", "state"):

@@ -1,4 +1,4 @@
-"""What can be checked before a model loads, and fetched. Imports little, so that a mistake is told at once."""
+"""What can be checked and fetched before a model loads. Imports little, so that a mistake is reported at once."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def check(config: RunConfig) -> None:
     method = registry.load("methods", config.method.name)
     reward = registry.load("rewards", config.reward.name)
     if method.needs.reward_gradient and not reward.differentiable:
-        able = [name for name, own in _working("methods") if own.needs.training and not own.needs.reward_gradient]
+        able = [name for name, kind in _working("methods") if kind.needs.training and not kind.needs.reward_gradient]
         raise BenchError(
             f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
             f"use a differentiable reward, or one of the methods {', '.join(able)}."
@@ -42,10 +42,10 @@ def check(config: RunConfig) -> None:
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
     built = method(method.Config(**config.method.model_dump(exclude={"name"})))
-    known = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
-    if config.evaluation.weights not in known:
+    weights = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
+    if config.evaluation.weights not in weights:
         raise BenchError(
-            f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(known)}; train.ema=0.9 "
+            f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(weights)}; train.ema=0.9 "
             "keeps an 'ema' of any method's adapters."
         )
     if config.loss_guidance() != config.sampler.guidance:
@@ -74,10 +74,10 @@ def check(config: RunConfig) -> None:
     requirements(config)  # loads every reward, metric and feature space that is named
     kind = "points" if is_analytic(config.model.name) else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
-        if (wanted := registry.load("rewards", name).inputs) != kind:
-            fit = [other for other, own in _working("rewards") if own.inputs == kind]
+        if (inputs := registry.load("rewards", name).inputs) != kind:
+            fit = [other for other, plugin in _working("rewards") if plugin.inputs == kind]
             raise BenchError(
-                f"reward {name!r} scores {wanted}, and model {config.model.name!r} makes {kind}: use a reward of "
+                f"reward {name!r} scores {inputs}, and model {config.model.name!r} makes {kind}: use a reward of "
                 f"{kind} ({', '.join(fit)}), or another --model."
             )
     if (config.evaluation.features == "points") != (kind == "points"):
@@ -102,7 +102,7 @@ def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
 
 
 def _working(kind: str) -> Iterator[tuple[str, type]]:
-    """Names and classes of the plugins that import: a broken one is no way out."""
+    """Names and classes of the plugins that import: a broken one is no advice."""
     for name in registry.plugins(kind):
         with contextlib.suppress(BenchError):
             yield name, registry.load(kind, name)

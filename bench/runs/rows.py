@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from bench.hub import is_random
 from bench.metric import Measurement
 from bench.model import DiffusionModel
 from bench.models.catalogue import is_analytic
+from bench.options import leaves
 from bench.prompts import PromptSet
 from bench.reporting.rows import FINGERPRINT
 from bench.runs.requirements import requirements
@@ -18,7 +18,7 @@ from bench.settings import EXECUTION, RunConfig
 
 
 def run_name(config: RunConfig) -> str:
-    """`<method>-seed<n>-<hash>`: names a run and its default folder."""
+    """`<method>-seed<n>-<hash>`: the name of a run and of its default folder."""
     return f"{config.method.name}-seed{config.seed}-{config.hash()[:8]}"
 
 
@@ -29,67 +29,60 @@ def default_folder(config: RunConfig) -> Path:
 
 
 def comparable_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that make a table's row, by dotted key: of runs that agree in them only the seed may differ.
+    """The settings that make a table's row, by dotted key; runs that agree in them differ in the seed alone.
 
-    Apart from the seed it leaves out the suite's name, how work is cut, and what else was measured and when.
+    They leave out the seed, the suite's name, how work is cut, and what else was measured and when.
     """
-    apart = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *EXECUTION}
-
-    def leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return {key: value for key, value in leaves(config.model_dump(mode="json"), "") if key not in apart}
+    left_out = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *EXECUTION}
+    tree = config.model_dump(mode="json")
+    return {key: value for key, value in leaves(tree) if key not in left_out and value != {}}
 
 
 def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
     """Hash of what an evaluation samples; rows of different hashes are never compared."""
-    own = config.evaluation.model_dump(exclude={"metrics", "rewards", "at", "weights", "sampler"})
-    parts = [own, config.evaluation_sampler().model_dump(), prompts.digest]
+    evaluation = config.evaluation.model_dump(exclude={"metrics", "rewards", "at", "weights", "sampler"})
+    parts = [evaluation, config.evaluation_sampler().model_dump(), prompts.digest]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def label(config: RunConfig) -> str:
-    """The row's method: its name and, in brackets, what else tells it from rows of the same evaluation.
+    """The row's method: its name and, in brackets, what else distinguishes it from rows of the same evaluation.
 
-    That is the copy of the adapters that was evaluated, the training's sampler and guidance where the evaluation
-    has others, and the losses' guidance where the training's rollouts have another.
-    A baseline without training has neither.
+    That is the copy of the adapters that was evaluated, the training's sampler and guidance where those of the
+    evaluation differ, and the losses' guidance where that of the training's rollouts differs. A baseline without
+    training has none of them.
     """
     if not registry.load("methods", config.method.name).needs.training:
         return config.method.name
-    own = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
+    details = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
     sampler, other = config.sampler, config.evaluation_sampler()
     if sampler.guidance != other.guidance:
-        own.append(f"trained with guidance {sampler.guidance:g}")
+        details.append(f"trained with guidance {sampler.guidance:g}")
     if config.loss_guidance() != sampler.guidance:
-        own.append(f"losses with guidance {config.loss_guidance():g}")
+        details.append(f"losses with guidance {config.loss_guidance():g}")
     if sampler.model_copy(update={"guidance": other.guidance}) != other:
-        own.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
-    return f"{config.method.name} ({', '.join(own)})" if own else config.method.name
+        details.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
+    return f"{config.method.name} ({', '.join(details)})" if details else config.method.name
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
-    """Where a run's rows come from, as far as that is known before the model loads."""
+    """Where a run's rows come from: what is known before the model loads."""
     return environment.describe() | {"random_weights": is_random(requirements(config))}
 
 
 def prior_settings(config: RunConfig, model: DiffusionModel) -> dict[str, str]:
-    """What a row's settings say of its prior: a fingerprint where there are weights, nothing of one that is code."""
+    """What a row's settings say of its prior: the fingerprint of its weights; nothing for an analytic model."""
     return {} if is_analytic(config.model.name) else {FINGERPRINT: model.fingerprint()[:12]}
 
 
 def row(
-    config: RunConfig, prompts: PromptSet, counts: dict, info: dict[str, Any], found: Measurement, updates: int
+    config: RunConfig, prompts: PromptSet, counts: dict, info: dict[str, Any], measurement: Measurement, updates: int
 ) -> dict[str, Any]:
     """One row of `bench.reporting.rows`, measured after `updates`.
 
     counts: `Meter.total()`; info: `provenance`, and `prior_settings` under "prior".
     """
-    base = found.name.partition("/")[0]
+    base = measurement.name.partition("/")[0]
     return {
         "run": run_name(config),
         "config_hash": config.hash(),
@@ -103,18 +96,18 @@ def row(
         "seed": config.seed,
         "budget": updates,
         "budget_unit": "updates",
-        "metric": found.name,
+        "metric": measurement.name,
         "metric_version": registry.load("metrics", base).version if base in registry.plugins("metrics") else 1,
-        "value": found.value,
-        "prior": found.prior,
-        "difference": found.difference,
-        "standard_error": found.standard_error,
-        "degrees": found.degrees,
-        "n": found.n,
-        "direction": found.direction,
-        "unit": found.unit,
-        "note": found.note,
-        "status": "random weights" if info["random_weights"] else "ok" if found.value is not None else "refused",
+        "value": measurement.value,
+        "prior": measurement.prior,
+        "difference": measurement.difference,
+        "standard_error": measurement.standard_error,
+        "degrees": measurement.degrees,
+        "n": measurement.n,
+        "direction": measurement.direction,
+        "unit": measurement.unit,
+        "note": measurement.note,
+        "status": "random weights" if info["random_weights"] else "ok" if measurement.value is not None else "refused",
         "revision": info["revision"],
         "dirty": info["dirty"],
         "packages": json.dumps(info["packages"]),

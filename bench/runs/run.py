@@ -17,9 +17,9 @@ from bench.core import Core
 from bench.errors import NonFiniteError
 from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.image_folder import EACH, keep
+from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
-from bench.hub import own_cache
+from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
 from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
@@ -27,18 +27,19 @@ from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
 from bench.runs.adapter import adapter_name, finish_adapter
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
-from bench.runs.folder import claim, traceback_log
-from bench.runs.log import UpdateLog, open_trackers, read_log, training_progress
-from bench.runs.out_of_memory import explained
+from bench.runs.folder import take_folder, traceback_log
+from bench.runs.log import UpdateLog, read_log, training_progress
+from bench.runs.out_of_memory import explain_out_of_memory
 from bench.runs.preflight import preflight
 from bench.runs.rows import prior_settings, provenance, row
+from bench.runs.trackers import open_trackers
 from bench.runtime import memory, processes
-from bench.runtime.files import stored_in, write_atomic
+from bench.runtime.files import naming_disk_errors, write_atomic
 from bench.sampling.kernel import Kernel
 from bench.settings import RunConfig
 from bench.training.trainer import Record, Trainer
 
-ONE_STEP = 0.9  # a share of all weights; Stable Diffusion 1.5's own grid of 20 steps has 0.73
+ONE_STEP = 0.9  # a share of all weights; the default grid of Stable Diffusion 1.5 with 20 steps has 0.73
 log = logging.getLogger(__name__)
 
 
@@ -56,24 +57,24 @@ class Run:
     console: Console
     trackers: Sequence[str] = ()
 
-    def go(self, force: bool, held: contextlib.ExitStack) -> bool:
-        """Claim the folder, and train and evaluate what is not done; False if the run is finished there already.
+    def go(self, force: bool, locks: contextlib.ExitStack) -> bool:
+        """Train and evaluate what is not done yet; False if the run is already finished in the folder.
 
-        After a `preflight`, so that an impossible run leaves no folder.
+        locks: holds the folder's lock. Call `preflight` first, so that an impossible run leaves no folder.
         """
-        with stored_in(self.folder):
+        with naming_disk_errors(self.folder):
             with processes.main_first():
-                finished = claim(self.folder, self.config, self.console, force and processes.is_main(), held)
+                finished = take_folder(self.folder, self.config, self.console, force and processes.is_main(), locks)
             if not finished:
                 with traceback_log(self.folder):
                     prompts = preflight(self.config)
                     use_threads(self.config)
-                    with explained(self.config, self.folder):
+                    with explain_out_of_memory(self.config, self.folder):
                         self._execute(prompts)
         return not finished
 
     def _execute(self, prompts: PromptSet) -> None:
-        """Train (or resume), evaluate, and write everything that belongs into the folder."""
+        """Train or resume, evaluate, and write the results to the folder."""
         config = self.config
         info = provenance(config) | {"processes": processes.count()}
         main, alarms = processes.is_main(), Alarms(config.reward.beta)
@@ -82,7 +83,7 @@ class Run:
         method, trainer = build_method(config), None
         with memory.phase("loading"):
             core = build_core(config)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, own_cache(), method)
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), method)
             if method.needs.training:
                 trainer = Trainer(core, method, prompts.train, config.train, config.optimizer, self.folder)
         info["prior"] = prior_settings(config, evaluator.core.model)
@@ -107,10 +108,9 @@ class Run:
         def evaluate_between(update: int) -> None:
             with core.meter.paused("evaluation"):
                 evaluation, measurements = evaluator.evaluate()
-            found = rows(alarms.noted(measurements))
             if updates:
                 updates.evaluated(update, evaluation, measurements)
-                write_rows(self.folder / rows_at(update), found)
+                write_rows(self.folder / rows_at(update), rows(alarms.noted(measurements)))
 
         try:
             with updates or contextlib.nullcontext():
@@ -127,27 +127,27 @@ class Run:
                 write_rows(self.folder / "rows.parquet", [failed])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        found = rows(alarms.noted(measurements))
+        final_rows = rows(alarms.noted(measurements))
         if main:
-            self._pictures(evaluation, measurements, found, core)
+            self._pictures(evaluation, measurements, final_rows, core)
             if evaluation.finetuned.images.ndim == 4:
                 sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
-                keep(self.folder / "images", sets, seed=evaluator.seed, each=EACH)
+                save_images(self.folder / "images", sets, seed=evaluator.seed, each=EACH)
                 if trainer and pipeline:
-                    finish_adapter(self.folder, config, core.model, found, evaluation.finetuned.prompts[0])
-            write_rows(self.folder / "rows.parquet", found)  # the last: it says that the run is finished
+                    finish_adapter(self.folder, config, core.model, final_rows, evaluation.finetuned.prompts[0])
+            write_rows(self.folder / "rows.parquet", final_rows)  # written last: it marks the run as finished
 
     def _save(self, core: Core) -> None:
-        """The adapter, and beside it the copy that the evaluation draws with."""
+        """Save the adapter, and beside it the copy that the evaluation samples with."""
         core.model.save(self.folder / "adapter")
         if (name := self.config.evaluation.weights) != "policy":
-            own = {key: p.data for key, p in core.model.adapters().items()}
+            policy = {key: p.data for key, p in core.model.adapters().items()}
             for key, parameter in core.model.adapters().items():
                 parameter.data = core.copies[name][key]
             core.model.save(self.folder / adapter_name(self.config))
             for key, parameter in core.model.adapters().items():
-                parameter.data = own[key]
-        for file in self.folder.glob("adapter*/**/*.safetensors"):  # which safetensors lets nobody else read
+                parameter.data = policy[key]
+        for file in self.folder.glob("adapter*/**/*.safetensors"):  # safetensors lets the owner alone read them
             shutil.copymode(self.folder / "config.yaml", file)
 
     def _train(
@@ -160,7 +160,8 @@ class Run:
     ) -> None:
         config = self.config
         between = set(config.evaluated_at()) - {config.train.updates}
-        if trainer.update < config.train.updates:  # needed in the end anyway; drawn now, the log can say the gain
+        if trainer.update < config.train.updates:
+            # the evaluation needs this set anyway, and with it the log can show the gain in reward
             with evaluating(evaluator, self.console) as on_batch:
                 prior = evaluator.prior_set("prior", lambda rows: on_batch("prior", rows))
             rewards = prior.rewards[config.reward.name]
@@ -185,7 +186,7 @@ class Run:
                 if update in between:
                     evaluate_between(update)
 
-            # a run that ended in an evaluation goes on from the checkpoint before it
+            # a run that was interrupted during an evaluation resumes from the checkpoint before it
             if trainer.update in between and not (self.folder / rows_at(trainer.update)).is_file():
                 evaluate_between(trainer.update)
             trainer.run(on_update, after_update, between)
@@ -198,7 +199,7 @@ class Run:
             frame = read_log(self.folder)
             frame = frame.drop(columns="seconds/evaluation", errors="ignore")
             times = [name for name in frame if name.startswith("seconds/")]
-            totals = frame[times].fillna(0.0)  # a phase that has not been yet is missing
+            totals = frame[times].fillna(0.0)  # a phase that has not occurred yet is missing
             frame[times] = totals.diff().fillna(totals)
             evaluations = pd.concat([*self._evaluations(), pd.DataFrame(rows)])
             evaluations = evaluations[evaluations["metric"] == "reward/train"].sort_values("updates")
@@ -206,7 +207,7 @@ class Run:
         draw_samples(evaluation, measurements, core, self.folder, title)
 
     def _evaluations(self) -> Iterator[pd.DataFrame]:
-        """Rows of the evaluations between updates, damaged ones left out with a warning."""
+        """Rows of the evaluations between updates; damaged files are left out with a warning."""
         for path in self.folder.glob(rows_at(0).replace("0000000", "*")):
             try:
                 yield read_rows(path)
@@ -214,26 +215,26 @@ class Run:
                 log.warning("%s", error)
 
     def report(self) -> None:
-        """Print the table of the finished run and where its files are."""
+        """Print the table of the finished run and the files in its folder."""
         self.console.print(run_table(read_rows(self.folder / "rows.parquet")))
         names = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
         self.console.print(f"Results in {self.folder}: {', '.join(names)}")
 
 
 def warn_of_cut(prompts: list[str], tokenizer: Any) -> None:
-    """Say how many prompts the encoder will not read to their end."""
+    """Warn of prompts that are longer than the text encoder reads."""
     limit = tokenizer.model_max_length
-    doubtful = [prompt for prompt in prompts if len(prompt.encode()) > limit - 3]  # a token is a byte or more
-    if doubtful and (long := sum(len(tokens) > limit for tokens in tokenizer(doubtful, verbose=False).input_ids)):
+    candidates = [prompt for prompt in prompts if len(prompt.encode()) > limit - 3]  # a token is at least a byte
+    if candidates and (long := sum(len(t) > limit for t in tokenizer(candidates, verbose=False).input_ids)):
         log.warning("%d of %d prompts are longer than the %d tokens that the encoder reads", long, len(prompts), limit)
 
 
 def warn_of_one_step(kernel: Kernel) -> None:
-    """Say that nearly all of what a method of densities sees lies in one step of the sampler."""
+    """Warn if nearly all of the weight in a loss of transition densities lies in one step of the sampler."""
     step, share = kernel.largest_weight()
     if share > ONE_STEP:
         log.warning(
-            "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: little is learnt elsewhere, "
+            "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: the other steps learn little, "
             "at a high path_kl. Leave more noise in the finished sample: sampler.final_noise=0.06 with "
             "sampler.spacing=shifted for a flow, a lower sampler.final_alpha for a diffusion",
             step + 1,
@@ -243,14 +244,14 @@ def warn_of_one_step(kernel: Kernel) -> None:
 
 
 def evaluate(evaluator: Evaluator, console: Console) -> tuple[Evaluation, list[Measurement]]:
-    """Evaluate the core's model with a progress bar; of this, the meter counts the time alone."""
+    """Evaluate the core's model with a progress bar; the meter counts only the time."""
     with evaluating(evaluator, console) as on_batch:
         return evaluator.evaluate(on_batch)
 
 
 @contextlib.contextmanager
 def evaluating(evaluator: Evaluator, console: Console) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar for each set; yields what gets (set, rows finished). Nothing here counts as training."""
+    """Show a progress bar for each set; yields a function to call with (set, rows finished). The meter is paused."""
     columns = [TextColumn("evaluating {task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.evaluation.evaluator import draw, score_samples
-from bench.evaluation.image_folder import keep
+from bench.evaluation.image_folder import save_images
 from bench.hub import obtain
 from bench.metric import Samples
 from bench.models.catalogue import is_analytic
@@ -47,7 +47,7 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
             sets[name] = draw(core, names, ["asked"] * len(names), seed=seed, prior=prior)
             sets[name] = score_samples(sets[name], {core.reward_name: core.reward_model}, core.micro_batch)
     out = out or folder / "drawn"
-    keep(out, sets, seed=seed, each=each)
+    save_images(out, sets, seed=seed, each=each)
     shown = [rows[: SHOWN[1]] for rows in sets["prior"].rows().values()][: SHOWN[0]]
 
     def of(values: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders of one owner."""
+"""Files that appear whole or not at all, and folders that one process has to itself."""
 
 import fcntl
 import os
@@ -29,23 +29,23 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def stored_in(folder: Path) -> Iterator[None]:
-    """A disk that fails in the block, full or read-only, is told by the file's name, or else the folder's."""
+def naming_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a disk error in the block into a BenchError that names the file, or else the folder."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
         raise BenchError(
-            f"cannot read or write {place}: {reason}. What was stored before is whole: once the disk is well again, "
+            f"cannot read or write {place}: {reason}. What was stored before is intact: once the disk works again, "
             "the same command goes on."
         ) from error
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """The block owns the folder, made if need be; an owner that died owns nothing. Half-written files of one are gone.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock the folder for the block, creating it if needed. The lock of a process that died is void.
 
-    Raises BenchError if another process owns it.
+    Half-written files of such a process are removed. Raises BenchError if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
@@ -61,5 +61,5 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Files that a process was writing when it died."""
+    """Half-written files of a process that died."""
     return [*folder.rglob(".*.part"), *folder.rglob("*.partial")]

@@ -1,4 +1,4 @@
-"""Running out of memory: the many ways in which libraries say so become one error that knows what was being done."""
+"""Running out of memory: the errors of all libraries become one that says what was being computed."""
 
 import re
 from collections.abc import Iterator
@@ -6,16 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from bench.errors import OutOfMemoryError
 
-# besides torch.OutOfMemoryError: the CPU's allocator, the driver, and libraries that allocate by themselves
-WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# messages that accelerate does not list: the driver's, and those of libraries with allocators of their own
+OTHER_MESSAGES = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 @contextmanager
 def phase(name: str | None = None) -> Iterator[None]:
-    """Raise an allocation that fails in the block as an OutOfMemoryError; every phase that it leaves adds its name."""
+    """Turn a failed allocation in the block into an OutOfMemoryError; every phase that it passes adds its name."""
     try:
         yield
     except OutOfMemoryError as error:
@@ -23,24 +24,31 @@ def phase(name: str | None = None) -> Iterator[None]:
             error.phases = (name, *error.phases)
         raise
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(w in str(error) for w in WORDS):
+        if not _is_out_of_memory(error):
             raise
-        shortage = OutOfMemoryError(f"out of memory{_asked(str(error))}")
-        shortage.phases = (name,) if name else ()
-        raise shortage from error
+        named = OutOfMemoryError(f"out of memory{_requested_size(str(error))}")
+        named.phases = (name,) if name else ()
+        raise named from error
 
 
-def _asked(message: str) -> str:
-    found = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
-    if not found:
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
+        return True
+    return any(message in str(error) for message in OTHER_MESSAGES)
+
+
+def _requested_size(message: str) -> str:
+    """` (2.50 GiB asked for)`, if the message of an allocator says it."""
+    match = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
+    if not match:
         return ""
-    number, unit = found.groups()
+    number, unit = match.groups()
     size = f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" else f"{number} {unit}"
     return f" ({size} asked for)"
 
 
 def available(device: torch.device) -> tuple[int, int] | None:
-    """Free and total bytes of a device's memory; None where nobody says."""
+    """Free and total bytes of a device's memory; None where they are unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     path = Path("/proc/meminfo")

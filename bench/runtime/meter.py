@@ -1,4 +1,4 @@
-"""Compute accounting: what every row of the leaderboard cost."""
+"""Compute accounting: what a run costs."""
 
 import ctypes
 import gc
@@ -23,8 +23,8 @@ COUNTS = ("network_forwards", "network_backwards", "reward_calls", "reward_gradi
 class Meter:
     """Counts of one run; they survive a resume.
 
-    network_forwards / network_backwards: rows through the denoiser (a guided prediction is two rows a sample;
-    recomputation by gradient checkpointing counts, as it costs). reward_calls, reward_gradients: images.
+    network_forwards, network_backwards: rows through the denoiser (a guided prediction is two rows a sample;
+    recomputation by gradient checkpointing counts, because it costs time). reward_calls, reward_gradients: images.
     seconds: wall time by phase; phases do not nest. On a GPU it is the time between two marks in its queue, so that a
         phase does not wait for the work that it queues. peak_memory: bytes, of the device, or of the process on a CPU.
     """
@@ -37,12 +37,13 @@ class Meter:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._passed: list[tuple[str, Any, Any]] = []  # phases whose marks the GPU may not have reached yet
+        self._finished: list[tuple[str, Any, Any]] = []  # phases whose marks the GPU may not have reached yet
 
     def watch(self, network: nn.Module) -> None:
         """Count every forward and backward row of `network` from now on."""
 
-        def forward(module: nn.Module, args: tuple, options: dict) -> None:  # before: a recomputation stops early
+        # called before the pass, because a recomputation stops early
+        def forward(module: nn.Module, args: tuple, options: dict) -> None:
             self.network_forwards += len(args[0] if args else options["hidden_states"])  # as diffusers names latents
 
         def backward(module: nn.Module, args: tuple, output: object) -> None:
@@ -59,45 +60,45 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to `seconds[name]`; memory that runs out in it is told with this name."""
+        """Add the wall time of the block to `seconds[name]`; an OutOfMemoryError in it gets this name."""
         start = _mark()
         try:
             with memory.phase(name):
                 yield
         finally:
-            self._passed.append((name, start, _mark()))
+            self._finished.append((name, start, _mark()))
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
-        """A phase of which only the time is kept: an evaluation is no part of what a method costs."""
+        """A phase of which only the time counts: an evaluation is not part of a method's cost."""
         before = self.snapshot()
         with self.phase(name):
             yield
         self.restore({key: value for key, value in before.items() if key not in ("seconds", "peak_memory")})
 
     def snapshot(self) -> dict:
-        """The counts so far as plain numbers, seconds and peak memory brought up to date; waits for a GPU."""
+        """The counts so far as plain numbers, with current seconds and peak memory; waits for a GPU."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        for name, start, end in self._passed:
-            taken = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
-            self.seconds[name] = self.seconds.get(name, 0.0) + taken
-        self._passed.clear()
+        for name, start, end in self._finished:
+            seconds = end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self._finished.clear()
         self.peak_memory = max(self.peak_memory, peak)
         return asdict(self)
 
     def total(self) -> dict:
         """The counts of all processes together, the largest peak memory, and this process's seconds."""
-        own = self.snapshot()
-        all_of = gather(own)
-        sums = {name: sum(one[name] for one in all_of) for name in COUNTS}
-        return own | sums | {"peak_memory": max(one["peak_memory"] for one in all_of)}
+        here = self.snapshot()
+        everyone = gather(here)
+        sums = {name: sum(one[name] for one in everyone) for name in COUNTS}
+        return here | sums | {"peak_memory": max(one["peak_memory"] for one in everyone)}
 
     def restore(self, snapshot: dict) -> None:
-        """Go on from a stored snapshot."""
+        """Continue from a stored snapshot."""
         for name, value in snapshot.items():
             setattr(self, name, dict(value) if isinstance(value, dict) else value)
 
@@ -111,11 +112,11 @@ def _mark() -> Any:
     return event
 
 
-def forget_peak() -> None:
-    """Begin the peak of memory anew: the device's statistics, and on Linux those of the process (see proc(5))."""
+def reset_peak_memory() -> None:
+    """Reset the peak of memory: the device's, and on Linux that of the process (see proc(5))."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what is free does not count, though the C library keeps it
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory that the C library holds on to
         Path("/proc/self/clear_refs").write_text("5")

@@ -31,7 +31,8 @@ def launched() -> bool:
 
 def state() -> PartialState:
     """accelerate's view of this process: its device and its place among the others."""
-    return PartialState(cpu=launched() and not torch.cuda.is_available())  # only then does it look for others on CPUs
+    # with cpu=True alone does it look for other processes on CPUs
+    return PartialState(cpu=launched() and not torch.cuda.is_available())
 
 
 def count() -> int:
@@ -40,7 +41,7 @@ def count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks to people."""
+    """Whether this process writes files and prints messages."""
     return state().is_main_process
 
 
@@ -51,9 +52,9 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has spoken itself
-    here = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=number, max_restarts=0, **here)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has said why
+    local = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=number, max_restarts=0, **local)
     try:
         elastic_launch(config, sys.executable)("-m", "bench", *arguments)
     except ChildFailedError as error:
@@ -65,7 +66,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs in the main process before the others: they find what it has written."""
+    """Run the block in the main process before the others, which find what it has written."""
     with state().main_process_first():
         yield
 
@@ -85,24 +86,24 @@ def add(tensor: Tensor) -> Tensor:
 
 
 def everywhere(here: bool) -> bool:
-    """Whether it holds in every process."""
+    """Whether `here` is true in every process."""
     return int(add(torch.tensor(int(here)))) == count()
 
 
 def gather(value: Any) -> list[Any]:
-    """A small value of every process, in their order."""
+    """A small value from every process, in their order."""
     return gather_object([value]) if count() > 1 else [value]
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What stops one process (NonFiniteError, OutOfMemoryError) is raised in all, so that none waits for another."""
-    error = None
+    """Raise an error of one process (NonFiniteError, OutOfMemoryError) in all, so that none waits for another."""
+    error: NonFiniteError | OutOfMemoryError | None = None
     try:
         with memory.phase():
             yield
-    except (NonFiniteError, OutOfMemoryError) as found:
-        error = found
+    except (NonFiniteError, OutOfMemoryError) as raised:
+        error = raised
     errors = [one for one in gather(error) if one]
     if errors:
         raise error or errors[0]
@@ -111,20 +112,20 @@ def together() -> Iterator[None]:
 def map_parts(parts: Sequence[Part], compute: Callable[[Part], dict[str, Tensor]]) -> dict[str, Tensor]:
     """`compute` over all parts, shared among the processes; the results, concatenated in order, on every process.
 
-    compute: part → tensors by name, each with as many rows as the part. Raises what it raises; what `together` knows
-    everywhere.
+    compute: part → tensors by name, each with as many rows as the part. Raises what `compute` raises, in all processes
+    where `together` does.
     """
     with together():
-        own = [compute(part) for part in shared(parts)]
+        computed = [compute(part) for part in shared(parts)]
     if count() == 1:
-        return {name: torch.cat([found[name] for found in own]) for name in own[0]}
-    like = [{name: (value.shape[1:], value.dtype) for name, value in own[0].items()} if own else None]
-    broadcast_object_list(like)  # the first process always has a part
+        return {name: torch.cat([tensors[name] for tensors in computed]) for name in computed[0]}
+    shapes = [{name: (t.shape[1:], t.dtype) for name, t in computed[0].items()} if computed else None]
+    broadcast_object_list(shapes)  # the first process always has a part
     lengths = [len(part) for part in parts]
     device, whole = state().device, {}
-    for name, (shape, dtype) in like[0].items():
+    for name, (shape, dtype) in shapes[0].items():
         rows = torch.zeros(sum(lengths), *shape, dtype=dtype, device=device).split(lengths)
-        for target, found in zip(shared(rows), own, strict=True):
-            target.copy_(found[name])
+        for target, tensors in zip(shared(rows), computed, strict=True):
+            target.copy_(tensors[name])
         whole[name] = add(torch.cat(rows))
     return whole

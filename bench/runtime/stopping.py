@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: a run stops where it can go on, and whoever waits is told at once."""
+"""SIGINT, SIGTERM and SIGHUP: a run stops where it can resume, and says so at once."""
 
 import _thread
 import ctypes
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end; like KeyboardInterrupt, no `except Exception` holds it up."""
+    """A signal asked the program to end; like KeyboardInterrupt it passes every `except Exception`."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -23,14 +23,14 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """What a signal does: it raises Interrupted at once, or, inside `deferred`, is kept until someone asks.
+    """The signal handler: it raises Interrupted at once, or, inside `deferred`, notes the signal for later.
 
-    A second signal is never deferred.
+    A second signal always raises.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None  # that was kept
-        self.raised: int | None = None
+        self.number: int | None = None  # the deferred signal
+        self.raised: int | None = None  # the signal that raised Interrupted
         self._waiting = False
 
     def __call__(self, number: int, frame: Any) -> None:
@@ -42,7 +42,7 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """The block is not interrupted by a first signal."""
+        """Do not let a first signal interrupt the block."""
         self._waiting = True
         try:
             yield
@@ -54,24 +54,24 @@ STOP = Stop()
 
 
 def end_with_launcher() -> None:
-    """Be sent SIGTERM when the process that launched this one dies; on Linux, which alone can do that."""
+    """Let the kernel send SIGTERM when the process that launched this one dies; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
 def signals_stop() -> Iterator[None]:
-    """In the block signals go to `STOP`; those that whoever started us has switched off stay off.
+    """In the block signals go to `STOP`; signals that the parent process ignores stay ignored.
 
-    What a library makes of an Interrupted that finds it, an error of its own or nothing, is Interrupted all the same.
+    A library that turns an Interrupted into an error of its own, or drops it, does not stop it from being raised.
     """
     STOP.number = STOP.raised = None
     hook = sys.unraisablehook
 
     def swallowed(lost: Any) -> None:
-        """Nothing that is raised in a finaliser leaves it: the signal comes once more, after it."""
+        """An exception cannot leave a finaliser: send the signal again, after it."""
         if isinstance(lost.exc_value, Interrupted):
-            # not threading's: its start waits, and the signal could come while this is still being run
+            # not threading.Thread: its start waits, and the signal could come before this function returns
             _thread.start_new_thread(_send_later, (lost.exc_value.status - 128,))
         else:
             hook(lost)

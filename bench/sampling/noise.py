@@ -1,6 +1,6 @@
 """Named noise: the same sample sees the same noise in every method, process count and resumed run.
 
-Noise is a pure function of its name. A counter-based generator (Philox 4x64) is keyed with a 128-bit hash of
+Noise is a pure function of its name: a counter-based generator (Philox 4x64) is keyed with a 128-bit hash of
 (version, seed, purpose, name), and the sampling step fills the counter's highest word, so the streams of two steps
 never overlap. Nothing here reads or writes global random state.
 """
@@ -38,9 +38,9 @@ class Noise:
 
     def __init__(self, seed: int, purpose: Purpose, samples: Sequence[tuple[str, int]]):
         numbers = (key(seed, purpose, *name) for name in samples)
-        self._keys = [np.array([number % 2**64, number >> 64], np.uint64) for number in numbers]  # words, low first
+        self._keys = [np.array([number % 2**64, number >> 64], np.uint64) for number in numbers]  # the low word first
         self._bits = np.random.Philox(key=0)
-        self._state = self._bits.state  # a new generator a row would cost six times as much as setting this one's
+        self._state = self._bits.state  # setting it is six times as fast as a new generator for each row
 
     def __call__(self, step: int, shape: Sequence[int]) -> torch.Tensor:
         rows = np.empty((len(self._keys), *shape), np.float32)
@@ -59,7 +59,7 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @contextmanager
 def seeded(seed: int, *name: str | int) -> Iterator[None]:
-    """Make weight initialisers inside the block a function of (seed, name); the global state is put back after it."""
+    """Seed weight initialisers in the block with (seed, name); the global random state is restored after it."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(generator(seed, "weights", *name).integers(2**32)))
         yield

@@ -1,7 +1,7 @@
-"""Trajectories: what a rollout leaves behind, how it is cut into transitions, and how it is sampled.
+"""Trajectories: how they are sampled, what they hold, and how they are cut into transitions.
 
-`rollout` is the only sampler in the project. Every method trains on its trajectories, and every evaluation image comes
-from it.
+`rollout` is the only sampler in the project: all methods train on its trajectories, and all evaluation images come from
+it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,9 @@ def _rows(value: Any, index: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Batch:
-    """What is to be sampled: one prompt and one sample name per row.
+    """What to sample: one prompt and one sample name per row.
 
-    prompts: B strings.
-    samples: B pairs (prompt, index) that name each row's noise.
+    prompts: B strings. samples: B pairs (prompt, index), the names of the rows' noise.
     conditioning: the encoded prompts, B rows.
     """
 
@@ -42,10 +41,10 @@ class Batch:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice | Tensor) -> Any:
-        """The rows named by a slice, or by an index or mask on the CPU, every field alike."""
+        """The rows that a slice, or an index or mask on the CPU, selects in every field."""
         if isinstance(rows, slice):
-            held = {f.name: getattr(self, f.name) for f in fields(self)}
-            chosen = {name: None if value is None else value[rows] for name, value in held.items()}
+            values = {f.name: getattr(self, f.name) for f in fields(self)}
+            chosen = {name: None if value is None else value[rows] for name, value in values.items()}
         else:
             index = torch.arange(len(self))[rows]
             chosen = {f.name: _rows(getattr(self, f.name), index) for f in fields(self)}
@@ -66,9 +65,9 @@ class Trajectory(Batch):
     prior_output: [B, K, *latent], guided predictions of the prior at the same latents, or None.
     log_prob: [B, K], log-density of each transition (sum over elements), or None.
     rewards: [B], or None where the method does not ask for them beforehand.
-    terms: [B, R], a weighted sum's scores before the weights, where they are normalised apart, or None.
+    terms: [B, R], the unweighted terms of a reward that is a sum, where they are normalised separately, or None.
     advantages: [B], set by a method's `prepare`, or None.
-    noisy: long [B, S], the steps that had noise, where not all of them had, or None.
+    noisy: long [B, S], the steps that had noise; None means all.
     """
 
     latents: Tensor
@@ -89,21 +88,23 @@ class Trajectory(Batch):
 
     @property
     def steps(self) -> int:
-        """K, the number of transitions held."""
+        """K, the number of transitions."""
         return self.latents.shape[1] - 1
 
     def transitions(self, steps: Tensor, size: int) -> Iterator["Transitions"]:
-        """Micro-batches of at most `size` of the transitions named by `steps`, long [B, S]: S steps of each row.
+        """Micro-batches of at most `size` transitions.
 
-        steps: on the CPU, as `Core.choose_steps` gives them; every step's first transitions come first.
+        steps: long [B, S] on the CPU, S steps of each row, as `Core.choose_steps` gives them. The transitions at the
+        first column of all rows come first.
         """
         if steps.shape[0] != len(self):
             raise ValueError(f"steps has {steps.shape[0]} rows for a trajectory of {len(self)}")
         rows = torch.arange(len(self)).repeat(steps.shape[1])
         for row, k in zip(rows.split(size), steps.T.flatten().split(size), strict=True):
-            yield self._transitions(row, k)
+            yield self.transitions_at(row, k)
 
-    def _transitions(self, row: Tensor, k: Tensor) -> "Transitions":
+    def transitions_at(self, row: Tensor, k: Tensor) -> "Transitions":
+        """The n transitions of trajectory `row[i]` at step `k[i]`; both long [n], on the CPU."""
         prompts, samples = _rows(self.prompts, row), _rows(self.samples, row)
         split = (k + 1 < self.steps).nonzero().flatten(), (k + 1 == self.steps).nonzero().flatten()
         row, k, unfinished, finished = (upload(index, self.latents.device) for index in (row, k, *split))
@@ -131,10 +132,10 @@ class Trajectory(Batch):
 
 @dataclass(frozen=True)
 class Transitions(Batch):
-    """n transitions `z_k → z_{k+1}`, each with its own step; index tensors lie where the latents do.
+    """n transitions `z_k → z_{k+1}`, each with its own step; index tensors are on the latents' device.
 
     row: long [n], the row of the trajectory; k: long [n], the step.
-    unfinished, finished: long, which of the n end before the finished sample (k + 1 < K), and which with it.
+    unfinished, finished: long, which of the n end before the finished sample (k + 1 < K), and which end with it.
     z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages: [n].
     """
 
@@ -199,15 +200,15 @@ def rollout(
 ) -> Trajectory:
     """Sample `z_0 … z_K` for every row of `batch` with named noise.
 
-    record: any of "model_output", "prior_output", "log_prob", kept for later use.
+    record: what the trajectory holds besides latents, any of "model_output", "prior_output", "log_prob".
     prior: sample from the frozen prior.
-    grad_from: keep the autograd graph from this step on (None: no graph at all).
+    grad_from: build the autograd graph from this step on; None means no graph.
     stop_at: sample only `z_0 … z_{stop_at}`.
-    start: names z_0 apart from the other noise.
+    start: the noise of z_0; None means that of `noise`.
     """
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
-    kept: dict[str, list[Tensor]] = {name: [] for name in record}
+    recorded: dict[str, list[Tensor]] = {name: [] for name in record}
     z = upload((start or noise)(0, model.latent_shape), model.device)
     latents = [z]
     for k in range(kernel.steps if stop_at is None else stop_at):
@@ -216,14 +217,16 @@ def rollout(
             output = model.predict(z, t, batch.conditioning, prior=prior)
             mean, std = kernel.mean(z, output, k), kernel.std(k, z)
             if "model_output" in record:
-                kept["model_output"].append(output)
+                recorded["model_output"].append(output)
             if "prior_output" in record:
-                kept["prior_output"].append(output if prior else model.predict(z, t, batch.conditioning, prior=True))
+                recorded["prior_output"].append(
+                    output if prior else model.predict(z, t, batch.conditioning, prior=True)
+                )
             z = mean + std * upload(noise(k + 1, model.latent_shape), z.device).to(z.dtype) if kernel.eta > 0 else mean
             if "log_prob" in record:
-                kept["log_prob"].append(gaussian_log_prob(z, mean, std))
+                recorded["log_prob"].append(gaussian_log_prob(z, mean, std))
             latents.append(z)
-    records = {name: torch.stack(values, 1) for name, values in kept.items()}
+    records = {name: torch.stack(values, 1) for name, values in recorded.items()}
     return Trajectory(
         prompts=batch.prompts,
         samples=batch.samples,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bench.errors import BenchError
-from bench.runtime.files import owned
+from bench.runtime.files import locked
 from bench.runtime.stopping import Interrupted
 
 RETRIES = 3  # of a run whose node was lost
@@ -193,7 +193,7 @@ def _on_node(arguments: Sequence[str], folder: Path, log: Path, place: str, envi
         ) from None
     for _ in range(60):  # of a lost node, the process may still be ending
         try:
-            with owned(folder):
+            with locked(folder):
                 break
         except BenchError:
             time.sleep(1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -28,6 +28,7 @@ from bench.runs.folder import changed_contents, is_finished
 from bench.runs.log import last_record
 from bench.runs.preflight import preflight
 from bench.runs.rows import run_name
+from bench.runs.trackers import require_trackers
 from bench.runtime.stopping import Interrupted
 from bench.settings import EXECUTION, RunConfig
 from bench.sweeps import tune as tuning
@@ -52,7 +53,7 @@ class Sweep(Config):
     workers: int | None = Field(None, ge=1, description="runs at once; null: what cores and GPUs allow")
     threads: int = Field(1, ge=1, description="CPU threads of a run")
     gpus: int = Field(0, ge=0, description="GPUs of a run, one process on each; 0: whatever it finds")
-    track: list[Literal["wandb", "trackio"]] = Field([], description="trackers of every run")
+    track: list[str] = Field([], description="trackers of every run, by the names that accelerate knows")
     out: Path = Field(Path(), description="folder of the runs; without one runs/<name of the file>")
 
     def seed_list(self) -> list[int]:
@@ -93,8 +94,8 @@ def read_sweep(path: Path) -> Sweep:
         tree = yaml.load(path.read_text(encoding="utf8"), Loader)
         spec = Sweep(**tree)
     except ValidationError as error:
-        known = list(Sweep.model_fields)
-        raise BenchError("\n".join(f"{path}: {explain(mistake, known)}" for mistake in error.errors())) from None
+        keys = list(Sweep.model_fields)
+        raise BenchError("\n".join(f"{path}: {explain(mistake, keys)}" for mistake in error.errors())) from None
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise BenchError(f"cannot read the sweep {path}: {error}") from None
     if idle := set(spec.grid) & set(EXECUTION):
@@ -110,9 +111,9 @@ def _check_tuning(path: Path, spec: Sweep, tune: tuning.Tune) -> None:
     if tune.seed in spec.seed_list():
         raise BenchError(f"{path}: tune.seed = {tune.seed} is a seed of the table: tune on another.")
     elsewhere = {"set": spec.set, "grid": spec.grid, "tune.set": tune.set}
-    elsewhere |= {f"settings of {method}": own for method, own in spec.settings.items()}
-    for place, own in elsewhere.items():
-        if twice := sorted(set(tune.grid) & set(own)):
+    elsewhere |= {f"settings of {method}": settings for method, settings in spec.settings.items()}
+    for place, settings in elsewhere.items():
+        if twice := sorted(set(tune.grid) & set(settings)):
             raise BenchError(f"{path}: {', '.join(twice)} is tuned, and stands under {place} too: take one away.")
     if idle := set(tune.grid) & set(EXECUTION):
         raise BenchError(f"{path}: {', '.join(sorted(idle))} in tune.grid: makes no other run.")
@@ -123,6 +124,7 @@ def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = No
 
     choices: of `plan_trials`' keys, the tuned ones; methods with a key that is not there are left out.
     """
+    require_trackers(spec.track)
     plan = _Plan(spec, spec.out)
     tuned, choices = ({}, {}) if choices is None else (plan_trials(spec), choices)
     for seed, (method, at) in itertools.product(spec.seed_list(), spec.rows()):
@@ -150,7 +152,8 @@ def plan(spec: Sweep) -> list[Job]:
     """Trials of what is still to be chosen, and runs, with the choices that are made already."""
     trials = plan_trials(spec)
     chosen = _known(spec, trials)
-    return [*(job for key, own in trials.items() if key not in chosen for job, _ in own), *plan_sweep(spec, chosen)]
+    open_trials = [job for key, jobs in trials.items() if key not in chosen for job, _ in jobs]
+    return [*open_trials, *plan_sweep(spec, chosen)]
 
 
 class _Plan:
@@ -161,10 +164,10 @@ class _Plan:
         self.by_name: dict[str, Job] = {}
         self.faults: dict[str, None] = {}
 
-    def add(self, method: str, seed: int, own: dict[str, Any]) -> Job | None:
+    def add(self, method: str, seed: int, settings: dict[str, Any]) -> Job | None:
         """Plan a run with settings of its own over the sweep's; None if it is impossible."""
         spec = self.spec
-        chosen = {**spec.set, **spec.settings.get(method, {}), **own, "train.threads": spec.threads}
+        chosen = {**spec.set, **spec.settings.get(method, {}), **settings, "train.threads": spec.threads}
         named = {"suite": spec.suite, "reward": spec.reward, "model": spec.model}
         try:
             config = _configuration(method, seed, chosen, **named)
@@ -207,14 +210,14 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
         return {}, []
     trials, path = plan_trials(spec), spec.out / tuning.FILE
     choices = _known(spec, trials)
-    open_jobs = [job for key, own in trials.items() if key not in choices for job, _ in own if measured(job) is None]
+    open_jobs = [job for key, jobs in trials.items() if key not in choices for job, _ in jobs if measured(job) is None]
     if open_jobs:
         console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
         run_sweep(open_jobs, console, engine)
     for key, (method, at) in {tuning.key_of(*row): row for row in spec.rows()}.items():
-        found = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
-        if key not in choices and found and all(rows is not None for _, _, rows in found):
-            choices[key] = tuning.choose(spec.tune, method, found) | {"at": at}
+        results = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
+        if key not in choices and results and all(rows is not None for _, _, rows in results):
+            choices[key] = tuning.choose(spec.tune, method, results) | {"at": at}
     tuning.write_choices(path, spec.tune, [choices[key] for key in trials if key in choices])
     console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.", soft_wrap=True, highlight=False)
     return choices, [job for job in open_jobs if measured(job) is None]
@@ -224,7 +227,7 @@ def _known(spec: Sweep, trials: dict[str, list[tuple[Job, dict[str, Any]]]]) -> 
     """The choices that `tuned.yaml` holds already."""
     if spec.tune is None:
         return {}
-    planned = {key: [job.folder.name for job, _ in own] for key, own in trials.items()}
+    planned = {key: [job.folder.name for job, _ in jobs] for key, jobs in trials.items()}
     return tuning.read_choices(spec.out / tuning.FILE, spec.tune, planned)
 
 

@@ -81,7 +81,7 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
     difference is smaller).
     Raises BenchError where no trial has a value, or no row the metric.
     """
-    found = []
+    records = []
     for run, values, rows in trials:
         last = rows[rows["budget"] == rows["budget"].max()]
         failed = last[last["status"] == "failed"]
@@ -96,10 +96,10 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
             record["interval"] = _known(deciding["standard_error"] * student(deciding["degrees"]))
         else:
             record["failed"] = failed["note"].iloc[0]
-        found.append(record | {name: last[name].iloc[0].item() for name in COST})
-    whole = [record for record in found if all(record[name] is not None for name in tune.metrics())]
+        records.append(record | {name: last[name].iloc[0].item() for name in COST})
+    whole = [record for record in records if all(record[name] is not None for name in tune.metrics())]
     if not whole:
-        why = found[0].get("failed", "their metrics were refused")
+        why = records[0].get("failed", "their metrics were refused")
         raise BenchError(f"tune: no trial of {method} has a value to choose by ({why}): change the grid or the rule.")
 
     def excess(record: dict[str, Any]) -> float:
@@ -123,8 +123,8 @@ def choose(tune: Tune, method: str, trials: Sequence[tuple[str, Mapping[str, Any
         "edge": _edges(tune.grid, best["values"]),
         "ties": ties,
         "within": excess(best) == 0,
-        "cost": total(found),
-        "trials": found,
+        "cost": total(records),
+        "trials": records,
     }
 
 
@@ -166,10 +166,12 @@ def read_choices(path: Path, tune: Tune, planned: Mapping[str, Sequence[str]]) -
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf8"))
-        known = {key_of(choice["method"], choice["at"]): choice for choice in tree["choices"]}
-        runs = {key: [trial["run"] for trial in choice["trials"]] for key, choice in known.items()}
+        choices = {key_of(choice["method"], choice["at"]): choice for choice in tree["choices"]}
+        runs = {key: [trial["run"] for trial in choice["trials"]] for key, choice in choices.items()}
         return {
-            key: known[key] for key, names in planned.items() if tree["rule"] == tune.rule() and runs.get(key) == names
+            key: choices[key]
+            for key, names in planned.items()
+            if tree["rule"] == tune.rule() and runs.get(key) == names
         }
     except FileNotFoundError:
         return {}

@@ -1,7 +1,11 @@
-"""Advantages of policy-gradient methods."""
+"""What is made of a round's rewards: advantages within a prompt's samples, and other comparisons among them.
+
+A prompt's samples of one round are its group. Rewards are [B], one a sample, and `prompts` are the samples' B prompts.
+"""
 
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -14,18 +18,90 @@ from bench.sampling.trajectory import Trajectory
 
 
 class Deviation(Config):
-    """What a centred reward is divided by; published codes differ in all three."""
+    """The standard deviation that a centred reward is divided by; published codes differ in all three options."""
 
     over: Literal["group", "round"] = Field("group", description="the prompt's samples, or all of the round")
     correction: Literal[0, 1] = Field(0, description="0: of the population, 1: unbiased")
     epsilon: float = Field(1e-6, ge=0, description="added to it")
 
 
-class PromptStatistics:
-    """Rewards normalised per prompt over a running buffer (Black et al., 2024, DDPO).
+def group_advantages(core: Core, data: Trajectory, deviation: Deviation) -> Tensor:
+    """Advantages [B] of a round: its rewards, normalised by `group_normalised`.
 
-    A prompt's last `buffer` rewards give its mean and deviation; while it has fewer than `minimum`, the statistics of
-    the whole batch stand in.
+    With `reward.combine: advantages` each term of a weighted sum of rewards is normalised apart, and the advantage is
+    their weighted sum: a term's weight then does not depend on the term's unit.
+    """
+    if data.terms is None:
+        return group_normalised(data.prompts, data.rewards, deviation)
+    total = torch.zeros_like(data.rewards)
+    for weight, term in zip(core.reward_model.weights, data.terms.unbind(1), strict=True):
+        total = total + weight * group_normalised(data.prompts, term, deviation)
+    return total
+
+
+def group_normalised(prompts: list[str], rewards: Tensor, deviation: Deviation | None = None) -> Tensor:
+    """`A = (r − mean) / (std + ε)` [B], with the mean of the group (Shao et al., 2024, GRPO); 0 for a single sample.
+
+    deviation: how std is estimated; by default the group's, of the population, and ε = 1e-6.
+    """
+    deviation = deviation or Deviation()
+    same = _same_prompt(prompts, rewards)
+    count = same.sum(1)
+    centred = rewards - same @ rewards / count
+    if deviation.over == "group":
+        std = (same @ centred**2 / (count - deviation.correction).clamp(min=1)).sqrt()
+    elif len(rewards) > 1:
+        std = rewards.std(correction=deviation.correction)
+    else:
+        std = torch.zeros_like(rewards)
+    return centred / (std + deviation.epsilon)
+
+
+def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
+    """Mean [B] of the group's other rewards: an unbiased baseline; 0 for a single sample."""
+    same = _same_prompt(prompts, rewards)
+    return (same @ rewards - rewards) / (same.sum(1) - 1).clamp(min=1)
+
+
+def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
+    """`e^v / (mean of e^v over the group's other samples)` [B] for values v [B]; 1 for a single sample."""
+    same = _same_prompt(prompts, values)
+    others = same - torch.eye(len(same), dtype=same.dtype, device=same.device)
+    log_mean = torch.logsumexp(values + others.log(), 1) - others.sum(1).log()
+    return torch.exp(values - log_mean).where(same.sum(1) > 1, 1)
+
+
+def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> Tensor:
+    """`log softmax` [B] of values [B] within each group."""
+    return values - torch.logsumexp(values + _same_prompt(prompts, values).log(), 1)
+
+
+def best_and_worst(prompts: list[str], rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the largest and of the smallest reward of each sample's group, long [B] each; of equals the first."""
+    other_prompt = _same_prompt(prompts, rewards) == 0
+    table = rewards.expand(len(rewards), -1)
+    best = table.masked_fill(other_prompt, -float("inf")).argmax(1)
+    worst = table.masked_fill(other_prompt, float("inf")).argmin(1)
+    return best, worst
+
+
+def leave_one_out(values: Tensor) -> Tensor:
+    """Values [B, S], each normalised by the other rows of its column (Zhang et al., 2024, DAG-KL).
+
+    `A_i = c_i / √(mean of c_j² over j ≠ i)` with `c_i = v_i − mean of v_j over j ≠ i`; 0 for a single row.
+    """
+    if len(values) < 2:
+        return torch.zeros_like(values)
+    others = len(values) - 1
+    centred = values - (values.sum(0) - values) / others
+    squares = centred**2
+    return centred / ((squares.sum(0) - squares) / others + 1e-8).sqrt()
+
+
+class PromptStatistics:
+    """Rewards normalised by the last `buffer` rewards of their prompt (Black et al., 2024, DDPO).
+
+    While a prompt has fewer than `minimum` rewards, the mean and deviation of the whole round stand in.
     """
 
     def __init__(self, buffer: int, minimum: int):
@@ -33,24 +109,25 @@ class PromptStatistics:
         self._rewards: dict[str, deque[float]] = {}
 
     def advantages(self, prompts: list[str], rewards: Tensor) -> Tensor:
-        """[B] rewards → [B] advantages, after adding the rewards to the buffers."""
+        """`(r − mean) / (std + 1e-6)` [B] for rewards [B], after adding them to the buffers."""
         values = rewards.tolist()  # on the host, as the buffers are
         for prompt, reward in zip(prompts, values, strict=True):
             self._rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
-        whole = torch.tensor(values)
-        batch = whole.mean(), whole.std(correction=0)
-        known = {}
+        whole_round, statistics = _mean_and_std(values), {}
         for prompt in dict.fromkeys(prompts):
-            own = torch.tensor(list(self._rewards[prompt]))
-            known[prompt] = (own.mean(), own.std(correction=0)) if len(own) >= self.minimum else batch
-        mean, std = torch.tensor([known[prompt] for prompt in prompts]).to(rewards).T
+            buffer = self._rewards[prompt]
+            statistics[prompt] = _mean_and_std(buffer) if len(buffer) >= self.minimum else whole_round
+        mean, std = torch.tensor([statistics[prompt] for prompt in prompts]).to(rewards).T
         return (rewards - mean) / (std + 1e-6)
 
     def state_dict(self) -> dict[str, Any]:
         """The prompts, how many rewards each has, and all rewards in one tensor: a list each would take seconds."""
-        buffers = self._rewards.values()
-        rewards = torch.tensor([reward for own in buffers for reward in own], dtype=torch.float64)
-        return {"prompts": list(self._rewards), "counts": [len(own) for own in buffers], "rewards": rewards}
+        rewards = list(itertools.chain.from_iterable(self._rewards.values()))
+        return {
+            "prompts": list(self._rewards),
+            "counts": [len(buffer) for buffer in self._rewards.values()],
+            "rewards": torch.tensor(rewards, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the buffers."""
@@ -61,72 +138,14 @@ class PromptStatistics:
         }
 
 
-def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
-    """Mean [B] of the other rewards [B] of the same prompt, 0 for a prompt's only sample: an unbiased baseline."""
-    own = _same_prompt(prompts, rewards)
-    return (own @ rewards - rewards) / (own.sum(1) - 1).clamp(min=1)
-
-
-def group_normalised(prompts: list[str], rewards: Tensor, deviation: Deviation | None = None) -> Tensor:
-    """Rewards [B] minus their prompt's mean, over a deviation (Shao et al., 2024, GRPO); 0 for a single sample.
-
-    deviation: the prompt's own, of the population and with 1e-6 added, unless given.
-    """
-    deviation = deviation or Deviation()
-    own = _same_prompt(prompts, rewards)
-    count = own.sum(1)
-    centred = rewards - own @ rewards / count
-    if deviation.over == "round":
-        std = rewards.std(correction=deviation.correction) if len(rewards) > 1 else torch.zeros_like(rewards)
-    else:
-        std = (own @ centred**2 / (count - deviation.correction).clamp(min=1)).sqrt()
-    return centred / (std + deviation.epsilon)
-
-
-def group_advantages(core: Core, data: Trajectory, deviation: Deviation) -> Tensor:
-    """Advantages [B]: `group_normalised` rewards; with `reward.combine: advantages` the weighted sum of those of its
-    terms, so that a reward's unit gives it no weight."""
-    if data.terms is None:
-        return group_normalised(data.prompts, data.rewards, deviation)
-    apart = (group_normalised(data.prompts, term, deviation) for term in data.terms.unbind(1))
-    return sum(weight * own for weight, own in zip(core.reward_model.weights, apart, strict=True))
-
-
-def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
-    """`e^v / (the mean of e^v over the prompt's other samples)` [B] for values v [B]; 1 for a prompt's only sample."""
-    own = _same_prompt(prompts, values)
-    others = (own - torch.eye(len(own), dtype=own.dtype, device=own.device)).log()
-    mean = torch.logsumexp(values + others, 1) - others.exp().sum(1).log()
-    return torch.exp(values - mean).where(own.sum(1) > 1, 1)
-
-
-def log_softmax_by_prompt(prompts: list[str], values: Tensor) -> tuple[Tensor, Tensor]:
-    """`log softmax` of values [B] within each prompt's rows [B], and which rows share a prompt, 0 or 1 [B, B]."""
-    own = _same_prompt(prompts, values)
-    return values - torch.logsumexp(values + own.log(), 1), own
-
-
-def best_and_worst(prompts: list[str], rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """For every row the row of its prompt's largest reward and that of its smallest, long [B]; of equals the first."""
-    others = _same_prompt(prompts, rewards) == 0
-    best, worst = (rewards.expand(len(rewards), -1).masked_fill(others, sign * float("inf")) for sign in (-1, 1))
-    return best.argmax(1), worst.argmin(1)
-
-
-def leave_one_out(values: Tensor) -> Tensor:
-    """Values [B, S] minus the others' mean of the column, over the others' deviation (Zhang et al., 2024, DAG-KL).
-
-    The deviation of row i is the root of the mean over j ≠ i of `(v_j − mean_{l≠j} v_l)²`; a single row gets 0.
-    """
-    if len(values) < 2:
-        return torch.zeros_like(values)
-    others = len(values) - 1
-    centred = values - (values.sum(0) - values) / others
-    squares = centred**2
-    return centred / ((squares.sum(0) - squares) / others + 1e-8).sqrt()
+def _mean_and_std(values: Iterable[float]) -> tuple[Tensor, Tensor]:
+    """Mean and population deviation."""
+    sample = torch.tensor(list(values))
+    return sample.mean(), sample.std(correction=0)
 
 
 def _same_prompt(prompts: list[str], like: Tensor) -> Tensor:
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    index = torch.tensor([number[prompt] for prompt in prompts], device=like.device)
+    """Which samples share a prompt, 0 or 1 [B, B], of the dtype and on the device of `like`."""
+    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    index = torch.tensor([numbers[prompt] for prompt in prompts], device=like.device)
     return (index[:, None] == index).to(like)

@@ -1,7 +1,7 @@
 """Atomic, checksummed checkpoints.
 
-A file is written beside its place, synced, and renamed; its name ends in the hash of its contents. So a checkpoint is
-either whole or not there, and one that was damaged later is told by its name; the one before it is then used.
+A file is written beside its final place, synced, and renamed; its name ends in the hash of its contents. So a
+checkpoint is either whole or absent. One that was damaged later no longer fits its name; the one before it is used.
 """
 
 import hashlib
@@ -15,27 +15,27 @@ from accelerate.utils import send_to_device
 
 from bench.runtime.files import write_atomic
 
-KEEP = 2
+STORED = 2  # checkpoints at a time
 log = logging.getLogger(__name__)
 
 
 def save(folder: Path, update: int, state: dict[str, Any]) -> Path:
-    """Store `state` (tensors, numbers, strings, containers of them) as of `update`; the last two are kept.
+    """Store `state` (tensors, numbers, strings, containers of them) as of `update`, and delete all but the last two.
 
-    Tensors are stored as ones of the CPU, so that any device may go on.
+    Tensors are stored as CPU tensors, so that a run can resume on any device.
     """
     buffer = io.BytesIO()
     torch.save(send_to_device(state, "cpu"), buffer)
     data = buffer.getvalue()
     path = folder / f"update-{update:07d}-{_digest(data)}.pt"
     write_atomic(path, data)
-    for old in _all(folder)[KEEP:]:
+    for old in _all(folder)[STORED:]:
         old.unlink()
     return path
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The newest intact state, or None if there is none; a damaged file is passed over with a warning."""
+    """The newest intact state, or None if there is none; damaged files are skipped with a warning."""
     for path in _all(folder):
         data = path.read_bytes()
         if _digest(data) == path.stem.rpartition("-")[2]:

@@ -179,7 +179,7 @@ def test_model_configurations(level: str, pipeline_folder: Path) -> None:
                 assert str(folder) in str(error)
                 return
             model = load_model(config.model, config.sampler)
-            make_kernel(model, config.sampler)
+            make_kernel(model.spec, config.sampler)
             z = torch.zeros(1, *model.latent_shape)
             assert model.decode(model.predict(z, torch.tensor(500), model.encode(["cat"]))).shape[:2] == (1, 3)
 

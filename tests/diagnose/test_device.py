@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scaffold import Brightness, by_class, perturb
+from scaffold import Brightness, by_class, perturb, pipeline_model
 
 from bench import config as configs
 from bench import registry
@@ -15,11 +15,10 @@ from bench.core import Core
 from bench.diagnose.selftest.device import device, recording
 from bench.evaluation.evaluator import Evaluator, load_reward
 from bench.evaluation.features import find_space
-from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.prompts import split
 from bench.runs.build import build_method
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.training.trainer import Trainer
 
 PROMPTS = ["cat", "dog"]
@@ -29,8 +28,8 @@ TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("metho
 
 def core_on_device(folder: Path, **options: object) -> Core:
     options = {"device": device()} | options
-    model = StableDiffusion(folder, guidance=3.0, lora_rank=2, **options)
-    kernel = ddim_kernel(model.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    model = pipeline_model(folder, **options)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     return Core(model, kernel, Brightness(Config(), options["device"]), beta=10.0, micro_batch=8, sample_batch=8)
 
 
@@ -85,7 +84,7 @@ def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folde
     with recording():
         core = core_on_device(pipeline_folder)
         trainer = trainer_of(name, core, tmp_path)
-        trainer._update(trainer._sample(0))  # the first round encodes the prompts
+        trainer.train_on(trainer.sample_round(0))  # the first round encodes the prompts
         yielded = 0
         losses = trainer.method.losses
 
@@ -97,9 +96,9 @@ def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folde
 
         trainer.method.losses = counted
         with recording() as sampling:
-            data = trainer._sample(1)
+            data = trainer.sample_round(1)
         with recording() as updating:
-            trainer._update(data)
+            trainer.train_on(data)
     needs = trainer.method.needs
     assert yielded
     assert updating.synchronisations.total() <= yielded + 1, updating.describe()
@@ -133,10 +132,10 @@ def test_a_planted_mask_of_the_host_is_found(pipeline_folder, tmp_path):
                 mask = torch.arange(len(loss.values)) % 2 == 0  # forgot the device
                 yield replace(loss, values=loss.values.masked_fill(mask, 0))
 
-        data = trainer._sample(0)
+        data = trainer.sample_round(0)
         trainer.method.losses = planted
         with pytest.raises(RuntimeError, match=r"same device.*tests/diagnose/test_device.py"):
-            trainer._update(data)
+            trainer.train_on(data)
 
 
 @pytest.mark.parametrize("options", [{"checkpointing": True}, {"dtype": torch.bfloat16}, {"vae_slicing": True}])
@@ -200,7 +199,7 @@ def test_an_evaluation_equals_that_of_the_cpu(pipeline_folder, tmp_path):
         )
         with recording():
             core = core_on_device(pipeline_folder, device=place)
-            core.reward_model = load_reward("colorfulness", device=place)
+            core = replace(core, reward_model=load_reward("colorfulness", device=place))
             perturb(core.model)
             prompts = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
             _, found = Evaluator(core, config, prompts, tmp_path / str(place)).evaluate()

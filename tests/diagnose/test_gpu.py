@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from rich.console import Console
-from scaffold import perturb
+from scaffold import perturb, pipeline_model
 
 from bench import Batch, Core, Loss, Method, Needs, registry
 from bench.diagnose.gpu_steps import EXACT, relative, two_processes
@@ -18,7 +18,7 @@ from bench.models.random_weights import WRITERS
 from bench.models.stable_diffusion import StableDiffusion
 from bench.reporting.rows import read_rows
 from bench.runs.log import read_log
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import RECORDS, Trajectory, rollout
 from bench.training import checkpoint
@@ -36,13 +36,13 @@ def cuda() -> torch.device:
 
 def sampled(folder, device: torch.device | str, **options) -> tuple[StableDiffusion, Batch]:
     """The random pipeline on a device, its policy moved off the prior, and a batch."""
-    model = StableDiffusion(folder, guidance=3.0, lora_rank=2, device=device, **options)
+    model = pipeline_model(folder, device=device, **options)
     perturb(model)
     return model, Batch([p for p, _ in NAMES], NAMES, model.encode([p for p, _ in NAMES]))
 
 
 def paths(model: StableDiffusion, batch: Batch) -> Trajectory:
-    kernel = ddim_kernel(model.alphas_cumprod, 5, final_alpha=model.final_alpha).to(model.device)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 5, final_alpha=model.spec.final_alpha).to(model.device)
     with torch.no_grad():
         return rollout(model, kernel, batch, Noise(0, "train", batch.samples), record=RECORDS)
 
@@ -59,7 +59,7 @@ def test_rollouts_are_those_of_the_cpu(cuda, pipeline_folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rollout_does_not_wait_for_the_device(cuda, pipeline_folder, dtype):
     model, batch = sampled(pipeline_folder, cuda, dtype=dtype)
-    kernel = ddim_kernel(model.alphas_cumprod, 5, final_alpha=model.final_alpha).to(cuda)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 5, final_alpha=model.spec.final_alpha).to(cuda)
     with torch.no_grad():
         for mode in ("default", "error"):  # the first call loads kernels and encodes the empty prompt
             torch.cuda.set_sync_debug_mode(mode)

@@ -1,13 +1,13 @@
-"""What `bench profile --all` calls necessary, against counts by hand, and what it measures beside it."""
+"""What `bench profile --all` calls required, against counts by hand, and what it measures beside it."""
 
 import json
 
 import pytest
 import torch
-from scaffold import gaussian_core
 
-from bench import Config, registry
-from bench.diagnose.nfe import FORMULAS, Rows, Setting, necessary
+from bench import registry
+from bench.diagnose.nfe import Rows, required_rows
+from bench.diagnose.selftest.scaffold import gaussian_core, method_of
 
 K, B = 4, 3
 APART = [[0, 3]] * B  # two transitions a trajectory, with nothing to share
@@ -17,7 +17,6 @@ NEXT = [[2, 3]] * B  # the second begins where the first ends
 BY_HAND = {
     # policy and prior at z_0, z_1 (ahead), z_3 | parameters 2, reward and prior's Jacobian at z_1
     "nabla_gfn": (APART, (4, 6, 4)),
-    "nabla_gfn_shared": (APART, (4, 6, 4)),
     "nabla_gfn_noflow": (APART, (4, 5, 3)),
     # policy at z_0, z_1 (ahead), z_3; prior at z_0, z_3 | parameters 2, rewards at z_0, z_1, z_3, prior's Jacobian 2
     "nabla_gfn_published": (APART, (4, 5, 7)),
@@ -67,29 +66,19 @@ SHARED = {  # z_3 is both ahead and chosen
 
 
 # of methods whose micro-batches hold what their losses compare
-REGRESSIONS = {"NFT", "AWM", "RAM", "RVM", "TiltMatching"}
-JUST_THAT = {"DB", "DDPO", "DRaFT", "ReFL", "RTB", "SoftmaxRTB", "OnlineDPO"} | REGRESSIONS
-
-
-def options(name: str) -> Config:
-    """A method's options with its preset's."""
-    plugin, found = registry.find("methods", name), registry.load("methods", name)
-    own = {key.removeprefix("method."): value for key, value in plugin.preset.items() if key.startswith("method.")}
-    return found.Config(**own)
+JUST_THAT = ("backprop", "balance", "policy_gradient", "regression", "online_dpo")  # folders or files
 
 
 def count(name: str, chosen: list[list[int]], rows: int = 2) -> Rows:
-    target, method = registry.find("methods", name).target, registry.load("methods", name)(options(name))
-    if target in FORMULAS:
-        return FORMULAS[target](method.config, Setting(K, rows, chosen))
+    """Of a method whose random choice of steps is replaced by `chosen`."""
+    method, core = method_of(name), gaussian_core(K)
     method.steps = lambda core, batch: torch.tensor(chosen)
-    core = gaussian_core(K)
     core.model.rows = lambda guidance: rows
-    return necessary(target, core, method, core.batch((str(i), 0) for i in range(len(chosen))))
+    return required_rows(core, method, core.batch((str(i), 0) for i in range(len(chosen))))
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_necessary_rows_by_hand(name):
+def test_required_rows_by_hand(name):
     chosen, predictions = BY_HAND[name]
     assert count(name, chosen) == Rows(*(2 * B * value for value in predictions))
 
@@ -120,9 +109,9 @@ def test_profile_of_every_method(bench, tmp_path, pipeline_folder):
     stored = json.loads((tmp_path / "all.json").read_text())
     assert stored["updates"].keys() == stored["configs"].keys() == BY_HAND.keys()
     for name, cost in stored["updates"].items():
-        parts = {part: (cost[part], needed) for part, needed in cost["necessary"].items()}
+        parts = {part: (cost[part], needed) for part, needed in cost["required"].items()}
         assert all(measured >= needed for measured, needed in parts.values()), (name, parts)
-        if registry.find("methods", name).target.split(":")[1] in JUST_THAT:
+        if registry.find("methods", name).target.split(":")[0].split(".")[2] in JUST_THAT:
             assert all(measured == needed for measured, needed in parts.values()), (name, parts)
         assert cost["seconds"] > 0
         assert name in text
@@ -137,6 +126,5 @@ def test_profile_of_every_method_leaves_out_what_does_not_fit(bench, tmp_path, p
     assert status == 0, text
     assert "left out: method 'refl' needs the gradient" in text
     stored = json.loads((tmp_path / "all.json").read_text())
-    targets = {n: plugin.target.split(":")[1] for n, plugin in registry.BUILT_IN["methods"].items()}
-    regressions = {n for n, target in targets.items() if target in REGRESSIONS}
+    regressions = {n for n, plugin in registry.BUILT_IN["methods"].items() if ".regression." in plugin.target}
     assert stored["updates"].keys() == regressions | {"online_dpo"}  # from finished samples

@@ -4,21 +4,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench.methods.adjoint_matching import AdjointMatching
-from bench.methods.ddpo import DDPO
-from bench.methods.draft import DRaFT
+from bench.methods.backprop.draft import DRaFT
+from bench.methods.policy_gradient.ddpo import DDPO
 from scaffold import ROOT, by_class
 from torch import Tensor
 
 from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
 from bench.diagnose.selftest import KINDS, checks, models, selftest
 from bench.models.analytic import RingModel
-from bench.models.pipeline import Call, Parts
+from bench.models.family import Call, Parts
 from bench.models.stable_diffusion import StableDiffusion
 from bench.sampling.trajectory import Batch
 
@@ -43,8 +44,7 @@ def test_every_plugin_keeps_the_contract(hub, kind, name):
 
 
 WHOLE = {name: () for name in ("ring", "gaussian", "ring_flow", "gaussian_flow")} | {
-    name: pytest.mark.slow
-    for name in ("emoji", "emoji_flow", *(n for n in registry.BUILT_IN["models"] if n.endswith("Pipeline")))
+    name: pytest.mark.slow for name in ("emoji", "emoji_flow", *registry.BUILT_IN["pipelines"])
 }
 
 
@@ -106,9 +106,7 @@ class Elsewhere(AdjointMatching):
     """Declares the target and aims at β/2."""
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
-        core.beta /= 2
-        yield from super().losses(core, data)
-        core.beta *= 2
+        yield from super().losses(replace(core, beta=core.beta / 2), data)
 
 
 class Sociable(Reward):
@@ -204,7 +202,9 @@ class Severed(RingModel):
 class Misread(RingModel):
     """Its noise is said to be v."""
 
-    output = "v_prediction"
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.spec = replace(self.spec, output="v_prediction")
 
 
 class AtHome(RingModel):
@@ -228,7 +228,7 @@ class Switching(StableDiffusion):
     def predict(self, *arguments: Any, prior: bool = False, **options: Any) -> Tensor:
         if not prior:
             return super().predict(*arguments, **options)
-        with self.using({}), self._adapters_off():
+        with self.using({}), self._lora.off():
             return super().predict(*arguments, **options)
 
 
@@ -254,7 +254,7 @@ def clean_registry() -> Iterator[None]:
 def test_a_broken_family_fails_the_check_that_is_meant_for_it(
     broken, check, pipeline_folder, monkeypatch, clean_registry
 ):
-    planted("models", "StableDiffusionPipeline", broken, monkeypatch)
+    planted("pipelines", "StableDiffusionPipeline", broken, monkeypatch)
     monkeypatch.setattr(models, "CHECKS", [models.the_prior_switch_is_exact, check])
     assert [found.status for found in selftest("models", str(pipeline_folder))] == ["passed", "failed"]
 

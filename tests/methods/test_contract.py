@@ -1,8 +1,10 @@
 """What a reward of someone else may do wrong at run time, and the sentence that tells it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from bench.methods.ddpo import DDPO
+from bench.methods.policy_gradient.ddpo import DDPO
 from scaffold import Brightness, trainer_of
 from torch import Tensor
 
@@ -53,11 +55,9 @@ def latents(core: Core) -> Tensor:
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_reward_is_named_in_training_and_evaluation(fault: str, core: Core, tmp_path) -> None:
     change, words = BROKEN[fault]
-    core.reward_model = reward_of(change)
-    core.reward_name = "mine"
+    core = replace(core, reward_model=reward_of(change), reward_name="mine", micro_batch=2)
     with pytest.raises(BenchError, match=f"the reward 'mine' {words}"), torch.no_grad():
         core.reward(latents(core), ["cat", "dog"])
-    core.micro_batch = 2
     config = resolve("prior", reward="colorfulness", assignments=["evaluation.samples_per_prompt=2"])
     evaluator = Evaluator(core, config, PROMPTS, tmp_path)
     evaluator.rewards = {"mine": core.reward_model}
@@ -67,7 +67,7 @@ def test_a_broken_reward_is_named_in_training_and_evaluation(fault: str, core: C
 
 @pytest.mark.parametrize("fault", WITHOUT_GRADIENT)
 def test_a_reward_without_its_gradient_is_named(fault: str, core: Core) -> None:
-    core.reward_model = reward_of(WITHOUT_GRADIENT[fault])
+    core = replace(core, reward_model=reward_of(WITHOUT_GRADIENT[fault]), reward_name="Brightness")
     with pytest.raises(BenchError, match="the reward 'Brightness' declares a gradient"):
         core.reward_gradient(latents(core), ["cat", "dog"])
 
@@ -88,10 +88,12 @@ def test_a_reward_that_writes_into_its_images_changes_no_other_score(core: Core,
     assert torch.equal(found["writing"], found["next"])
 
 
-@pytest.mark.parametrize(("bad", "words"), [("reward", "prior's own samples already give"), ("prior", "no training")])
+@pytest.mark.parametrize(
+    ("bad", "words"), [("reward", "on the prior's own samples either"), ("prior", "training did not")]
+)
 def test_what_is_not_finite_without_training_is_not_blamed_on_it(bad: str, words: str, core: Core, tmp_path) -> None:
     if bad == "reward":
-        core.reward_model = reward_of(lambda r: r * float("nan"))
+        core = replace(core, reward_model=reward_of(lambda r: r * float("nan")))
     else:
         core.model.pipeline.unet.conv_out.bias.data.fill_(float("nan"))
     trainer = trainer_of(core, DDPO(DDPO.Config()), tmp_path)

@@ -1,6 +1,6 @@
 """Agreement with numbers that the published implementations produced (`tests/golden/README.md` says how).
 
-What the published code does differently on purpose or by mistake lives here in `Published` and nowhere in the product.
+What the published code does differently on purpose or by mistake lives here in subclasses, nowhere in the product.
 """
 
 import json
@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig
-from bench.methods.db import DB, DBConfig
-from bench.methods.nabla_gfn import NablaConfig, NablaGFN
+from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
+from bench.methods.balance.dag_kl import DAGKL
+from bench.methods.balance.db import DB
+from bench.methods.nabla.base import NablaMethod
+from bench.methods.nabla.published import NablaGFNPublished
+from bench.methods.nabla.residual import NablaGFNNoFlow
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scaffold import GOLDEN
+from scaffold import GOLDEN, pipeline_model
 from torch import Tensor
 
 from bench.core import Core
@@ -25,7 +28,8 @@ from bench.models.analytic import GaussianModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel, gaussian_log_prob
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.trajectory import Trajectory, Transitions
 
 TOLERANCE = 1e-5  # float32
@@ -160,35 +164,40 @@ class GoldenModel(StableDiffusion):
         return Conditioning({"text": torch.stack([self.embeddings[prompt] for prompt in prompts])})
 
 
-class Published(NablaGFN):
-    """Our method with the public code's peculiarities, none of which is an option of ours."""
-
-    strength = 1.0  # of the prior's forward score and of both reverse scores
+class LastGamma(NablaMethod):
+    """`γ_K = alphas_cumprod[0]` instead of 1."""
 
     def gamma(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
-        """`alphas_cumprod[0]` instead of 1 at the finished sample."""
         alpha = core.kernel.alpha_cumprod(k, like)
         return alpha if self.config.gamma == "alpha" else alpha**0.5
 
-    def forward_score(self, core, part, mean, prior_mean, variance):
-        return (mean - part.z_next) / variance - self.strength * (prior_mean - part.z_next) / variance
 
-    def reverse_score(self, *arguments):
-        score = super().reverse_score(*arguments)
-        return lambda mean: tuple(self.strength * part for part in score(mean))
+class PublishedNoFlow(LastGamma, NablaGFNNoFlow):
+    """The forward loss alone with that peculiarity of the public code."""
 
-    def reverse_target(self, core, part, z, eps, mean, score):
-        (self.own_score,) = torch.autograd.grad(mean, z, score[0], retain_graph=True)
-        return super().reverse_target(core, part, z, eps, mean, score)
 
-    def reverse_loss(self, part, own, back):
-        """On the last transition the constant `mean(score²)` of the policy's own score: nothing is learned from it."""
-        loss = super().reverse_loss(part, own, back)
-        return loss.index_copy(0, part.finished, (self.own_score[part.finished] ** 2).flatten(1).mean(1))
+class Published(LastGamma, NablaGFNPublished):
+    """The published setting with the public code's peculiarities, none of which is an option of ours."""
 
-    def terminal_loss(self, part, own):
-        """The sum over last transitions over their number, added to every row."""
-        return (super().terminal_loss(part, own).sum() / (len(part.finished) + 1e-6)).expand(len(part))
+    strength = 1.0  # of the prior's forward score and of both reverse scores
+
+    def reference_scores(self, core, part, variance):
+        return tuple(self.strength * score for score in super().reference_scores(core, part, variance))
+
+    def policy_scores(self, core, part, z, output, mean, variance):
+        cotangent = (part.z_next - mean.detach()) / variance
+        (score,) = torch.autograd.grad(mean, z, cotangent, retain_graph=True)
+        self.policy_score = self.strength * score
+        return super().policy_scores(core, part, z, output, mean, variance) - score + self.policy_score
+
+    def transition_losses(self, core, part):
+        """Of the reverse loss the last transition has the constant `mean(score²)` of the policy's own score: nothing is
+        learned from it. The terminal loss is the sum over last transitions over their number, added to every row."""
+        losses, rewards = super().transition_losses(core, part)
+        constant = self.config.reverse_weight * (self.policy_score[part.finished] ** 2).flatten(1).mean(1)
+        losses["reverse"] = losses["reverse"].index_copy(0, part.finished, constant)
+        losses["terminal"] = (losses["terminal"].sum() / (len(part.finished) + 1e-6)).expand(len(part))
+        return losses, rewards
 
 
 @pytest.fixture(scope="module")
@@ -216,31 +225,28 @@ def golden_pipeline(pipeline_folder, tmp_path_factory) -> Path:
 
 def golden_step(
     name: str, folder: Path
-) -> tuple[Published, Core, list[tuple[dict, str, Transitions]], dict[str, Tensor]]:
+) -> tuple[NablaMethod, Core, list[tuple[dict, str, Transitions]], dict[str, Tensor]]:
     """The method, its core, the micro-batches `(record, tensor prefix, transitions)` in order, and the tensors."""
     step, tensors = golden(f"item4_{name}"), load_file(GOLDEN / f"item4_{name}_tensors.safetensors")
     config = step["config"]["model"]
-    model = GoldenModel(folder, guidance=step["config"]["sampling"]["guidance_scale"], lora_rank=2)
+    model = pipeline_model(folder, GoldenModel, guidance=step["config"]["sampling"]["guidance_scale"])
     model.embeddings = {"": tensors["neg_prompt_embeds"].reshape(-1, 16, 16)[0]}
     for i in (0, 1):
         model.embeddings |= {f"{i} {row}": e for row, e in enumerate(tensors[f"i{i}.prompt_embeds"])}
-    method = Published(
-        NablaConfig(
-            flow=not config["no_flow"],
-            gamma={"squared": "alpha", "sqrt": "sqrt_alpha"}[config["reward_adaptive_mode"]],
-            reverse_weight=config["reverse_loss_scale"],
-            trust=config["unet_reg_scale"],
-            channels=config["flow_channel_width"],
-            weighting="score",
-            detach_target=False,
-            reverse="pathwise",
-            reverse_at="start",
-        )
-    )
-    method.strength = config["pretrained_strength"]
-    kernel = ddim_kernel(model.alphas_cumprod, 10, eta=1.0, steps_offset=1)
+    options = {
+        "gamma": {"squared": "alpha", "sqrt": "sqrt_alpha"}[config["reward_adaptive_mode"]],
+        "trust": config["unet_reg_scale"],
+        "weighting": "score",
+    }
+    if config["no_flow"]:
+        method = PublishedNoFlow(PublishedNoFlow.Config(**options))
+    else:
+        options |= {"reverse_weight": config["reverse_loss_scale"], "channels": config["flow_channel_width"]}
+        method = Published(Published.Config(**options))
+        method.strength = config["pretrained_strength"]
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 10, eta=1.0, steps_offset=1)
     core = Core(model, kernel, GoldenReward(Config()), beta=config["reward_scale"])
-    core.networks = method.networks(model)
+    core.networks.update(method.networks(model))
     with safe_open(GOLDEN / "item4_weights.safetensors", "pt") as file:
         scales, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     adapters = model.adapters()
@@ -292,10 +298,11 @@ def test_training_step(name, golden_pipeline, record_property):
         score, rewards, _ = method.reward_score(core, part)
         compare("reward score of z_{k+1}", score, tensors[prefix + "score_r_next"], last)
         compare("reward", rewards, record["logr_next"], last)
-        values, found = method.transition_losses(core, part)
+        losses, _ = method.transition_losses(core, part)
+        values, found = sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
         theirs = record["losses"]
         compare("forward loss", found["forward"].mean(), theirs["loss_forward_mean"], last)
-        if method.config.flow:
+        if core.networks:
             weight = method.config.reverse_weight
             compare("reverse loss", found["reverse"].mean() / weight, theirs["loss_backward_mean"], last)
             if last:
@@ -318,7 +325,7 @@ def test_training_step(name, golden_pipeline, record_property):
     ours = torch.cat([p.grad.flatten() for p in adapters.values()])
     golden_gradient = [tensors["grad_lora_total." + key.replace(".default.", ".pf.")].flatten() for key in adapters]
     compare("policy's gradient", ours[None], torch.cat(golden_gradient)[None], True)
-    if method.config.flow:
+    if core.networks:
         named = dict(core.networks["flow"].unet.named_parameters())
         norms = torch.stack([named[key].grad.norm() for key in step["flow_grad_l2_per_param"]])
         compare(
@@ -368,7 +375,7 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     core = Core(Closed(), kernel, Undulating(Config()), beta=params["reward_multiplier"])
     names = [(str(i), 0) for i in range(len(latents))]
     data = Trajectory([prompt for prompt, _ in names], names, torch.zeros(len(latents), 1), latents=latents)
-    adjoint, means, rewards = core.lean_adjoint(data)
+    adjoint, means, rewards = lean_adjoint(core, data)
     std = kernel.std(torch.arange(kernel.steps), latents[0, 1:])
     with torch.no_grad():
         finetuned = [
@@ -386,10 +393,10 @@ def test_adjoint_matching(case, monkeypatch, record_property):
     }
 
     # Their code pairs step k with a_k, ours with a_{k+1}: hand ours the states one place later.
-    def one_later(data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def one_later(core: Core, data: Trajectory, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([adjoint[:, :1], adjoint[:, :-1]], 1), means, rewards
 
-    monkeypatch.setattr(core, "lean_adjoint", one_later)
+    monkeypatch.setattr("bench.methods.adjoint_matching.lean_adjoint", one_later)
     method, theirs = AdjointMatching(AdjointMatchingConfig(fraction=1)), case["loss_all_timesteps"]
     loss = sum(part.values.sum() for part in method.losses(core, data)) / len(data)
     (gradient,) = torch.autograd.grad(loss, core.model.weights)
@@ -415,11 +422,25 @@ class Guided(Closed):
         return unconditional + self.guidance * (conditional - unconditional) if guided else conditional
 
 
-class PublishedDB(DB):
-    """Flow and rewards are the stored values: what produced them is a stub there and has its own tests here."""
+class StoredFlow(DB):
+    """DAG-DB on given transitions, with stored flows: there a stub produced them, here they have tests of their own."""
 
-    def flow(self, core, part, z, k, known):
-        return self.stored[int((k == part.k + 1).all())]
+    part: Transitions
+    flows: tuple[Tensor, Tensor]
+
+    def steps(self, core, data):
+        return torch.zeros(len(data), 1)
+
+    def terms(self, core, data, steps, size, rewards=None):
+        output = core.predict(self.part.z, self.part.k, self.part.conditioning)
+        yield self.balance(core, self.part, output, torch.zeros(0))
+
+    def flow(self, core, part, z, k, rewards):
+        return self.flows[int((k == part.k + 1).all())]
+
+
+class StoredFlowDAGKL(StoredFlow, DAGKL):
+    """The same of DAG-KL."""
 
 
 @pytest.mark.parametrize("case", golden("item3_dag")["cases"], ids=lambda c: c["tag"])
@@ -438,20 +459,23 @@ def test_dag(case, table, record_property):
     )  # fmt: skip
     kl = params["klpf"] > 0
     # their trust term is the plain mean of squares, as ours; β is in the stored flows
-    config = {"clip": params["clip_range"] if kl else None, "policy_weight": params["klpf"] if kl else 1.0}
-    method = PublishedDB(DBConfig(trust=params["unetreg"], advantage_clip=params["adv_clip_max"], **config))
+    method_class, options = StoredFlow, {"trust": params["unetreg"]}
+    if kl:
+        method_class = StoredFlowDAGKL
+        options |= {"clip": params["clip_range"], "policy_weight": params["klpf"]}
+        options |= {"advantage_clip": params["adv_clip_max"]}
+    method = method_class(method_class.Config(**options))
     leaves = [field[name].clone().requires_grad_() for name in ("flow_model_out", "flow_model_out_next")]
     rewards, ends = [field["reward_hat"], field["reward_hat_next"]], field["end_mask"]
     now, after = (leaf + core.beta * reward for leaf, reward in zip(leaves, rewards, strict=True))
     after = torch.where(ends, core.beta * field["terminal_reward"], after)
-    method.stored = now, after
+    method.part, method.flows = part, (now, after)
     eps = core.predict(part.z, k, part.conditioning)
     std, (back_mean, back_std) = kernel.std(k, part.z), kernel.noising(part.z_next, k)
     count = part.z[0].numel()
-    balance, log_prob = method.balance(core, part, eps, now)
-    advantages = method.advantages(balance.detach(), 3) if kl else None
-    values, parts = method.transition_losses(part, eps, balance, log_prob, advantages)
-    gradients = torch.autograd.grad(values.mean(), [core.model.weights, *leaves])
+    (terms,) = method.terms(core, part, None, 0)
+    (loss,) = method.losses(core, part)
+    gradients = torch.autograd.grad(loss.values.mean(), [core.model.weights, *leaves])
     clean = kernel.clean(part.z, core.predict(part.z, k, part.conditioning, guided=False), k)
     inner = ~ends  # the last transition's next state is finished
     following = k[inner] + 1
@@ -467,20 +491,21 @@ def test_dag(case, table, record_property):
         "std": error(std.flatten(), field["pf_std"]),
         "noising mean": error(back_mean, field["pb_mean"]),
         "noising std": error(back_std.flatten(), field["pb_std"]),
-        "log p_θ": error(log_prob, field["log_pf"]),
+        "log p_θ": error(terms.log_policy, field["log_pf"]),
         "log p_B": error(gaussian_log_prob(part.z, back_mean, back_std) / count, field["log_pb"]),
         "clean": error(clean, field["x0hat_for_reward"]),
         "next clean": error(clean_next, field["x0hat_next_for_reward"][inner]),
         "flows": max(error(now, field["flow_total"]), error(after, field["flow_next_total"])),
-        "losses": error(values, field["losses_before_mean"]),
+        "losses": error(loss.values, field["losses_before_mean"]),
         "gradient of ε": error(gradients[0], [theirs["a"], theirs["b"]]),
         "gradient of f_φ": error(torch.stack(gradients[1:]), [theirs["flow_model_out"], theirs["flow_model_out_next"]]),
     }
     if kl:
         stored = case["kl"]
-        errors["advantages"] = error(advantages, stored["advantages"])
-        errors["policy"] = error(parts["policy"] / params["klpf"], stored["losses_klpf"])
-        ratio = torch.exp(log_prob - part.log_prob / count)
+        residual = terms.flow + terms.log_policy - terms.log_reference - terms.flow_next
+        errors["advantages"] = error(method.advantages(residual.detach(), 3), stored["advantages"])
+        errors["policy"] = error(loss.metrics["policy"] / params["klpf"], stored["losses_klpf"])
+        ratio = torch.exp(terms.log_policy - part.log_prob / count)
         errors["ratio"] = error(ratio, stored["ratio"])
     record_property("relative_errors", errors)
     assert max(errors.values()) < TOLERANCE, errors

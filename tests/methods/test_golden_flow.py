@@ -6,13 +6,18 @@ from functools import cache
 
 import pytest
 import torch
-from bench.methods.flow_grpo import FlowGRPO, FlowGRPOConfig
 from bench.methods.online_dpo import OnlineDPO, OnlineDPOConfig
+from bench.methods.policy_gradient.dance_grpo import DanceGRPO
+from bench.methods.policy_gradient.flow_cps import FlowCPS
+from bench.methods.policy_gradient.flow_dppo import FlowDPPO
+from bench.methods.policy_gradient.flow_grpo import FlowGRPO
+from bench.methods.policy_gradient.grpo_guard import GRPOGuard
+from bench.methods.policy_gradient.mix_grpo import MixGRPO
 from bench.methods.regression.awm import AWM, AWMConfig
 from bench.methods.regression.forward_process import Regression
 from bench.methods.regression.nft import NFT, NFTConfig, weighted_error
 from bench.methods.regression.rvm import RVM, RVMConfig
-from bench.methods.vgg_flow import VGGFlow, VGGFlowConfig
+from bench.methods.vgg_flow import VGGFlow, VGGFlowPruned, reward_term
 from scaffold import GOLDEN
 from torch import Tensor
 
@@ -20,7 +25,8 @@ from bench.core import Core
 from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import Kernel, ddim_kernel
+from bench.sampling.grids import ddim_kernel
+from bench.sampling.kernel import Kernel
 from bench.sampling.trajectory import Noised, Trajectory, Transitions
 from bench.training.advantages import Deviation, best_and_worst, group_normalised
 
@@ -81,8 +87,8 @@ def given_core(levels: Tensor, **outputs: Tensor) -> Core:
     core = Core(
         model, Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, 1.0, "ddim", "flow", sigmas), Nothing(Config()), 1.0
     )
-    core.copies = {name: {"name": name} for name in outputs}
-    core.steps = len(order) - 1 - place
+    core.copies.update({name: {"name": name} for name in outputs})
+    vars(core)["steps"] = len(order) - 1 - place
     return core
 
 
@@ -251,15 +257,15 @@ def test_rvm_advantages(case):
 # Policy gradient on flows --------------------------------------------------------------------------------------------
 
 GRPO = golden("item11_grpo_guard_dppo")
-KINDS = {  # name → rule, η's own, options; what else the file holds differs from ours by design or by defect
-    "flow_grpo": ("euler", {"kl": 0.04, "kl_unit": "rate"}),
-    "flow_cps": ("cps", {"kl": 0.004, "kl_unit": "square", "density": "square"}),
-    "dancegrpo": ("dance", {}),
-    "mixgrpo": ("euler", {}),
-    "verl_guard": ("euler", {"surrogate": "guard", "clip": 2e-6}),
-    "precise_rationorm": ("sde", {"surrogate": "guard", "clip": 4e-6}),
-    "verl_dppo": ("euler", {"surrogate": "mask"}),
-    "unirl_dppo": ("euler", {"surrogate": "mask"}),
+KINDS = {  # name → rule, class, its options; what else the file holds differs from ours by design or by defect
+    "flow_grpo": ("euler", FlowGRPO, {}),
+    "flow_cps": ("cps", FlowCPS, {}),
+    "dancegrpo": ("dance", DanceGRPO, {}),
+    "mixgrpo": ("euler", MixGRPO, {}),
+    "verl_guard": ("euler", GRPOGuard, {}),
+    "precise_rationorm": ("sde", GRPOGuard, {"clip": 4e-6}),
+    "verl_dppo": ("euler", FlowDPPO, {}),
+    "unirl_dppo": ("euler", FlowDPPO, {}),
 }
 
 
@@ -277,7 +283,7 @@ def usable(case: dict) -> bool:
 )
 def test_policy_gradients(case, record_property):
     given, theirs = {name: double(value) for name, value in GRPO["inputs"].items()}, case["f64"]
-    rule, options = KINDS[case["loss_name"]]
+    rule, kind, options = KINDS[case["loss_name"]]
     sigmas, k = double(GRPO["grid"]["sigmas"]), torch.tensor(case["steps"])
     kernel = Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, case["noise_level"], rule, "flow", sigmas)
     on = case["policy"].startswith("on")
@@ -287,14 +293,14 @@ def test_policy_gradients(case, record_property):
     core = Core(model, kernel, Nothing(Config()), 1.0)
     z = given["sample"]
     z_next = kernel.mean(z, given["v_old"], k) + kernel.std(k, z) * given["noise"]
-    limit = None if "dppo" in case["loss_name"] else 5.0
+    method = kind(kind.Config(**options))
+    limit = method.config.advantage_clip
     advantages = given["advantages"] if limit is None else given["advantages"].clamp(-limit, limit)
     names, rows = [(str(i), 0) for i in range(4)], torch.arange(4)
     part = Transitions(
         [p for p, _ in names], names, model.encode([""] * 4), row=rows, k=k, unfinished=rows, finished=rows[:0], z=z,
         z_next=z_next, model_output=given["v_old"], advantages=advantages,
     )  # fmt: skip
-    method = FlowGRPO(FlowGRPOConfig(**options))
     values, metrics = method.transition_losses(core, part)
     loss = values.mean()
     if case["loss_name"] == "precise_rationorm":  # divides by |∂μ/∂v| instead
@@ -331,7 +337,7 @@ DPO = golden("item12_diffusion_dpo")
 
 def preferred(core: Core, winners: Tensor, losers: Tensor, noise: Tensor, k: Tensor, strength: float) -> tuple:
     """Loss, accuracy, gradient in the outputs (winners first), and the noised samples, of pairs that differ."""
-    core.steps = k
+    vars(core)["steps"] = k
     part = noised(core, winners, noise, torch.ones(len(k), dtype=torch.float64))
     core.model.outputs["policy"].requires_grad_()
     values, metrics = OnlineDPO(OnlineDPOConfig(strength=strength)).pair_losses(core, part, losers)
@@ -435,7 +441,7 @@ class Scaled(Reward):
         return factor * (images + 0.3 * torch.sin(3 * images)).flatten(1).mean(1) + offset
 
 
-def vgg_case(file: dict, case: dict) -> tuple[Core, VGGFlow, Transitions, Tensor]:
+def vgg_case(file: dict, case: dict) -> tuple[Core, VGGFlow | VGGFlowPruned, Transitions, Tensor]:
     inputs, config = file["inputs"], case["config"]
     sigmas, k = double(file["grid"]["sigmas"]), torch.tensor(case["positions"])
     reward = Scaled(Config())
@@ -449,17 +455,12 @@ def vgg_case(file: dict, case: dict) -> tuple[Core, VGGFlow, Transitions, Tensor
         time = kernel.timesteps[at.clamp(max=kernel.steps - 1)].view(-1, 1, 1, 1)
         return p * z + q * torch.sin(z) + w * time / 1000 * torch.cos(z)
 
-    core.network = value
-    method = VGGFlow(
-        VGGFlowConfig(
-            schedule=config["eta_mode"],
-            largest=config["rgrad_threshold"] if config["quantile_clipping"] else None,
-            gradient_at="sample" if config.get("use_saved_rgrad_x1") else "prediction",
-            value_network=config["use_value_net"],
-            terminal=config["coeff_terminal"],
-            consistency=0.0,
-        )
-    )
+    vars(core)["network"] = value
+    method_class, options = VGGFlowPruned, {}
+    if config["use_value_net"]:
+        method_class, options = VGGFlow, {"terminal": config["coeff_terminal"], "consistency": 0.0}
+    largest = config["rgrad_threshold"] if config["quantile_clipping"] else None
+    method = method_class(method_class.Config(schedule=config["eta_mode"], largest=largest, **options))
     z, rows = double(inputs["xt"]), torch.arange(2)
     part = Transitions(["a", "b"], [("a", 0), ("b", 0)], core.model.encode(["a", "b"]), row=rows, k=k,
                        unfinished=rows[k < 19], finished=rows[k == 19], z=z, z_next=z)  # fmt: skip
@@ -475,10 +476,9 @@ def vgg_case(file: dict, case: dict) -> tuple[Core, VGGFlow, Transitions, Tensor
 def test_vgg_flow(file, case, record_property):
     """Every term but the consistency (the golden README's first deviation says what is wrong with that)."""
     core, method, part, params = vgg_case(file, case)
-    theirs, known, errors = case["f64"], None, {}
-    if method.config.gradient_at == "sample":
+    theirs, errors, learned = case["f64"], {}, isinstance(method, VGGFlow)
+    if case["config"].get("use_saved_rgrad_x1"):
         rewards, scores = core.reward_gradient(double(file["inputs"]["x1"]), part.prompts)
-        known = rewards, scores
         norms = scores.flatten(1).norm(dim=1)
         errors |= {"rewards": error(rewards, theirs["rewards"]), "at x1": error(norms, theirs["saved_rgrad_x1_norm"])}
     else:
@@ -487,11 +487,15 @@ def test_vgg_flow(file, case, record_property):
         errors["raw gradient"] = error(scores.flatten(1).norm(dim=1), theirs["rgrad_norm"])
     level = (1 - core.kernel.noise_level(part.k, part.z)).flatten()
     eta = level ** {"quad": 2, "linear": 1, "constant": 0}[method.config.schedule]
-    pull = method.pull(core, part.k, scores)
-    values, losses = method.transition_losses(core, part, known)
+    pull = reward_term(core, method.config, part.k, scores)
+    if learned:
+        values, losses = method.transition_losses(core, part)
+    else:  # some of theirs have no value network and yet the gradient at the prediction
+        values = method.transition_losses(core, part, scores)
+        losses = {"velocity": values.detach()}
     values.mean().backward()
     inputs = [part.z, part.k, part.conditioning]
-    correction = pull + (core.network("value", part.z, part.k, None) if method.config.value_network else 0)
+    correction = pull + (core.network("value", part.z, part.k, None) if learned else 0)
 
     full = {
         "rgrad": pull / (-core.beta * eta.view(-1, 1, 1, 1)),

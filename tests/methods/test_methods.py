@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.methods.ddpo import DDPO, DDPOConfig
-from bench.methods.nabla_gfn import NablaConfig, NablaGFN
-from bench.methods.nabla_shared import NablaGFNShared, NablaSharedConfig
-from scaffold import PROMPTS, Brightness, by_class, method_of, parameters_of, perturb, trainer_of, update
+from bench.methods.nabla.adjoint import NablaGFNAdjoint
+from bench.methods.nabla.base import NablaMethod
+from bench.methods.nabla.published import NablaDB, NablaGFNPublished
+from bench.methods.nabla.residual import NablaGFN
+from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
+from scaffold import PROMPTS, Brightness, by_class, method_of, perturb, pipeline_model, trainer_of, update
 from torch import Tensor
 
 from bench import registry
 from bench.core import Core
 from bench.errors import NonFiniteError
-from bench.method import Loss
-from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import checkpoint
 from bench.training.trainer import Record, Trainer
@@ -39,28 +39,23 @@ def test_losses_may_have_their_own_guidance(name, core, tmp_path):
     """Paths of the sampler's guidance, and on them the loss of a core that has the other."""
     method, rows = method_of(name), []
     perturb(core.model)
-    sampling, other = core.model, core.model.with_guidance(1.0)
     train = TrainConfig(updates=1, prompts_per_round=2, samples_per_prompt=2, updates_per_round=1, guidance=1.0)
     trainer = Trainer(core, method, PROMPTS, train, OptimizerConfig(), tmp_path)
-    data = trainer._sample(0)
-    assert core.model is sampling
+    data = trainer.sample_round(0)
     guided = core.rollout(core.batch(data.samples), weights="old" if "old" in core.copies else None)
     assert torch.allclose(data.latents, guided.latents, atol=1e-5)
-    core.model = other
-    expected, _ = update(core, method, data)
-    core.model = sampling
+    expected, _ = update(replace(core, model=core.model.with_guidance(1.0)), method, data)
     guided_loss, _ = update(core, method, data)
     trainer.run(rows.append)
     assert rows[0]["loss"] == pytest.approx(expected, rel=2e-5)
     assert rows[0]["loss"] != pytest.approx(guided_loss, rel=2e-4)
-    assert core.model is sampling
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
     method = method_of(name)
     trainer = trainer_of(core, method, tmp_path)
-    data = trainer._sample(0)
+    data = trainer.sample_round(0)
     _, start = update(core, method, data)
     adapters = core.model.adapters()
     assert all(start[key].any() for key in adapters if ".lora_B." in key)
@@ -87,15 +82,14 @@ LONG_SUMS = {"tmpo", "res_db"}  # of log-densities that nothing cancels, in floa
 @pytest.mark.parametrize("name", by_class(TRAINING, "nabla_gfn_published", "nabla_db", "res_db", "dag_kl", "tmpo"))
 def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_path):
     method = method_of(name)
-    data = trainer_of(core, method, tmp_path)._sample(0)[:3]
+    data = trainer_of(core, method, tmp_path).sample_round(0)[:3]
     perturb(core.model)  # after sampling, so that ratios and the trust region are not trivial
     move_networks(core)
     found = {}
     for size in (2, 5, 64):
-        core.micro_batch = size
-        found[size] = update(core, method, data)
+        found[size] = update(replace(core, micro_batch=size), method, data)
     reference = found[64]
-    again, gradients = update(core, method, data)
+    again, gradients = update(replace(core, micro_batch=64), method, data)
     assert again == reference[0]
     assert all(torch.equal(gradients[key], value) for key, value in reference[1].items())
     for size in (2, 5):
@@ -108,15 +102,15 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
             assert (ours - theirs).norm() < (5e-3 if name in LONG_SUMS else 1e-4) * theirs.norm(), (size, group)
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
-    found, options = [], {"fraction": 1, "channels": [16, 16], "reverse": "pathwise", "reverse_at": "start"}
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNAdjoint, NablaGFNPublished, NablaDB])
+def test_reverse_loss_trains_the_flow_alone(method_class, core, tmp_path):
+    found = []
     for weight in (0.0, 1.0):
-        method = NablaGFN(NablaConfig(**options, reverse_weight=weight, residual=residual))
+        method = method_class(method_class.Config(fraction=1, channels=[16, 16], reverse_weight=weight))
         trainer = trainer_of(core, method, tmp_path)
         if not found:
             perturb(core.model)
-            data = trainer._sample(0)
+            data = trainer.sample_round(0)
         move_networks(core)
         found.append(update(core, method, data))
     (without, a), (with_reverse, b) = found
@@ -126,54 +120,36 @@ def test_reverse_loss_trains_the_flow_alone(residual, core, tmp_path):
     assert any(not torch.equal(a[key], b[key]) for key in a if key not in adapters)
 
 
-def test_detached_target_keeps_the_forward_loss_out_of_the_flow(core, tmp_path):
-    found = []
-    for detach in (True, False):
-        method = NablaGFN(NablaConfig(channels=[16, 16], reverse_weight=0, reverse_at="start", detach_target=detach))
-        trainer = trainer_of(core, method, tmp_path)
-        if not found:
-            perturb(core.model)
-            data = trainer._sample(0)
-        move_networks(core)
-        inner = torch.arange(core.kernel.steps - 1).expand(len(data), -1)  # the last has the terminal loss
-        for parameter in parameters_of(core).values():
-            parameter.grad = None
-        values = [method.transition_losses(core, part)[0].sum() for part in data.transitions(inner, 64)]
-        sum(values).backward()
-        found.append((values, {n: p.grad for n, p in parameters_of(core).items()}))
-    (values, detached), (again, attached) = found
-    assert torch.equal(values[0], again[0])
-    adapters = core.model.adapters()
-    assert all(torch.equal(detached[key], attached[key]) for key in adapters)
-    assert not any(detached[key].any() for key in detached if key not in adapters)
-    assert any(attached[key].any() for key in attached if key not in adapters)
+def forward_alone(method_class: type[NablaMethod], **options) -> NablaMethod:
+    """The method with its forward loss as the only one."""
+
+    class ForwardAlone(method_class):
+        def micro_loss(self, part, steps, losses, rewards):
+            return super().micro_loss(part, steps, {"forward": losses["forward"]}, rewards)
+
+    return ForwardAlone(method_class.Config(channels=[16, 16], fraction=1, **options))
 
 
-@pytest.mark.parametrize("steps", [4, 7])
-def test_shared_passes_change_no_loss_and_no_gradient(steps, core, tmp_path):
-    """Windows of two and of three transitions, against the same transitions one by one."""
-    core = replace(core, kernel=ddim_kernel(core.model.alphas_cumprod, steps, steps_offset=1))
-    options = {"channels": [16, 16], "fraction": 0.5, "trust": 2.0}
-    shared = NablaGFNShared(NablaSharedConfig(**options))
-    data = trainer_of(core, shared, tmp_path)._sample(0)[:3]
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNAdjoint, NablaDB, NablaGFNPublished])
+def test_the_forward_loss_trains_the_flow_in_the_published_setting_alone(method_class, core, tmp_path):
+    method = forward_alone(method_class)
+    data = trainer_of(core, method, tmp_path).sample_round(0)
     perturb(core.model)
     move_networks(core)
-    core.micro_batch = 64
-    chosen, weight = core.choose_window(data, 0.5)
-    (part,) = data.transitions(chosen, 64)
+    _, gradients = update(core, method, data)
+    assert any(g.any() for key, g in gradients.items() if key.startswith("flow.")) == (
+        method_class is NablaGFNPublished
+    )
 
-    class OneByOne(NablaGFN):
-        def losses(self, core, data):
-            values, metrics = self.transition_losses(core, part)
-            yield Loss(values * weight[part.k] / chosen.shape[1], metrics)
 
-    (expected, gradients), (loss, own) = (update(core, m, data) for m in (OneByOne(NablaConfig(**options)), shared))
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert own.keys() == gradients.keys()
-    for learns in (lambda name: ".lora_" in name, lambda name: name.startswith("flow.")):
-        ours, theirs = (torch.cat([g[key].flatten() for key in g if learns(key)]) for g in (own, gradients))
-        assert theirs.any()
-        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+def test_a_detached_target_changes_no_loss_and_no_gradient_of_the_policy(core, tmp_path):
+    methods = [forward_alone(NablaGFNPublished, detach_target=detach) for detach in (True, False)]
+    data = trainer_of(core, methods[0], tmp_path).sample_round(0)
+    perturb(core.model)
+    move_networks(core)
+    (loss, detached), (again, attached) = (update(core, method, data) for method in methods)
+    assert loss == again
+    assert all(torch.equal(detached[key], attached[key]) for key in core.model.adapters())
 
 
 # The trainer ------------------------------------------------------------------------------------------------------
@@ -186,13 +162,12 @@ def test_schedules_of_beta_and_learning_rate(core, tmp_path):
     seen = []
 
     def note(record: Record) -> None:
-        rate = trainer.optimizers["policy"].param_groups[0]["lr"]  # of the next update
-        seen.append((record["update"], core.beta / 10, rate / 1e-2))
+        rate = trainer.optimizers["policy"].param_groups[0]["lr"]
+        seen.append((record["update"], trainer.beta / 10, rate / 1e-2))
         if record["update"] == 4 and not resumed:
             raise Interrupted
 
     for resumed in (False, True):
-        core.beta = 10.0
         trainer = Trainer(core, method, PROMPTS, train, OptimizerConfig(lr=1e-2, decay=0.5), tmp_path)
         assert trainer.resume() == resumed
         if resumed:
@@ -201,9 +176,9 @@ def test_schedules_of_beta_and_learning_rate(core, tmp_path):
             with pytest.raises(Interrupted):
                 trainer.run(note)
     assert [number for number, _, _ in seen] == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8]
-    for number, beta, rate in seen:
-        assert beta == pytest.approx(min(1, number / 4))
-        assert rate == pytest.approx(min(1, 2 * (1 - number / 8)))
+    for number, next_beta, rate in seen:
+        assert next_beta == pytest.approx(min(1, number / 4))
+        assert rate == pytest.approx(min(1, 2 * (1 - (number - 1) / 8)))
 
 
 class Interrupted(Exception):
@@ -212,8 +187,8 @@ class Interrupted(Exception):
 
 def fresh(name: str, pipeline: Path, folder: Path, reward: Brightness | None = None, updates: int = 6) -> Trainer:
     """New objects throughout, as in a new process."""
-    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
-    kernel = ddim_kernel(model.alphas_cumprod, 3, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    model = pipeline_model(pipeline)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 3, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     method = DDPO(DDPOConfig(buffer=6, minimum=2)) if name == "ddpo" else method_of(name)
     core = Core(model, kernel, reward or Brightness(Config()), beta=10.0, micro_batch=4, sample_batch=4)
     return trainer_of(core, method, folder, updates)

@@ -16,7 +16,8 @@ from torch import Tensor
 from bench.core import Core
 from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
-from bench.sampling.kernel import Kernel, ddim_kernel, flow_kernel
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import Kernel
 from bench.sampling.trajectory import Noised, Trajectory
 
 BETA, MEAN, STD = 2.0, (0.7, -0.2), 0.6
@@ -146,7 +147,7 @@ def test_the_advantages_of_a_round():
 def test_who_samples_and_what_the_copies_are():
     """The old policy samples for `nft` and `tilt_matching`; it follows by round, or by stage up to the last."""
     core = core_of(flow_kernel(3, dtype=torch.float64))
-    core.copies = {"old": {name: p.detach() + 1 for name, p in core.model.adapters().items()}}
+    core.copies.update({"old": {name: p.detach() + 1 for name, p in core.model.adapters().items()}})
     batch = core.batch([("a", 0)])
     nft, awm, tilt = NFT(NFTConfig()), AWM(AWMConfig()), TiltMatching(TiltMatchingConfig(stages=3, stage_rounds=5))
     ram, rvm = RAM(RegressionConfig()), RVM(RVMConfig())
@@ -179,7 +180,7 @@ def test_the_tilted_flow_is_the_fixed_point_of_tilt_matching():
     ).detach()
     bias, slope = model.adapters().values()
     places = core.kernel.timesteps.round().long()
-    core.copies = {"old": {name: p.detach().clone() for name, p in model.adapters().items()}}
+    core.copies.update({"old": {name: p.detach().clone() for name, p in model.adapters().items()}})
     rng, z_scores = torch.Generator().manual_seed(0), {}
     chunks = []
     for part in range(24):

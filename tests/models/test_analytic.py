@@ -13,7 +13,7 @@ from bench.metric import Evaluation, Samples
 from bench.models.analytic import GaussianModel, RingModel
 from bench.options import Config
 from bench.reporting.rows import read_rows
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import generator
 
 
@@ -23,7 +23,7 @@ def test_the_prediction_is_the_score_of_the_noised_data(model_class):
     model = model_class(dtype=torch.float64)
     z = torch.from_numpy(generator(0, "train", "analytic").standard_normal((64, 2))).requires_grad_()
     for t in (0, 31, 400, 981):
-        alpha = model.alphas_cumprod[t]
+        alpha = model.spec.alphas_cumprod[t]
         variance = alpha * model.std**2 + 1 - alpha
         squares = (z[:, None] - alpha.sqrt() * model.means).square().sum(2)
         (score,) = torch.autograd.grad(torch.logsumexp(-squares / (2 * variance), 1).sum(), z)
@@ -34,7 +34,7 @@ def test_the_prediction_is_the_score_of_the_noised_data(model_class):
 
 def test_the_ring_is_where_it_should_be():
     model = RingModel()
-    kernel = ddim_kernel(model.alphas_cumprod, 20, steps_offset=model.steps_offset)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 20, steps_offset=model.spec.steps_offset)
     assert kernel.timesteps.tolist() == list(range(981, 30, -50))
     assert torch.allclose(model.means.norm(dim=1), torch.tensor(3.0))
     axis = torch.linspace(-6, 6, 400)

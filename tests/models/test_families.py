@@ -29,17 +29,18 @@ from bench.config import resolve
 from bench.diagnose.selftest import models
 from bench.errors import BenchError
 from bench.model import DiffusionModel
-from bench.models.catalogue import HUB, load_model, make_kernel, need
+from bench.models.catalogue import load_model, make_kernel, repository
 from bench.models.emoji import FLOW, WEIGHTS, shared
 from bench.models.pipeline import PipelineModel
 from bench.models.random_weights import write
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
-from bench.runs.estimate import networks
-from bench.sampling.kernel import Kernel, flow_kernel
+from bench.runs.estimate import blueprint
+from bench.sampling.grids import flow_kernel
+from bench.sampling.kernel import Kernel
 from bench.sampling.noise import Noise, seeded
 from bench.sampling.trajectory import Batch, rollout
-from bench.settings import ModelConfig, SamplerConfig
+from bench.settings import LoraConfig, ModelConfig, SamplerConfig
 
 TEXT = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
 SAMPLES = [("tiger", 0), ("tiger", 1), ("noto fox", 0)]
@@ -48,7 +49,7 @@ DETERMINISTIC = SamplerConfig(steps=5, eta=0.0, final_noise=0.0, guidance=3.0)
 
 @pytest.fixture
 def model() -> StableDiffusion3:
-    return load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC)
+    return load_model(ModelConfig(name="emoji_flow", lora=LoraConfig(rank=2)), DETERMINISTIC)
 
 
 def plain() -> StableDiffusion3Pipeline:
@@ -73,7 +74,7 @@ def draw(pipe: StableDiffusion3Pipeline, model: StableDiffusion3) -> torch.Tenso
 def sample(model: StableDiffusion3, samples: list[tuple[str, int]] = SAMPLES) -> torch.Tensor:
     batch = Batch([prompt for prompt, _ in samples], samples, model.encode([prompt for prompt, _ in samples]))
     with torch.no_grad():
-        path = rollout(model, make_kernel(model, DETERMINISTIC), batch, Noise(0, "evaluate", samples))
+        path = rollout(model, make_kernel(model.spec, DETERMINISTIC), batch, Noise(0, "evaluate", samples))
     return path.latents[:, -1]
 
 
@@ -101,12 +102,12 @@ def test_sd3_adapter_in_diffusers(model, tmp_path):
     pipe = plain()
     pipe.load_lora_weights(tmp_path)
     torch.testing.assert_close(draw(pipe, model), after, rtol=1e-3, atol=1e-3)
-    other = load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC, seed=1)
+    other = load_model(ModelConfig(name="emoji_flow", lora=LoraConfig(rank=2)), DETERMINISTIC, seed=1)
     other.load(tmp_path)
     assert torch.equal(sample(other), after)
     t, z = torch.tensor(900.0), Noise(0, "train", SAMPLES)(0, model.latent_shape)
     conditioning = model.encode([prompt for prompt, _ in SAMPLES])
-    fresh = load_model(ModelConfig(name="emoji_flow", lora_rank=2), DETERMINISTIC)
+    fresh = load_model(ModelConfig(name="emoji_flow", lora=LoraConfig(rank=2)), DETERMINISTIC)
     assert torch.equal(model.predict(z, t, conditioning, prior=True), fresh.predict(z, t, conditioning))
 
 
@@ -155,7 +156,7 @@ def sdxl_folder(tmp_path_factory):
 
 
 def sdxl(folder) -> StableDiffusionXL:
-    return load_model(ModelConfig(name=str(folder), lora_rank=2), SamplerConfig(guidance=3.0))
+    return load_model(ModelConfig(name=str(folder), lora=LoraConfig(rank=2)), SamplerConfig(guidance=3.0))
 
 
 @torch.no_grad()
@@ -170,7 +171,7 @@ def test_sdxl_equals_diffusers_to_the_bit(sdxl_folder, tmp_path):
     settings = {"num_inference_steps": 5, "guidance_scale": 3.0, "latents": noise, "output_type": "latent"}
     size = {"height": 8 * pipe.vae_scale_factor, "width": 16 * pipe.vae_scale_factor}
     prompts = [prompt for prompt, _ in SAMPLES]
-    kernel = make_kernel(model, SamplerConfig(steps=5, eta=0.0))
+    kernel = make_kernel(model.spec, SamplerConfig(steps=5, eta=0.0))
 
     def ours() -> torch.Tensor:
         batch = Batch(prompts, SAMPLES, model.encode(prompts))
@@ -208,8 +209,8 @@ def noise_over_signal(kernel: Kernel) -> torch.Tensor:
 @torch.no_grad()
 def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
     """The same clean predictions along the chain, and the same finished samples, at equal ratios of noise to signal."""
-    model = load_model(ModelConfig(name="emoji", lora_rank=2), SamplerConfig(guidance=3.0))
-    diffusion = make_kernel(model, SamplerConfig(steps=6, eta=0.0))
+    model = load_model(ModelConfig(name="emoji", lora=LoraConfig(rank=2)), SamplerConfig(guidance=3.0))
+    diffusion = make_kernel(model.spec, SamplerConfig(steps=6, eta=0.0))
     ratio = noise_over_signal(diffusion)
     sigmas = ratio / (1 + ratio)
     flow = Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, 0.0, "ddim", "flow", sigmas)
@@ -245,15 +246,16 @@ def guidance(name: str) -> float:
     return 1.0 if name == "flux_schnell" else 3.0
 
 
-def loaded(name: str, **options) -> PipelineModel:
-    return load_model(ModelConfig(name=name, lora_rank=2, **options), SamplerConfig(guidance=guidance(name)))
+def loaded(name: str, alpha: int | None = None, **options) -> PipelineModel:
+    lora = LoraConfig(rank=2, alpha=alpha)
+    return load_model(ModelConfig(name=name, lora=lora, **options), SamplerConfig(guidance=guidance(name)))
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_a_family_equals_diffusers_to_the_bit(family):
     """Images of the pipeline's own call, also with an adapter that it loads; then where it reads the prompts itself."""
     models.its_pipeline_agrees(family)
-    model = loaded(family, lora_alpha=4)
+    model = loaded(family, alpha=4)
     agree_from_prompts(model)
     if "negative_prompt" in inspect.signature(model.pipeline.__call__).parameters and model.rows(2) == 2:
         agree_from_prompts(loaded(family, negative_prompt="a fox").with_guidance(2.0), negative_prompt=["a fox"] * 3)
@@ -265,14 +267,14 @@ def agree_from_prompts(model: PipelineModel, **inputs: list[str]) -> None:
     prompts = [prompt for prompt, _ in SAMPLES]
     ours = model.decode(rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1])
     model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance, **inputs}
-    theirs = model.own_call(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
+    theirs = model.call_pipeline(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
 
 
 def test_alpha_is_in_the_stored_adapter(pipeline_folder, tmp_path):
     """A scale of alpha over rank other than 1: in diffusers, and read again."""
     model, plain = (
-        load_model(ModelConfig(name=str(pipeline_folder), lora_rank=2, lora_alpha=alpha), SamplerConfig())
+        load_model(ModelConfig(name=str(pipeline_folder), lora=LoraConfig(rank=2, alpha=alpha)), SamplerConfig())
         for alpha in (8, 2)
     )
     perturb(model, 0.1)
@@ -287,18 +289,18 @@ def test_alpha_is_in_the_stored_adapter(pipeline_folder, tmp_path):
 def test_t5_can_be_left_out(bench, tmp_path, monkeypatch):
     """It is then not asked for either, in a named model or another repository; its text states are zeros."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    write([HUB["sd35_medium"]], tmp_path, "tiny")
-    whole, less = need("sd35_medium"), need("sd35_medium", t5=False)
+    write([repository("sd35_medium")], tmp_path, "tiny")
+    whole, less = repository("sd35_medium"), repository("sd35_medium", t5=False)
     assert whole.size - less.size > 9e9
     folder = whole.path()
     shutil.rmtree(folder / "text_encoder_3")
     assert whole.missing() and not less.missing()
-    for name in ("sd35_medium", HUB["sd35_medium"].name, str(folder)):
+    for name in ("sd35_medium", repository("sd35_medium").name, str(folder)):
         model = loaded(name, t5=False)
         text = model.encode(["tiger"]).parts["text"]
         assert text.shape == (1, 77 + 256, 40) and not text[:, 77:].any() and text[:, :77].any()
     z = torch.zeros(1, *model.latent_shape)
-    model.own_call(model.open(), model.encode(["tiger"]), z, models._kernel(model, 2), "latent")
+    model.call_pipeline(model.open(), model.encode(["tiger"]), z, models._kernel(model, 2), "latent")
     status, text = bench("run", "--method", "ddpo", "--suite", "sd35-hps", "--set", "model.t5=false", "--dry-run")
     assert status == 0, text
     assert "CLIP alone reads a prompt" in text
@@ -313,7 +315,7 @@ def test_a_negative_prompt_needs_guidance(bench, hub):
         ("flux_dev", [], "no guidance of 'flux_dev'"),
     ):
         if model == "flux_dev":
-            write([HUB["flux_dev"]], hub, "tiny")
+            write([repository("flux_dev")], hub, "tiny")
         sets = [word for setting in (*settings, "model.negative_prompt=dull") for word in ("--set", setting)]
         status, text = bench("run", "draft_1", "--model", model, "--dry-run", *sets)
         assert (status, words in " ".join(text.split())) == (2, True), text
@@ -335,7 +337,7 @@ def test_losses_with_another_guidance_are_refused_where_they_mean_nothing(bench,
 
 
 def test_a_distilled_model_has_no_guidance(hub):
-    write([HUB["flux_schnell"]], hub, "tiny")
+    write([repository("flux_schnell")], hub, "tiny")
     with pytest.raises(BenchError, match=r"use sampler\.guidance=1"):
         load_model(ModelConfig(name="flux_schnell"), SamplerConfig(guidance=3.0))
 
@@ -387,12 +389,12 @@ def test_full_sizes_are_known_without_weights(bench, tmp_path, monkeypatch, name
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9}.get(name, 11.9e9)
     config = resolve("ddpo", overrides={"model.name": name})
-    kind, parts = networks(config)
-    assert sum(p.numel() for p in parts[kind.denoiser].parameters()) == pytest.approx(parameters, rel=0.01)
-    assert kind.shapes(parts[kind.denoiser].config, parts["vae"].config)[0][1] == (64 if name == "flux2_klein" else 128)
+    pipeline = blueprint(config)
+    assert sum(p.numel() for p in pipeline.network.parameters()) == pytest.approx(parameters, rel=0.01)
+    assert pipeline.spec.latent_shape[1] == (64 if name == "flux2_klein" else 128)
     status, text = bench("fetch", "--model", name, "--dry-run")
     assert status == 0, text
-    assert HUB[name].name in text
+    assert repository(name).name in text
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from scaffold import perturb
+from scaffold import perturb, pipeline_model
 
 from bench.config import resolve
 from bench.errors import BenchError
@@ -60,7 +60,7 @@ def test_another_guidance_shares_the_adapters(model):
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_the_prior_stays_what_it_was(pipeline_folder, finetune):
-    model = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)
+    model = pipeline_model(pipeline_folder, finetune=finetune)
     before = predict(model)
     assert torch.equal(before, predict(model, prior=True))
     perturb(model, 0.1)
@@ -71,10 +71,10 @@ def test_the_prior_stays_what_it_was(pipeline_folder, finetune):
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_save_and_load(pipeline_folder, finetune, tmp_path):
-    model = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2)
+    model = pipeline_model(pipeline_folder, finetune=finetune)
     perturb(model, 0.1)
     model.save(tmp_path)
-    fresh = StableDiffusion(pipeline_folder, guidance=3.0, finetune=finetune, lora_rank=2, seed=1)
+    fresh = pipeline_model(pipeline_folder, finetune=finetune, seed=1)
     assert not torch.equal(predict(fresh), predict(model))
     fresh.load(tmp_path)
     assert torch.equal(predict(fresh), predict(model))
@@ -83,11 +83,11 @@ def test_save_and_load(pipeline_folder, finetune, tmp_path):
 def test_an_adapter_of_another_rank_is_refused(pipeline_folder, model, tmp_path):
     model.save(tmp_path)
     with pytest.raises(ValueError, match=LORA_FILE):
-        StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=4).load(tmp_path)
+        pipeline_model(pipeline_folder, rank=4).load(tmp_path)
 
 
 def test_low_precision_network_keeps_float32_adapters_and_latents(pipeline_folder, model):
-    low = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
+    low = pipeline_model(pipeline_folder, dtype="bfloat16")
     output = predict(low)
     assert output.dtype == torch.float32
     assert next(low.network.conv_in.parameters()).dtype == torch.bfloat16
@@ -109,11 +109,11 @@ def test_v_prediction_is_that_of_diffusers_to_the_bit(pipeline_folder, tmp_path,
     path = folder / "scheduler" / "scheduler_config.json"
     changed = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    other = StableDiffusion(folder, guidance=3.0, lora_rank=2)
+    other = pipeline_model(folder)
     assert other.output == "v_prediction"
     assert torch.equal(predict(other), predict(model))  # the same weights, and a network's own output
     assert other.fingerprint() != model.fingerprint()
-    kernel = make_kernel(other, SamplerConfig(steps=5, eta=1.0, spacing="trailing"))
+    kernel = make_kernel(other.spec, SamplerConfig(steps=5, eta=1.0, spacing="trailing"))
     scheduler = DDIMScheduler.from_config(other.pipeline.scheduler.config, timestep_spacing="trailing")
     scheduler.set_timesteps(5)
     z, output, noise = (Noise(0, "train", NAMES)(k, model.latent_shape) for k in range(3))
@@ -130,15 +130,15 @@ def test_noise_prediction_without_any_signal_is_refused(pipeline_folder, tmp_pat
     shutil.copytree(pipeline_folder, folder)
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
-    other = StableDiffusion(folder, guidance=3.0, lora_rank=2)
+    other = pipeline_model(folder)
     with pytest.raises(BenchError, match="zero terminal SNR"):
-        make_kernel(other, SamplerConfig(steps=5, spacing="trailing"))
+        make_kernel(other.spec, SamplerConfig(steps=5, spacing="trailing"))
 
 
 def test_weights_depend_on_the_seed_alone(pipeline_folder, model):
     state = torch.get_rng_state()
-    same = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2)
-    other = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, seed=1)
+    same = pipeline_model(pipeline_folder)
+    other = pipeline_model(pipeline_folder, seed=1)
     assert torch.equal(state, torch.get_rng_state())
     ours = model.adapters()
     assert all(torch.equal(ours[name], p) for name, p in same.adapters().items())
@@ -147,7 +147,7 @@ def test_weights_depend_on_the_seed_alone(pipeline_folder, model):
 
 @pytest.mark.parametrize("attention", ["eager", "sliced"])
 def test_attention_variants_give_the_same_prediction_and_gradient(pipeline_folder, model, attention):
-    other = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, attention=attention)
+    other = pipeline_model(pipeline_folder, attention=attention)
     kinds = {type(processor).__name__ for processor in other.network.attn_processors.values()}
     assert kinds == {"AttnProcessor" if attention == "eager" else "SlicedAttnProcessor"}
     outputs = []
@@ -165,7 +165,7 @@ def test_slicing_and_recomputing_the_decoder_change_nothing(pipeline_folder, mod
     weights = torch.linspace(0, 1, images.numel()).view_as(images)
     (expected,) = torch.autograd.grad((images * weights).sum(), z)
     for options in ({"vae_slicing": True}, {"checkpointing": True}):
-        other = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, **options)
+        other = pipeline_model(pipeline_folder, **options)
         assert other.pipeline.vae.use_slicing is options.get("vae_slicing", False)
         found = other.decode(z)
         torch.testing.assert_close(found, images, rtol=1e-5, atol=1e-6)
@@ -174,7 +174,7 @@ def test_slicing_and_recomputing_the_decoder_change_nothing(pipeline_folder, mod
 
 
 def test_half_precision_denoiser(pipeline_folder, model):
-    half = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.float16)
+    half = pipeline_model(pipeline_folder, dtype="float16")
     output = predict(half)
     assert output.dtype == torch.float32
     assert float((output - predict(model)).abs().max()) < 0.02 * float(output.abs().max())
@@ -183,7 +183,7 @@ def test_half_precision_denoiser(pipeline_folder, model):
 
 @pytest.mark.slow
 def test_a_compiled_denoiser_gives_the_same_and_is_counted(pipeline_folder, model):
-    compiled = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, compile=True)
+    compiled = pipeline_model(pipeline_folder, compile=True)
     meter = Meter()
     meter.watch(compiled.network)
     for one in (model, compiled):
@@ -203,10 +203,10 @@ def test_stable_diffusion_by_name(hub, name):
     assert locate(name).name == RANDOM
     config = resolve("prior", reward="colorfulness", overrides={"model.name": name})
     model = load_model(config.model, config.sampler)
-    assert model.alphas_cumprod.shape == (1000,)
-    assert model.final_alpha < 1
-    assert model.steps_offset == 1
-    assert float(model.alphas_cumprod[-1]) == pytest.approx(0.0047, abs=1e-4)  # of Stable Diffusion's schedule
+    assert model.spec.alphas_cumprod.shape == (1000,)
+    assert model.spec.final_alpha < 1
+    assert model.spec.steps_offset == 1
+    assert float(model.spec.alphas_cumprod[-1]) == pytest.approx(0.0047, abs=1e-4)  # of Stable Diffusion's schedule
     assert model.output == ("v_prediction" if name == "sd21" else "epsilon")
     output = predict(model)
     assert output.shape == (2, 4, 8, 8)
@@ -334,7 +334,7 @@ def test_merged_adapters_predict_the_same_and_are_put_back(model):
 
 
 def test_16_bit_denoisers_are_not_merged(pipeline_folder):
-    model = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, dtype=torch.bfloat16)
+    model = pipeline_model(pipeline_folder, dtype="bfloat16")
     perturb(model)
     z, t, text = torch.ones(2, 4, 8, 8), torch.tensor([500, 500]), model.encode(["cat", "dog"])
     apart = model.predict(z, t, text)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.errors import BenchError
-from bench.models import layout
 from bench.models.catalogue import load_model, make_kernel
+from bench.models.checks import check_pipeline
 from bench.models.emoji import FLOW
 from bench.models.sd3 import StableDiffusion3
 from bench.settings import ModelConfig, SamplerConfig
@@ -144,7 +144,7 @@ def test_a_picture_that_is_not_square_and_a_path_with_spaces(tiny_run, copy: Pat
     assert (folder / "rows.parquet").is_file()
     model = load_model(ModelConfig(name=f"~/{copy.name}"), SamplerConfig())
     assert model.decode(torch.zeros(1, *model.latent_shape)).shape == (1, 3, 16, 32)
-    assert make_kernel(model, SamplerConfig()).steps == 20
+    assert make_kernel(model.spec, SamplerConfig()).steps == 20
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_flow_scheduler_with_other_levels_is_refused(tmp_path: Path, changes: 
     keys(SCHEDULER, **changes)(folder)
     ((name, value),) = changes.items()
     with pytest.raises(BenchError, match=f"{name} = {value!r}"):
-        layout.check(folder, StableDiffusion3, 1.0, only={"scheduler", "transformer"})
+        check_pipeline(folder, StableDiffusion3, 1.0, only={"scheduler", "transformer"})
 
 
 def test_a_single_file_is_refused(bench, tmp_path: Path) -> None:

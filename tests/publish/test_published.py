@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from bench.config import resolve
 from bench.environment import revision
 from bench.reporting.agreement import agreement, sentence
 from bench.reporting.rows import read_rows, write_rows
-from bench.runs.log import UpdateLog, open_trackers
-from bench.runtime import processes
 
 
 def test_the_verdicts_of_agreement() -> None:
@@ -119,28 +114,3 @@ def test_merging_takes_good_runs_once_and_names_every_fault(runs: Path, tmp_path
     assert "other contents here" in faulty(lambda run: (run / "contents.json").write_text('{"prompts.name": "0"}'))
     assert "cannot be read" in faulty(lambda run: (run / "rows.parquet").write_bytes(b"PAR1"))
     assert (published / "rows.parquet").read_bytes() == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_trackers_get_every_update_without_a_network(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at import
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    pytest.importorskip(name)
-    processes.state()
-    config = resolve("draft_1", overrides={"model.name": "ring"})
-    with UpdateLog(tmp_path, 0, open_trackers([name], tmp_path, config)) as log:
-        for update in (1, 2):
-            log.write({"update": update, "reward": update / 2})
-    if name == "wandb":
-        (file,) = tmp_path.glob("wandb/offline-run-*/run-draft_1-seed0-*.wandb")
-        end = time.monotonic() + 60
-        while b"reward" not in file.read_bytes():  # its service writes a little later
-            assert time.monotonic() < end
-            time.sleep(0.2)
-    else:
-        with sqlite3.connect(tmp_path / "trackio" / "nabla-bench.db") as base:
-            entries = [json.loads(text) for (text,) in base.execute("select metrics from metrics order by step")]
-        assert [entry["reward"] for entry in entries] == [0.5, 1.0]

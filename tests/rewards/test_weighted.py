@@ -9,7 +9,7 @@ from bench.core import Core
 from bench.errors import BenchError
 from bench.models.analytic import GaussianModel
 from bench.runs.preflight import check
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.training.trainer import Trainer
 
 EXPRESSION = "linear+2*quadratic"
@@ -22,10 +22,10 @@ def round_of(method: str, expression: str, tmp_path, *options: str):
     reward = registry.load("rewards", expression)
     reward = reward(reward.Config(**config.reward.model_dump(exclude={"name", "beta"})))
     model = GaussianModel()
-    core = Core(model, ddim_kernel(model.alphas_cumprod, 4), reward, beta=1.0)
+    core = Core(model, ddim_kernel(model.spec.alphas_cumprod, 4), reward, beta=1.0)
     cls = registry.load("methods", method)
     made = cls(cls.Config(**config.method.model_dump(exclude={"name"})))
-    return Trainer(core, made, ["a", "b"], config.train, config.optimizer, tmp_path)._sample(0)
+    return Trainer(core, made, ["a", "b"], config.train, config.optimizer, tmp_path).sample_round(0)
 
 
 @pytest.mark.parametrize("method", ["grpo", "flow_grpo", "nft"])

@@ -37,12 +37,12 @@ def measure(count: int, folder: Path) -> list[float]:
     method = build_method(config)
     trainer = Trainer(whole, method, prompts.train, config.train, config.optimizer, folder / str(count))
     seconds = [time.perf_counter() - start]
-    trainer._next()  # the first round also warms up
+    trainer.step()  # the first round also warms up
     while trainer.part:
-        trainer._next()
+        trainer.step()
     start = time.perf_counter()
     for _ in range(config.train.updates_per_round):
-        trainer._next()
+        trainer.step()
     seconds.append(time.perf_counter() - start)
     for _ in range(method.config.buffer):
         method.statistics.advantages(prompts.train, torch.zeros(len(prompts.train)))

@@ -1,5 +1,7 @@
 """Evaluation: pairing, caching, and the divergence of the sampling processes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bench.methods.best_of_n import BestOfN
@@ -120,7 +122,7 @@ def test_a_reward_that_is_not_a_number_stops_a_draw(core, config, tmp_path):
             bad = torch.tensor([prompt == "dog" for prompt in prompts])
             return super().__call__(images, prompts).masked_fill(bad, float("nan"))
 
-    core.reward_model = Failing(Config())
+    core = replace(core, reward_model=Failing(Config()))
     names, splits = sample_names(split("test", ["cat", "dog"]), config.evaluation)
     with pytest.raises(NonFiniteError, match="'dog'"):
         draw(core, names, splits, seed=0, method=BestOfN(BestOfN.Config(n=2)))

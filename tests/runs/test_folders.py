@@ -11,10 +11,12 @@ from bench.config import resolve
 from bench.errors import BenchError
 from bench.evaluation.evaluator import Evaluator
 from bench.prompts import split
-from bench.runtime.files import owned
+from bench.runtime.files import locked
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
-HOLD = "import sys, time; from bench.runtime.files import owned\nwith owned(__import__('pathlib').Path(sys.argv[1])):\n"
+HOLD = (
+    "import sys, time; from bench.runtime.files import locked\nwith locked(__import__('pathlib').Path(sys.argv[1])):\n"
+)
 HOLD += "    print('held', flush=True); time.sleep(60)"
 
 
@@ -86,7 +88,7 @@ def test_a_cache_that_cannot_be_written_ends_no_run(tiny_run, tmp_path: Path, ca
 
 
 def test_an_owner_lets_go(tmp_path: Path) -> None:
-    with owned(tmp_path), pytest.raises(BenchError, match="another process"), owned(tmp_path):
+    with locked(tmp_path), pytest.raises(BenchError, match="another process"), locked(tmp_path):
         pass
-    with owned(tmp_path):
+    with locked(tmp_path):
         pass

@@ -2,12 +2,13 @@
 
 import re
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from bench.methods.nabla_config import NablaConfig
-from bench.methods.nabla_gfn import NablaGFN
+from bench.methods.nabla.published import NablaGFNPublished
+from bench.methods.nabla.residual import NablaGFN
 from bench.rewards.colorfulness import Colorfulness
 from safetensors.torch import load_file
 from scaffold import perturb, trainer_of
@@ -216,16 +217,19 @@ def test_the_smaller_setting_resumes_the_same_run(bench, tiny_run, pipeline_fold
         torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"reverse_at": "start", "reverse": "pathwise"}])
-def test_a_loss_of_nabla_holds_no_other_graph_than_the_policys(options, core, tmp_path, monkeypatch):
-    method = NablaGFN(NablaConfig(channels=[16, 16], fraction=1, **options))
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNPublished])
+def test_a_loss_of_nabla_holds_no_other_graph_than_the_policys(method_class, core, tmp_path, monkeypatch):
+    method = method_class(method_class.Config(channels=[16, 16], fraction=1, trust=0.0))
     trainer = trainer_of(core, method, tmp_path)
     perturb(core.model)
-    data, core.micro_batch, core.model.decoder_batch = trainer._sample(0), 64, 1
+    data, core.model.decoder_batch = trainer.sample_round(0), 1
+    core = replace(core, micro_batch=64)
     (part,) = data.transitions(core.choose_steps(data, 1), 64)
     weight = torch.zeros(1, requires_grad=True)
-    monkeypatch.setattr(core, "network", lambda name, z, k, conditioning: weight * z)  # the real one is as large here
-    z, peaks = part.z.detach().requires_grad_("reverse_at" in options), []
+    monkeypatch.setitem(
+        vars(core), "network", lambda name, z, k, conditioning: weight * z
+    )  # the real one is as large here
+    z, peaks = part.z.detach().requires_grad_(method_class is NablaGFNPublished), []
     for work in (lambda: core.predict(z, part.k, part.conditioning), lambda: method.transition_losses(core, part)):
         with Alive() as alive:
             work()

@@ -7,7 +7,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from scaffold import perturb
 
 from bench.errors import BenchError
-from bench.sampling.kernel import ddim_kernel, flow_kernel, gaussian_log_prob
+from bench.sampling.grids import ddim_kernel, flow_kernel
+from bench.sampling.kernel import gaussian_log_prob
 from bench.sampling.noise import Noise, generator
 from bench.sampling.trajectory import Batch, rollout
 
@@ -130,7 +131,7 @@ def test_rollout_equals_diffusers_pipeline(pipeline_folder, model, eta):
     pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=eta, steps_offset=1, final_alpha=model.final_alpha)
+    kernel = ddim_kernel(model.spec.alphas_cumprod, steps, eta=eta, steps_offset=1, final_alpha=model.spec.final_alpha)
     noise = Noise(0, "evaluate", SAMPLES)
 
     class NamedNoise(DDIMScheduler):
@@ -226,17 +227,3 @@ def test_a_fraction_above_zero_chooses_a_step_besides_the_last(core, fraction, c
     assert steps.shape == (20, count)
     assert (steps[:, -1] == 4).all()
     assert (steps.diff(dim=1) > 0).all()
-
-
-@pytest.mark.parametrize(("fraction", "length"), [(0.1, 2), (0.6, 3), (1, 4)])
-def test_a_window_holds_neighbours_and_weighs_every_step_alike(core, fraction, length):
-    data = core.batch((f"prompt {i}", 0) for i in range(4000))
-    steps, weights = core.choose_window(data, fraction)
-    assert steps.shape == (4000, length + 1)
-    assert (steps[:, -1] == 4).all()
-    assert (steps[:, :-1].diff(dim=1) == 1).all()
-    assert steps[:, :-1].min() == 0
-    assert steps[:, :-1].max() == 3
-    assert torch.equal(core.choose_window(data[5:7], fraction)[0], steps[5:7])  # named by the sample
-    share = (steps.flatten().bincount() * weights / 4000).tolist()
-    assert share == pytest.approx([length / 4] * 4 + [1], rel=0.1)

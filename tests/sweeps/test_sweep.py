@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.reporting.rows import read_rows
 from bench.reporting.selection import collect
 from bench.runs.log import last_record
-from bench.runtime.files import owned
+from bench.runtime.files import locked
 from bench.sweeps.sweep import plan_sweep, read_sweep
 from bench.sweeps.tune import COST, Tune, choose
 
@@ -114,7 +114,7 @@ def test_an_interrupted_sweep_stops_its_runs_with_checkpoints(tmp_path: Path, en
     begun = sorted(folder.parent for folder in tmp_path.glob("out/*/config.yaml"))
     assert len(begun) == 2  # the third run was not begun
     for folder in begun:
-        with owned(folder):  # nobody is at work there any more
+        with locked(folder):  # nobody is at work there any more
             assert list((folder / "checkpoints").iterdir())
         log = (tmp_path / "out" / "logs" / f"{folder.name}.log").read_text()
         assert "Stopping after this update" in log

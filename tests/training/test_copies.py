@@ -5,14 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from scaffold import Brightness, perturb
+from scaffold import Brightness, perturb, pipeline_model
 
 from bench import Batch, Config, Copy, Core, Loss, Method
 from bench.config import resolve
 from bench.models.analytic import GaussianFlowModel, GaussianModel, RingModel
-from bench.models.stable_diffusion import StableDiffusion
 from bench.runs.rows import label
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
@@ -20,7 +19,7 @@ from bench.training.trainer import Trainer
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"dtype": torch.bfloat16}, {"finetune": "full"}])
 def test_a_copy_predicts_what_its_values_do(options, pipeline_folder):
     """Alone, merged or in the midst of a policy's graph, whose gradient it leaves as it was."""
-    model = StableDiffusion(pipeline_folder, guidance=3.0, lora_rank=2, **options)
+    model = pipeline_model(pipeline_folder, **options)
     perturb(model, 0.01)
     copy = {name: p.detach().clone() for name, p in model.adapters().items()}
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -78,7 +77,7 @@ class Follower(Method):
 
 def trainer_of(folder: Path, updates: int) -> Trainer:
     model = GaussianModel()
-    core = Core(model, ddim_kernel(model.alphas_cumprod, 3), Brightness(Config()), 1.0)
+    core = Core(model, ddim_kernel(model.spec.alphas_cumprod, 3), Brightness(Config()), 1.0)
     train = TrainConfig(updates=updates, prompts_per_round=1, samples_per_prompt=4, checkpoint_every=1, ema=0.9)
     return Trainer(core, Follower(Config()), ["a"], train, OptimizerConfig(lr=0.1, weight_decay=0.0), folder)
 
@@ -126,7 +125,7 @@ def test_an_evaluation_of_the_average_on_another_sampler(tiny_run, bench):
     assert rows.loc["reward/train", "value"] != policy.loc["reward/train", "value"]
     status, text = bench("eval", folder, "--set", "evaluation.weights=old")
     assert (status, "Traceback" in text) == (2, False)
-    assert "keeps policy, ema" in text
+    assert "has policy, ema" in text
     status, text = bench("run", "--method", "draft_1", "--model", "ring", "--set", "evaluation.weights=ema")
     assert status == 2
     assert "train.ema" in text

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from scaffold import Brightness, perturb
+from scaffold import Brightness, perturb, pipeline_model
 
-from bench import Batch, Config, Core, Loss, Method, Needs, registry
+from bench import Batch, Config, Core, Loss, Method, Needs
+from bench.diagnose.selftest.scaffold import method_of
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime import processes
-from bench.sampling.kernel import ddim_kernel
+from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
@@ -40,20 +41,16 @@ class Lopsided(Method):
 
 def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0) -> None:
     """Four updates, or until `stop`, going on from what is in `folder`; the log's records go there too."""
-    model = StableDiffusion(pipeline, guidance=3.0, lora_rank=2)
-    kernel = ddim_kernel(model.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.final_alpha)
+    model = pipeline_model(Path(pipeline))
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
     perturb(model, 0.1)  # away from the start, where gradients are so small that Adam would enlarge their rounding
     core = Core(model, kernel, Brightness(Config()), beta=1000.0, micro_batch=2, sample_batch=2)
     core.meter.watch(model.network)
     if name == "lopsided":
         method = Lopsided(Config())
     else:
-        chosen = registry.load("methods", name)
-        preset = registry.find("methods", name).preset
-        options = {"channels": [32, 32]} if name in ("nabla_gfn", "dag_kl") else {}
-        options |= {"fraction": 0.5} if name == "nabla_gfn" else {}  # a step whose flow learns, besides the last
-        options |= {key.removeprefix("method."): v for key, v in preset.items() if key.startswith("method.")}
-        method = chosen(chosen.Config(**options))
+        options = {"fraction": 0.5} if name == "nabla_gfn" else {}  # a step whose flow learns, besides the last
+        method = method_of(name, channels=[32, 32], **options)
     # 3 prompts x 2 samples in one update of 3 shards: two processes have two and one
     settings = TrainConfig(
         updates=stop or 4, prompts_per_round=3, samples_per_prompt=2, updates_per_round=1, checkpoint_every=1

@@ -1,4 +1,4 @@
-"""The contract of a method, on the linear-Gaussian problem in float64."""
+"""The contract of a method, checked on a Gaussian prior in float64."""
 
 import copy
 import io
@@ -18,96 +18,43 @@ from bench.core import Core
 from bench.diagnose.selftest.checking import Skipped, require
 from bench.diagnose.selftest.device import device as pretended_device
 from bench.diagnose.selftest.device import recording
+from bench.diagnose.selftest.scaffold import (
+    BETA,
+    DIRECTION,
+    Linear,
+    Wavy,
+    WavyWithoutGradient,
+    gaussian_core,
+    method_of,
+    moments,
+    parameters_of,
+    perturb,
+    perturb_networks,
+    sample_round,
+    update,
+)
 from bench.method import Loss, Method
-from bench.models.analytic import GaussianModel
-from bench.options import Config
 from bench.reward import Reward
-from bench.sampling.kernel import ddim_kernel
-from bench.sampling.noise import generator
-from bench.sampling.trajectory import Batch
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
-BETA, DIRECTION = 2.0, (1.3, -0.4)
+
+def _core(method: Method, reward: type[Reward] | None = None, device: torch.device | str = "cpu") -> Core:
+    """The Gaussian problem with no more than the method asks for."""
+    reward = reward or (Wavy if method.needs.reward_gradient else WavyWithoutGradient)
+    return gaussian_core(4, reward, eta=1.0 if method.needs.density else 0.0, method=method, device=device)
 
 
-class _Curved(Reward):
-    """A bounded reward with curvature, differentiable or not as the method needs."""
-
-    scale = source = ""
-
-    def __init__(self, differentiable: bool):
-        super().__init__(Config())
-        self.smooth = differentiable
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        rewards = torch.sin(2 * images[:, 0]) + torch.cos(images[:, 1]) * images[:, 0]
-        return rewards if self.smooth else rewards.detach()
-
-
-class _Line(Reward):
-    scale = source = ""
-
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return images @ torch.tensor(DIRECTION).to(images)
-
-
-def _method(name: str, **options: object) -> Method:
-    plugin, found = registry.find("methods", name), registry.load("methods", name)
-    preset = {key.removeprefix("method."): v for key, v in plugin.preset.items() if key.startswith("method.")}
-    if "fraction" in found.Config.model_fields:  # the project's name for a share of the transitions
-        options = {"fraction": 1.0, **options}
-    return found(found.Config(**preset | options))
-
-
-def _core(method: Method, reward: Reward | None = None, steps: int = 4, device: torch.device | str = "cpu") -> Core:
-    """The linear-Gaussian problem, float64, with no more than the method asks for; policy and networks off zero."""
-    model = GaussianModel(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
-    kernel = ddim_kernel(model.alphas_cumprod, steps, eta=1.0 if method.needs.density else 0.0)
-    core = Core(model, kernel, reward or _Curved(method.needs.reward_gradient), BETA, micro_batch=64, sample_batch=64)
-    core.networks = method.networks(model)
-    start = {name: parameter.detach().clone() for name, parameter in model.adapters().items()}
-    core.copies = dict.fromkeys(method.copies(), start)
+def _moved_core(method: Method, device: torch.device | str = "cpu") -> Core:
+    """The same with policy and networks away from their start."""
+    core = _core(method, device=device)
+    perturb(core.model, 0.1)
+    perturb_networks(core, 0.1)
     return core
 
 
-def _move(core: Core) -> None:
-    """Away from the start, where policy and prior are equal and the networks are zero."""
-    rng = generator(0, "weights", "selftest")
-    for parameter in _parameters(core).values():
-        parameter.data += 0.1 * torch.from_numpy(rng.standard_normal(tuple(parameter.shape))).to(parameter)
-
-
-def _parameters(core: Core) -> dict[str, torch.nn.Parameter]:
-    own = {f"{name}: {key}": p for name, net in core.networks.items() for key, p in net.named_parameters()}
-    return {f"policy: {key}": p for key, p in core.model.adapters().items()} | own
-
-
-def _data(core: Core, method: Method, rows: int = 6) -> Batch:
-    """A round as the trainer would hand it over: three samples of every prompt."""
-    batch = core.batch((f"prompt {i // 3}", i % 3) for i in range(rows))
-    if not method.needs.trajectory:
-        return batch
-    with torch.no_grad():
-        data = method.collect(core, batch, 0)
-        if method.needs.rewards:
-            data = replace(data, rewards=core.reward(data.latents[:, -1], data.prompts))
-    return method.prepare(core, data)
-
-
-def _update(core: Core, method: Method, data: Batch) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one update, as the trainer sums them."""
-    parameters, total = _parameters(core), 0.0
-    for parameter in parameters.values():
-        parameter.grad = None
-    for loss in method.losses(core, data):
-        (loss.values.sum() / len(data)).backward()
-        total += float(loss.values.detach().sum()) / len(data)
-    return total, {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in parameters.items()}
-
-
 def _trained(name: str) -> Method:
-    method = _method(name)
+    method = method_of(name, fraction=1.0)  # the project's name for a share of the transitions
     if not method.needs.training:
         raise Skipped("this method trains nothing")
     return method
@@ -119,7 +66,7 @@ def _close(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[str,
 
 
 def says_what_it_is(name: str) -> None:
-    """a docstring, and options, recipe and preset that are valid settings"""
+    """a docstring, and options and a recipe that are valid settings"""
     require((registry.load("methods", name).__doc__ or "").strip(), "the class has no docstring: say what it is.")
     configs.resolve(name, suite="gaussian")
 
@@ -127,9 +74,8 @@ def says_what_it_is(name: str) -> None:
 def losses_are_well_formed(name: str) -> None:
     """finite values [n] with a gradient, metrics of one number or one a row, nothing but the declared needs used"""
     method = _trained(name)
-    core = _core(method)
-    _move(core)
-    data, losses = _data(core, method), []
+    core = _moved_core(method)
+    data, losses = sample_round(core, method), []
     for loss in method.losses(core, data):
         require(isinstance(loss, Loss), f"losses yielded {type(loss).__name__}; yield bench.Loss objects.")
         values = loss.values
@@ -147,15 +93,15 @@ def losses_are_well_formed(name: str) -> None:
 def gradients_reach_what_trains(name: str) -> None:
     """the adapters and every network of the method, and nothing else"""
     method = _trained(name)
-    core = _core(method)
-    _move(core)
-    data = _data(core, method)
+    core = _moved_core(method)
+    data = sample_round(core, method)
     for parameter in core.model.adapters().values():
         parameter.data += 0.01  # off the policy that sampled, so that a trust region has something to say
-    _, gradients = _update(core, method, data)
-    for group in ("policy", *core.networks):
-        found = any(g.any() for key, g in gradients.items() if key.startswith(f"{group}: "))
-        require(found, f"no gradient reaches {group!r}.")
+    _, gradients = update(core, method, data)
+    parts = {"policy": list(core.model.adapters())}
+    parts |= {n: [f"{n}.{key}" for key, _ in network.named_parameters()] for n, network in core.networks.items()}
+    for part, names in parts.items():
+        require(any(gradients[key].any() for key in names), f"no gradient reaches {part!r}.")
     if method.needs.trajectory:
         tensors = [getattr(data, f.name) for f in fields(data)]
         leaked = any(isinstance(value, Tensor) and (value.requires_grad or value.grad is not None) for value in tensors)
@@ -168,11 +114,10 @@ def equal_seeds_give_equal_losses(name: str) -> None:
     found, states = [], []
     for disturbance in (1, 2):
         torch.rand(disturbance)
-        method = _method(name)
-        core = _core(method)
-        _move(core)
+        method = method_of(name, fraction=1.0)
+        core = _moved_core(method)
         states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))  # noqa: NPY002
-        found.append(_update(core, method, _data(core, method)))
+        found.append(update(core, method, sample_round(core, method)))
         states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))  # noqa: NPY002
     same = found[0][0] == found[1][0] and all(torch.equal(g, found[1][1][key]) for key, g in found[0][1].items())
     require(
@@ -187,17 +132,15 @@ def equal_seeds_give_equal_losses(name: str) -> None:
 def batch_size_does_not_matter(name: str) -> None:
     """any micro-batch gives the same loss and gradients, and a batch's loss is the mean over its parts"""
     method = _trained(name)
-    core = _core(method)
-    _move(core)
-    data, found = _data(core, method), {}
+    core = _moved_core(method)
+    data, found = sample_round(core, method), {}
     for size in (64, 4, 5):
-        core.micro_batch = size
-        found[size] = _update(core, method, data)
+        found[size] = update(replace(core, micro_batch=size), method, data)
     alike = _close(found[4], found[64]) and _close(found[5], found[64])
     require(alike, "the loss depends on core.micro_batch: a trajectory spread over S rows adds 1/S of each, no mean.")
     if method.needs.whole_update:
         return
-    parts = [(_update(core, method, data[rows]), share) for rows, share in ((slice(0, 4), 4 / 6), (slice(4, 6), 2 / 6))]
+    parts = [(update(core, method, data[rows]), share) for rows, share in ((slice(0, 4), 4 / 6), (slice(4, 6), 2 / 6))]
     total = sum(part[0] * share for part, share in parts)
     gradients = {key: sum(part[1][key] * share for part, share in parts) for key in found[64][1]}
     require(
@@ -209,16 +152,15 @@ def batch_size_does_not_matter(name: str) -> None:
 def state_survives_storage(name: str) -> None:
     """state_dict through a file gives a fresh instance the same losses"""
     method = _trained(name)
-    core = _core(method)
-    _move(core)
+    core = _moved_core(method)
     for _ in range(8):  # running statistics need some rounds before they count
-        _data(core, method)
+        sample_round(core, method)
     stored = io.BytesIO()
     torch.save(method.state_dict(), stored)
     stored.seek(0)
-    fresh = _method(name)
+    fresh = method_of(name, fraction=1.0)
     fresh.load_state_dict(torch.load(stored, weights_only=True))
-    ours, theirs = (_update(core, m, _data(core, m)) for m in (fresh, copy.deepcopy(method)))
+    ours, theirs = (update(core, m, sample_round(core, m)) for m in (fresh, copy.deepcopy(method)))
     require(_close(ours, theirs, 0), "a restored instance computes other losses: state_dict must hold all state.")
 
 
@@ -230,13 +172,13 @@ def a_resumed_run_is_the_same_run(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for place, stops in (("straight", (8,)), ("resumed", (4, 8))):
             for stop in stops:
-                method = _method(name)
+                method = method_of(name, fraction=1.0)
                 core = _core(method)
                 config = train.model_copy(update={"updates": stop})
                 trainer = Trainer(core, method, ["a", "b"], config, OptimizerConfig(lr=1e-2), Path(folder) / place)
                 trainer.resume()
                 trainer.run(lambda record: None)
-            ends.append(_parameters(core))
+            ends.append(parameters_of(core))
     same = all(torch.equal(p, ends[1][key]) for key, p in ends[0].items())
     require(
         same, "a resumed run ends in other weights: keep what changes in state_dict, and choices named by the sample."
@@ -248,9 +190,8 @@ def it_runs_on_a_device(name: str) -> None:
     method = _trained(name)
     pretended = pretended_device()
     with recording():
-        core = _core(method, device=pretended)
-        _move(core)
-        data, count = _data(core, method), 0
+        core = _moved_core(method, pretended)
+        data, count = sample_round(core, method), 0
         with recording() as ledger:
             for loss in method.losses(core, data):
                 loss.values.sum().backward()
@@ -264,36 +205,21 @@ def the_target_is_reached(name: str) -> None:
     method = _trained(name)
     if not method.tilted():
         raise Skipped("this method does not declare the target p_# exp(βr)")
-    core = _core(method, _Line(Config()), steps=4)
-    core.micro_batch = 1024
-    prior_mean, prior_variance, leak = _moments(core)
+    core = replace(_core(method, Linear), micro_batch=1024)
+    prior_mean, prior_variance, from_start = moments(core, prior=True)
     once = {"updates_per_round": 1, "checkpoint_every": 600}
     train = TrainConfig(updates=600, prompts_per_round=1, samples_per_prompt=32, **once)
     rates = {name: {"lr": 0.1} for name in core.networks}
     optimizer = OptimizerConfig(lr=5e-3, clip=None, weight_decay=0.0, decay=0.5, networks=rates)
     with tempfile.TemporaryDirectory() as folder:
         Trainer(core, method, ["a"], train, optimizer, Path(folder)).run(lambda record: None)
-    mean, variance, _ = _moments(core)
-    share = (mean - prior_mean) / (BETA * torch.tensor(DIRECTION) * (prior_variance - leak))
+    mean, variance, _ = moments(core)
+    share = (mean - prior_mean) / (BETA * DIRECTION * (prior_variance - from_start))
     text = ", ".join(f"{float(value):.2f}" for value in share)
     require((share - 1).abs().max() < 0.05, f"the mean moved by {text} of the way to the target's, per dimension.")
     ratio = variance / prior_variance
     text = ", ".join(f"{float(value):.2f}" for value in ratio)
     require((ratio - 1).abs().max() < 0.05, f"the variance is {text} times the prior's; the target keeps it.")
-
-
-def _moments(core: Core) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance [2] of the finished latent by the chain's recursion, and the share of it due to `z_0`."""
-    mean, variance, leak = (torch.full((2,), value, dtype=torch.float64) for value in (0.0, 1.0, 1.0))
-    text = core.model.encode([""])
-    with torch.no_grad():
-        for k in range(core.kernel.steps):
-            ends = [torch.full((1, 2), value, dtype=torch.float64) for value in (0.0, 1.0)]
-            low, high = (core.kernel.mean(z, core.predict(z, k, text), k)[0] for z in ends)
-            slope = high - low
-            mean, leak = low + slope * mean, slope**2 * leak
-            variance = slope**2 * variance + core.kernel.std(k, ends[0]) ** 2
-    return mean, variance, leak
 
 
 CHECKS: list[Callable[[str], None]] = [

@@ -19,13 +19,14 @@ from bench.diagnose.selftest.device import recording
 from bench.errors import BenchError
 from bench.model import Conditioning, DiffusionModel
 from bench.models import catalogue
-from bench.models.architectures import ARCHITECTURES
-from bench.models.layout import quiet_libraries
+from bench.models.cards import CARDS
+from bench.models.checks import quiet_libraries
+from bench.models.folder import family_of
 from bench.models.pipeline import PipelineModel
 from bench.sampling.kernel import Kernel
 from bench.sampling.noise import Noise, generator, seeded
 from bench.sampling.trajectory import Batch, rollout
-from bench.settings import ModelConfig, SamplerConfig
+from bench.settings import LoraConfig, ModelConfig, SamplerConfig
 
 PROMPTS = ["red apple", "a dog, from the side", "cat"]
 SAMPLES = [(prompt, 0) for prompt in PROMPTS]
@@ -34,18 +35,19 @@ GUIDANCE = 3.0
 
 @contextmanager
 def present(name: str) -> Iterator[str]:
-    """A name that loads inside the block: of a family's class, which has no weights, small random ones are written."""
-    if name not in registry.plugins("models") or catalogue.is_analytic(name):
+    """A name that loads inside the block. For a family's class, which has no weights, small random ones are written."""
+    if name not in registry.plugins("pipelines"):
         yield name
         return
-    known = next((own for own, architecture in ARCHITECTURES.items() if architecture.pipeline == name), None)
-    if known is None:
+    cards = (card for card in CARDS.values() if card.architecture and card.architecture.pipeline == name)
+    card = next(cards, None)
+    if card is None:
         raise BenchError(f"{name!r} has no small weights here: give a folder that holds one, bench selftest ./folder.")
-    from bench.models.random_weights import pipeline
+    from bench.models.random_weights import write_pipeline
 
     with tempfile.TemporaryDirectory(prefix="bench-selftest-") as folder:
         with seeded(0, name), torch.no_grad():
-            pipeline(known)(Path(folder), "tiny")
+            write_pipeline(card, Path(folder), "tiny")
         yield folder
 
 
@@ -60,8 +62,8 @@ def nudge(model: DiffusionModel, scale: float = 0.1) -> None:
 def _model(name: str, *, guidance: float = GUIDANCE, seed: int = 0, nudged: bool = True, **options: Any) -> Any:
     """The model as it is built (at the start of its training, unless nudged)."""
     folder = catalogue.locate(name)
-    kind = registry.load("models", name) if folder is None else catalogue.family(folder)
-    model, start = _built(kind, folder, guidance, seed, tuple(options.items()))
+    kind = registry.load("models", name) if folder is None else family_of(folder)
+    model, start = _built(kind, name, folder, guidance, seed, tuple(options.items()))
     for key, parameter in model.adapters().items():
         parameter.data.copy_(start[key])
         parameter.grad = None
@@ -71,11 +73,11 @@ def _model(name: str, *, guidance: float = GUIDANCE, seed: int = 0, nudged: bool
 
 
 @lru_cache(maxsize=4)
-def _built(kind: type, folder: Path | None, guidance: float, seed: int, options: tuple) -> tuple[Any, dict]:
+def _built(kind: type, name: str, folder: Path | None, guidance: float, seed: int, options: tuple) -> tuple[Any, dict]:
     quiet_libraries()
-    own = dict(options)
-    place = own.pop("device", torch.device("cpu"))
-    config = ModelConfig(name=str(folder), dtype="float32", lora_rank=2, **own)
+    settings = dict(options)
+    place = settings.pop("device", torch.device("cpu"))
+    config = ModelConfig(name=name, dtype="float32", lora=LoraConfig(rank=2), **settings)
     try:
         model = kind.create(folder, config, guidance=guidance, device=place, seed=seed)
     except BenchError:  # without guidance at all, which it says
@@ -86,7 +88,7 @@ def _built(kind: type, folder: Path | None, guidance: float, seed: int, options:
 def _kernel(model: DiffusionModel, steps: int = 4) -> Kernel:
     """A deterministic chain that ends where the model's own scheduler does."""
     final = {"final_noise": 0.0} if model.output == "flow" else {}
-    return catalogue.make_kernel(model, SamplerConfig(steps=steps, eta=0.0, **final)).to(model.device)
+    return catalogue.make_kernel(model.spec, SamplerConfig(steps=steps, eta=0.0, **final)).to(model.device)
 
 
 def _latents(model: DiffusionModel, number: int = 0) -> Tensor:
@@ -268,7 +270,7 @@ def its_pipeline_agrees(name: str) -> None:
 def _two_images(model: PipelineModel, pipe: DiffusionPipeline) -> tuple[Tensor, Tensor]:
     """Of the same noise: the model's, and what the pipeline's own call makes."""
     kernel, start = _kernel(model, 3), Noise(0, "evaluate", SAMPLES)(0, model.latent_shape)
-    theirs = model.own_call(pipe, model.encode(PROMPTS), start, kernel, "pt")
+    theirs = model.call_pipeline(pipe, model.encode(PROMPTS), start, kernel, "pt")
     return model.decode(_sample(model, kernel)), theirs
 
 

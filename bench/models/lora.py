@@ -1,0 +1,98 @@
+"""The trainable adapter of a denoiser: peft's LoRA or DoRA, which can be switched off and merged into the weights."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from bench.errors import BenchError, did_you_mean
+from bench.sampling.noise import seeded
+from bench.settings import LoraConfig
+
+ADAPTER = "default"
+
+
+def add_lora(network: nn.Module, options: LoraConfig, targets: Sequence[str]) -> None:
+    """Add the adapter to a denoiser, with or without storage. targets: layers that get one where no option names any.
+
+    Raises BenchError for options that do not fit the network.
+    """
+    chosen = list(targets) if options.target_modules is None else options.target_modules
+    names = {name for name, _ in network.named_modules()}
+    for target in chosen if isinstance(chosen, list) else ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            ends = {name.rpartition(".")[2] for name in names}
+            raise BenchError(
+                f"model.lora.target_modules: no layer's name ends in {target!r}{did_you_mean(target, ends)}"
+            )
+    config = peft.LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha or options.rank,
+        target_modules=chosen,
+        use_dora=options.use_dora,
+        init_lora_weights="gaussian" if options.init == "gaussian" else True,
+    )
+    try:
+        network.add_adapter(config, ADAPTER)
+    except (ValueError, TypeError, NotImplementedError) as error:  # a kind of layer that cannot have one
+        raise BenchError(f"model.lora with target_modules = {options.target_modules}: {error}") from None
+
+
+class LoraAdapter:
+    """The adapter in a denoiser. Its parameters are float32 whatever the network's precision.
+
+    seed: of the first values; they leave the network's output as it is.
+    """
+
+    def __init__(self, network: nn.Module, options: LoraConfig, targets: Sequence[str], seed: int):
+        with seeded(seed, "lora"):
+            add_lora(network, options, targets)
+        self.network, self.scale = network, (options.alpha or options.rank) / options.rank
+        self.mergeable = not options.use_dora
+        self.layers = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if options.use_dora:
+            for layer in self.layers.values():  # the norms of 16-bit weights, not rounded: the start is the prior
+                dora, weight = layer.lora_magnitude_vector[ADAPTER], layer.base_layer.weight.float()
+                dora.weight.data = dora.get_weight_norm(weight, torch.zeros_like(weight), scaling=1.0)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """A block in which the network is the prior."""
+        # The layers' own flag: diffusers' disable_adapters() would also clear requires_grad for good.
+        for layer in self.layers.values():
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer._disable_adapters = False
+
+    @torch.no_grad()
+    def merged_weights(self) -> dict[str, Tensor]:
+        """`W + BA` of every adapted layer, by the names of the network's parameters."""
+        return {
+            f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
+            for name, layer in self.layers.items()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The adapter's tensors on the CPU, by peft's names.
+
+        The scale is in the weights of B: a reader without our settings takes it for 1.
+        """
+        state = peft.get_peft_model_state_dict(self.network)
+        return {n: (t * self.scale if ".lora_B" in n else t).cpu() for n, t in state.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Read what `state` gave. Raises ValueError if names or shapes differ."""
+        ours = peft.get_peft_model_state_dict(self.network)
+        if {n: v.shape for n, v in ours.items()} != {n: v.shape for n, v in state.items()}:
+            raise ValueError("it does not fit this model's adapter (another model, or other settings of model.lora?)")
+        state = {n: t / self.scale if ".lora_B" in n else t for n, t in state.items()}
+        peft.set_peft_model_state_dict(self.network, state)

@@ -1,0 +1,54 @@
+"""The trajectories of a round: which samples, their paths, their rewards."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bench.core import Core
+from bench.method import Method
+from bench.runtime import processes
+from bench.sampling.noise import generator
+from bench.sampling.trajectory import Batch, Trajectory
+from bench.settings import TrainConfig
+
+
+def sample_names(number: int, prompts: list[str], train: TrainConfig, seed: int) -> list[tuple[str, int]]:
+    """Names of a round's samples: prompts in a new order for each pass over them, samples numbered across passes."""
+    count, each = train.prompts_per_round, train.samples_per_prompt
+    first = number * count
+    places = [divmod(position, len(prompts)) for position in range(first, first + count)]
+    orders = {
+        epoch: generator(seed, "select", "prompts", step=epoch).permutation(len(prompts))
+        for epoch in {epoch for epoch, _ in places}
+    }
+    chosen = [(prompts[orders[epoch][place]], epoch) for epoch, place in places]
+    return [(prompt, epoch * each + i) for prompt, epoch in chosen for i in range(each)]
+
+
+@torch.no_grad()
+def sample_paths(core: Core, method: Method, batch: Batch, number: int) -> Trajectory:
+    """The method's trajectories of round `number`, sampled by all processes together."""
+
+    def sample(part: Batch) -> dict[str, Tensor]:
+        path = method.collect(core, part, number)
+        tensors = {name: getattr(path, name) for name in ("latents", "noisy", *method.needs.record)}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    with core.meter.phase("rollout"):
+        tensors = processes.map_parts(list(batch.split(core.sample_batch)), sample)
+        return Trajectory(batch.prompts, batch.samples, batch.conditioning, **tensors)
+
+
+@torch.no_grad()
+def with_rewards(core: Core, data: Trajectory) -> Trajectory:
+    """The trajectories with their rewards, scored by all processes together. Raises what `Core.check` raises."""
+
+    def score(part: Trajectory) -> dict[str, Tensor]:
+        return core.rewards_and_terms(part.latents[:, -1], part.prompts)
+
+    with core.meter.phase("reward"):
+        data = replace(data, **processes.map_parts(list(data.split(core.micro_batch)), score))
+        with processes.together():
+            core.check()
+    return data

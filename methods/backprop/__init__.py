@@ -1,0 +1,1 @@
+"""Methods that backpropagate the reward through the sampler: DRaFT, AlignProp, LeapAlign, ReFL."""

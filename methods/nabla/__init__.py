@@ -1,0 +1,1 @@
+"""∇-GFlowNet: finetuning by detailed balance, differentiated in the states."""

@@ -1,0 +1,133 @@
+"""What all policy gradients share: the sum over transitions, the KL term, advantages within a group."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from bench import NFE, Batch, Config, Core, Deviation, Loss, Method, Needs, Trajectory, Transitions, group_advantages
+
+from .surrogate import Surrogate, gaussian_kl
+
+AdvantageClip = Annotated[float | None, Field(gt=0, description="largest absolute advantage; null: any")]
+Clip = Annotated[float, Field(gt=0, description="half-width of the ratio's clip range")]
+KLWeight = Annotated[float, Field(ge=0, description="weight of the KL to the prior; 0: no such term")]
+
+
+class PolicyGradientConfig(Config):
+    """Options of every policy gradient."""
+
+    advantage_clip: AdvantageClip = 5.0
+    kl: KLWeight = 0.0
+
+
+class PolicyGradient(Method):
+    """Policy gradient on the transitions z_k → z_{k+1} of the sampling chain.
+
+        L(θ) = E[ mean over k of  ℓ(ρ_k, A) + w KL_k ],   ρ_k = p_θ(z_{k+1} | z_k) / p_old(z_{k+1} | z_k)
+
+    A is the advantage of the finished sample, p_old the policy that sampled it, and KL_k the divergence of the policy's
+    step from the prior's at the sampled z_k. A subclass says what A and ℓ are, and which steps k train.
+    """
+
+    recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
+    config: PolicyGradientConfig
+
+    @abstractmethod
+    def advantages(self, core: Core, data: Trajectory) -> Tensor:
+        """A [B] of a whole round, before it is clipped."""
+
+    @abstractmethod
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """Long [B, S], on the CPU: the steps of each trajectory that train."""
+
+    @abstractmethod
+    def surrogate(self, core: Core, part: Transitions, mean: Tensor) -> Surrogate:
+        """ℓ(ρ_k, A) [n] and what is logged of it. mean: the policy's μ_θ(z_k), [n, *latent]."""
+
+    def kl(self, core: Core, part: Transitions, mean: Tensor, prior_mean: Tensor) -> Tensor:
+        """KL_k [n]: `‖μ_θ − μ_#‖² / 2σ²`, a mean over elements."""
+        return gaussian_kl(mean, prior_mean, core.kernel.std(part.k, part.z).flatten())
+
+    def prepare(self, core: Core, data: Trajectory) -> Trajectory:
+        """Add clipped advantages [B] to the round."""
+        advantages, limit = self.advantages(core, data), self.config.advantage_clip
+        return replace(data, advantages=advantages if limit is None else advantages.clamp(-limit, limit))
+
+    def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
+        """Micro-losses over the transitions."""
+        steps = self.steps(core, data)
+        for part in data.transitions(steps, core.micro_batch):
+            loss, metrics = self.transition_losses(core, part)
+            yield Loss(loss / steps.shape[1], metrics)
+
+    def transition_losses(self, core: Core, part: Transitions) -> Surrogate:
+        """`ℓ(ρ_k, A) + w KL_k` [n], and what is logged of it."""
+        mean = core.kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning), part.k)
+        loss, metrics = self.surrogate(core, part, mean)
+        if self.config.kl:
+            prior_mean = core.kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning, prior=True), part.k)
+            kl = self.kl(core, part, mean, prior_mean)
+            loss = loss + self.config.kl * kl
+            metrics["kl"] = kl.detach()
+        return loss, metrics
+
+    def nfe(self, core: Core, batch: Batch) -> NFE:
+        """The policy at every chosen state, and the prior for a KL term; the rollout has recorded p_old."""
+        transitions = self.steps(core, batch).numel()
+        forward = transitions * (2 if self.config.kl else 1)
+        return NFE(rollout=core.kernel.steps * len(batch), forward=forward, backward=transitions)
+
+
+class GroupPolicyGradientConfig(PolicyGradientConfig):
+    """Options of a policy gradient within groups."""
+
+    deviation: Deviation = Deviation()
+
+
+class GroupPolicyGradient(PolicyGradient):
+    """Policy gradient with `A = (r − the mean of its group) / deviation`; a group is a prompt's samples of a round."""
+
+    config: GroupPolicyGradientConfig
+
+    def advantages(self, core: Core, data: Trajectory) -> Tensor:
+        """A [B]; `method.deviation` says what the centred reward is divided by."""
+        return group_advantages(core, data, self.config.deviation)
+
+    def normalises(self) -> bool:
+        """Always."""
+        return True
+
+    def unfit(self, steps: int, group: int) -> str | None:
+        """In a group of one every advantage is 0."""
+        return "advantages within a prompt's group need train.samples_per_prompt ≥ 2" if group < 2 else None
+
+
+class FlowPolicyGradientConfig(GroupPolicyGradientConfig):
+    """Options of a policy gradient within groups that trains random steps."""
+
+    fraction: float = Field(1.0, gt=0, le=1, description="transitions used, over K")
+    train_last: bool = Field(False, description="the published codes never train the last step")
+
+
+class FlowPolicyGradient(GroupPolicyGradient):
+    """Policy gradient within groups, as published for flow models; it runs on diffusion models too.
+
+    μ_old comes from the recorded output, so that ρ is 1 at the policy that sampled. The published codes detach the
+    unconditional half of a guided prediction; here it is differentiated, as for every method.
+    """
+
+    needs = Needs(rewards=True, density=True, record=frozenset({"model_output"}))
+    config: FlowPolicyGradientConfig
+
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """One random step of each of `⌊K · fraction⌋` equal bins, which leave out the last step."""
+        return core.choose_steps(data, self.config.fraction, last="always" if self.config.train_last else "never")
+
+
+def old_policy(core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
+    """Mean μ_old [n, *latent] of the policy that sampled, from its recorded output, and the steps' σ [n]."""
+    return core.kernel.mean(part.z, part.model_output, part.k), core.kernel.std(part.k, part.z).flatten()
