@@ -18,7 +18,7 @@ class RVMConfig(AdvantageConfig):
 
 
 class RVM(Regression):
-    """RVM: a step towards good samples and away from bad ones, held to the prior.
+    """RVM: a step towards good samples and away from bad ones, kept near the prior.
 
     The loss is `½ ‖o_θ − sg[o_θ − g]‖²`, whose gradient in o_θ is `g = A (o_θ − u) + λ (o_θ − o_#)`, with the advantage
     `A = scale · clip(·, ±c)`.

@@ -93,6 +93,15 @@ def test_the_gradient_of_awm(at):
     torch.testing.assert_close(metrics["ratio"], ratio.detach())
 
 
+def test_a_perfect_prediction_has_a_finite_gradient_under_awm(at):
+    """The power's own derivative is infinite there."""
+    at.theta = at.u.clone().requires_grad_()
+    at.old = at.prior = at.ema = at.u
+    values, gradient, _ = at.of(AWM(AWMConfig()))
+    torch.testing.assert_close(values, -at.advantage)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
 @pytest.mark.parametrize("name", ["ram", "rvm", "tilt_matching"])
 def test_the_gradients_of_ram_rvm_and_tilt_matching(at, name):
     """`A (o − u) + λ (o − the anchor)`, whose mean square is the loss."""
