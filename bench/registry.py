@@ -332,7 +332,7 @@ def describe(kind: str, name: str) -> str:
     return (found or "(no description)").strip().partition("\n")[0]
 
 
-def load(kind: str, name: str) -> type:
+def load(kind: str, name: str) -> Any:
     """The plugin's class; a BenchError that names the package and the cause if it does not import.
 
     A reward may also be a weighted sum, "hps+0.1*aesthetic" (see bench.weighted).

@@ -191,8 +191,8 @@ class RunConfig(Config):
 
     suite: str
     seed: Seed = 0
-    method: SerializeAsAny[Config]
-    reward: SerializeAsAny[Config]
+    method: SerializeAsAny[Named]
+    reward: SerializeAsAny[RewardSection]
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig = PromptsConfig()
     sampler: SamplerConfig = SamplerConfig()

@@ -101,7 +101,7 @@ def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
         raise BenchError(f"the networks of the method cannot be built with {method.config!r}: {error}.") from None
 
 
-def _working(kind: str) -> Iterator[tuple[str, type]]:
+def _working(kind: str) -> Iterator[tuple[str, Any]]:
     """Names and classes of the plugins that import: a broken one is no advice."""
     for name in registry.plugins(kind):
         with contextlib.suppress(BenchError):
