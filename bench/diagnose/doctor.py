@@ -42,8 +42,8 @@ def _lines() -> list[tuple[str, str]]:
     else:
         lines.append(("gpu", "none, so float32: the embedded model is made for that, Stable Diffusion wants a GPU"))
     for extra, names in EXTRAS.items():
-        missing = [name for name in names if not packages[name]]
-        lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if missing else "installed"))
+        lacking = [name for name in names if not packages[name]]
+        lines.append((f"extra {extra}", f"missing: pip install 'nabla-bench[{extra}]'" if lacking else "installed"))
     for title, needs in _needs().items():
         absent = [one for one in needs if one.missing()]
         missing = ", ".join(f"{one.source} ({size_text(one.size)})" for one in absent)

@@ -107,8 +107,8 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
     if repository := catalogue.repository(name):
         base = f'"{repository.name}"'
     elif isinstance(CARDS.get(name), EmbeddedCard):
-        base, options = "card.folder", ", **card.components()"
-        imports += ["from bench.models.cards import CARDS", f'card = CARDS["{name}"]']
+        base, options = f'CARDS["{name}"].folder', f', **CARDS["{name}"].components()'
+        imports.append("from bench.models.cards import CARDS")
     weights = 'pipe.load_lora_weights(".")'
     if config.model.finetune == "full":
         part = f"pipe.{model.denoiser}"

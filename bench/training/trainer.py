@@ -54,7 +54,7 @@ class Trainer:
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks = {name: network.to(core.model.device) for name, network in networks.items()}
-        optimizer.require_known(core.networks)
+        optimizer.require_networks(core.networks)
         self.parameters = {"policy": list(core.model.adapters().values())}
         self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
         self.optimizers = {name: self._optimizer(name, optimizer) for name in self.parameters}

@@ -20,7 +20,8 @@ from bench.errors import BenchError
 from bench.evaluation.evaluator import load_reward
 from bench.hub import CLIP_L, RANDOM
 from bench.models.encoders import OPENAI_MEAN, OPENAI_STD
-from bench.models.random_weights import HEAD, write
+from bench.models.random_encoders import HEAD
+from bench.models.random_weights import write
 from bench.reward import Reward
 
 LEARNED = ["aesthetic", "hps", "image_reward", "pickscore", "clip_score"]
