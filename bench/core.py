@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class Core:
         """
         kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
         seed = self.seed if seed is None else seed
-        options = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
+        options: dict[str, Any] = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
         # merged weights round differently, and recorded densities must equal those of a later replay bit for bit
         merge = grad_from is None and "log_prob" not in record and not prior
         with self._using(weights), self.model.merged() if merge else nullcontext():
@@ -142,8 +142,9 @@ class Core:
         """`rewards` [n] as `reward` gives them; of a sum that normalises its terms separately also `terms` [n, R]."""
         if getattr(self.reward_model.config, "combine", "rewards") == "rewards":
             return {"rewards": self.reward(z, prompts)}
-        terms = self._decode_and(self.reward_model.terms, z, prompts)
-        return {"rewards": self.reward_model.total(terms), "terms": terms}
+        weighted: Any = self.reward_model  # see bench.weighted
+        terms = self._decode_and(weighted.terms, z, prompts)
+        return {"rewards": weighted.total(terms), "terms": terms}
 
     def _decode_and(self, scores: Callable[[Tensor, list[str]], Tensor], z: Tensor, prompts: list[str]) -> Tensor:
         """The scores [n, …] of the decoded latents, counted and noted for `check`."""

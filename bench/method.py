@@ -133,7 +133,7 @@ class Method(ABC):
         self.config = config
 
     @abstractmethod
-    def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
+    def losses(self, core: Core, data: Any) -> Iterator[Loss]:
         """Yield micro-losses of one update, or of a shard of it: at most `train.micro_batch` trajectories.
 
         `data` is a `Trajectory` unless `needs.trajectory` is False, and the whole update if `needs.whole_update`.

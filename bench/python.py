@@ -64,8 +64,8 @@ def run(
     )
     folder = Path(out) if out else default_folder(config)
     preflight(config)
-    with ExitStack() as held:
-        Run(config, folder, Console(quiet=not progress)).go(force=False, held=held)
+    with ExitStack() as locks:
+        Run(config, folder, Console(quiet=not progress)).go(force=False, locks=locks)
     return load(folder)
 
 

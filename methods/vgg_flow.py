@@ -1,7 +1,7 @@
 """VGG-Flow: match the velocity to the prior's plus the gradient of a value, and its form without a value network."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -91,7 +91,8 @@ class VGGFlow(Method):
             change = (beta_g - beta_g_back) / (core.beta * kernel.noise_decrease(part.k, part.z))
             losses["consistency"] = config.consistency * mean_square(change)
         metrics = {name: loss.detach() for name, loss in losses.items()} | {"reward": rewards[part.finished]}
-        return sum(losses.values()), metrics
+        total: Any = sum(losses.values())
+        return total, metrics
 
     def beta_g_next(self, core: Core, part: Transitions, value_next: Tensor) -> Tensor:
         """`β G(z_{k+1})` [n, *latent], detached, for `value_next = ν_φ(z_{k+1})`, which counts as zero at z_K."""

@@ -1,5 +1,7 @@
 """How much larger the network's output has become."""
 
+from typing import Any
+
 import torch
 
 from bench import Evaluation, Measurement, Metric
@@ -16,7 +18,7 @@ class OutputNorm(Metric):
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         samples = evaluation.finetuned
-        rest = {"n": len(samples.prompts), "direction": self.direction}
+        rest: dict[str, Any] = {"n": len(samples.prompts), "direction": self.direction}
         if samples.output_norm is None:
             return [Measurement("output_norm", None, note="samples chosen among several have no path", **rest)]
         found = per_prompt(samples.output_norm.double().mean(1), samples.rows())

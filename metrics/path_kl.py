@@ -1,5 +1,7 @@
 """Divergence of the finetuned from the prior sampling process."""
 
+from typing import Any
+
 import torch
 
 from bench import Evaluation, Measurement, Metric
@@ -37,7 +39,7 @@ class PathKlSteps(Metric):
 def _measured(evaluation: Evaluation, parts: dict[str, slice]) -> list[Measurement]:
     """A measurement for each of the named parts of the steps."""
     samples = evaluation.finetuned
-    rest = {"n": len(samples.prompts), "direction": PathKl.direction, "unit": PathKl.unit}
+    rest: dict[str, Any] = {"n": len(samples.prompts), "direction": PathKl.direction, "unit": PathKl.unit}
     if samples.step_kl is None:
         note = "no transition densities (sampler.eta = 0, a step of zero variance, or samples chosen among several)"
         return [Measurement(name, None, note=note, **rest) for name in parts]

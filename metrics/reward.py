@@ -1,6 +1,7 @@
 """Reward on training and held-out prompts, of each prompt, and every other reward as a check for over-optimisation."""
 
 from dataclasses import replace
+from typing import Any
 
 from bench import Evaluation, Measurement, Metric
 from bench.evaluation.statistics import error_at_fixed_prompts, mean_and_error, paired, per_prompt
@@ -57,6 +58,6 @@ class RewardPrompts(Metric):
                 difference, error = mean_and_error((finetuned[rows] - prior[rows]).double())
                 means = float(finetuned[rows].mean()), float(prior[rows].mean())
                 degrees = None if error is None else n - 1
-                rest = {"n": n, "direction": self.direction}
+                rest: dict[str, Any] = {"n": n, "direction": self.direction}
                 found.append(Measurement(name, *means, difference, error, degrees, **rest))
         return found

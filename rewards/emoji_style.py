@@ -13,19 +13,22 @@ from bench import Config, Reward
 from bench.models import emoji
 
 
+class EmojiStyleConfig(Config):
+    """style: the one to ask for. folder: a classifier in transformers' layout; None means the shipped one."""
+
+    style: Literal["noto", "twemoji", "fluent"] = "fluent"
+    folder: Path | None = None
+
+
 class EmojiStyle(Reward):
     """Log-probability of a style under a small residual classifier; prompts play no part."""
 
-    class Config(Config):
-        """style: the one to ask for. folder: a classifier in transformers' layout; None means the shipped one."""
-
-        style: Literal["noto", "twemoji", "fluent"] = "fluent"
-        folder: Path | None = None
-
+    Config = EmojiStyleConfig
+    config: EmojiStyleConfig
     scale = "log-probability in nats, at most 0"
     source = "He et al. (2016), arXiv:1512.03385; weights of our own (bench.recipe.train)"
 
-    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+    def __init__(self, config: EmojiStyleConfig, device: torch.device | str = "cpu"):
         super().__init__(config, device)
         folder = config.folder or emoji.path() / "style"
         self.pixels = json.loads((folder / "preprocessor_config.json").read_text())

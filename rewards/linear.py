@@ -18,6 +18,7 @@ class Linear(Reward):
     """`r(x) = w·x`: tilting a Gaussian by it moves the mean and leaves the variance, in closed form."""
 
     Config = LinearConfig
+    config: LinearConfig
     inputs = "points"
     scale = "any number; 0 at the origin"
     source = "closed form"

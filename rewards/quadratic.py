@@ -19,6 +19,7 @@ class Quadratic(Reward):
     """`r(x) = −‖x − c‖² / s`: on the ring, modes weigh less the farther they are from the one at c."""
 
     Config = QuadraticConfig
+    config: QuadraticConfig
     inputs = "points"
     scale = "at most 0, at c; −6 across the ring"
     source = "closed form"

@@ -72,7 +72,7 @@ def profile_setting(
 
     place = default_folder(configs[0])
     out = out or Path("runs/profiles", *place.parts[1:-1], "all" if every else place.name).with_suffix(".json")
-    with profile.random_weights(configs[0], size, console) if random_weights else nullcontext():
+    with profile.random_weights(configs[0], size.value, console) if random_weights else nullcontext():
         if every:
             profile.profile_all(configs, console, out)
         else:

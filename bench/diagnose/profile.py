@@ -26,6 +26,7 @@ from bench.hub import Requirement, obtain
 from bench.models import catalogue
 from bench.models.architecture import Size
 from bench.models.checks import quiet_libraries
+from bench.models.pipeline import PipelineModel
 from bench.prompts import HUB, load_prompts
 from bench.runs.build import build_core, build_method
 from bench.runs.requirements import training_requirements
@@ -93,6 +94,7 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
     has none, η; both end at the latent.
     """
     model, kernel, count = core.model, core.kernel, core.sample_batch
+    assert isinstance(model, PipelineModel)
     batch = core.batch([(prompts[i % len(prompts)], i) for i in range(count)])
     noise = Noise(0, "evaluate", batch.samples)
 

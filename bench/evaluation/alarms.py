@@ -44,7 +44,7 @@ class Alarms:
         notes = {}
         for name in ("reward/train", "reward/heldout"):
             one = by_name.get(name)
-            if one and is_clear(vars(one)) and one.difference < 0:
+            if one and one.difference is not None and is_clear(vars(one)) and one.difference < 0:
                 notes[name] = "fell below the prior's: training made it worse"
         kl = by_name["path_kl"].value if "path_kl" in by_name else None
         if kl is not None and kl > max(NATS, TIMES * self.beta * gain):

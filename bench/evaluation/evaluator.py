@@ -1,12 +1,13 @@
 """Evaluation: every method is measured on the same prompts and the same named noise."""
 
-import functools
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load, save
@@ -24,13 +25,14 @@ from bench.prompts import PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
 from bench.runtime.files import write_atomic
+from bench.sampling.noise import Purpose
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 CHECKSUM = 16  # bytes, in front of a cached tensor
 log = logging.getLogger(__name__)
-PRIOR_SETS = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
+PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
 
 
 def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
@@ -47,7 +49,7 @@ def draw(
     splits: list[str],
     *,
     seed: int,
-    purpose: str = "evaluate",
+    purpose: Purpose = "evaluate",
     prior: bool = False,
     method: Method | None = None,
     weights: str | None = None,
@@ -58,7 +60,7 @@ def draw(
     method: whose `sample` draws; None means `core.rollout`. weights: the copy of the adapters that samples. on_batch:
     called with the number of rows finished.
     """
-    sample = functools.partial(method.sample, core) if method and not prior else core.rollout
+    sample = partial(method.sample, core) if method and not prior else core.rollout
     records = frozenset() if prior else frozenset({"model_output", "prior_output"})
 
     @torch.no_grad()
@@ -72,9 +74,9 @@ def draw(
             remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
             raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
         tensors = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
-        if path.model_output is not None:
-            norms = (output.flatten(2).norm(dim=2) for output in (path.model_output, path.prior_output))
-            tensors["output_norm"] = next(norms) / next(norms)
+        if path.model_output is not None and path.prior_output is not None:
+            policy, prior_output = path.model_output.flatten(2), path.prior_output.flatten(2)
+            tensors["output_norm"] = policy.norm(dim=2) / prior_output.norm(dim=2)
             if core.kernel.has_density:
                 tensors |= _divergence(core, path)
         on_batch(len(part) * processes.count())
@@ -87,10 +89,11 @@ def draw(
 
 def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
     """`step_kl`, `‖μ_θ−μ_#‖²/2σ_k²` [B, K], and `log_ratio`, `log P_#/P_θ` of the path [B], summed in float64."""
+    policy, prior = cast(Tensor, path.model_output), cast(Tensor, path.prior_output)
     kl, ratio = [], torch.zeros(len(path), dtype=torch.float64, device=path.latents.device)
     for k in range(path.steps):
         z, z_next = path.latents[:, k], path.latents[:, k + 1]
-        mean, base = (core.kernel.mean(z, eps[:, k], k) for eps in (path.model_output, path.prior_output))
+        mean, base = (core.kernel.mean(z, output[:, k], k) for output in (policy, prior))
         variance = core.kernel.std(k, z) ** 2
         kl.append(((mean - base) ** 2 / (2 * variance)).flatten(1).sum(1))
         step = ((z_next - mean) ** 2 - (z_next - base) ** 2) / (2 * variance)
@@ -123,7 +126,7 @@ class Evaluator:
         self, on_batch: Callable[[str, int], None] = lambda name, rows: None
     ) -> tuple[Evaluation, list[Measurement]]:
         """Draw what is not cached, then run every configured metric; on_batch gets (set, rows finished)."""
-        sets = {name: self.prior_set(name, lambda rows, name=name: on_batch(name, rows)) for name in PRIOR_SETS}
+        sets = {name: self.prior_set(name, partial(on_batch, name)) for name in PRIOR_SETS}
         sets["finetuned"] = self._score(
             "finetuned",
             draw(
@@ -174,9 +177,9 @@ class Evaluator:
         images = _cached(path, "images", draw_images)
         return self._score(name, Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
-    def _key(self, purpose: str, core: Core) -> str:
+    def _key(self, purpose: Purpose, core: Core) -> str:
         kernel, model = core.kernel, core.model
-        parts = [model.fingerprint(), kernel.key(), self.names]
+        parts: list[Any] = [model.fingerprint(), kernel.key(), self.names]
         parts += [self.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
@@ -241,7 +244,7 @@ def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
 def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
     """The tensor in `path`; if it is not there, all processes compute it together and store it."""
     stored = _stored(path)
-    if processes.everywhere(stored is not None):
+    if processes.everywhere(stored is not None) and stored is not None:
         return load(stored)[name]
     computed = compute().contiguous()
     if processes.state().is_local_main_process:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,10 @@ def _points(
     axis = torch.linspace(-reach, reach, size)
     grid = torch.stack([axis.repeat(size), axis.repeat_interleave(size)], 1).to(core.model.device)
     tilt = evaluation.beta * core.reward_model(grid, [""] * len(grid))
+    assert isinstance(core.model, AnalyticModel)
     density = torch.softmax((core.model.log_density(grid) + tilt).double(), 0).view(size, size).cpu().numpy()
     sets = {"prior": evaluation.prior.images, "target": draws, "finetuned": evaluation.finetuned.images}
-    arrays = {name: samples.numpy() for name, samples in sets.items()}
+    arrays: dict[str, Any] = {name: samples.numpy() for name, samples in sets.items()}
     extent = np.array([-reach, reach, -reach, reach])
     data = io.BytesIO()
     np.savez_compressed(data, density=density.astype(np.float32), extent=extent, **arrays)

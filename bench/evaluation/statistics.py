@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,16 +63,14 @@ def error_at_fixed_prompts(values: Tensor, groups: dict[str, Tensor]) -> tuple[f
     return float(total.sqrt() / len(groups)), float(degrees)
 
 
-def paired(name: str, finetuned: Tensor, prior: Tensor, **rest: object) -> Measurement:
+def paired(name: str, finetuned: Tensor, prior: Tensor, **rest: Any) -> Measurement:
     """A measurement from per-prompt values [G] of both models; `rest` fills its other fields."""
     difference, error = mean_and_error(finetuned - prior)
     degrees = None if error is None else len(finetuned) - 1
     return Measurement(name, float(finetuned.mean()), float(prior.mean()), difference, error, degrees, **rest)
 
 
-def paired_samples(
-    name: str, finetuned: Tensor, prior: Tensor, groups: dict[str, Tensor], **rest: object
-) -> Measurement:
+def paired_samples(name: str, finetuned: Tensor, prior: Tensor, groups: dict[str, Tensor], **rest: Any) -> Measurement:
     """A measurement from the samples' values [N] of both models, averaged within prompts.
 
     Its error is over prompts; where there is one prompt, over that prompt's samples.
@@ -144,7 +143,7 @@ def target_draws(evaluation: Evaluation, count: int = FLOORS) -> Iterator[tuple[
 
 
 def distance_to_target(
-    name: str, evaluation: Evaluation, distance: Callable[[Tensor, Tensor, Tensor], float], **rest: object
+    name: str, evaluation: Evaluation, distance: Callable[[Tensor, Tensor, Tensor], float], **rest: Any
 ) -> list[Measurement]:
     """A distance to the target of a model of points, with an error over samples, and its floor.
 
@@ -166,12 +165,12 @@ def distance_to_target(
     ]
 
 
-def floor(name: str, draws: Iterable[float], **rest: object) -> Measurement:
+def floor(name: str, draws: Iterable[float], **rest: Any) -> Measurement:
     """`<name>/floor`: the mean over draws of what a perfect model would score, and as its error their deviation."""
     values = torch.tensor(list(draws), dtype=torch.float64)
     error, degrees = float(values.std()), len(values) - 1
     note = f"mean and deviation of {len(values)} draws"
-    fields = {"standard_error": error, "degrees": degrees, "direction": "none", "note": note}
+    fields: dict[str, Any] = {"standard_error": error, "degrees": degrees, "direction": "none", "note": note}
     return Measurement(f"{name}/floor", float(values.mean()), **fields, **rest)
 
 
@@ -181,7 +180,7 @@ def prior_pairs(evaluation: Evaluation) -> list[tuple[Samples, Samples]]:
 
 
 def distance_to_prior(
-    name: str, evaluation: Evaluation, distance: Callable[[Samples, Samples], float], **rest: object
+    name: str, evaluation: Evaluation, distance: Callable[[Samples, Samples], float], **rest: Any
 ) -> list[Measurement]:
     """A distance of the finetuned samples, and of the prior's on the same noise, to the prior's reference set; a floor.
 

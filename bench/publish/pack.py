@@ -118,7 +118,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
     Raises BenchError with every fault of every run; then nothing is written.
     """
     target, tuned = published / "rows.parquet", published / tuning.FILE
-    published = read_rows(target) if target.is_file() else None
+    present = read_rows(target) if target.is_file() else None
     choices = yaml.safe_load(tuned.read_text(encoding="utf8")) if tuned.is_file() else None
     frames, faults, there = [], [], 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -131,11 +131,11 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
                 try:
                     rows = read_rows(sorted(run.glob("rows*.parquet")))
                     run_faults = _faults(run, rows)
-                    run_faults += [] if published is None or run_faults else _strange(rows, published)
+                    run_faults += [] if present is None or run_faults else _strange(rows, present)
                 except (BenchError, FileNotFoundError, ValueError) as error:
                     run_faults = [str(error)]
                 faults += [f"{run.name}: {text}" for text in run_faults]
-                if not run_faults and _published(rows, published):
+                if not run_faults and _published(rows, present):
                     there += 1
                 elif not run_faults:
                     frames.append(rows)
@@ -148,7 +148,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
     if faults:
         raise BenchError("\n".join(["nothing is merged:", *faults]))
     if frames:
-        whole = pd.concat([*([] if published is None else [published]), *frames], ignore_index=True)
+        whole = pd.concat([*([] if present is None else [present]), *frames], ignore_index=True)
         whole = whole.drop_duplicates(["run", "metric", "budget"]).sort_values(["run", "budget"], kind="stable")
         published.mkdir(parents=True, exist_ok=True)
         write_rows(target, whole.astype(object).where(whole.notna(), None).to_dict("records"))

@@ -175,8 +175,9 @@ def _cell(table: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> 
         return Cell()
     entry = table.loc[(name, metric)]
     text = f"{entry['seeds']} of {runs} seeds" if entry["seeds"] != runs else ""
-    cell = Cell(*entry[["value", "value_low", "value_high"]], mark=mark, text=text)
-    if entry["paired"]:
-        names = ("difference", "difference_low", "difference_high")
-        cell = cell._replace(**{name: entry[name] for name in names})
-    return cell
+    value, low, high = entry[["value", "value_low", "value_high"]]
+    cell = Cell(value, low, high, mark=mark, text=text)
+    if not entry["paired"]:
+        return cell
+    difference, low, high = entry[["difference", "difference_low", "difference_high"]]
+    return cell._replace(difference=difference, difference_low=low, difference_high=high)

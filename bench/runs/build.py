@@ -32,6 +32,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
     reward_class = registry.load("rewards", config.reward.name)
+    assert config.train.micro_batch and config.train.sample_batch  # `with_batches` has set them
     core = Core(
         model,
         kernel,

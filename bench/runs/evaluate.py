@@ -85,7 +85,7 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
     Raises BenchError for another run.
     """
     if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
-        state = {"update": config.train.updates, "copies": {}}
+        state: dict[str, Any] | None = {"update": config.train.updates, "copies": {}}
     else:
         state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():

@@ -18,6 +18,7 @@ from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
+from bench.models.pipeline import PipelineModel
 from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
@@ -103,7 +104,7 @@ class Execution:
             if evaluation.finetuned.images.ndim == 4:
                 sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
                 save_images(self.folder / "images", sets, seed=self.evaluator.seed, each=EACH)
-                if self.trainer and self.pipeline:
+                if self.trainer and isinstance(self.core.model, PipelineModel):
                     finish_adapter(self.folder, self.config, self.core.model, rows, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
 

@@ -83,7 +83,7 @@ def _extend(folder: Path, config: RunConfig, console: Console) -> None:
         why = next((f"{key} is a share of all updates" for key, share in shares.items() if share), None)
         if state is None or state["update"] % train.updates_per_round:
             why = why or "it has no checkpoint at the end of a round"
-        if why:
+        if why or state is None:
             console.print(f"{neighbour} has {done} updates of the same settings, but {why}: starting anew.")
             continue
         path = checkpoint.newest(neighbour / "checkpoints")

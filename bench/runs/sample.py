@@ -53,8 +53,8 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
     def of(values: Tensor) -> np.ndarray:
         return np.stack([values[rows].numpy() for rows in shown])
 
-    images = [of(sets[name].images.permute(0, 2, 3, 1)) for name in ("prior", "finetuned")]
+    before, after = (of(sets[name].images.permute(0, 2, 3, 1)) for name in ("prior", "finetuned"))
     rewards = [of(sets[name].rewards[core.reward_name]) for name in ("prior", "finetuned")]
     title = f"{config.method.name} on {config.reward.name} ({config.model.name}): same prompts, same noise"
-    plot_samples(*images, prompts[: SHOWN[0]], out / "samples.png", title, *rewards)
+    plot_samples(before, after, prompts[: SHOWN[0]], out / "samples.png", title, *rewards)
     return out

@@ -46,7 +46,7 @@ class Meter:
         def forward(module: nn.Module, args: tuple, options: dict) -> None:
             self.network_forwards += len(args[0] if args else options["hidden_states"])  # as diffusers names latents
 
-        def backward(module: nn.Module, args: tuple, output: object) -> None:
+        def backward(module: nn.Module, args: tuple, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             rows = len(tensor)
             if tensor.requires_grad:

@@ -8,7 +8,7 @@ wrapped: the trainer sums one flat gradient. A single process is the special cas
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.runtime import memory
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound=Sized)
 
 
 def launched() -> bool:
@@ -53,8 +53,15 @@ def launch(number: int, arguments: Sequence[str]) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process has said why
-    local = {"run_id": "bench", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=number, max_restarts=0, **local)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=number,
+        max_restarts=0,
+        run_id="bench",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "bench", *arguments)
     except ChildFailedError as error:
@@ -119,7 +126,7 @@ def map_parts(parts: Sequence[Part], compute: Callable[[Part], dict[str, Tensor]
         computed = [compute(part) for part in shared(parts)]
     if count() == 1:
         return {name: torch.cat([tensors[name] for tensors in computed]) for name in computed[0]}
-    shapes = [{name: (t.shape[1:], t.dtype) for name, t in computed[0].items()} if computed else None]
+    shapes = [{name: (t.shape[1:], t.dtype) for name, t in computed[0].items()} if computed else {}]
     broadcast_object_list(shapes)  # the first process always has a part
     lengths = [len(part) for part in parts]
     device, whole = state().device, {}

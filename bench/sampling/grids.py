@@ -69,7 +69,7 @@ def _diffusion_grid(
         return torch.from_numpy(times.astype(np.int64)).clamp(max=total - 1), levels
     match spacing:
         case "leading":
-            times = np.arange(steps)[::-1] * (total // steps) + steps_offset
+            times = np.arange(steps, dtype=np.float64)[::-1] * (total // steps) + steps_offset
         case "trailing":
             times = np.round(np.arange(total, 0, -total / steps)) - 1
         case "linspace":

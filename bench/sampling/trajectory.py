@@ -44,7 +44,7 @@ class Batch:
         """The rows that a slice, or an index or mask on the CPU, selects in every field."""
         if isinstance(rows, slice):
             values = {f.name: getattr(self, f.name) for f in fields(self)}
-            chosen = {name: None if value is None else value[rows] for name, value in values.items()}
+            chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
         else:
             index = torch.arange(len(self))[rows]
             chosen = {f.name: _rows(getattr(self, f.name), index) for f in fields(self)}
@@ -120,8 +120,8 @@ class Trajectory(Batch):
             k=k,
             unfinished=unfinished,
             finished=finished,
-            z=at(self.latents, row, k),
-            z_next=at(self.latents, row, k + 1),
+            z=self.latents[row, k],
+            z_next=self.latents[row, k + 1],
             model_output=at(self.model_output, row, k),
             prior_output=at(self.prior_output, row, k),
             log_prob=at(self.log_prob, row, k),

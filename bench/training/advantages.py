@@ -6,7 +6,7 @@ A prompt's samples of one round are its group. Rewards are [B], one a sample, an
 import itertools
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -31,10 +31,11 @@ def group_advantages(core: Core, data: Trajectory, deviation: Deviation) -> Tens
     With `reward.combine: advantages` each term of a weighted sum of rewards is normalised apart, and the advantage is
     their weighted sum: a term's weight then does not depend on the term's unit.
     """
+    rewards, weighted = cast(Tensor, data.rewards), cast(Any, core.reward_model)
     if data.terms is None:
-        return group_normalised(data.prompts, data.rewards, deviation)
-    total = torch.zeros_like(data.rewards)
-    for weight, term in zip(core.reward_model.weights, data.terms.unbind(1), strict=True):
+        return group_normalised(data.prompts, rewards, deviation)
+    total = torch.zeros_like(rewards)
+    for weight, term in zip(weighted.weights, data.terms.unbind(1), strict=True):
         total = total + weight * group_normalised(data.prompts, term, deviation)
     return total
 

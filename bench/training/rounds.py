@@ -1,6 +1,7 @@
 """The trajectories of a round: which samples, their paths, their rewards."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ def with_rewards(core: Core, data: Trajectory) -> Trajectory:
         return core.rewards_and_terms(part.latents[:, -1], part.prompts)
 
     with core.meter.phase("reward"):
-        data = replace(data, **processes.map_parts(list(data.split(core.micro_batch)), score))
+        scored: dict[str, Any] = processes.map_parts(list(data.split(core.micro_batch)), score)
+        data = replace(data, **scored)
         with processes.together():
             core.check()
     return data

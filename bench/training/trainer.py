@@ -64,8 +64,9 @@ class Trainer:
         self.parameters: Parameters = {"policy": list(core.model.adapters().values())}
         self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
         self.optimizers = {name: self._make_optimizer(name) for name in self.parameters}
-        ema = {} if train.ema is None else {"ema": Copy(lambda n: min((1 + n) / (10 + n), train.ema))}
-        self.copies = ema | method.copies()
+        self.copies = method.copies()
+        if (decay := train.ema) is not None:
+            self.copies = {"ema": Copy(lambda n: min((1 + n) / (10 + n), decay))} | self.copies
         for name in self.copies:
             core.copies[name] = {key: p.detach().clone() for key, p in core.model.adapters().items()}
         self.round, self.update, self.part = 0, 0, 0  # part: updates done in this round
@@ -277,6 +278,6 @@ class Trainer:
             self.core.meter.restore(state["meter"])
         self.round, self.update, self.part = state["round"], state["update"], state.get("part", 0)
         for stored in state["queue"]:
-            moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
+            moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
             moved["conditioning"] = self.core.model.encode(stored["prompts"])
             self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -150,7 +150,8 @@ class DB(Method):
 
 def mean_over_steps(losses: dict[str, Tensor], steps: Tensor) -> Loss:
     """The micro-loss of n transitions from its parts by name, each [n]; steps: [B, S], of the whole update."""
-    return Loss(sum(losses.values()) / steps.shape[1], {name: value.detach() for name, value in losses.items()})
+    total: Any = sum(losses.values())
+    return Loss(total / steps.shape[1], {name: value.detach() for name, value in losses.items()})
 
 
 class ResDBConfig(DBConfig):

@@ -42,7 +42,7 @@ class NablaGFNAdjoint(NablaMethod):
             at_k = part.row, part.k
             yield self.micro_loss(part, steps, *self.transition_losses(core, part, adjoint[at_k], prior_mean[at_k]))
 
-    def transition_losses(
+    def transition_losses(  # type: ignore[override]  # the adjoint is made for a whole trajectory, in `losses`
         self, core: Core, part: Transitions, adjoint: Tensor, prior_mean: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The losses above, given `a_k` and `μ_#(z_k)`, each [n, *latent]."""

@@ -59,7 +59,8 @@ class NablaMethod(Method):
     def micro_loss(self, part: Transitions, steps: Tensor, losses: dict[str, Tensor], rewards: Tensor) -> Loss:
         """The sum of the losses. Logs each of them, and the rewards of finished samples."""
         metrics = {name: values.detach() for name, values in losses.items()} | {"reward": rewards[part.finished]}
-        return Loss(sum(losses.values()) / steps.shape[1], metrics)
+        total: Any = sum(losses.values())
+        return Loss(total / steps.shape[1], metrics)
 
     @abstractmethod
     def transition_losses(self, core: Core, part: Transitions) -> tuple[dict[str, Tensor], Tensor]:

@@ -83,9 +83,9 @@ class NablaGFN(NablaMethod):
 class NablaGFNNoFlow(NablaGFN):
     """Residual ∇-DB's forward loss alone, without the flow network (`g_φ = 0`); its optimum is not `p_# exp(βr)`."""
 
-    Config = NablaConfig
+    Config = NablaConfig  # type: ignore[assignment]  # the flow network's options are left out
     recipe = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
-    config: NablaConfig
+    config: NablaConfig  # type: ignore[assignment]
 
     def tilted(self) -> bool:
         """False."""

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench import config as configs
 from bench import registry
 from bench.core import Core
-from bench.diagnose.selftest.checking import Skipped, require
+from bench.diagnose.selftest.checking import Skipped, global_random_state, require
 from bench.diagnose.selftest.device import device as pretended_device
 from bench.diagnose.selftest.device import recording
 from bench.diagnose.selftest.scaffold import (
@@ -111,20 +110,18 @@ def gradients_reach_what_trains(name: str) -> None:
 def equal_seeds_give_equal_losses(name: str) -> None:
     """twice from scratch to the bit, without touching global random state"""
     _trained(name)
-    found, states = [], []
+    updates, untouched = [], True
     for disturbance in (1, 2):
         torch.rand(disturbance)
         method = method_of(name, fraction=1.0)
         core = _moved_core(method)
-        states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))  # noqa: NPY002
-        found.append(update(core, method, sample_round(core, method)))
-        states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))  # noqa: NPY002
-    same = found[0][0] == found[1][0] and all(torch.equal(g, found[1][1][key]) for key, g in found[0][1].items())
+        before = global_random_state()
+        updates.append(update(core, method, sample_round(core, method)))
+        untouched = untouched and global_random_state() == before
+    (loss, gradients), (loss_again, gradients_again) = updates
+    same = loss == loss_again and all(torch.equal(g, gradients_again[key]) for key, g in gradients.items())
     require(
         same, "two runs of one seed differ: draw every random number with bench.sampling.noise, named by the sample."
-    )
-    untouched = all(
-        torch.equal(a[0], b[0]) and (a[1] == b[1]).all() for a, b in zip(states[::2], states[1::2], strict=True)
     )
     require(untouched, "global random state was used: draw with bench.sampling.noise, named by the sample.")
 
@@ -141,8 +138,9 @@ def batch_size_does_not_matter(name: str) -> None:
     if method.needs.whole_update:
         return
     parts = [(update(core, method, data[rows]), share) for rows, share in ((slice(0, 4), 4 / 6), (slice(4, 6), 2 / 6))]
-    total = sum(part[0] * share for part, share in parts)
-    gradients = {key: sum(part[1][key] * share for part, share in parts) for key in found[64][1]}
+    ((one, first), share), ((other, second), rest) = parts
+    total = one * share + other * rest
+    gradients = {key: first[key] * share + second[key] * rest for key in first}
     require(
         _close((total, gradients), found[64]),
         "the loss of a batch is not the mean over its parts: normalise in prepare, or declare whole_update.",

@@ -66,6 +66,7 @@ def gaussian_core(
     if path == "flow":
         kernel = flow_kernel(steps, eta=eta, spacing=model.spec.spacing, dtype=torch.float64)
     else:
+        assert model.spec.alphas_cumprod is not None
         kernel = ddim_kernel(
             model.spec.alphas_cumprod, steps, eta=eta, steps_offset=1, spacing=spacing, final_alpha=final
         )
