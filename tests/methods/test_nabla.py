@@ -10,8 +10,9 @@ from scaffold import BETA, Wavy, gaussian_core, sample
 from torch import Tensor
 
 from bench.core import Core
+from bench.method import Loss
 from bench.sampling.kernel import gaussian_log_prob
-from bench.sampling.trajectory import Trajectory
+from bench.sampling.trajectory import Trajectory, Transitions
 
 METHODS = [NablaGFN, NablaGFNNoFlow, NablaGFNPublished, NablaGFNAdjoint, NablaDB]
 
@@ -124,9 +125,15 @@ def test_losses_are_those_of_the_equations(path, method_class, gamma, weighting)
         *(p for net in core.networks.values() for p in net.parameters()),
     ]:
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    steps, found = method.steps(core, data), []
-    method.micro_loss = lambda part, steps, losses, rewards: found.append((part, losses))
-    assert len(list(method.losses(core, data))) == len(found)
+    steps, found, micro_loss = method.steps(core, data), [], method.micro_loss
+
+    def keep(part: Transitions, steps: Tensor, losses: dict[str, Tensor], rewards: Tensor) -> Loss:
+        found.append((part, losses))
+        return micro_loss(part, steps, losses, rewards)
+
+    method.micro_loss = keep
+    total = sum(loss.values.sum() for loss in method.losses(core, data))
+    assert total.item() == pytest.approx(sum(sum(losses.values()).sum().item() for _, losses in found) / 4, rel=1e-12)
     assert steps.shape == (3, 4)
     for part, losses in found:
         for i, (row, k) in enumerate(zip(part.row.tolist(), part.k.tolist(), strict=True)):
