@@ -111,7 +111,7 @@ class Repository:
             raise BenchError(f"the hub repository {self.name!r} has no {', '.join(absent)}: is it the right one?")
 
     def snapshot(self, patterns: Sequence[str]) -> None:
-        """Fetch the files of these patterns. Raises BenchError, which tells a gated repository from an absent one."""
+        """Fetch files by patterns. Raises BenchError, which says whether the repository is gated or absent."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

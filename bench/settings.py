@@ -130,7 +130,7 @@ class TrainConfig(Config):
 
 
 class NetworkOptimizer(Config):
-    """Overrides for one of the method's extra networks; null means as for the policy."""
+    """Overrides for one of the method's own networks; null: as for the policy."""
 
     lr: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
@@ -147,12 +147,12 @@ class OptimizerConfig(Config):
     decay: float = Field(0.0, ge=0, le=1, description="share of the updates, the last, over which lr falls to 0")
     networks: dict[str, NetworkOptimizer] = {}
 
-    def require_known(self, names: Collection[str]) -> None:
+    def require_networks(self, names: Collection[str]) -> None:
         """Raise BenchError if `networks` has an entry for none of the method's networks."""
         none = ": as it is set, the method has none. A recipe's are left out by --set 'optimizer.networks={}'."
         for name in sorted(self.networks.keys() - set(names)):
-            known = did_you_mean(name, names) if names else none
-            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{known}")
+            hint = did_you_mean(name, names) if names else none
+            raise BenchError(f"unknown setting 'optimizer.networks.{name}'{hint}")
 
 
 class EvaluationSampler(Config):

@@ -80,10 +80,11 @@ def random_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hub cache with scaled-down random weights of everything that the full-size settings load."""
     from bench.hub import Repository
     from bench.models import random_weights
+    from bench.models.card import HubCard
     from bench.models.cards import CARDS
 
     cache = tmp_path_factory.mktemp("hub")
-    later = {card.hub for card in CARDS.values() if card.name not in ("sd15", "sd21")}
+    later = {card.hub for card in CARDS.values() if isinstance(card, HubCard) and card.name not in ("sd15", "sd21")}
     random_weights.write([Repository(name, ()) for name in random_weights.WRITERS if name not in later], cache, "tiny")
     return cache
 

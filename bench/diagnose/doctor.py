@@ -74,7 +74,9 @@ def _load() -> str:
 
 def _needs() -> dict[str, list[Requirement]]:
     """What every model, reward, feature space and prompt set needs from elsewhere."""
-    needs = {f"model {name}": [one] if (one := catalogue.repository(name)) else [] for name in catalogue.names()}
+    needs: dict[str, list[Requirement]] = {
+        f"model {name}": [one] if (one := catalogue.repository(name)) else [] for name in catalogue.names()
+    }
     for name in registry.plugins("rewards"):
         if not _fault("rewards", name):
             needs[f"reward {name}"] = list(registry.load("rewards", name).files)

@@ -9,6 +9,7 @@ from bench import prompts as prompt_sets
 from bench.errors import BenchError
 from bench.hub import Requirement, size_text
 from bench.models import catalogue
+from bench.models.card import HubCard
 from bench.models.cards import CARDS
 
 
@@ -30,7 +31,9 @@ def describe(kind: str) -> Iterator[tuple[str, str, str]]:
             state = f"{size_text(missing)} to download" if missing else "[green]downloaded[/green]"
             if kind == "suites":  # whose rewards and metrics need more than the model
                 state = "downloads"
-            gpu = ["a GPU"] * any(need == card.repository() for need in needs for card in CARDS.values() if card.hub)
+            gpu = ["a GPU"] * any(
+                need == card.repository() for need in needs for card in CARDS.values() if isinstance(card, HubCard)
+            )
             yield name, escape(text), ", ".join([*gpu, *[state] * bool(needs)])
         except BenchError as error:
             yield name, f"[red]broken:[/red] {escape(str(error))}", ""

@@ -11,37 +11,46 @@ from bench.models.architecture import Architecture
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A named model, whose weights either ship in `folder` or come from the repository `hub`.
-
-    name: what `--model` takes. text: its line in `bench ls models`. licence: of the weights.
-
-    Of one that ships: lender, the folder of another pipeline with the parts that `folder` lacks, and components, a
-    function that loads these parts, by the pipeline's names.
-
-    Of one on the hub: size, bytes of its files, about. architecture: its networks, from which memory is estimated and
-    random weights are written without any file. shards: number of files of a part's weights, where it is not one.
-    optional: parts that `model.t5=false` leaves out, and the bytes of their files.
-    """
+    """name: what `--model` takes. text: its line in `bench ls models`. licence: of the weights."""
 
     name: str
     text: str
     licence: str
-    folder: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedCard(ModelCard):
+    """A model whose weights ship, in `folder`.
+
+    lender: the folder of another pipeline that holds the parts which `folder` lacks. components: loads these parts, by
+    the pipeline's names.
+    """
+
+    folder: Path
     lender: Path | None = None
     components: Callable[[], dict[str, Any]] = dict
-    hub: str = ""
-    size: int = 0
-    architecture: Architecture | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubCard(ModelCard):
+    """A model whose weights are fetched from the hub repository `hub`.
+
+    size: bytes of its files, about. architecture: its networks, from which memory is estimated and random weights are
+    written without any file. shards: how many files hold a part's weights, where it is not one.
+    optional: parts that `model.t5=false` leaves out, and the bytes of their files.
+    """
+
+    hub: str
+    size: int
+    architecture: Architecture
     shards: Mapping[str, int] = field(default_factory=dict)
     optional: Mapping[str, int] = field(default_factory=dict)
 
     def repository(self, t5: bool = True) -> Repository:
         """The files that a run needs of the hub repository; t5: with the optional parts."""
-        assert self.architecture, f"{self.name} ships"
         left_out = {} if t5 else self.optional
-        parts = [part for part in self.architecture.networks if part not in left_out]
         files = ["model_index.json", "scheduler/scheduler_config.json"]
-        for part in parts:
+        for part in (name for name in self.architecture.networks if name not in left_out):
             files += [f"{part}/config.json", *_weights(part, self.shards.get(part, 1))]
             if part.startswith("text_encoder"):
                 files.append(f"{part.replace('text_encoder', 'tokenizer')}/tokenizer_config.json")

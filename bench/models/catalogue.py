@@ -8,11 +8,12 @@ is made.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.hub import Repository
+from bench.models.card import EmbeddedCard, HubCard
 from bench.models.cards import CARDS
 from bench.models.folder import family_of
 from bench.models.hub_pipeline import CONFIGURATIONS, HubPipeline
@@ -38,7 +39,7 @@ def is_analytic(name: str) -> bool:
 
 def ships(name: str) -> bool:
     """Whether a model is part of this package, with its weights."""
-    return is_analytic(name) or (name in CARDS and CARDS[name].folder is not None)
+    return is_analytic(name) or isinstance(CARDS.get(name), EmbeddedCard)
 
 
 def repository(name: str, t5: bool = True) -> Repository | None:
@@ -49,8 +50,8 @@ def repository(name: str, t5: bool = True) -> Repository | None:
     """
     if ships(name):
         return None
-    if name in CARDS:
-        return CARDS[name].repository(t5)
+    if isinstance(card := CARDS.get(name), HubCard):
+        return card.repository(t5)
     if (folder := Path(name).expanduser()).is_file():
         raise BenchError(
             f"the model {name!r} is a single file: `bench convert {name} --like sd15` (or sdxl, …) makes the folder of "
@@ -80,10 +81,17 @@ def locate(name: str, t5: bool = True) -> Path | None:
     """
     if is_analytic(name):
         return None
-    if name in CARDS and (folder := CARDS[name].folder):
-        return folder
+    if isinstance(card := CARDS.get(name), EmbeddedCard):
+        return card.folder
     source = repository(name, t5)
     return source.path() if source else Path(name).expanduser()
+
+
+def pipeline_folder(name: str, t5: bool = True) -> Path:
+    """See `locate`; of a model that has weights."""
+    folder = locate(name, t5)
+    assert folder, f"{name} is code alone"
+    return folder
 
 
 def model_class(name: str, t5: bool = True) -> "type[DiffusionModel] | None":
@@ -91,8 +99,9 @@ def model_class(name: str, t5: bool = True) -> "type[DiffusionModel] | None":
     if is_analytic(name):
         return registry.load("models", name)
     if is_here(name, t5):
-        return family_of(locate(name, t5))
-    return registry.load("pipelines", CARDS[name].architecture.pipeline) if name in CARDS else None
+        return family_of(pipeline_folder(name, t5))
+    card = CARDS.get(name)
+    return registry.load("pipelines", card.architecture.pipeline) if isinstance(card, HubCard) else None
 
 
 def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple[DiffusionModel | Blueprint, Kernel]]":
@@ -104,7 +113,8 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
         return []
     checked = []
     for sampler in samplers:
-        if config.negative_prompt and model_class(config.name, config.t5).rows(2) == 1:
+        kind = model_class(config.name, config.t5)
+        if config.negative_prompt and kind and kind.rows(2) == 1:
             raise BenchError(f"model.negative_prompt: no guidance of {config.name!r} could lead away from it.")
         model = load_model(config, sampler) if is_analytic(config.name) else _blueprint(config, sampler.guidance)
         checked.append((model, make_kernel(model.spec, sampler)))
@@ -115,7 +125,7 @@ def _blueprint(config: ModelConfig, guidance: float) -> "Blueprint":
     from bench.models.checks import check_pipeline
     from bench.models.lora import add_lora
 
-    folder = locate(config.name, config.t5)
+    folder = pipeline_folder(config.name, config.t5)
     family = family_of(folder)
     only = {"scheduler", family.denoiser} if ships(config.name) else None  # the rest may ship elsewhere
     blueprint = check_pipeline(folder, family, guidance, only=only, t5=config.t5)
@@ -132,13 +142,13 @@ def load_model(
     from bench.runtime import memory
 
     folder = locate(config.name, config.t5)
-    model_class = registry.load("models", config.name) if folder is None else family_of(folder)
+    kind: type[DiffusionModel] = family_of(folder) if folder else registry.load("models", config.name)
     quiet_libraries()
     if folder and not ships(config.name):
-        check_pipeline(folder, model_class, sampler.guidance, t5=config.t5)
+        check_pipeline(folder, family_of(folder), sampler.guidance, t5=config.t5)
     try:
         with memory.phase():
-            return model_class.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
+            return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
     except BenchError:
         raise
     except Exception as error:  # whatever a library raises over files of the user's
@@ -149,16 +159,17 @@ def make_kernel(spec: "ModelSpec", sampler: SamplerConfig) -> "Kernel":
     """The configured transition kernel over the model's noise schedule. Raises BenchError for what does not fit it."""
     from bench.sampling.grids import ddim_kernel, flow_kernel
 
-    common = {"eta": sampler.eta, "rule": sampler.rule}
-    common["spacing"] = spec.spacing if sampler.spacing == "auto" else sampler.spacing
+    spacing = spec.spacing if sampler.spacing == "auto" else sampler.spacing
+    common: dict[str, Any] = {"eta": sampler.eta, "rule": sampler.rule, "spacing": spacing}
     is_flow = spec.output == "flow"
     if unfit := sampler.final_alpha if is_flow else sampler.final_noise:
         name, right = ("final_alpha", "final_noise") if is_flow else ("final_noise", "final_alpha")
         kind = "flow-matching" if is_flow else "diffusion"
         raise BenchError(f"sampler.{name} = {unfit:g} means nothing to a {kind} model: use sampler.{right}.")
     if is_flow:
-        options = {"shift": spec.shift, "tokens": spec.tokens, "final_noise": sampler.final_noise}
-        return flow_kernel(sampler.steps, **common, **options)
+        common |= {"shift": spec.shift, "tokens": spec.tokens, "final_noise": sampler.final_noise}
+        return flow_kernel(sampler.steps, **common)
+    assert spec.alphas_cumprod is not None, "a diffusion has a schedule"
     return ddim_kernel(
         spec.alphas_cumprod,
         sampler.steps,

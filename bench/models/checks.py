@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.errors import BenchError
 from bench.models.family import Blueprint, Family
@@ -36,7 +35,7 @@ class _Contents:
     """What was read of a folder: configurations and networks by part, and how weights differ from them by folder."""
 
     configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    networks: dict[str, nn.Module] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
     differences: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -122,7 +121,7 @@ def _tokenizer(folder: Path) -> None:
         read(file)
 
 
-def _network(folder: Path, class_name: str) -> nn.Module:
+def _network(folder: Path, class_name: str) -> Any:
     """A diffusers network without storage, from its configuration, all of whose keys it must know."""
     kind, config = getattr(importlib.import_module("diffusers"), class_name), read(folder / "config.json")
     if (stored := config.get("_class_name", class_name)) != class_name:
@@ -155,7 +154,7 @@ def _text_encoder(folder: Path, class_name: str, weights: bool) -> tuple[dict[st
     return config.to_dict(), differences
 
 
-def _differences(network: nn.Module, folder: Path) -> dict[str, Any]:
+def _differences(network: Any, folder: Path) -> dict[str, Any]:
     stored = headers(folder)
     network._fix_state_dict_keys_on_load(stored)  # older names of the same tensors, as the library reads them
     expected = network.state_dict()

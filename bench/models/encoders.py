@@ -6,6 +6,7 @@ float tensors, so that gradients flow and nothing is rounded to 8 bits in betwee
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Clip:
         pixels = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf8"))
         self.mean, self.std = pixels["image_mean"], pixels["image_std"]
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
         self.model, self.device = model.to(device).eval().requires_grad_(False), device
         self._texts: dict[str, Tensor] = {}
 

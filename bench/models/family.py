@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bench.model import DiffusionModel
@@ -27,7 +26,7 @@ class Family(DiffusionModel):
     embedded_guidance: guidance is an input of the network, not a second row.
     """
 
-    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    pipeline_class: ClassVar[Any]
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
     optional: ClassVar[frozenset[str]] = frozenset()
     unused: ClassVar[Mapping[str, Any]] = {}
@@ -56,12 +55,12 @@ class Family(DiffusionModel):
         return 1 if guidance == 1 or cls.embedded_guidance else 2
 
     @staticmethod
-    def vae_latents(z: Tensor, vae: nn.Module) -> Tensor:
+    def vae_latents(z: Tensor, vae: Any) -> Tensor:
         """The decoder's input for latents [B, *latent]."""
         return z / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
 
     @classmethod
-    def decoder_rows(cls, z: Tensor, vae: nn.Module) -> int:
+    def decoder_rows(cls, z: Tensor, vae: Any) -> int:
         """`decoder_batch` for latents [1, *latent]: half a megapixel, at most 8 rows.
 
         On a CPU, pictures of 32 pixels 8 at a time take 0.9 of the time that 16 or 64 take.
@@ -82,11 +81,11 @@ class Blueprint:
     """
 
     family: type[Family]
-    networks: Mapping[str, nn.Module]
+    networks: Mapping[str, Any]
     spec: PipelineSpec
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Any:
         """The denoiser."""
         return self.networks[self.family.denoiser]
 

@@ -1,5 +1,7 @@
 """FLUX.2 klein."""
 
+from typing import Any
+
 import torch
 from diffusers import Flux2KleinPipeline
 from torch import Tensor, nn
@@ -80,7 +82,7 @@ class Flux2Klein(PipelineModel):
         return output.transpose(1, 2).unflatten(2, z.shape[2:])
 
     @staticmethod
-    def vae_latents(z: Tensor, vae: nn.Module) -> Tensor:
+    def vae_latents(z: Tensor, vae: Any) -> Tensor:
         """See `Family.vae_latents`: by the autoencoder's running statistics, and four channels to 2×2 places."""
         std = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
         z = z * std + vae.bn.running_mean.view(1, -1, 1, 1)

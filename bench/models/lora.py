@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.errors import BenchError, did_you_mean
 from bench.sampling.noise import seeded
@@ -15,7 +16,7 @@ from bench.settings import LoraConfig
 ADAPTER = "default"
 
 
-def add_lora(network: nn.Module, options: LoraConfig, targets: Sequence[str]) -> None:
+def add_lora(network: Any, options: LoraConfig, targets: Sequence[str]) -> None:
     """Add the adapter to a denoiser, with or without storage. targets: layers that get one where no option names any.
 
     Raises BenchError for options that do not fit the network.
@@ -47,12 +48,12 @@ class LoraAdapter:
     seed: of the first values; they leave the network's output as it is.
     """
 
-    def __init__(self, network: nn.Module, options: LoraConfig, targets: Sequence[str], seed: int):
+    def __init__(self, network: Any, options: LoraConfig, targets: Sequence[str], seed: int):
         with seeded(seed, "lora"):
             add_lora(network, options, targets)
         self.network, self.scale = network, (options.alpha or options.rank) / options.rank
         self.mergeable = not options.use_dora
-        self.layers = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+        self.layers: dict[str, Any] = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.errors import BenchError
 from bench.model import Conditioning
+from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.family import Call, Family
 from bench.models.folder import read
 from bench.models.lora import LoraAdapter
 from bench.models.precision import network_dtype
+from bench.models.spec import PipelineSpec
 from bench.sampling.kernel import Kernel
 from bench.settings import ModelConfig
 
@@ -33,6 +35,7 @@ ATTENTION: dict[str, Callable[[], Any]] = {
 }
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
 TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
 
@@ -44,6 +47,8 @@ class PipelineModel(Family):
     by the pipeline's names, instead of loaded.
     Adapters, latents, decoder and rewards are float32 whatever the precision of the denoiser and the text encoders.
     """
+
+    spec: PipelineSpec
 
     def __init__(
         self,
@@ -58,8 +63,10 @@ class PipelineModel(Family):
         self.folder, self.config, self.guidance, self.device = folder, config, guidance, torch.device(device)
         self._components = dict(components or {})
         dtype = network_dtype(config, device)
-        self.pipeline = pipe = self.open(dtype)
-        self.network = network = getattr(pipe, self.denoiser)
+        self.pipeline: Any = self.open(dtype)
+        pipe = self.pipeline
+        self.network: Any = getattr(pipe, self.denoiser)
+        network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
         self.spec = spec = self.describe({"pipeline": pipe.config} | parts)
         spec.require_guidance(guidance, folder)
@@ -94,14 +101,15 @@ class PipelineModel(Family):
         """See `DiffusionModel.create`. Raises BenchError for a pipeline without T5 that is asked to leave it out."""
         if folder is None:
             raise BenchError(f"{config.name!r} is a family of pipelines: give a folder or a hub id of one.")
-        components = CARDS[config.name].components() if config.name in CARDS else {}
+        card = CARDS.get(config.name)
+        components = card.components() if isinstance(card, EmbeddedCard) else {}
         if not config.t5:
             if not cls.optional:
                 raise BenchError(f"model.t5 = false: {config.name!r} has no T5 encoder that could be left out.")
             components = components | dict.fromkeys(cls.optional)
         return cls(folder, config, guidance=guidance, device=device, seed=seed, components=components)
 
-    def open(self, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    def open(self, dtype: torch.dtype = torch.float32) -> Any:
         """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32."""
         index = read(self.folder / "model_index.json")
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
@@ -151,9 +159,7 @@ class PipelineModel(Family):
             inputs |= {f"negative_{keyword}": null.parts.get(part) for keyword, part in names.items()}
         return {"guidance_scale": self.guidance} | {k: tensor for k, tensor in inputs.items() if tensor is not None}
 
-    def call_pipeline(
-        self, pipe: DiffusionPipeline, conditioning: Conditioning, z: Tensor, kernel: Kernel, output_type: str
-    ) -> Any:
+    def call_pipeline(self, pipe: Any, conditioning: Conditioning, z: Tensor, kernel: Kernel, output_type: str) -> Any:
         """What diffusers' own call of `pipe`, the model's or another of its folder, makes of latents `z` [B, *latent].
 
         Steps and guidance are the kernel's and the model's; so is η, except that flow pipelines have none.
@@ -195,8 +201,7 @@ class PipelineModel(Family):
         names, tensors = list(conditioning.parts), list(conditioning.parts.values())
         if self.config.checkpointing and torch.is_grad_enabled():
             # The adapter switch is inside the checkpointed function, so the recomputation runs the same network.
-            again = {"use_reentrant": False, "preserve_rng_state": False}
-            return checkpoint(self._denoise, z, t, names, prior, self._replaced, self._merged, *tensors, **again)
+            return checkpoint(self._denoise, z, t, names, prior, self._replaced, self._merged, *tensors, **AGAIN)
         return self._denoise(z, t, names, prior, self._replaced, self._merged, *tensors)
 
     def _denoise(
@@ -247,8 +252,7 @@ class PipelineModel(Family):
         """See `DiffusionModel.decode`; the decoder runs in float32."""
         z = self.vae_latents(z, self.pipeline.vae)
         if self.config.checkpointing and torch.is_grad_enabled() and z.requires_grad:
-            again = {"use_reentrant": False, "preserve_rng_state": False}
-            return torch.cat([checkpoint(self._decode, row, **again) for row in z.split(1)])
+            return torch.cat([checkpoint(self._decode, row, **AGAIN) for row in z.split(1)])
         return self._decode(z)
 
     def _decode(self, z: Tensor) -> Tensor:
@@ -291,7 +295,7 @@ def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwa
     return functional_call(network, weights, args, kwargs)
 
 
-def _hash(pipe: DiffusionPipeline, parts: Sequence[str], *settings: object) -> str:
+def _hash(pipe: Any, parts: Sequence[str], *settings: object) -> str:
     digest = hashlib.blake2b(repr((settings, sorted(pipe.scheduler.config.items(), key=str))).encode(), digest_size=16)
     for part in parts:
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):

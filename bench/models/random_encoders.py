@@ -21,7 +21,7 @@ CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
           "hidden_act": "gelu"}  # fmt: skip
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-CLIP = {  # text encoder, image encoder, joint dimension
+CLIP: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # text encoder, image encoder, joint dimension
     "clip-l": (CLIP_L, {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
                               "num_attention_heads": 16, "patch_size": 14, "image_size": 224}, 768),
     "clip-h": (CLIP_H | {"num_hidden_layers": 24}, {"hidden_size": 1280, "intermediate_size": 5120,
@@ -34,7 +34,7 @@ TINY_VIT_H = {  # of the checkpoint of the hps reward, by open_clip's names
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 80, "head_width": 80, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
-BLIP = {  # image encoder, text encoder
+BLIP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # image encoder, text encoder
     "full": ({"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
               "patch_size": 16, "image_size": 224},
              {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}),
@@ -145,7 +145,7 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def alive(model: nn.Module) -> nn.Module:
+def alive(model: Any) -> Any:
     """Weights of variance 1/fan_in: initial ones are so small that the output would hardly depend on the input."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -154,7 +154,7 @@ def alive(model: nn.Module) -> nn.Module:
 
 
 def _head(inputs: int) -> dict[str, Any]:
-    state = {}
+    state: dict[str, Any] = {}
     for number, outputs in HEAD.items():
         layer = nn.Linear(inputs, outputs)
         state |= {f"layers.{number}.{name}": tensor for name, tensor in layer.state_dict().items()}

@@ -21,7 +21,7 @@ from bench.errors import BenchError
 from bench.hub import RANDOM, Repository, Requirement
 from bench.models import random_encoders
 from bench.models.architecture import Size
-from bench.models.card import ModelCard
+from bench.models.card import HubCard
 from bench.models.cards import CARDS
 from bench.models.random_encoders import alive, clip_tokenizer
 from bench.sampling.noise import seeded
@@ -48,7 +48,7 @@ def write(needs: Iterable[Requirement], cache: Path, size: Size = "full") -> Non
             (root / "refs" / "main").write_text(RANDOM)
 
 
-def write_pipeline(card: ModelCard, folder: Path, size: Size) -> None:
+def write_pipeline(card: HubCard, folder: Path, size: Size) -> None:
     """Write the repository of a named model."""
     architecture, files = card.architecture, card.repository().files
     parts: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def write_pipeline(card: ModelCard, folder: Path, size: Size) -> None:
 def _shard(folder: Path, index: str, shards: Sequence[str]) -> None:
     """Split the weights that lie in one file into those that the index names."""
     whole = folder / index.removesuffix(".index.json")
-    state, places = load_file(whole), {}
+    state, places = load_file(whole), dict[str, str]()
     for number, shard in enumerate(shards):
         part = {name: state[name] for name in sorted(state)[number :: len(shards)]}
         save_file(part, folder / shard, {"format": "pt"})
@@ -108,6 +108,6 @@ TOKENIZERS: dict[str, Callable[[Path], Any]] = {
     "Qwen3ForCausalLM": _qwen_tokenizer,
 }
 WRITERS: dict[str, Callable[[Path, Size], None]] = {
-    **{card.hub: partial(write_pipeline, card) for card in CARDS.values() if card.hub},
+    **{card.hub: partial(write_pipeline, card) for card in CARDS.values() if isinstance(card, HubCard)},
     **random_encoders.WRITERS,
 }

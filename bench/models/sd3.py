@@ -77,9 +77,14 @@ class StableDiffusion3(PipelineModel):
 
     def encode_one(self, prompt: str) -> Parts:
         """Text states and pooled text."""
-        options = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False, "device": self.device}
-        options["max_sequence_length"] = _t5_tokens(self.network.config)
-        text, _, pooled, _ = self.pipeline.encode_prompt(prompt, **options)
+        text, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=_t5_tokens(self.network.config),
+        )
         return {"text": text, "pooled": pooled}
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class _LatentUNet(nn.Module):
     def __init__(self, latent_shape: tuple[int, ...], channels: Sequence[int], layers_per_block: int, text_width: int):
         super().__init__()
         levels = len(channels)
-        self.unet = UNet2DConditionModel(
+        unet: Any = UNet2DConditionModel(
             sample_size=latent_shape[-1],
             in_channels=latent_shape[0],
             out_channels=latent_shape[0],
@@ -48,8 +49,9 @@ class _LatentUNet(nn.Module):
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
             norm_num_groups=min(32, channels[0]),
         )
-        nn.init.zeros_(self.unet.conv_out.weight)
-        nn.init.zeros_(self.unet.conv_out.bias)
+        nn.init.zeros_(unet.conv_out.weight)
+        nn.init.zeros_(unet.conv_out.bias)
+        self.unet = unet
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         return self.unet(z, t, encoder_hidden_states=conditioning.parts["text"].float(), return_dict=False)[0]

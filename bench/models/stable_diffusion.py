@@ -1,5 +1,7 @@
 """Stable Diffusion 1.x and 2.x, and the embedded prior `emoji`, which has their layout."""
 
+from typing import Any, ClassVar
+
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
@@ -33,7 +35,7 @@ UNET = AUTOENCODER | {
 class StableDiffusion(PipelineModel):
     """A `StableDiffusionPipeline` that predicts ε or v, on its own noise schedule."""
 
-    pipeline_class = StableDiffusionPipeline
+    pipeline_class: ClassVar[Any] = StableDiffusionPipeline
     parts = {
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),

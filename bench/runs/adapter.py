@@ -10,6 +10,7 @@ from bench import registry
 from bench.errors import BenchError
 from bench.hub import reachable
 from bench.models import catalogue
+from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.pipeline import PipelineModel
 from bench.reporting.table import run_markdown
@@ -105,9 +106,9 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
     base, options, imports = f'"{catalogue.locate(name)}"', "", ["import numpy as np", "import torch"]
     if repository := catalogue.repository(name):
         base = f'"{repository.name}"'
-    elif name in CARDS:
-        base, options = "card.folder", ", **card.components()"
-        imports += ["from bench.models.cards import CARDS", f'card = CARDS["{name}"]']
+    elif isinstance(CARDS.get(name), EmbeddedCard):
+        base, options = f'CARDS["{name}"].folder', f', **CARDS["{name}"].components()'
+        imports.append("from bench.models.cards import CARDS")
     weights = 'pipe.load_lora_weights(".")'
     if config.model.finetune == "full":
         part = f"pipe.{model.denoiser}"

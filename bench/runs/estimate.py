@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from bench import registry
 from bench.models import catalogue
 from bench.models.architecture import build
-from bench.models.card import ModelCard
+from bench.models.card import EmbeddedCard, HubCard
 from bench.models.cards import CARDS
 from bench.models.checks import quiet_libraries
 from bench.models.family import Blueprint
@@ -56,9 +56,10 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
     copies = len(method(options).copies().keys() | ({"ema"} if config.train.ema else set()))
     train = config.train
-    rows = train.micro_batch * family.rows(config.loss_guidance())
+    micro_batch = train.micro_batch or LARGEST
+    rows = micro_batch * family.rows(config.loss_guidance())
     decoded = family.decoder_rows(torch.empty(1, *spec.latent_shape, device="meta"), vae)
-    images = 1 if config.model.checkpointing else min(train.micro_batch, decoded)
+    images = 1 if config.model.checkpointing else min(micro_batch, decoded)
     latent = math.prod(spec.latent_shape) * FLOAT
     recorded = 1 + len(needs.record & {"model_output", "prior_output"})
     others = requirements(config)[bool(catalogue.repository(config.model.name)) :]  # the model's weights come first
@@ -125,7 +126,11 @@ def blueprint(config: RunConfig) -> Blueprint | None:
     if family is None or not issubclass(family, PipelineModel):
         return None
     parts = [family.denoiser, "vae", *(part for part in TEXT_ENCODERS if t5 or part not in family.optional)]
-    described = _of_folder(name, t5, parts) if catalogue.is_here(name, t5) else _of_card(CARDS[name], parts)
+    card = CARDS.get(name)
+    if isinstance(card, HubCard) and not catalogue.is_here(name, t5):
+        described = _of_card(card, parts)
+    else:
+        described = _of_folder(name, t5, parts)
     with torch.device("meta"):
         networks = {part: build(*described[part]) for part in parts if part in described}
     scheduler, options = described["scheduler"]
@@ -136,7 +141,8 @@ def blueprint(config: RunConfig) -> Blueprint | None:
 
 def _of_folder(name: str, t5: bool, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Class and configuration by part, from files; parts that the folder lacks are its card's lender's."""
-    folder, lender = catalogue.locate(name, t5), CARDS[name].lender if name in CARDS else None
+    folder, card = catalogue.pipeline_folder(name, t5), CARDS.get(name)
+    lender = card.lender if isinstance(card, EmbeddedCard) else None
     index, described = read(folder / "model_index.json"), {}
     for part in (*parts, "scheduler"):
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
@@ -146,7 +152,7 @@ def _of_folder(name: str, t5: bool, parts: Sequence[str]) -> dict[str, tuple[str
     return described
 
 
-def _of_card(card: ModelCard, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+def _of_card(card: HubCard, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     networks = {part: card.architecture.networks[part] for part in parts if part in card.architecture.networks}
     return {part: (network.kind, network.full) for part, network in networks.items()} | {
         "scheduler": card.architecture.scheduler

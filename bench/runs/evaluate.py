@@ -21,8 +21,8 @@ from bench.reporting.table import run_table
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
 from bench.runs.out_of_memory import explain_out_of_memory
+from bench.runs.progress import evaluate
 from bench.runs.rows import prior_settings, provenance, row
-from bench.runs.run import evaluate
 from bench.runtime import memory
 from bench.settings import EXECUTION, RunConfig
 from bench.training import checkpoint

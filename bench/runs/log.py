@@ -1,4 +1,4 @@
-"""What a run reports while it trains: a line for each update, TensorBoard events, trackers, a progress bar."""
+"""What a run reports while it trains: a line for each update, TensorBoard events, trackers."""
 
 import contextlib
 import json
@@ -11,8 +11,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate.tracking import GeneralTracker
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench.evaluation.pictures import pairs
 from bench.metric import Evaluation, Measurement
@@ -103,15 +101,3 @@ def last_record(folder: Path) -> Record | None:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
         return json.loads(file.read().rpartition(b"\n")[0].splitlines()[-1])
     return None
-
-
-def training_progress(console: Console) -> Progress:
-    """The progress bar of training: update, reward, time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("reward {task.fields[reward]:.3f}"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -13,7 +13,7 @@ from bench.hub import Requirement, size_text
 from bench.models.catalogue import model_class
 from bench.models.precision import network_dtype
 from bench.prompts import HUB, load_prompts
-from bench.runs.estimate import estimate_memory, with_batches
+from bench.runs.estimate import LARGEST, estimate_memory, with_batches
 from bench.runs.requirements import requirements
 from bench.settings import RunConfig
 
@@ -61,7 +61,7 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         train_prompts, heldout = min(train_prompts, len(prompts.train)), min(heldout, len(prompts.heldout))
     samples = (train_prompts + heldout) * evaluation.samples_per_prompt
     update = -(-trajectories // train.updates_per_round)
-    shards = 1 if needs.whole_update else -(-update // train.micro_batch)
+    shards = 1 if needs.whole_update else -(-update // (train.micro_batch or LARGEST))
     return {
         "prompts": f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out" if prompts else "not here yet",
         "updates": train.updates,

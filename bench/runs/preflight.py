@@ -31,7 +31,20 @@ def preflight(config: RunConfig) -> PromptSet:
 
 def check(config: RunConfig) -> None:
     """Whether the parts of the configuration exist and fit; nothing is fetched. Raises BenchError."""
-    method = registry.load("methods", config.method.name)
+    method_class = registry.load("methods", config.method.name)
+    method = method_class(method_class.Config(**config.method.model_dump(exclude={"name"})))
+    _check_method(config, method)
+    _check_model(config, method)
+    if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
+        raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
+    requirements(config)  # loads every reward, metric and feature space that is named
+    _check_inputs(config)
+    if config.prompts.name not in HUB:
+        load_prompts(config.prompts.name)
+
+
+def _check_method(config: RunConfig, method: Method) -> None:
+    """The method against reward, sampler and evaluation."""
     reward = registry.load("rewards", config.reward.name)
     if method.needs.reward_gradient and not reward.differentiable:
         able = [name for name, kind in _working("methods") if kind.needs.training and not kind.needs.reward_gradient]
@@ -41,8 +54,7 @@ def check(config: RunConfig) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
-    built = method(method.Config(**config.method.model_dump(exclude={"name"})))
-    weights = ["policy", *built.copies(), *(["ema"] if config.train.ema else [])]
+    weights = ["policy", *method.copies(), *(["ema"] if config.train.ema else [])]
     if config.evaluation.weights not in weights:
         raise BenchError(
             f"evaluation.weights = {config.evaluation.weights!r}: this run keeps {', '.join(weights)}; train.ema=0.9 "
@@ -56,22 +68,27 @@ def check(config: RunConfig) -> None:
             )
         if is_analytic(config.model.name):
             raise BenchError(f"train.guidance: {config.model.name!r} knows no guidance; leave it out.")
-    if getattr(config.reward, "combine", "rewards") == "advantages" and not built.normalises():
+    if getattr(config.reward, "combine", "rewards") == "advantages" and not method.normalises():
         raise BenchError(
             f"reward.combine = advantages normalises each reward within a prompt's group, and {config.method.name!r} "
             "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
             "method of normalised advantages, such as grpo, flow_grpo or nft."
         )
+
+
+def _check_model(config: RunConfig, method: Method) -> None:
+    """The model against the samplers, and the method's networks on it."""
     learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
     for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
         if method.needs.density:
             kernel.require_density(f"method {config.method.name!r}")
-        config.optimizer.require_known(_networks(built, model))
-    if why := built.unfit(config.sampler.steps, config.train.samples_per_prompt):
+        config.optimizer.require_networks(_networks(method, model))
+    if why := method.unfit(config.sampler.steps, config.train.samples_per_prompt):
         raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
-    if (config.train.threads or 0) > (cores := os.cpu_count() or 1):
-        raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
-    requirements(config)  # loads every reward, metric and feature space that is named
+
+
+def _check_inputs(config: RunConfig) -> None:
+    """Images or points: the model's samples against rewards and features."""
     kind = "points" if is_analytic(config.model.name) else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
         if (inputs := registry.load("rewards", name).inputs) != kind:
@@ -85,12 +102,13 @@ def check(config: RunConfig) -> None:
             f"evaluation.features = {config.evaluation.features!r} does not fit {kind}: leave out --suite, so that "
             f"model {config.model.name!r} brings its own."
         )
-    if kind == "points":  # a model of no cost: let the reward look at a point
-        reward_options = config.reward.model_dump(exclude={"name", "beta"})
+    if kind == "points":  # the model costs nothing: let the reward look at a point
+        reward, options = (
+            registry.load("rewards", config.reward.name),
+            config.reward.model_dump(exclude={"name", "beta"}),
+        )
         point = torch.zeros(1, *load_model(config.model, config.sampler).latent_shape)
-        score(reward(reward.Config(**reward_options)), config.reward.name, point, [""])
-    if config.prompts.name not in HUB:
-        load_prompts(config.prompts.name)
+        score(reward(reward.Config(**options)), config.reward.name, point, [""])
 
 
 def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
@@ -101,7 +119,7 @@ def _networks(method: Method, model: Any) -> dict[str, nn.Module]:
         raise BenchError(f"the networks of the method cannot be built with {method.config!r}: {error}.") from None
 
 
-def _working(kind: str) -> Iterator[tuple[str, type]]:
+def _working(kind: str) -> Iterator[tuple[str, Any]]:
     """Names and classes of the plugins that import: a broken one is no advice."""
     for name in registry.plugins(kind):
         with contextlib.suppress(BenchError):

@@ -60,7 +60,7 @@ class Trainer:
             networks = method.networks(core.model)
         core.networks.clear()
         core.networks.update({name: network.to(core.model.device) for name, network in networks.items()})
-        optimizer.require_known(core.networks)
+        optimizer.require_networks(core.networks)
         self.parameters: Parameters = {"policy": list(core.model.adapters().values())}
         self.parameters |= {name: list(network.parameters()) for name, network in core.networks.items()}
         self.optimizers = {name: self._make_optimizer(name) for name in self.parameters}

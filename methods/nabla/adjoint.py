@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bench import NFE, Batch, Core, Loss, Trajectory, Transitions
 
+from ..adjoint_matching import lean_adjoint
 from .base import FlowConfig, NablaMethod, mean_square
 
 
@@ -36,7 +37,7 @@ class NablaGFNAdjoint(NablaMethod):
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over the chosen transitions, once the adjoint of every trajectory is known."""
         steps = self.steps(core, data)
-        adjoint, prior_mean, _ = core.lean_adjoint(data, steps.min(1).values)
+        adjoint, prior_mean, _ = lean_adjoint(core, data, steps.min(1).values)
         for part in data.transitions(steps, core.micro_batch):
             at_k = part.row, part.k
             yield self.micro_loss(part, steps, *self.transition_losses(core, part, adjoint[at_k], prior_mean[at_k]))

@@ -116,8 +116,8 @@ class FlowPolicyGradientConfig(GroupPolicyGradientConfig):
 class FlowPolicyGradient(GroupPolicyGradient):
     """Policy gradient within groups, as published for flow models; it runs on diffusion models too.
 
-    μ_old comes from the recorded output, so that ρ is 1 at the policy that sampled. The published codes detach the
-    unconditional half of a guided prediction; here it is differentiated, as for every method.
+    μ_old comes from the recorded output, so that ρ is 1, to rounding, at the policy that sampled. The published codes
+    detach the unconditional half of a guided prediction; here it is differentiated, as for every method.
     """
 
     needs = Needs(rewards=True, density=True, record=frozenset({"model_output"}))

@@ -68,8 +68,13 @@ def steps_of(core: Core, part: Transitions, old: Tensor) -> tuple[Normal, Normal
     return policy, sampled, prior
 
 
-def expected(name: str, core: Core, part: Transitions, old: Tensor, limit: float, weight: float) -> Tensor:
-    """The loss of each transition as the paper has it. limit: of the ratio, or of Flow-DPPO's divergence."""
+def expected(
+    name: str, core: Core, part: Transitions, old: Tensor, limit: float, weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each transition as the paper has it, and what is logged of it.
+
+    limit: of the ratio's range, or of Flow-DPPO's divergence.
+    """
     policy, sampled, prior = steps_of(core, part, old)
     a, std = part.advantages, core.kernel.std(part.k, part.z)[:, 0]
     log_ratio = (policy.log_prob(part.z_next) - sampled.log_prob(part.z_next)).mean(1)
@@ -86,12 +91,15 @@ def expected(name: str, core: Core, part: Transitions, old: Tensor, limit: float
             log_ratio = (log_ratio + kl_old) * std
     ratio = log_ratio.exp()
     if name == "flow_dppo":
-        loss = torch.where((kl_old >= limit) & (a * (ratio - 1) > 0), torch.zeros_like(a), -a * ratio)
+        outside = (kl_old >= limit) & (a * (ratio - 1) > 0)
+        loss = torch.where(outside, torch.zeros_like(a), -a * ratio)
     else:
+        outside = (ratio > 1 + limit) | (ratio < 1 - limit)
         loss = -torch.minimum(a * ratio, a * ratio.clamp(1 - limit, 1 + limit))
     if name == "grpo_guard":
         loss = loss / decrease
-    return loss + weight * kl
+    metrics = {"clipped": outside.float(), "log_ratio": log_ratio} | ({"kl": kl} if weight else {})
+    return loss + weight * kl, metrics
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
@@ -109,7 +117,7 @@ def test_losses_are_the_papers(name, weight):
     bias.data += 0.1 * torch.randn(bias.shape, generator=generator, dtype=torch.float64)
     steps = method.steps(core, data)
     (part,) = data.transitions(steps, 64)
-    theirs = expected(name, core, part, old, limit, weight)
+    theirs, metrics = expected(name, core, part, old, limit, weight)
     (slope,) = torch.autograd.grad(theirs.sum() / steps.shape[1], bias)
     (loss,) = method.losses(core, data)
     torch.testing.assert_close(loss.values, theirs / steps.shape[1])
@@ -118,7 +126,9 @@ def test_losses_are_the_papers(name, weight):
     for sign in (-1, 1):
         assert (outside & (sign * part.advantages > 0)).any()
         assert (~outside & (sign * part.advantages > 0)).any()
-    assert ("kl" in loss.metrics) == bool(weight)
+    assert loss.metrics.keys() == metrics.keys()
+    for key, value in metrics.items():
+        torch.testing.assert_close(loss.metrics[key], value.detach())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -134,6 +144,27 @@ def test_on_policy_ratios_are_one_and_a_divergence_changes_the_gradient(name):
         slopes.append(gradient(core, method, data))
     assert slopes[0].any()
     assert (slopes[0] - slopes[1]).norm() > 1e-3 * slopes[0].norm()
+
+
+def test_published_options():
+    """Clip range (Flow-DPPO: threshold), KL weight, largest advantage, and what an evaluation samples with."""
+    assert method_of("mix_grpo").config.window_rounds == 25
+    published = {}
+    for name in EVERY:
+        config = resolve(name, suite="gaussian")
+        limit = config.method.threshold if name == "flow_dppo" else config.method.clip
+        published[name] = limit, config.method.kl, config.method.advantage_clip, config.evaluation.weights
+    assert published == {
+        "ddpo": (1e-4, 0, 5, "policy"),
+        "grpo": (1e-4, 0, 5, "policy"),
+        "dpok": (0.2, 1, None, "policy"),
+        "flow_grpo": (1e-4, 0.04, 5, "ema"),
+        "flow_grpo_cps": (1e-4, 0.004, 5, "policy"),
+        "dance_grpo": (1e-4, 0, 5, "policy"),
+        "mix_grpo": (1e-4, 0, 5, "policy"),
+        "grpo_guard": (2e-6, 0, 5, "policy"),
+        "flow_dppo": (1e-5, 0, None, "policy"),
+    }
 
 
 # Advantages -------------------------------------------------------------------------------------------------------
@@ -181,6 +212,7 @@ def test_a_round_of_one_has_no_deviation():
 def test_cost_counts_the_prior_for_a_divergence_alone(name):
     core = core_of(name)
     batch = core.batch((prompt, i) for prompt in "ab" for i in range(4))
+    assert method_of("ddpo", fraction=0.5).steps(core, batch).shape == (8, 4)
     transitions = 8 * {"ddpo": 6, "grpo": 4, "dpok": 6, "mix_grpo": 4}.get(name, 5)
     assert method_of(name, kl=0.0).nfe(core, batch) == NFE(48, transitions, transitions)
     assert method_of(name, kl=0.5).nfe(core, batch) == NFE(48, 2 * transitions, transitions)

@@ -14,7 +14,7 @@ from bench.config import resolve
 from bench.runs.build import build_core, build_method
 from bench.runs.contents import contents
 from bench.runs.preflight import preflight
-from bench.runs.run import warn_of_cut
+from bench.runs.warn import warn_of_cut
 from bench.training import checkpoint
 from bench.training.trainer import Trainer
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from scaffold import method_of, trainer_of
 
+from bench.evaluation.evaluator import Evaluator
 from bench.runtime.stopping import STOP, Interrupted, signals_stop
 from bench.training import checkpoint
 
@@ -91,8 +92,6 @@ def test_a_run_stopped_within_a_round_ends_where_it_would_have(name: str, core, 
 
 
 def test_an_evaluation_that_was_interrupted_is_done_when_the_run_goes_on(tiny_run, monkeypatch) -> None:
-    from bench.runs import run
-
     options = (
         "--set",
         "evaluation.at=[1]",
@@ -102,15 +101,15 @@ def test_an_evaluation_that_was_interrupted_is_done_when_the_run_goes_on(tiny_ru
         "evaluation.metrics=[reward]",
     )
     straight = load_file(tiny_run("draft_1", *options, updates=3, folder="straight") / "adapter" / LORA)
-    whole = run.Evaluator.evaluate
+    whole = Evaluator.evaluate
 
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(run.Evaluator, "evaluate", interrupted)
+    monkeypatch.setattr(Evaluator, "evaluate", interrupted)
     with pytest.raises(AssertionError, match="resumes from the last checkpoint"):
         tiny_run("draft_1", *options, updates=3)
-    monkeypatch.setattr(run.Evaluator, "evaluate", whole)
+    monkeypatch.setattr(Evaluator, "evaluate", whole)
     folder = tiny_run("draft_1", *options, updates=3)
     assert (folder / "rows-at-0000001.parquet").is_file()
     resumed = load_file(folder / "adapter" / LORA)

@@ -19,6 +19,7 @@ from bench.diagnose.selftest.device import recording
 from bench.errors import BenchError
 from bench.model import Conditioning, DiffusionModel
 from bench.models import catalogue
+from bench.models.card import HubCard
 from bench.models.cards import CARDS
 from bench.models.checks import quiet_libraries
 from bench.models.folder import family_of
@@ -39,7 +40,7 @@ def present(name: str) -> Iterator[str]:
     if name not in registry.plugins("pipelines"):
         yield name
         return
-    cards = (card for card in CARDS.values() if card.architecture and card.architecture.pipeline == name)
+    cards = (c for c in CARDS.values() if isinstance(c, HubCard) and c.architecture.pipeline == name)
     card = next(cards, None)
     if card is None:
         raise BenchError(f"{name!r} has no small weights here: give a folder that holds one, bench selftest ./folder.")
@@ -73,7 +74,7 @@ def _model(name: str, *, guidance: float = GUIDANCE, seed: int = 0, nudged: bool
 
 
 @lru_cache(maxsize=4)
-def _built(kind: type, name: str, folder: Path | None, guidance: float, seed: int, options: tuple) -> tuple[Any, dict]:
+def _built(kind: Any, name: str, folder: Path | None, guidance: float, seed: int, options: tuple) -> tuple[Any, dict]:
     quiet_libraries()
     settings = dict(options)
     place = settings.pop("device", torch.device("cpu"))

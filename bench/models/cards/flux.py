@@ -9,7 +9,7 @@ from bench.models.architecture import (
     Network,
     autoencoder,
 )
-from bench.models.card import ModelCard
+from bench.models.card import HubCard
 
 
 def _flux1(guidance: bool) -> Architecture:
@@ -46,7 +46,7 @@ FLUX2_TRANSFORMER = Network(
 )  # fmt: skip
 
 CARDS = (
-    ModelCard(
+    HubCard(
         "flux_schnell",
         "FLUX.1 schnell (flow, Apache-2.0), 1024 pixels; not yet run here",
         "Apache-2.0",
@@ -55,7 +55,7 @@ CARDS = (
         architecture=_flux1(guidance=False),
         shards={"transformer": 3, "text_encoder_2": 2},
     ),
-    ModelCard(
+    HubCard(
         "flux_dev",
         "FLUX.1 dev (flow, non-commercial), 1024 pixels; gated; not yet run here",
         "FLUX.1 [dev] Non-Commercial License",
@@ -64,7 +64,7 @@ CARDS = (
         architecture=_flux1(guidance=True),
         shards={"transformer": 3, "text_encoder_2": 2},
     ),
-    ModelCard(
+    HubCard(
         "flux2_klein",
         "FLUX.2 klein base 4B (flow, Apache-2.0), 1024 pixels; not yet run here",
         "Apache-2.0",

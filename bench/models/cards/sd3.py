@@ -9,7 +9,7 @@ from bench.models.architecture import (
     autoencoder,
     clip_text,
 )
-from bench.models.card import ModelCard
+from bench.models.card import HubCard
 
 TRANSFORMER = Network(
     "SD3Transformer2DModel",
@@ -23,7 +23,7 @@ TRANSFORMER = Network(
 )  # fmt: skip
 
 CARDS = (
-    ModelCard(
+    HubCard(
         "sd35_medium",
         "Stable Diffusion 3.5 Medium (flow); gated; not yet run here",
         "Stability AI Community License",

@@ -1,7 +1,7 @@
 """Stable Diffusion XL."""
 
 from bench.models.architecture import CLIP_L, NOISE, Architecture, Network, autoencoder, clip_text
-from bench.models.card import ModelCard
+from bench.models.card import HubCard
 
 UNET = Network(
     "UNet2DConditionModel",
@@ -19,7 +19,7 @@ UNET = Network(
 )  # fmt: skip
 
 CARDS = (
-    ModelCard(
+    HubCard(
         "sdxl",
         "Stable Diffusion XL 1.0, 1024 pixels; not yet run here",
         "CreativeML Open RAIL++-M",

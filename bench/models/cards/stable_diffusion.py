@@ -3,7 +3,7 @@
 from typing import Any
 
 from bench.models.architecture import CLIP_L, NOISE, Architecture, Network, Options, autoencoder, clip_text
-from bench.models.card import ModelCard
+from bench.models.card import HubCard
 
 
 def _architecture(side: int, text: Network, scheduler: tuple[str, Options], **unet: Any) -> Architecture:
@@ -20,7 +20,7 @@ def _architecture(side: int, text: Network, scheduler: tuple[str, Options], **un
 
 
 CARDS = (
-    ModelCard(
+    HubCard(
         "sd15",
         "Stable Diffusion 1.5, 512 pixels",
         "CreativeML Open RAIL-M",
@@ -34,7 +34,7 @@ CARDS = (
             attention_head_dim=8,
         ),
     ),
-    ModelCard(
+    HubCard(
         "sd21",
         "Stable Diffusion 2.1 (v-prediction), 768 pixels",
         "CreativeML Open RAIL++-M",

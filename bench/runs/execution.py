@@ -1,0 +1,202 @@
+"""What a run computes: it trains, evaluates, and writes rows and pictures to its folder."""
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from bench.errors import NonFiniteError
+from bench.evaluation.alarms import Alarms
+from bench.evaluation.evaluator import Evaluator
+from bench.evaluation.image_folder import EACH, save_images
+from bench.evaluation.pictures import draw_samples
+from bench.hub import project_cache
+from bench.metric import Evaluation, Measurement
+from bench.prompts import PromptSet
+from bench.reporting.plots import plot_curves
+from bench.reporting.rows import read_rows, write_rows
+from bench.runs.adapter import adapter_name, finish_adapter
+from bench.runs.build import build_core, build_method, evaluation_core
+from bench.runs.log import UpdateLog, read_log
+from bench.runs.progress import evaluate, evaluating, training_progress
+from bench.runs.rows import prior_settings, provenance, row
+from bench.runs.trackers import open_trackers
+from bench.runs.warn import warn_of_cut, warn_of_one_step
+from bench.runtime import memory, processes
+from bench.runtime.files import write_atomic
+from bench.settings import RunConfig
+from bench.training.trainer import Record, Trainer
+
+log = logging.getLogger(__name__)
+
+
+def rows_at(update: int) -> str:
+    """Name of the file with the rows of an evaluation between updates."""
+    return f"rows-at-{update:07d}.parquet"
+
+
+class Execution:
+    """The objects of a run, and its steps in order: `train`, `evaluate`, `finish`."""
+
+    def __init__(
+        self, config: RunConfig, folder: Path, console: Console, prompts: PromptSet, trackers: Sequence[str] = ()
+    ):
+        self.config, self.folder, self.console, self.prompts = config, folder, console, prompts
+        self.main, self.alarms = processes.is_main(), Alarms(config.reward.beta)
+        self.info = provenance(config) | {"processes": processes.count()}
+        if self.main:
+            write_atomic(folder / "environment.json", json.dumps(self.info, indent=2).encode())
+        method = build_method(config)
+        self.trainer: Trainer | None = None
+        with memory.phase("loading"):
+            self.core = build_core(config)
+            core = evaluation_core(self.core, config)
+            self.evaluator = Evaluator(core, config, prompts, project_cache(), method)
+            if method.needs.training:
+                self.trainer = Trainer(self.core, method, prompts.train, config.train, config.optimizer, folder)
+        self.info["prior"] = prior_settings(config, core.model)
+        self.pipeline = getattr(self.core.model, "pipeline", None)
+        if self.main:
+            self._warn(method.needs.density)
+        if self.trainer and self.trainer.resume():
+            console.print(f"Resuming after update {self.trainer.update} of {config.train.updates}.")
+        self.log: UpdateLog | None = None
+        if self.main and self.trainer:
+            self.log = UpdateLog(folder, self.trainer.update, open_trackers(trackers, folder, config))
+
+    def _warn(self, density: bool) -> None:
+        """Print what the settings alone do not say."""
+        if self.core.model.device.type == "cuda":
+            sizes = f"train.micro_batch = {self.core.micro_batch}, train.sample_batch = {self.core.sample_batch}"
+            self.console.print(sizes)
+        if self.pipeline:
+            warn_of_cut([*self.prompts.train, *self.prompts.heldout], self.pipeline.tokenizer)
+        if density:
+            warn_of_one_step(self.core.kernel)
+
+    def run(self) -> None:
+        """Train or resume, evaluate, and write the results to the folder."""
+        try:
+            with self.log or contextlib.nullcontext():
+                if self.trainer:
+                    self._train(self.trainer)
+                    if self.main:
+                        self._save_adapter()
+                evaluation, measurements = evaluate(self.evaluator, self.console)
+                if self.log:
+                    self.log.evaluated(self._updates, evaluation, measurements)
+        except NonFiniteError as error:  # a failure is a result too
+            failed = self._rows([Measurement("run", None, direction="none", note=str(error))])[0]
+            if self.main:
+                write_rows(self.folder / "rows.parquet", [failed | {"status": "failed"}])
+            processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
+            raise
+        rows = self._rows(self.alarms.noted(measurements))
+        if self.main:
+            self._pictures(evaluation, measurements, rows)
+            if evaluation.finetuned.images.ndim == 4:
+                sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
+                save_images(self.folder / "images", sets, seed=self.evaluator.seed, each=EACH)
+                if self.trainer and self.pipeline:
+                    finish_adapter(self.folder, self.config, self.core.model, rows, evaluation.finetuned.prompts[0])
+            write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
+
+    @property
+    def _updates(self) -> int:
+        return self.trainer.update if self.trainer else 0
+
+    def _rows(self, measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+        updates, counts = self._updates, self.core.meter.total()
+        return [row(self.config, self.prompts, counts, self.info, one, updates) for one in measurements]
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def _train(self, trainer: Trainer) -> None:
+        """Train to the end, with the evaluations between updates."""
+        config = self.config
+        between = set(config.evaluated_at()) - {config.train.updates}
+        if trainer.update < config.train.updates:
+            trainer.prior_rewards = self._prior_rewards()
+        if self.log and trainer.update:
+            for record in read_log(self.folder).to_dict("records"):
+                self.alarms.update(record)
+        with training_progress(self.console) as progress:
+            task = progress.add_task(
+                config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
+            )
+
+            def on_update(record: Record) -> None:
+                if self.log:
+                    self.log.write(record)
+                    self.alarms.update(record)
+                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+
+            def after_update(update: int) -> None:
+                if update in between:
+                    self._evaluate_between(update)
+
+            # a run that was interrupted during an evaluation resumes from the checkpoint before it
+            if trainer.update in between and not (self.folder / rows_at(trainer.update)).is_file():
+                self._evaluate_between(trainer.update)
+            trainer.run(on_update, after_update, between)
+
+    def _prior_rewards(self) -> dict[str, float]:
+        """Mean reward of the prior for each training prompt, on a set that the evaluation needs anyway."""
+        with evaluating(self.evaluator, self.console) as on_batch:
+            prior = self.evaluator.prior_set("prior", lambda rows: on_batch("prior", rows))
+        rewards = prior.rewards[self.config.reward.name]
+        return {prompt: float(rewards[rows].mean()) for prompt, rows in prior.rows("train").items()}
+
+    def _evaluate_between(self, update: int) -> None:
+        with self.core.meter.paused("evaluation"):
+            evaluation, measurements = self.evaluator.evaluate()
+        rows = self._rows(self.alarms.noted(measurements))
+        if self.log:
+            self.log.evaluated(update, evaluation, measurements)
+            write_rows(self.folder / rows_at(update), rows)
+
+    def _save_adapter(self) -> None:
+        """Save the adapter, and beside it the copy that the evaluation samples with."""
+        model, name = self.core.model, self.config.evaluation.weights
+        model.save(self.folder / "adapter")
+        if name != "policy":
+            policy = {key: p.data for key, p in model.adapters().items()}
+            for key, parameter in model.adapters().items():
+                parameter.data = self.core.copies[name][key]
+            model.save(self.folder / adapter_name(self.config))
+            for key, parameter in model.adapters().items():
+                parameter.data = policy[key]
+        for file in self.folder.glob("adapter*/**/*.safetensors"):  # safetensors lets the owner alone read them
+            shutil.copymode(self.folder / "config.yaml", file)
+
+    # Pictures -----------------------------------------------------------------------------------------------------
+
+    def _pictures(
+        self, evaluation: Evaluation, measurements: Sequence[Measurement], rows: list[dict[str, Any]]
+    ) -> None:
+        config = self.config
+        title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
+        if (self.folder / "log.jsonl").is_file():
+            frame = read_log(self.folder)
+            frame = frame.drop(columns="seconds/evaluation", errors="ignore")
+            times = [name for name in frame if name.startswith("seconds/")]
+            totals = frame[times].fillna(0.0)  # a phase that has not occurred yet is missing
+            frame[times] = totals.diff().fillna(totals)
+            evaluations = pd.concat([*self._evaluations(), pd.DataFrame(rows)])
+            evaluations = evaluations[evaluations["metric"] == "reward/train"].sort_values("updates")
+            plot_curves(frame, self.folder / "curves.png", title, evaluations)
+        draw_samples(evaluation, measurements, self.core, self.folder, title)
+
+    def _evaluations(self) -> Iterator[pd.DataFrame]:
+        """Rows of the evaluations between updates; damaged files are left out with a warning."""
+        for path in self.folder.glob(rows_at(0).replace("0000000", "*")):
+            try:
+                yield read_rows(path)
+            except ValueError as error:
+                log.warning("%s", error)

@@ -1,0 +1,78 @@
+"""What is made of a round's rewards, against loops over the samples."""
+
+import pytest
+import torch
+
+from bench.training.advantages import (
+    Deviation,
+    PromptStatistics,
+    best_and_worst,
+    group_baseline,
+    group_normalised,
+    group_tilt,
+    leave_one_out,
+    log_softmax_by_prompt,
+)
+
+PROMPTS = ["a", "b", "a", "a", "c", "b"]
+REWARDS = torch.tensor([1.0, 5.0, 2.0, 6.0, 7.0, 4.0], dtype=torch.float64)
+GROUPS = [[i for i, other in enumerate(PROMPTS) if other == prompt] for prompt in PROMPTS]
+OTHERS = [[j for j in group if j != i] for i, group in enumerate(GROUPS)]
+
+
+@pytest.mark.parametrize("over", ["group", "round"])
+@pytest.mark.parametrize("correction", [0, 1])
+def test_group_normalised(over, correction):
+    deviation = Deviation(over=over, correction=correction, epsilon=0.5)
+    advantages = group_normalised(PROMPTS, REWARDS, deviation)
+    for i, group in enumerate(GROUPS):
+        sample = REWARDS[group] if over == "group" else REWARDS
+        std = sample.std(correction=correction) if len(sample) > 1 else 0.0
+        assert advantages[i].item() == pytest.approx(float((REWARDS[i] - REWARDS[group].mean()) / (std + 0.5)))
+
+
+def test_group_baseline_and_tilt():
+    baseline, tilt = group_baseline(PROMPTS, REWARDS), group_tilt(PROMPTS, REWARDS)
+    for i, others in enumerate(OTHERS):
+        assert baseline[i].item() == pytest.approx(float(REWARDS[others].mean()) if others else 0.0)
+        ratio = float(REWARDS[i].exp() / REWARDS[others].exp().mean()) if others else 1.0
+        assert tilt[i].item() == pytest.approx(ratio)
+
+
+def test_log_softmax_by_prompt():
+    values, same = log_softmax_by_prompt(PROMPTS, REWARDS)
+    for i, group in enumerate(GROUPS):
+        assert values[i].item() == pytest.approx(REWARDS[group].log_softmax(0)[group.index(i)].item(), abs=1e-12)
+        assert same[i].nonzero().flatten().tolist() == group
+
+
+def test_best_and_worst():
+    best, worst = best_and_worst([*PROMPTS, "c"], torch.cat([REWARDS, torch.tensor([7.0])]))
+    assert best.tolist() == [3, 1, 3, 3, 4, 1, 4]
+    assert worst.tolist() == [0, 5, 0, 0, 4, 5, 4]
+
+
+def test_leave_one_out():
+    values = torch.stack([REWARDS, REWARDS.flip(0) ** 2], 1)
+    for column, advantages in zip(values.T, leave_one_out(values).T, strict=True):
+        rest = [[j for j in range(6) if j != i] for i in range(6)]
+        centred = torch.stack([column[i] - column[rest[i]].mean() for i in range(6)])
+        expected = torch.stack([centred[i] / (centred[rest[i]] ** 2).mean().sqrt() for i in range(6)])
+        torch.testing.assert_close(advantages, expected)
+    assert leave_one_out(values[:1]).tolist() == [[0.0, 0.0]]
+
+
+def test_prompt_statistics_are_those_of_the_last_rewards():
+    statistics, past = PromptStatistics(buffer=5, minimum=3), {"a": [], "b": [], "c": []}
+    for number in range(3):
+        rewards = REWARDS + number**2
+        for prompt, reward in zip(PROMPTS, rewards.tolist(), strict=True):
+            past[prompt].append(reward)
+        advantages = statistics.advantages(PROMPTS, rewards)
+        for i, prompt in enumerate(PROMPTS):
+            sample = torch.tensor(past[prompt][-5:]) if len(past[prompt]) >= 3 else rewards
+            expected = float((rewards[i] - sample.mean()) / (sample.std(correction=0) + 1e-6))
+            assert advantages[i].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        resumed = PromptStatistics(buffer=5, minimum=3)
+        resumed.load_state_dict(statistics.state_dict())
+        statistics = resumed
