@@ -172,7 +172,8 @@ def test_the_tilted_flow_is_the_fixed_point_of_tilt_matching():
     `ram` with the same β is not zero there: it tilts to first order alone.
     """
     core = core_of(flow_kernel(6, dtype=torch.float64))
-    core.micro_batch, model = 100_000, core.model
+    core = replace(core, micro_batch=100_000)
+    model = core.model
     tilted = GaussianFlowModel(2, (torch.tensor(MEAN) + STD**2 * BETA * DIRECTION).tolist(), STD, dtype=torch.float64)
     zero, text = torch.zeros(6, 2, dtype=torch.float64), model.encode([""] * 6)
     shift = (
