@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from bench.methods.balance.dag_kl import DAGKL, DAGKLConfig
-from bench.methods.balance.db import DB, ResDB, ResDBConfig
+from bench.methods.balance.db import DB, DBConfig, ResDB, ResDBConfig
 from bench.methods.balance.rtb import RTB, RTBConfig
 from bench.methods.balance.softmax import TMPO, SoftmaxRTB
 from linear_gaussian import PATHS, losses_and_departures, places, shift_policy, truth_of
 from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, sample, with_rewards
 
 from bench.core import Core
+from bench.models.analytic import GaussianModel
 from bench.options import Config
 from bench.sampling.kernel import gaussian_log_prob
 
@@ -58,6 +59,36 @@ def test_balance_of_some_transitions_knows_where_each_ends():
     losses = torch.cat([loss.values for loss in method.losses(core, sample(core, 16, prior=True))])
     assert len(losses) == 3 * 16
     assert losses.max() < 1e-18
+
+
+class Guided(GaussianModel):
+    """Guidance adds 1 to the prediction."""
+
+    @classmethod
+    def rows(cls, guidance: float) -> int:
+        return 2
+
+    def predict(self, z, t, conditioning, *, prior=False, guided=True):
+        return super().predict(z, t, conditioning, prior=prior) + float(guided)
+
+
+def test_states_are_scored_by_predictions_without_guidance():
+    """And all that the balance asks for, once: where a chosen transition begins, and where one ends."""
+    core = gaussian_core(8, Wavy)
+    core = replace(core, model=Guided(2, (0.7, -0.2), 0.6, dtype=torch.float64), micro_batch=10)
+    method = DB(DBConfig(fraction=0.3))
+    core.networks.update(method.networks(core.model))
+    data, before = sample(core, 16), core.meter.reward_calls
+    steps = method.steps(core, data)
+    *_, terms = method.terms(core, data, steps, core.micro_batch)
+    calls = core.meter.reward_calls - before
+    asked = torch.zeros(16, 9, dtype=torch.bool).scatter_(1, steps, True).scatter_(1, steps + 1, True)
+    assert torch.equal(terms.rewards.isnan(), ~asked)
+    assert calls == asked.sum()
+    for row, k in asked.nonzero().tolist():
+        z, text = data.latents[row : row + 1, k], data.conditioning[row : row + 1]
+        clean = z if k == 8 else core.kernel.clean(z, core.predict(z, k, text, guided=False), k)
+        assert terms.rewards[row, k] == pytest.approx(core.reward(clean, ["any"]).item(), rel=1e-9)
 
 
 def test_averaged_densities_have_another_target():

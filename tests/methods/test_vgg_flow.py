@@ -52,7 +52,7 @@ def test_the_values_equation_vanishes_at_its_solution_and_nowhere_near():
 def test_every_term_is_its_equation_and_trains_its_own_network(path):
     """Constant ν_φ and a constant change of the policy's output at each step, any numbers."""
     core = linear_core(path)
-    method = VGGFlow(VGGFlowConfig(fraction=1, schedule="constant", largest=None, consistency=0.5, terminal=3.0))
+    method = VGGFlow(VGGFlowConfig(fraction=1, schedule="quad", largest=None, consistency=0.5, terminal=3.0))
     core.networks.update(method.networks(core.model))
     times, rng = places(core), torch.Generator().manual_seed(0)
     policy, value = core.model.adapters()["bias"], core.networks["value"].bias
@@ -61,9 +61,9 @@ def test_every_term_is_its_equation_and_trains_its_own_network(path):
     data = sample(core, 4)
 
     nu = value[[*times.tolist(), 0]]  # the finished sample has time 0
-    beta_g = nu[:-1] - BETA * DIRECTION
-    beta_g_next = torch.cat([beta_g[1:], -BETA * DIRECTION[None]]).detach()
     s = core.kernel.noise_level(torch.arange(7), nu)
+    beta_g = torch.cat([nu[:-1], torch.zeros(1, 2)]) - BETA * (1 - s) ** 2 * DIRECTION
+    beta_g, beta_g_next = beta_g[:-1], beta_g[1:].detach()
     change = (beta_g - prior_jacobians(core) * beta_g_next) / BETA / (s[:-1] - s[1:])
     # a change of v moves x̂ by −s times it, a change of ε by −s/α times it
     unit = core.kernel.alphas_cumprod[:-1, None].sqrt() if path == "diffusion" else 1
