@@ -32,7 +32,8 @@ from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 CHECKSUM = 16  # bytes, in front of a cached tensor
 log = logging.getLogger(__name__)
-PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference", "floor": "floor"}  # set → purpose of its noise
+# set → purpose of its noise
+PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference", "floor": "floor"}
 
 
 def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
