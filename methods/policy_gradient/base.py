@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -33,7 +33,7 @@ class PolicyGradient(Method):
     step from the prior's at the sampled z_k. A subclass says what A and ℓ are, and which steps k train.
     """
 
-    recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
+    recipe: ClassVar[dict[str, Any]] = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
     config: PolicyGradientConfig
 
     @abstractmethod
