@@ -10,7 +10,7 @@ from bench.methods.regression.nft import NFT, NFTConfig
 from bench.methods.regression.ram import RAM
 from bench.methods.regression.rvm import RVM, RVMConfig
 from bench.methods.regression.tilt_matching import TiltMatching, TiltMatchingConfig
-from scaffold import DIRECTION, Linear
+from scaffold import DIRECTION, Linear, gradients
 from torch import Tensor
 
 from bench.core import Core
@@ -18,6 +18,7 @@ from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel, flow_kernel
 from bench.sampling.kernel import Kernel
+from bench.sampling.noise import Noise
 from bench.sampling.trajectory import Noised, Trajectory
 
 BETA, MEAN, STD = 2.0, (0.7, -0.2), 0.6
@@ -124,6 +125,46 @@ def round_of(core: Core) -> Trajectory:
     batch = core.batch((prompt, i) for prompt in "ab" for i in range(3))
     rewards = torch.tensor([1.0, 2, 30, -1, 0, 0.5], dtype=torch.float64)
     return replace(core.rollout(batch), rewards=rewards)
+
+
+METHODS = {
+    "nft": NFT(NFTConfig(fraction=0.5)),
+    "awm": AWM(AWMConfig(fraction=0.5)),
+    "ram": RAM(RegressionConfig(fraction=0.5)),
+    "rvm": RVM(RVMConfig(fraction=0.5)),
+    "tilt_matching": TiltMatching(TiltMatchingConfig(fraction=0.5)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_an_update_is_the_mean_over_samples_and_noise_levels(method):
+    """Each sample has one level in each half of the steps; every network predicts at its z, the copies by their own."""
+    core = replace(core_of(flow_kernel(4, dtype=torch.float64)), micro_batch=5)
+    bias, slope = core.model.adapters().values()
+    for move, name in enumerate(("old", "ema"), 1):
+        core.copies[name] = {key: p.detach() + move for key, p in core.model.adapters().items()}
+    bias.data += 0.3
+    data = method.prepare(core, round_of(core))
+    steps, draw = method.steps(core, data), Noise(core.seed, "renoise", data.samples)
+    assert steps.shape == (6, 2)
+    assert {k for row in steps.tolist() for k in row} == set(range(4))
+    expected, distances = torch.zeros((), dtype=torch.float64), []
+    for column in range(2):
+        k, x, noise = steps[:, column], data.latents[:, -1], draw(column, (2,)).double()
+        z, u = core.kernel.noised(x, noise, k), core.kernel.target(x, noise, k)
+        part = Noised(data.prompts, data.samples, data.conditioning, k, k, x, noise, z, u, None, data.advantages)
+        policy = core.predict(z, k, data.conditioning)
+        reference = {"prior": core.predict(z, k, data.conditioning, prior=True)}
+        reference |= {name: core.predict(z, k, data.conditioning, weights=name) for name in ("old", "ema")}
+        values, _ = method.loss(core, part, policy, reference)
+        expected = expected + values.sum() / 2 / 6
+        distances.append(square(policy.detach() - reference[method.references[0]]))
+    theirs = torch.autograd.grad(expected, [bias, slope])
+    ours, gradient = gradients(method.losses(core, data), 6, [bias, slope])
+    assert ours == pytest.approx(expected.item(), rel=1e-10)
+    torch.testing.assert_close(gradient, torch.cat([g.flatten() for g in theirs]))
+    logged = torch.cat([loss.metrics[f"distance/{method.references[0]}"] for loss in method.losses(core, data)])
+    torch.testing.assert_close(logged, torch.cat(distances))
 
 
 def test_the_advantages_of_a_round():
