@@ -104,6 +104,19 @@ def test_alignprop_draws_the_published_steps():
     assert first.mean() == pytest.approx(41.2, abs=0.4)  # int(N(42, 5)), drawn again beyond 49
 
 
+def test_leap_align_draws_every_pair_of_steps():
+    core = gaussian_core(5)
+    k, j = LeapAlign(Config()).steps(core, samples(core, 300)).unbind(1)
+    assert (k < j).all()
+    assert len(set(zip(k.tolist(), j.tolist(), strict=True))) == 10
+
+
+def test_refl_draws_every_late_step():
+    core = gaussian_core(8)
+    m = ReFL(ReFLConfig(window=0.5)).steps(core, samples(core, 100))
+    assert m.unique().tolist() == [4, 5, 6, 7]
+
+
 def test_draft_lv_averages_over_renoised_copies():
     core, method = moved_core(5), DRaFTLV(DRaFTLVConfig(renoise=2))
     batch, last = samples(core), 4
