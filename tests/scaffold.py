@@ -61,14 +61,14 @@ def pipeline_model(
     return kind.create(folder, config, guidance=guidance, device=device, seed=seed)
 
 
-def by_class(names: Iterable[str], *also: str) -> list:
-    """Parameters from names of methods: the first method of each file, and `also`, are of the ordinary suite."""
+def by_family(names: Iterable[str], *also: str) -> list:
+    """Parameters from names of methods: the first of each family, and `also`, are of the ordinary suite; others slow."""
     seen, parameters = set(), []
     for name in names:
-        file = registry.BUILT_IN["methods"][name].target.partition(":")[0]
-        slow = file in seen and name not in also
+        family = registry.BUILT_IN["methods"][name].target.partition(":")[0].split(".")[2]  # a folder or a file
+        slow = family in seen and name not in also
         parameters.append(pytest.param(name, marks=[pytest.mark.slow] if slow else []))
-        seen.add(file)
+        seen.add(family)
     return parameters
 
 

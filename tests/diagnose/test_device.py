@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scaffold import Brightness, by_class, perturb, pipeline_model
+from scaffold import Brightness, by_family, perturb, pipeline_model
 
 from bench import config as configs
 from bench import registry
@@ -79,7 +79,21 @@ def test_the_device_keeps_the_rules():
     assert all(place.startswith("tests/diagnose/test_device.py:") for place in ledger.uploads)
 
 
-@pytest.mark.parametrize("name", by_class(TRAINED, "nabla_gfn_published", "res_db", "draft_1", "grpo"))
+@pytest.mark.parametrize(
+    "name",
+    by_family(
+        TRAINED,
+        "nabla_gfn_published",
+        "nabla_gfn_adjoint",
+        "rtb",
+        "dag_kl",
+        "rtb_softmax",
+        "draft_lv",
+        "refl",
+        "mix_grpo",
+        "awm",
+    ),
+)
 def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folder, tmp_path):
     with recording():
         core = core_on_device(pipeline_folder)

@@ -13,7 +13,7 @@ import torch
 from bench.methods.adjoint_matching import AdjointMatching
 from bench.methods.backprop.draft import DRaFT
 from bench.methods.policy_gradient.ddpo import DDPO
-from scaffold import ROOT, by_class
+from scaffold import ROOT, by_family
 from torch import Tensor
 
 from bench import Core, Evaluation, Loss, Measurement, Metric, Needs, Reward, registry
@@ -28,7 +28,12 @@ ALL = [
     pytest.param(kind, name, id=name, marks=marks)
     for kind in KINDS[:-1]
     for name, marks in (
-        [(one.values[0], one.marks) for one in by_class(registry.BUILT_IN["methods"], "rtb_softmax")]
+        [
+            (one.values[0], one.marks)
+            for one in by_family(
+                registry.BUILT_IN["methods"], "nabla_gfn_adjoint", "rtb", "rtb_softmax", "dag_kl", "flow_grpo", "refl"
+            )
+        ]
         if kind == "methods"
         else [(name, ()) for name in registry.plugins(kind)]
     )

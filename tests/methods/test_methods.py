@@ -10,7 +10,7 @@ from bench.methods.nabla.base import NablaMethod
 from bench.methods.nabla.published import NablaDB, NablaGFNPublished
 from bench.methods.nabla.residual import NablaGFN
 from bench.methods.policy_gradient.ddpo import DDPO, DDPOConfig
-from scaffold import PROMPTS, Brightness, by_class, method_of, perturb, pipeline_model, trainer_of, update
+from scaffold import PROMPTS, Brightness, by_family, method_of, perturb, pipeline_model, trainer_of, update
 from torch import Tensor
 
 from bench import registry
@@ -79,7 +79,10 @@ def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
 LONG_SUMS = {"tmpo", "res_db"}  # of log-densities that nothing cancels, in float32
 
 
-@pytest.mark.parametrize("name", by_class(TRAINING, "nabla_gfn_published", "nabla_db", "res_db", "dag_kl", "tmpo"))
+@pytest.mark.parametrize(
+    "name",
+    by_family(TRAINING, "nabla_gfn_published", "nabla_gfn_adjoint", "rtb", "dag_kl", "tmpo", "refl", "flow_grpo"),
+)
 def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_path):
     method = method_of(name)
     data = trainer_of(core, method, tmp_path).sample_round(0)[:3]

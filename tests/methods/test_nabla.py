@@ -118,7 +118,7 @@ def test_losses_are_those_of_the_equations(path, method_class, gamma, weighting)
     options |= {} if method_class is NablaGFNNoFlow else {"reverse_weight": 0.7}
     method = method_class(method_class.Config(**options))
     core = gaussian_core(4, Wavy, path=path)
-    core.networks = method.networks(core.model)
+    core.networks.update(method.networks(core.model))
     data, generator = sample(core, 3), torch.Generator().manual_seed(0)
     for parameter in [
         *core.model.adapters().values(),
