@@ -34,8 +34,8 @@ class Samples:
     def rows(self, split: str | None = None) -> dict[str, Tensor]:
         """Prompt → long tensor of its rows, in order of appearance; one split or all."""
         groups: dict[str, list[int]] = {}
-        for i, (prompt, own) in enumerate(zip(self.prompts, self.splits, strict=True)):
-            if split in (None, own):
+        for i, (prompt, split_of) in enumerate(zip(self.prompts, self.splits, strict=True)):
+            if split in (None, split_of):
                 groups.setdefault(prompt, []).append(i)
         return {prompt: torch.tensor(rows) for prompt, rows in groups.items()}
 

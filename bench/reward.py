@@ -47,23 +47,24 @@ def score(reward: Reward, name: str, images: Tensor, prompts: list[str]) -> Tens
     """
     try:
         with memory.phase():
-            found = reward(images.clone(), list(prompts))
+            scores = reward(images.clone(), list(prompts))
     except BenchError:
         raise
     except Exception as error:
         raise BenchError(f"the reward {name!r} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Tensor):
-        raise BenchError(f"the reward {name!r} returned {type(found).__name__}: return a float32 tensor of shape [B].")
-    if found.shape != (len(images),) or found.dtype not in (torch.float32, images.dtype):
+    if not isinstance(scores, Tensor):
+        raise BenchError(f"the reward {name!r} returned {type(scores).__name__}: return a float32 tensor of shape [B].")
+    if scores.shape != (len(images),) or scores.dtype not in (torch.float32, images.dtype):
         raise BenchError(
-            f"the reward {name!r} returned {found.dtype} {list(found.shape)} for {len(images)} images: return float32 "
+            f"the reward {name!r} returned {scores.dtype} {list(scores.shape)} for {len(images)} images: return "
+            "float32 "
             f"[{len(images)}]."
         )
-    if found.device != images.device:
-        raise BenchError(f"the reward {name!r} returned a tensor on {found.device} for images on {images.device}.")
-    if reward.differentiable and torch.is_grad_enabled() and images.requires_grad and not found.requires_grad:
+    if scores.device != images.device:
+        raise BenchError(f"the reward {name!r} returned a tensor on {scores.device} for images on {images.device}.")
+    if reward.differentiable and torch.is_grad_enabled() and images.requires_grad and not scores.requires_grad:
         raise BenchError(_without_gradient(name))
-    return found
+    return scores
 
 
 def _without_gradient(name: str) -> str:
@@ -75,7 +76,7 @@ def _without_gradient(name: str) -> str:
 
 def gradient(name: str, rewards: Tensor, inputs: Tensor) -> Tensor:
     """`∇ Σ r`, shaped like `inputs`. Raises BenchError if the rewards do not depend on them."""
-    found = torch.autograd.grad(rewards.sum(), inputs, allow_unused=True)[0] if rewards.requires_grad else None
-    if found is None:
+    gradients = torch.autograd.grad(rewards.sum(), inputs, allow_unused=True)[0] if rewards.requires_grad else None
+    if gradients is None:
         raise BenchError(_without_gradient(name))
-    return found
+    return gradients

@@ -45,8 +45,8 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
     terms of different inputs.
     """
     weights = parse(expression)
-    if len({own.inputs for own in classes.values()}) > 1:
-        kinds = ", ".join(f"{name} scores {own.inputs}" for name, own in classes.items())
+    if len({term.inputs for term in classes.values()}) > 1:
+        kinds = ", ".join(f"{name} scores {term.inputs}" for name, term in classes.items())
         raise BenchError(f"the reward {expression!r} mixes inputs: {kinds}.")
     first = next(iter(classes.values()))
     fields: dict[str, Any] = {name: (term.Config, term.Config()) for name, term in classes.items()}
@@ -54,16 +54,16 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
 
     class WeightedSum(Reward):
         Config = config_class
-        differentiable = all(own.differentiable for own in classes.values())
+        differentiable = all(term.differentiable for term in classes.values())
         inputs = first.inputs
-        scale = f"{expression} of: " + "; ".join(f"{name}: {own.scale}" for name, own in classes.items())
-        source = "; ".join(f"{name}: {own.source}" for name, own in classes.items())
+        scale = f"{expression} of: " + "; ".join(f"{name}: {term.scale}" for name, term in classes.items())
+        source = "; ".join(f"{name}: {term.source}" for name, term in classes.items())
         suite = first.suite
-        files = tuple(dict.fromkeys(need for own in classes.values() for need in own.files))
+        files = tuple(dict.fromkeys(need for term in classes.values() for need in term.files))
 
         def __init__(self, config: options.Config, device: torch.device | str = "cpu"):
             super().__init__(config, device)
-            self.parts = {name: own(getattr(config, name), device) for name, own in classes.items()}
+            self.parts = {name: term(getattr(config, name), device) for name, term in classes.items()}
             self.weights = list(weights.values())
 
         def terms(self, images: Tensor, prompts: list[str]) -> Tensor:

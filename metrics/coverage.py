@@ -17,8 +17,8 @@ def coverage(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> tuple[
     """
     real, fake = real.double(), fake.double()
     across = torch.cdist(real, fake)
-    own, other = (torch.cdist(x, x).kthvalue(neighbours + 1, dim=1).values for x in (real, fake))
-    return (across.min(1).values <= own).double(), (across <= other).any(1).double()
+    real_reach, fake_reach = (torch.cdist(x, x).kthvalue(neighbours + 1, dim=1).values for x in (real, fake))
+    return (across.min(1).values <= real_reach).double(), (across <= fake_reach).any(1).double()
 
 
 class Coverage(Metric):

@@ -51,7 +51,9 @@ class FidPriorPerPrompt(Metric):
 
         n, d = evaluation.features(evaluation.reference).shape
         note = f"rank-deficient covariance: {size} images a prompt in {d} dimensions" if size <= d else ""
-        value, prior = (distances(own, evaluation.reference) for own in (evaluation.finetuned, evaluation.prior))
+        value, prior = (
+            distances(samples, evaluation.reference) for samples in (evaluation.finetuned, evaluation.prior)
+        )
         return [
             paired(name, value, prior, n=n, direction=self.direction, note=note),
             floor(name, (float(distances(*pair).mean()) for pair in prior_pairs(evaluation)), n=n),

@@ -21,5 +21,5 @@ class OutputNorm(Metric):
         rest: dict[str, Any] = {"n": len(samples.prompts), "direction": self.direction}
         if samples.output_norm is None:
             return [Measurement("output_norm", None, note="samples chosen among several have no path", **rest)]
-        found = per_prompt(samples.output_norm.double().mean(1), samples.rows())
-        return [paired("output_norm", found, torch.ones_like(found), **rest)]
+        ratios = per_prompt(samples.output_norm.double().mean(1), samples.rows())
+        return [paired("output_norm", ratios, torch.ones_like(ratios), **rest)]

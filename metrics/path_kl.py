@@ -31,8 +31,8 @@ class PathKlSteps(Metric):
     unit = "nats"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
-        found = evaluation.finetuned.step_kl
-        steps = 1 if found is None else found.shape[1]
+        step_kl = evaluation.finetuned.step_kl
+        steps = 1 if step_kl is None else step_kl.shape[1]
         return _measured(evaluation, {f"path_kl_steps/{k + 1:02}": slice(k, k + 1) for k in range(steps)})
 
 

@@ -23,7 +23,7 @@ class RewardGain(Metric):
         finetuned, prior = evaluation.finetuned, evaluation.prior
         trained = evaluation.reward
         names = [trained, *(name for name in finetuned.rewards if name != trained)]
-        found = []
+        measurements = []
         for name in names:
             for split in ("train", "heldout"):
                 groups = finetuned.rows(split)
@@ -40,8 +40,8 @@ class RewardGain(Metric):
                     gain = finetuned.rewards[name] - prior.rewards[name]
                     error, degrees = error_at_fixed_prompts(gain, groups)
                     measurement = replace(measurement, standard_error=error, degrees=degrees)
-                found.append(measurement)
-        return found
+                measurements.append(measurement)
+        return measurements
 
 
 class RewardPrompts(Metric):
@@ -50,8 +50,8 @@ class RewardPrompts(Metric):
     direction = "higher"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
-        finetuned, prior = (own.rewards[evaluation.reward] for own in (evaluation.finetuned, evaluation.prior))
-        found = []
+        finetuned, prior = (samples.rewards[evaluation.reward] for samples in (evaluation.finetuned, evaluation.prior))
+        measurements = []
         for split in ("train", "heldout"):
             for prompt, rows in evaluation.finetuned.rows(split).items():
                 name, n = f"reward_prompts/{split}/{prompt}", len(rows)
@@ -59,5 +59,5 @@ class RewardPrompts(Metric):
                 means = float(finetuned[rows].mean()), float(prior[rows].mean())
                 degrees = None if error is None else n - 1
                 rest: dict[str, Any] = {"n": n, "direction": self.direction}
-                found.append(Measurement(name, *means, difference, error, degrees, **rest))
-        return found
+                measurements.append(Measurement(name, *means, difference, error, degrees, **rest))
+        return measurements

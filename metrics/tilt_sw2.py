@@ -36,10 +36,10 @@ class TiltSw2(Metric):
 
         def distance(x: Tensor, points: Tensor, weights: Tensor) -> float:
             target, order = project(points).sort(1)
-            own = torch.from_numpy(np.sort(project(x).numpy(), 1))  # ten times as fast as torch's
+            projected = torch.from_numpy(np.sort(project(x).numpy(), 1))  # ten times as fast as torch's
             levels = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x) * weights.sum()
             place = torch.searchsorted(weights[order].cumsum(1), levels.repeat(DIRECTIONS, 1))
             quantiles = target.gather(1, place.clamp(max=len(points) - 1))
-            return math.sqrt(float((own - quantiles).square().mean()))
+            return math.sqrt(float((projected - quantiles).square().mean()))
 
         return distance_to_target("tilt_sw2", evaluation, distance, direction=self.direction)

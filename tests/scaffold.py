@@ -62,7 +62,7 @@ def pipeline_model(
 
 
 def by_family(names: Iterable[str], *also: str) -> list:
-    """Parameters from names of methods: the first of each family, and `also`, are of the ordinary suite; others slow."""
+    """Parameters from names of methods; all but the first of each family, and `also`, are marked slow."""
     seen, parameters = set(), []
     for name in names:
         family = registry.BUILT_IN["methods"][name].target.partition(":")[0].split(".")[2]  # a folder or a file

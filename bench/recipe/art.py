@@ -98,14 +98,14 @@ def load(cache: Path) -> tuple[list[Concept], torch.Tensor]:
     for s, style in enumerate(STYLES):
         wanted = {PACKAGES[style][1].format(c.codepoint): i for i, c in enumerate(concepts)}
         wanted |= {PACKAGES[style][1].format(c.codepoint.replace("-fe0f", "")): i for i, c in enumerate(concepts)}
-        found = set()
+        seen = set()
         with tarfile.open(archives[style]) as tar:
             for member in tar:
                 if member.name in wanted:
-                    found.add(wanted[member.name])
+                    seen.add(wanted[member.name])
                     art[wanted[member.name], s] = _pixels(_read(tar, member))
-        if len(found) < len(concepts):
-            raise OSError(f"{archives[style]} lacks {[c.name for i, c in enumerate(concepts) if i not in found]}")
+        if len(seen) < len(concepts):
+            raise OSError(f"{archives[style]} lacks {[c.name for i, c in enumerate(concepts) if i not in seen]}")
     return concepts, art
 
 

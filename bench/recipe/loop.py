@@ -95,7 +95,7 @@ def restore(recipe: Recipe, stage: str, networks: dict[str, nn.Module]) -> dict[
     """Load the averaged weights of ``stage``'s last checkpoint, finished or not. FileNotFoundError if there is none."""
     saved = torch.load(recipe.out / f"{stage}.pt", map_location=recipe.device, weights_only=True)
     bundle = nn.ModuleDict(networks).to(recipe.device)
-    own = bundle.state_dict().keys()
-    bundle.load_state_dict({name: value for name, value in saved["average"].items() if name in own})
+    parameters = bundle.state_dict().keys()
+    bundle.load_state_dict({name: value for name, value in saved["average"].items() if name in parameters})
     bundle.eval().requires_grad_(False)
     return networks

@@ -208,9 +208,9 @@ def train_flow(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CL
         noise = torch.randn(clean.shape, generator=generator).to(recipe.device)
         noisy = clean.lerp(noise, s.view(-1, 1, 1, 1))
         with torch.no_grad():
-            found = text(words.to(recipe.device), output_hidden_states=True)
+            encoded = text(words.to(recipe.device), output_hidden_states=True)
         # the pipeline takes the last state but one, and both of its encoders are this one
-        states, pooled = found.hidden_states[-2].repeat(1, 1, 2), found.pooler_output.repeat(1, 2)
+        states, pooled = encoded.hidden_states[-2].repeat(1, 1, 2), encoded.pooler_output.repeat(1, 2)
         velocity = model(noisy, states, pooled, 1000 * s, return_dict=False)[0]
         return (velocity.float() - (noise - clean)).square().mean()
 

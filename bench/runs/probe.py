@@ -37,9 +37,9 @@ def show_probe(config: RunConfig, console: Console) -> None:
     with console.status(f"drawing {len(names)} samples of the prior"):
         samples = draw(kernel, names, ["train"] * len(names), seed=config.seed, purpose="reference", prior=True)
         samples = score_samples(samples, {core.reward_name: core.reward_model}, core.micro_batch, "the prior's own")
-    found = samples.rewards[core.reward_name].view(len(prompts), each)
-    console.print(_summary(config, found), highlight=False)
-    console.print(_table(config, found), highlight=False)
+    rewards = samples.rewards[core.reward_name].view(len(prompts), each)
+    console.print(_summary(config, rewards), highlight=False)
+    console.print(_table(config, rewards), highlight=False)
 
 
 def _summary(config: RunConfig, rewards: Tensor) -> str:
@@ -51,14 +51,14 @@ def _summary(config: RunConfig, rewards: Tensor) -> str:
 
 
 def _table(config: RunConfig, rewards: Tensor) -> Table:
-    own, deviation = config.reward.beta, spread(rewards)
+    own_beta, deviation = config.reward.beta, spread(rewards)
     table = Table(box=None, pad_edge=False, caption_justify="left")
     table.add_column("β", justify="right")
     table.add_column("tilt, β × spread [nats]", justify="right")
     table.add_column(f"effective samples of {rewards.shape[1]} a prompt", justify="right")
     betas = {} if deviation == 0 else {tilt / deviation: tilt for tilt in TILTS}
-    for beta, tilt in sorted((betas | {own: own * deviation}).items()):
-        name = f"{beta:.3g} (this run's)" if beta == own else f"{beta:.3g}"
+    for beta, tilt in sorted((betas | {own_beta: own_beta * deviation}).items()):
+        name = f"{beta:.3g} (this run's)" if beta == own_beta else f"{beta:.3g}"
         table.add_row(name, f"{tilt:.3g}", f"{effective_size(rewards, beta):.1f}")
     table.caption = (
         "An image that is one spread better than its prompt's mean becomes exp(tilt) times as likely. With few "

@@ -33,8 +33,8 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
             f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them."
         )
     if not prompts:
-        known = load_prompts(config.prompts.name, config.prompts.limit)
-        prompts = (known.heldout or known.train)[: SHOWN[0]]
+        prompt_set = load_prompts(config.prompts.name, config.prompts.limit)
+        prompts = (prompt_set.heldout or prompt_set.train)[: SHOWN[0]]
     seed = seed if seed is not None else config.seed if config.evaluation.seed is None else config.evaluation.seed
     obtain(training_requirements(config))
     use_threads(config)

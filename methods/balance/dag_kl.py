@@ -59,8 +59,8 @@ class DAGKL(DB):
                 yield (terms, residual), Kept(residual.detach(), terms.rewards)
 
         def advantages(kept: list[Kept]) -> Sequence[Tensor]:
-            found = [part.residual for part in kept]
-            return self.advantages(torch.cat(found), count).split([len(residual) for residual in found])
+            residuals = [part.residual for part in kept]
+            return self.advantages(torch.cat(residuals), count).split([len(residual) for residual in residuals])
 
         for (terms, residual), advantage in two_passes(residuals, advantages, complete=whole_steps):
             ratio = torch.exp(terms.log_policy - terms.part.log_prob / self.divisor(terms.part))

@@ -122,7 +122,7 @@ def test_what_cannot_be_represented_is_refused_by_a_dry_run(bench, copy: Path, t
     ("setting", "words"),
     [
         ("sampler.steps=2000", "the schedule's 1000 steps"),
-        ("sampler.spacing=sd3", "no grid of a diffusion model"),
+        ("sampler.spacing=sd3", "not a grid of a diffusion model"),
         ("sampler.final_noise=0.1", "means nothing to a diffusion model"),
         ("evaluation.sampler.rule=euler", "sampler.rule = 'euler'"),
         ("sampler.final_alpha=1", "needs transition densities"),

@@ -130,10 +130,10 @@ def batch_size_does_not_matter(name: str) -> None:
     """any micro-batch gives the same loss and gradients, and a batch's loss is the mean over its parts"""
     method = _trained(name)
     core = _moved_core(method)
-    data, found = sample_round(core, method), {}
+    data, updates = sample_round(core, method), {}
     for size in (64, 4, 5):
-        found[size] = update(replace(core, micro_batch=size), method, data)
-    alike = _close(found[4], found[64]) and _close(found[5], found[64])
+        updates[size] = update(replace(core, micro_batch=size), method, data)
+    alike = _close(updates[4], updates[64]) and _close(updates[5], updates[64])
     require(alike, "the loss depends on core.micro_batch: a trajectory spread over S rows adds 1/S of each, no mean.")
     if method.needs.whole_update:
         return
@@ -142,7 +142,7 @@ def batch_size_does_not_matter(name: str) -> None:
     total = one * share + other * rest
     gradients = {key: first[key] * share + second[key] * rest for key in first}
     require(
-        _close((total, gradients), found[64]),
+        _close((total, gradients), updates[64]),
         "the loss of a batch is not the mean over its parts: normalise in prepare, or declare whole_update.",
     )
 

@@ -35,21 +35,22 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
     return Evaluation(
         **sets, reward="trained", beta=0.5, feature_space="flat", modes=modes,
         prior_on=lambda sampler, purpose: sets[purpose],
-        features=lambda own, space=None: own.images.flatten(1)[:, :8].float() / 64,
+        features=lambda samples, space=None: samples.images.flatten(1)[:, :8].float() / 64,
     )  # fmt: skip
 
 
 def _measure(name: str, **options: Any) -> list[Measurement]:
     metric = registry.load("metrics", name)
-    return [found for points in (False, True) for found in metric(metric.Config())(_evaluation(points, **options))]
+    evaluations = [_evaluation(points, **options) for points in (False, True)]
+    return [measurement for one in evaluations for measurement in metric(metric.Config())(one)]
 
 
 def measurements_are_well_formed(name: str) -> None:
     """named after the metric, with n, a known direction, and a finite value or a note"""
     require((registry.load("metrics", name).__doc__ or "").strip(), "the class has no docstring: say what it measures.")
-    found = _measure(name)
-    require(found, "the metric measured nothing, neither on images nor on points.")
-    for one in found:
+    measurements = _measure(name)
+    require(measurements, "the metric measured nothing, neither on images nor on points.")
+    for one in measurements:
         named = one.name == name or one.name.startswith(f"{name}/")
         require(named, f"the measurement {one.name!r} is not named {name!r} or {name}/….")
         require(one.direction in ("higher", "lower", "none"), f"{one.name}: unknown direction {one.direction!r}.")
@@ -71,17 +72,17 @@ def measuring_twice_gives_the_same(name: str) -> None:
 
 def an_unchanged_model_differs_by_nothing(name: str) -> None:
     """where a paired difference is reported, with its error, it is zero for the prior's own samples"""
-    paired = [found for found in _measure(name, equal=True) if found.standard_error is not None]
-    off = [found.name for found in paired if abs(found.difference or 0) > 1e-6]
+    paired = [measurement for measurement in _measure(name, equal=True) if measurement.standard_error is not None]
+    off = [measurement.name for measurement in paired if abs(measurement.difference or 0) > 1e-6]
     require(not off, f"the prior against itself differs in {', '.join(off)}.")
 
 
 def hard_cases_are_notes(name: str) -> None:
     """a sampler without densities, and a single prompt without held-out ones"""
     for options in ({"density": False}, {"prompts": 1}):
-        for found in _measure(name, **options):
-            good = found.note if found.value is None else math.isfinite(found.value)
-            require(good, f"{found.name}: the value is {found.value} and no note says why.")
+        for measurement in _measure(name, **options):
+            good = measurement.note if measurement.value is None else math.isfinite(measurement.value)
+            require(good, f"{measurement.name}: the value is {measurement.value} and no note says why.")
 
 
 CHECKS: list[Callable[[str], None]] = [

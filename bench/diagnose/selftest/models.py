@@ -123,7 +123,7 @@ def predictions_and_images_are_well_formed(name: str) -> None:
     good = isinstance(conditioning, Conditioning) and len(conditioning) == len(PROMPTS)
     require(good, "encode must give a bench.model.Conditioning of one row a prompt.")
     z, state = _latents(model), torch.get_rng_state()
-    kept = z.clone()
+    before = z.clone()
     for options in ({}, {"prior": True}, {"guided": False}):
         output = model.predict(z, _times(model), conditioning, **options)
         good = output.dtype == torch.float32 and output.shape == z.shape
@@ -135,7 +135,7 @@ def predictions_and_images_are_well_formed(name: str) -> None:
     good = image.shape[:2] == (len(z), 3) and 0 <= float(image.min()) <= float(image.max()) <= 1
     good = good or image.shape == z.shape  # points
     require(good, f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] in [0, 1], or points.")
-    require(torch.equal(z, kept), "the latents were changed in place.")
+    require(torch.equal(z, before), "the latents were changed in place.")
     require(torch.equal(state, torch.get_rng_state()), "global random state was used: see bench.sampling.noise.seeded.")
     with seeded(0, "latent network"):
         extra = model.latent_network([32, 32])(z, _times(model), conditioning)
@@ -199,14 +199,14 @@ def adapters_are_saved_and_loaded(name: str) -> None:
 
 def checkpointing_leaves_gradients_unchanged(name: str) -> None:
     """of latents and adapters, through policy, prior and decoder, and with guidance"""
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model = _model(name, checkpointing=checkpointing)
         z, t, conditioning = _latents(model).requires_grad_(), _times(model), model.encode(PROMPTS)
         policy, prior = model.predict(z, t, conditioning), model.predict(z, t, conditioning, prior=True)
         total = model.decode(z - policy).square().mean() + (policy * prior).mean()
-        found.append(torch.autograd.grad(total, [z, *model.adapters().values()], materialize_grads=True))
-    same = all(_near(ours, theirs, 1e-3) for theirs, ours in zip(*found, strict=True))
+        gradients.append(torch.autograd.grad(total, [z, *model.adapters().values()], materialize_grads=True))
+    same = all(_near(ours, theirs, 1e-3) for theirs, ours in zip(*gradients, strict=True))
     require(same, "gradients differ: a recomputed forward must switch the adapters as the first one did.")
 
 
@@ -277,7 +277,7 @@ def _two_images(model: PipelineModel, pipe: DiffusionPipeline) -> tuple[Tensor, 
 
 def it_runs_on_a_device(name: str) -> None:
     """on a pretended GPU no operation mixes devices, sampling waits for nothing, and gradients are those of the CPU"""
-    found = []
+    results = []
     for place in (torch.device("cpu"), pretended_device()):
         with recording():
             model = _model(name, device=place)
@@ -287,10 +287,10 @@ def it_runs_on_a_device(name: str) -> None:
             gradients = torch.autograd.grad(total, [z, *model.adapters().values()], materialize_grads=True)
             with recording() as ledger:
                 latents = _sample(model, kernel)
-            found.append([latents.cpu(), *(gradient.cpu() for gradient in gradients)])
+            results.append([latents.cpu(), *(gradient.cpu() for gradient in gradients)])
     waited = ledger.synchronisations.total() + ledger.waits.total()
     require(not waited, f"sampling waited for the device {waited} times: {ledger.describe()}.")
-    same = all(_near(ours, theirs, 1e-3) for theirs, ours in zip(*found, strict=True))
+    same = all(_near(ours, theirs, 1e-3) for theirs, ours in zip(*results, strict=True))
     require(same, "samples or gradients differ from those on the CPU.")
 
 

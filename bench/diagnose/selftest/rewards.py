@@ -36,12 +36,12 @@ def scores_are_well_formed(name: str) -> None:
     reward = load_reward(name)
     x = _inputs(reward)
     for images in (x, x[:1], torch.zeros_like(x), torch.ones_like(x)):
-        kept, state = images.clone(), torch.get_rng_state()
+        before, state = images.clone(), torch.get_rng_state()
         scores = reward(images, PROMPTS[: len(images)])
         good = scores.dtype == torch.float32 and scores.shape == (len(images),)
         require(good, f"the scores are {scores.dtype} {list(scores.shape)}; return float32 [B].")
         require(torch.isfinite(scores).all(), "a score is not finite.")
-        require(torch.equal(images, kept), "the images were changed in place.")
+        require(torch.equal(images, before), "the images were changed in place.")
         require(torch.equal(scores, reward(images, PROMPTS[: len(images)])), "the same images score differently.")
         require(torch.equal(state, torch.get_rng_state()), "global random state was used.")
 
@@ -71,15 +71,15 @@ def the_gradient_is_the_derivative(name: str) -> None:
 def it_runs_on_a_device(name: str) -> None:
     """on a pretended GPU no operation mixes devices, and scores and gradients are those of the CPU"""
     x, pretended = _inputs(load_reward(name)), pretended_device()
-    found = []
+    results = []
     for place in (torch.device("cpu"), pretended):
         with recording():
             reward, images = load_reward(name, device=place), x.to(place).requires_grad_()
             scores = reward(images, PROMPTS)
             require(scores.device == place, f"images on {place} give scores on {scores.device}.")
             gradient = torch.autograd.grad(scores.sum(), images)[0] if reward.differentiable else scores
-            found.append((scores.detach().cpu(), gradient.detach().cpu()))
-    same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+            results.append((scores.detach().cpu(), gradient.detach().cpu()))
+    same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*results, strict=True))
     require(same, "scores or gradients differ from those on the CPU.")
 
 
