@@ -133,7 +133,7 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A former setting whose value is none of its method's any more stays as it was.
     """
-    former, translated = {**GENERAL, **METHODS.get(settings["method.name"], {})}, {}
+    former, translated = {**GENERAL, **METHODS.get(settings.get("method.name", ""), {})}, {}
     for key, value in settings.items():
         now = former.get(key, Renamed(key))
         if isinstance(now, Renamed):

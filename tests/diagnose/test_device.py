@@ -152,7 +152,7 @@ def test_a_planted_mask_of_the_host_is_found(pipeline_folder, tmp_path):
             trainer.train_on(data)
 
 
-@pytest.mark.parametrize("options", [{"checkpointing": True}, {"dtype": torch.bfloat16}, {"vae_slicing": True}])
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"dtype": "bfloat16"}, {"vae_slicing": True}])
 def test_options_of_the_model(options, pipeline_folder, tmp_path):
     with recording():
         core = core_on_device(pipeline_folder, **options)
