@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from scaffold import BETA, DIRECTION, gradients
+from scaffold import gradients
 from torch import Tensor, nn
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import BETA, DIRECTION
 from bench.method import Method
 from bench.sampling.trajectory import Trajectory
 
@@ -59,22 +60,6 @@ def shift_policy(core: Core, drift: Tensor) -> None:
     truth = truth_of(core)
     change = (truth.variance / truth.gain).unsqueeze(1) * drift
     core.model.adapters()["bias"].data[places(core)] = change
-
-
-def moments(core: Core, prior: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean and variance [d] of the final latent, exactly, by the recursion of an affine chain."""
-    d, kernel = core.model.latent_shape[0], core.kernel
-    mean, variance = torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64)
-
-    def step(z: Tensor, k: int) -> Tensor:
-        return kernel.mean(z, core.predict(z, k, core.model.encode([""]), prior=prior), k)[0]
-
-    with torch.no_grad():
-        for k in range(kernel.steps):
-            slope = step(torch.ones(1, d), k) - step(torch.zeros(1, d), k)
-            mean = step(mean[None], k)
-            variance = slope**2 * variance + kernel.std(k, mean[None]).squeeze() ** 2
-    return mean, variance
 
 
 def everything(core: Core) -> list[nn.Parameter]:

@@ -12,18 +12,7 @@ from transformers import CLIPTokenizer
 
 from bench import registry
 from bench.core import Core
-from bench.diagnose.selftest import scaffold
-from bench.diagnose.selftest.scaffold import (  # noqa: F401
-    BETA,
-    DIRECTION,
-    Linear,
-    Wavy,
-    gaussian_core,
-    parameters_of,
-    perturb,
-    perturb_networks,
-    update,
-)
+from bench.diagnose.selftest.scaffold import method_of
 from bench.method import Loss, Method
 from bench.models.pipeline import PipelineModel
 from bench.models.stable_diffusion import StableDiffusion
@@ -85,9 +74,9 @@ class Brightness(Reward):
 PROMPTS = ["cat", "dog", "fish"]
 
 
-def method_of(name: str) -> Method:
+def small_method(name: str) -> Method:
     """A registered method with a small flow network, on several steps of a trajectory."""
-    return scaffold.method_of(name, fraction=0.4, trust=1.0, channels=[16, 16])
+    return method_of(name, fraction=0.4, trust=1.0, channels=[16, 16])
 
 
 def trainer_of(core: Core, method: Method, folder: Path, updates: int = 6) -> Trainer:
@@ -96,11 +85,6 @@ def trainer_of(core: Core, method: Method, folder: Path, updates: int = 6) -> Tr
         updates=updates, prompts_per_round=2, samples_per_prompt=2, data_lag=lag, checkpoint_every=1, micro_batch=4
     )
     return Trainer(core, method, PROMPTS, train, OptimizerConfig(lr=1e-2), folder)
-
-
-def places(core: Core) -> Tensor:
-    """Long [K]: where the affine networks' tables hold the sampler's steps."""
-    return core.kernel.timesteps.round().long()
 
 
 def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:

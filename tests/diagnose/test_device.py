@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scaffold import Brightness, by_family, perturb, pipeline_model
+from scaffold import Brightness, by_family, pipeline_model
 
 from bench import config as configs
 from bench import registry
 from bench.core import Core
 from bench.diagnose.selftest.device import device, recording
+from bench.diagnose.selftest.scaffold import perturb
 from bench.evaluation.evaluator import Evaluator, load_reward
 from bench.evaluation.features import find_space
 from bench.options import Config

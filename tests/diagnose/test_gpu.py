@@ -7,11 +7,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from rich.console import Console
-from scaffold import perturb, pipeline_model
+from scaffold import pipeline_model
 
 from bench import Batch, Core, Loss, Method, Needs, registry
 from bench.diagnose.gpu_steps import EXACT, relative, two_processes
 from bench.diagnose.profile import stand_ins
+from bench.diagnose.selftest.scaffold import perturb
 from bench.hub import Repository
 from bench.models.precision import use_precision
 from bench.models.random_weights import WRITERS

@@ -4,7 +4,9 @@ import pytest
 import torch
 from bench.methods.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
 from linear_gaussian import PATHS, everything, places, shift_policy, truth_of
-from scaffold import BETA, Wavy, gaussian_core, gradients, sample
+from scaffold import gradients, sample
+
+from bench.diagnose.selftest.scaffold import BETA, Wavy, gaussian_core
 
 
 @PATHS

@@ -8,11 +8,13 @@ from bench.methods.backprop.alignprop import AlignProp, AlignPropConfig
 from bench.methods.backprop.draft import DRaFT, DRaFT1, DRaFTConfig, DRaFTFull, DRaFTLV, DRaFTLVConfig
 from bench.methods.backprop.leap_align import LeapAlign
 from bench.methods.backprop.refl import ReFL, ReFLConfig
-from scaffold import Wavy, gaussian_core, gradients, places
+from linear_gaussian import places
+from scaffold import gradients
 from torch import Tensor
 
 from bench import Config, Method
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import Wavy, gaussian_core
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import Batch
 

@@ -9,9 +9,10 @@ from bench.methods.balance.db import DB, DBConfig, ResDB, ResDBConfig
 from bench.methods.balance.rtb import RTB, RTBConfig
 from bench.methods.balance.softmax import TMPO, SoftmaxRTB
 from linear_gaussian import PATHS, losses_and_departures, places, shift_policy, truth_of
-from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, sample, with_rewards
+from scaffold import gradients, sample, with_rewards
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import BETA, DIRECTION, Wavy, gaussian_core
 from bench.models.analytic import GaussianModel
 from bench.options import Config
 from bench.sampling.kernel import gaussian_log_prob

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from bench.methods.best_of_n import BestOfN, BestOfNConfig
-from scaffold import DIRECTION, gaussian_core
+
+from bench.diagnose.selftest.scaffold import DIRECTION, gaussian_core
 
 
 def test_best_of_n_keeps_the_best_of_its_own_candidates():

@@ -1,15 +1,32 @@
 """The losses of the ∇-GFlowNet methods against their equations, each written down with log-densities and autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bench.methods.nabla.adjoint import NablaGFNAdjoint
 from bench.methods.nabla.base import NablaMethod
 from bench.methods.nabla.published import NablaDB, NablaGFNPublished
 from bench.methods.nabla.residual import NablaGFN, NablaGFNNoFlow
-from scaffold import BETA, Wavy, gaussian_core, sample
+from linear_gaussian import PATHS, everything, losses_and_departures, places, shift_policy, truth_of
+from scaffold import (
+    gradients,
+    sample,
+    trainer_of,
+)
 from torch import Tensor
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import (
+    BETA,
+    DIRECTION,
+    Wavy,
+    gaussian_core,
+    moments,
+    perturb,
+    perturb_networks,
+    update,
+)
 from bench.method import Loss
 from bench.sampling.kernel import gaussian_log_prob
 from bench.sampling.trajectory import Trajectory, Transitions
@@ -141,3 +158,200 @@ def test_losses_are_those_of_the_equations(path, method_class, gamma, weighting)
             assert losses.keys() == by_hand.keys()
             for name, value in by_hand.items():
                 assert losses[name][i].item() == pytest.approx(value.item(), rel=1e-9, abs=1e-12), (name, k)
+
+
+def gammas(core: Core, kind: str) -> Tensor:
+    alphas = core.kernel.alphas_cumprod
+    gamma = {"alpha": alphas, "sqrt_alpha": alphas.sqrt(), "one": torch.ones_like(alphas)}[kind].clone()
+    gamma[-1] = 1
+    return gamma
+
+
+def set_optimum(core: Core, method: NablaMethod) -> None:
+    """Plug in the optimal policy and, beside the forward-looking term, the exact rest of the flow's gradient."""
+    truth = truth_of(core)
+    shift_policy(core, truth.flow[1:])
+    core.networks.update(method.networks(core.model))
+    look = (gammas(core, method.config.gamma) * truth.look).unsqueeze(1) * BETA * DIRECTION
+    core.networks["flow"].bias.data[places(core)] = (truth.flow - look)[:-1]
+
+
+@PATHS
+def test_closed_form_of_the_optimum(path):
+    # μ* = μ_# + σ² b_{k+1} tilts the prior's samples by exp(β w·x), up to the noise z_0, which is not tilted.
+    core = gaussian_core(10, path=path)
+    truth = truth_of(core)
+    prior_mean, prior_variance = moments(core, prior=True)[:2]
+    leak = truth.jacobian.prod() ** 2
+    shift_policy(core, truth.flow[1:])
+    mean, variance = moments(core)[:2]
+    assert torch.allclose(mean, prior_mean + BETA * DIRECTION * (prior_variance - leak), rtol=1e-9)
+    assert torch.allclose(variance, prior_variance, rtol=1e-9)
+    assert leak < 0.01 * prior_variance.max()
+    final = sample(core, 2000).latents[:, -1]
+    assert ((final.mean(0) - mean).abs() < 4 * (variance / 2000).sqrt()).all()
+    assert ((final.var(0) / variance - 1).abs() < 4 * (2 / 2000) ** 0.5).all()
+
+
+REVERSE = pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNPublished])  # at z_{k+1} and at z_k
+
+
+@PATHS
+@REVERSE
+@pytest.mark.parametrize(
+    ("gamma", "weighting", "eta"),
+    [("alpha", "score", 1.0), ("sqrt_alpha", "kl", 1.0), ("one", "score", 1.0), ("alpha", "kl", 0.6)],
+)
+def test_nabla_losses_vanish_at_the_optimum(path, gamma, method_class, weighting, eta):
+    core = gaussian_core(8, path=path, eta=eta)
+    options = {"gamma": gamma, "weighting": weighting, "fraction": 1}
+    method = method_class(method_class.Config(**options, trust=1.0))
+    set_optimum(core, method)
+    for data in (sample(core, 16), replace(sample(core, 16, prior=True), model_output=None)):
+        if data.model_output is None:  # off policy, where there is nothing to trust
+            method = method_class(method_class.Config(**options, trust=0.0))
+        total, gradient = gradients(method.losses(core, data), len(data), everything(core))
+        assert 0 <= total < 1e-10
+        assert gradient.abs().max() < 1e-10
+
+
+@PATHS
+@REVERSE
+def test_nabla_losses_see_every_departure_from_the_optimum(path, method_class):
+    core = gaussian_core(8, path=path)
+    method = method_class(method_class.Config(weighting="score", fraction=1, trust=0.0))
+    set_optimum(core, method)
+    data = sample(core, 16)
+
+    def loss() -> float:
+        return sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data)
+
+    flow = core.networks["flow"]
+    times = places(core).tolist()
+    # the default's flow at z_0 enters no loss
+    flow_times = times[1:] if method_class is NablaGFN else times
+    for name, table, chosen in (
+        ("policy bias", core.model.adapters()["bias"], times),
+        ("policy slope", core.model.adapters()["slope"], times),
+        ("flow bias", flow.bias, [*flow_times, 0]),
+        ("flow slope", flow.slope, [*flow_times, 0]),
+    ):
+        for place in chosen:
+            before = table.data[place].clone()
+            table.data[place] += 0.1
+            assert loss() > 1e-6, (name, place)
+            table.data[place] = before
+    assert loss() < 1e-10
+
+
+@pytest.mark.parametrize(("gamma", "share"), [("alpha", 0.62), ("sqrt_alpha", 0.76), ("one", 0.998)])
+def test_nabla_without_flow_has_another_fixed_point(gamma, share):
+    """The forward loss alone is zero at `μ_# + σ² β γ_{k+1} ∂ẑ/∂z w`, which is not the target's policy."""
+    core = gaussian_core(20)
+    truth = truth_of(core)
+    shift_policy(core, (gammas(core, gamma) * truth.look)[1:, None] * BETA * DIRECTION)
+    method = NablaGFNNoFlow(NablaGFNNoFlow.Config(gamma=gamma, fraction=1))
+    data = sample(core, 8)
+    total, gradient = gradients(method.losses(core, data), len(data), everything(core))
+    assert 0 <= total < 1e-10
+    assert gradient.abs().max() < 1e-10
+    reached = moments(core)[0] - moments(core, prior=True)[0]
+    shift_policy(core, truth.flow[1:])
+    asked = moments(core)[0] - moments(core, prior=True)[0]
+    assert torch.allclose(reached / asked, torch.full((2,), share, dtype=torch.float64), atol=0.005)
+
+
+@PATHS
+@pytest.mark.parametrize("eta", [1.0, 0.6])
+def test_nabla_on_the_adjoint_vanishes_at_the_optimum_and_nowhere_near(path, eta):
+    core = gaussian_core(8, path=path, eta=eta)
+    method = NablaGFNAdjoint(NablaGFNAdjoint.Config(weighting="score", fraction=1))
+    set_optimum(core, method)
+    times, flow = places(core).tolist(), core.networks["flow"]
+    tables = [(table, times) for table in core.model.adapters().values()]
+    tables += [(flow.bias, [*times, 0]), (flow.slope, [*times, 0])]
+    for data in (sample(core, 16), sample(core, 16, prior=True)):
+        losses_and_departures(core, method, data, tables)
+
+
+def test_without_the_last_reverse_loss_the_optimum_is_not_identified():
+    """The public code's choice: policies at any share of the shift then have zero loss, so nothing is learned."""
+
+    class LastLeftOut(NablaGFNPublished):
+        def transition_losses(self, core, part):
+            losses, rewards = super().transition_losses(core, part)
+            return losses | {"reverse": losses["reverse"].index_fill(0, part.finished, 0)}, rewards
+
+    core = gaussian_core(8)
+    truth, steps = truth_of(core), core.kernel.steps
+    look = truth.look[:, None] * gammas(core, "alpha")[:, None] * BETA * DIRECTION
+    for share in (0.0, 0.5, 1.0, 1.7):
+        flow = [share * truth.flow[steps - 1]]  # any value at K−1, carried back by the remaining equations
+        for k in reversed(range(steps - 1)):
+            flow.insert(0, truth.jacobian[k] * flow[0])
+        drift = torch.stack([*flow[1:], truth.flow[-1]])
+        shift_policy(core, drift)
+        zeros = []
+        for method_class in (LastLeftOut, NablaGFNPublished):
+            method = method_class(method_class.Config(weighting="kl", fraction=1))
+            core.networks.update(method.networks(core.model))
+            core.networks["flow"].bias.data[places(core)] = torch.stack(flow) - look[:-1]
+            data = sample(core, 16)
+            zeros.append(sum(loss.values.sum().item() for loss in method.losses(core, data)) / len(data))
+        reached = (moments(core)[0] - moments(core, prior=True)[0])[0]
+        assert zeros[0] < 1e-10
+        assert (zeros[1] < 1e-10) == (share == 1.0)
+        if share in (0.0, 1.7):
+            shift_policy(core, truth.flow[1:])
+            asked = (moments(core)[0] - moments(core, prior=True)[0])[0]
+            assert abs(reached / asked - 1) > 0.5
+
+
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNAdjoint, NablaGFNPublished, NablaDB])
+def test_reverse_loss_trains_the_flow_alone(method_class, core, tmp_path):
+    found = []
+    for weight in (0.0, 1.0):
+        method = method_class(method_class.Config(fraction=1, channels=[16, 16], reverse_weight=weight))
+        trainer = trainer_of(core, method, tmp_path)
+        if not found:
+            perturb(core.model)
+            data = trainer.sample_round(0)
+        perturb_networks(core)
+        found.append(update(core, method, data))
+    (without, a), (with_reverse, b) = found
+    assert with_reverse > without
+    adapters = core.model.adapters()
+    assert all(torch.equal(a[key], b[key]) for key in adapters)
+    assert any(not torch.equal(a[key], b[key]) for key in a if key not in adapters)
+
+
+def forward_alone(method_class: type[NablaMethod], **options) -> NablaMethod:
+    """The method with its forward loss as the only one."""
+
+    class ForwardAlone(method_class):
+        def micro_loss(self, part, steps, losses, rewards):
+            return super().micro_loss(part, steps, {"forward": losses["forward"]}, rewards)
+
+    return ForwardAlone(method_class.Config(channels=[16, 16], fraction=1, **options))
+
+
+@pytest.mark.parametrize("method_class", [NablaGFN, NablaGFNAdjoint, NablaDB, NablaGFNPublished])
+def test_the_forward_loss_trains_the_flow_in_the_published_setting_alone(method_class, core, tmp_path):
+    method = forward_alone(method_class)
+    data = trainer_of(core, method, tmp_path).sample_round(0)
+    perturb(core.model)
+    perturb_networks(core)
+    _, gradients = update(core, method, data)
+    assert any(g.any() for key, g in gradients.items() if key.startswith("flow.")) == (
+        method_class is NablaGFNPublished
+    )
+
+
+def test_a_detached_target_changes_no_loss_and_no_gradient_of_the_policy(core, tmp_path):
+    methods = [forward_alone(NablaGFNPublished, detach_target=detach) for detach in (True, False)]
+    data = trainer_of(core, methods[0], tmp_path).sample_round(0)
+    perturb(core.model)
+    perturb_networks(core)
+    (loss, detached), (again, attached) = (update(core, method, data) for method in methods)
+    assert loss == again
+    assert all(torch.equal(detached[key], attached[key]) for key in core.model.adapters())

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from bench.methods.online_dpo import OnlineDPO, OnlineDPOConfig
-from scaffold import Wavy, gaussian_core, gradients, with_rewards
+from scaffold import gradients, with_rewards
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import Wavy, gaussian_core
 from bench.sampling.noise import Noise
 from bench.sampling.trajectory import Trajectory
 

@@ -10,10 +10,11 @@ from bench.methods.regression.nft import NFT, NFTConfig
 from bench.methods.regression.ram import RAM
 from bench.methods.regression.rvm import RVM, RVMConfig
 from bench.methods.regression.tilt_matching import TiltMatching, TiltMatchingConfig
-from scaffold import DIRECTION, Linear, gradients
+from scaffold import gradients
 from torch import Tensor
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import DIRECTION, Linear
 from bench.models.analytic import GaussianFlowModel
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel, flow_kernel

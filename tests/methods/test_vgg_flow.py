@@ -4,9 +4,10 @@ import pytest
 import torch
 from bench.methods.vgg_flow import VGGFlow, VGGFlowConfig, VGGFlowPruned, VGGFlowPrunedConfig
 from linear_gaussian import places
-from scaffold import BETA, DIRECTION, Wavy, gaussian_core, gradients, sample
+from scaffold import gradients, sample
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import BETA, DIRECTION, Wavy, gaussian_core
 
 
 def linear_core(path: str = "flow") -> Core:

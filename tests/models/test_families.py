@@ -17,7 +17,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from scaffold import perturb
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -27,6 +26,7 @@ from transformers import (
 
 from bench.config import resolve
 from bench.diagnose.selftest import models
+from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
 from bench.model import DiffusionModel
 from bench.models.catalogue import load_model, make_kernel, repository

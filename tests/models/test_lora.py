@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from scaffold import perturb, pipeline_model
+from scaffold import pipeline_model
 
 from bench.config import from_settings, read, resolve
+from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
 from bench.models.pipeline import LORA_FILE, PipelineModel
 from bench.models.stable_diffusion import StableDiffusion

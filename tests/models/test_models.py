@@ -9,9 +9,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from scaffold import perturb, pipeline_model
+from scaffold import pipeline_model
 
 from bench.config import resolve
+from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
 from bench.hub import RANDOM
 from bench.model import DiffusionModel

@@ -6,9 +6,10 @@ import pytest
 import torch
 from bench.methods.best_of_n import BestOfN
 from bench.metrics.vendi import Vendi
-from scaffold import Brightness, perturb
+from scaffold import Brightness
 
 from bench.config import resolve
+from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import NonFiniteError
 from bench.evaluation.evaluator import Evaluator, draw, sample_names
 from bench.options import Config

@@ -11,11 +11,12 @@ from bench.methods.nabla.published import NablaGFNPublished
 from bench.methods.nabla.residual import NablaGFN
 from bench.rewards.colorfulness import Colorfulness
 from safetensors.torch import load_file
-from scaffold import perturb, trainer_of
+from scaffold import trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.config import resolve
+from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import OutOfMemoryError
 from bench.evaluation import evaluator
 from bench.models.pipeline import LORA_FILE

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scaffold import method_of, trainer_of
+from scaffold import small_method, trainer_of
 
 from bench.evaluation.evaluator import Evaluator
 from bench.runtime.stopping import STOP, Interrupted, signals_stop
@@ -68,7 +68,7 @@ def test_a_run_stopped_within_a_round_ends_where_it_would_have(name: str, core, 
         for key, p in model.adapters().items():
             p.data.copy_(start_of[key])
             p.grad = None
-        return trainer_of(core, method_of(name), tmp_path / folder)
+        return trainer_of(core, small_method(name), tmp_path / folder)
 
     straight = restart("straight")
     straight.run(lambda record: None)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
-from scaffold import perturb
 
+from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
 from bench.sampling.grids import ddim_kernel, flow_kernel
 from bench.sampling.kernel import gaussian_log_prob

@@ -77,3 +77,11 @@ def test_prompt_statistics_are_those_of_the_last_rewards():
             resumed = PromptStatistics(buffer=5, minimum=3)
             resumed.load_state_dict(statistics.state_dict())
             statistics = resumed
+
+
+def test_group_advantages():
+    prompts, rewards = ["a", "b", "a", "a", "c"], torch.tensor([1.0, 5.0, 2.0, 6.0, 7.0])
+    assert torch.allclose(group_baseline(prompts, rewards), torch.tensor([4.0, 0.0, 3.5, 1.5, 0.0]))
+    deviation = (14 / 3) ** 0.5
+    expected = torch.tensor([-2 / deviation, 0.0, -1 / deviation, 3 / deviation, 0.0])
+    assert torch.allclose(group_normalised(prompts, rewards), expected, atol=1e-5)

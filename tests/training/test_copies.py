@@ -5,10 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from scaffold import Brightness, perturb, pipeline_model
+from scaffold import Brightness, pipeline_model
 
 from bench import Batch, Config, Copy, Core, Loss, Method
 from bench.config import resolve
+from bench.diagnose.selftest.scaffold import perturb
 from bench.models.analytic import GaussianFlowModel, GaussianModel, RingModel
 from bench.runs.rows import label
 from bench.sampling.grids import ddim_kernel

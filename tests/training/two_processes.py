@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from scaffold import Brightness, perturb, pipeline_model
+from scaffold import Brightness, pipeline_model
 
 from bench import Batch, Config, Core, Loss, Method, Needs
-from bench.diagnose.selftest.scaffold import method_of
+from bench.diagnose.selftest.scaffold import method_of, perturb
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runtime import processes
 from bench.sampling.grids import ddim_kernel
