@@ -17,7 +17,7 @@ from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 
-@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"dtype": torch.bfloat16}, {"finetune": "full"}])
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"dtype": "bfloat16"}, {"finetune": "full"}])
 def test_a_copy_predicts_what_its_values_do(options, pipeline_folder):
     """Alone, merged or in the midst of a policy's graph, whose gradient it leaves as it was."""
     model = pipeline_model(pipeline_folder, **options)
