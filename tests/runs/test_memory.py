@@ -155,7 +155,7 @@ def test_one_sentence_says_the_phase_and_what_to_lower(attempt, monkeypatch, pha
 
 def test_a_failing_estimate_does_not_hide_the_error(attempt, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "decode", Cut(StableDiffusion.decode, 2))
-    monkeypatch.setattr(estimate, "networks", fail)
+    monkeypatch.setattr(estimate, "blueprint", fail)
     monkeypatch.setattr("bench.runs.out_of_memory.blueprint", fail)
     status, text, _ = attempt("ddpo")
     assert status == 2
