@@ -26,7 +26,6 @@ HOUSE_WORDS = {
     r"a (line|row|table|dot|run|prompt) a \w+": "one per",
     r"honest": "accurate",
     r"shortage|towers?|claimed": "say what it is",
-    r"nabla_gfn_shared": "removed",
 }
 
 

@@ -25,7 +25,6 @@ def load():
 if __name__ == "__main__":
     for module in "{imports}".split(", "):
         assert importlib.import_module(module).WHOSE == "theirs", module
-    load()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.apply(load))
 """
@@ -81,6 +80,7 @@ def test_a_users_folders_change_nothing(call, folder) -> None:
         assert call(path, program, "--version").startswith("nabla-bench ")
 
 
+@pytest.mark.parametrize("call", ["wheel"], indirect=True)
 def test_a_run_starts_in_an_empty_folder(call, tmp_path) -> None:
     tiny = [
         "train.prompts_per_round=2", "train.samples_per_prompt=2", "sampler.steps=2", "evaluation.samples_per_prompt=2",
