@@ -21,6 +21,7 @@ from .python import run as run
 from .reward import Reward as Reward
 from .sampling.kernel import Kernel as Kernel
 from .sampling.kernel import gaussian_log_prob as gaussian_log_prob
+from .sampling.kernel import mean_square as mean_square
 from .sampling.trajectory import Batch as Batch
 from .sampling.trajectory import Noised as Noised
 from .sampling.trajectory import Trajectory as Trajectory

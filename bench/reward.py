@@ -56,9 +56,8 @@ def score(reward: Reward, name: str, images: Tensor, prompts: list[str]) -> Tens
         raise BenchError(f"the reward {name!r} returned {type(scores).__name__}: return a float32 tensor of shape [B].")
     if scores.shape != (len(images),) or scores.dtype not in (torch.float32, images.dtype):
         raise BenchError(
-            f"the reward {name!r} returned {scores.dtype} {list(scores.shape)} for {len(images)} images: return "
-            "float32 "
-            f"[{len(images)}]."
+            f"the reward {name!r} returned {scores.dtype} {list(scores.shape)} for {len(images)} images: "
+            f"return float32 [{len(images)}]."
         )
     if scores.device != images.device:
         raise BenchError(f"the reward {name!r} returned a tensor on {scores.device} for images on {images.device}.")

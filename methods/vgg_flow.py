@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import NFE, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
+from bench import NFE, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions, mean_square
 
 
 class VGGFlowPrunedConfig(Config):
@@ -171,8 +171,3 @@ def velocity_loss(core: Core, part: Transitions, output: Tensor, prior_output: T
     slope = core.kernel.clean(torch.zeros_like(part.z), torch.ones_like(part.z), part.k)  # ∂x̂/∂o
     unit = -core.kernel.noise_level(part.k, part.z) / slope
     return mean_square(output - (prior_output + unit * beta_g))
-
-
-def mean_square(x: Tensor) -> Tensor:
-    """[n, *latent] → [n]."""
-    return (x**2).flatten(1).mean(1)

@@ -197,6 +197,11 @@ def _at(values: Tensor, k: Step, like: Tensor) -> Tensor:
     return at.view(-1, *(1,) * (like.ndim - 1)) if at.ndim else at
 
 
+def mean_square(x: Tensor) -> Tensor:
+    """`‖x‖²` as a mean over elements: [n] of [n, *latent]."""
+    return (x**2).flatten(1).mean(1)
+
+
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log-density of `x` [B, *latent] under `N(mean, std² I)`, summed over elements, all constants included; [B]."""
     log_prob = -((x - mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)

@@ -53,9 +53,8 @@ class Trainer:
         self.core, self.method, self.prompts, self.config, self.optimizer = core, method, prompts, train, optimizer
         self.checkpoints = folder / "checkpoints"
         self.loss_model = core.model if train.guidance is None else core.model.with_guidance(train.guidance)
-        self.prior_rewards: dict[
-            str, float
-        ] = {}  # mean reward of each prompt before training, for the log; may be empty
+        # mean reward of each prompt before training, for the log; may be empty
+        self.prior_rewards: dict[str, float] = {}
         with seeded(core.seed, "networks"):
             networks = method.networks(core.model)
         core.networks.clear()

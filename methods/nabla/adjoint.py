@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench import NFE, Batch, Core, Loss, Trajectory, Transitions
+from bench import NFE, Batch, Core, Loss, Trajectory, Transitions, mean_square
 
 from ..adjoint_matching import lean_adjoint
-from .base import FlowConfig, NablaMethod, mean_square
+from .base import FlowConfig, NablaMethod
 
 
 class NablaGFNAdjoint(NablaMethod):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions
+from bench import Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions, mean_square
 
 
 class NablaConfig(Config):
@@ -118,11 +118,6 @@ class NablaMethod(Method):
         following = [{k + 1 for k in steps} - {core.kernel.steps} for steps in chosen]
         either = [a | b for a, b in zip(chosen, following, strict=True)]
         return sum(map(len, chosen)), sum(map(len, following)), sum(map(len, either))
-
-
-def mean_square(x: Tensor) -> Tensor:
-    """[n] of [n, *latent]."""
-    return (x**2).flatten(1).mean(1)
 
 
 def scatter(values: Tensor, index: Tensor, n: int) -> Tensor:

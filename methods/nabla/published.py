@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import NFE, Batch, Core, Transitions
+from bench import NFE, Batch, Core, Transitions, mean_square
 
-from .base import FlowConfig, NablaMethod, mean_square
+from .base import FlowConfig, NablaMethod
 
 
 class NablaDBConfig(FlowConfig):

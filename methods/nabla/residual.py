@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from bench import NFE, Batch, Core, DiffusionModel, Transitions
+from bench import NFE, Batch, Core, DiffusionModel, Transitions, mean_square
 
-from .base import FlowConfig, NablaConfig, NablaMethod, mean_square, scatter
+from .base import FlowConfig, NablaConfig, NablaMethod, scatter
 
 
 class NablaGFN(NablaMethod):

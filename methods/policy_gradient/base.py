@@ -8,7 +8,20 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from bench import NFE, Batch, Config, Core, Deviation, Loss, Method, Needs, Trajectory, Transitions, group_advantages
+from bench import (
+    NFE,
+    Batch,
+    Config,
+    Core,
+    Deviation,
+    Loss,
+    Method,
+    Needs,
+    Trajectory,
+    Transitions,
+    gaussian_log_prob,
+    group_advantages,
+)
 
 from .surrogate import Surrogate, gaussian_kl
 
@@ -131,3 +144,9 @@ class FlowPolicyGradient(GroupPolicyGradient):
 def old_policy(core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
     """Mean μ_old [n, *latent] of the policy that sampled, from its recorded output, and the steps' σ [n]."""
     return core.kernel.mean(part.z, part.model_output, part.k), core.kernel.std(part.k, part.z).flatten()
+
+
+def mean_log_ratio(core: Core, part: Transitions, mean: Tensor) -> Tensor:
+    """`(log p_θ(z_{k+1} | z_k) − log p_old(z_{k+1} | z_k)) / d` [n], by the log-density that the rollout recorded."""
+    log_prob = gaussian_log_prob(part.z_next, mean, core.kernel.std(part.k, part.z))
+    return (log_prob - part.log_prob) / mean[0].numel()

@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Core, Needs, PromptStatistics, Trajectory, Transitions, gaussian_log_prob
+from bench import Batch, Core, Needs, PromptStatistics, Trajectory, Transitions
 
-from .base import Clip, PolicyGradient, PolicyGradientConfig
+from .base import Clip, PolicyGradient, PolicyGradientConfig, mean_log_ratio
 from .surrogate import Surrogate, clipped
 
 
@@ -51,9 +51,7 @@ class DDPO(PolicyGradient):
 
     def surrogate(self, core: Core, part: Transitions, mean: Tensor) -> Surrogate:
         """ℓ_k [n]."""
-        log_prob = gaussian_log_prob(part.z_next, mean, core.kernel.std(part.k, part.z))
-        log_ratio = (log_prob - part.log_prob) / mean[0].numel()
-        return clipped(log_ratio, part.advantages, self.config.clip)
+        return clipped(mean_log_ratio(core, part, mean), part.advantages, self.config.clip)
 
     def state_dict(self) -> dict[str, Any]:
         """The reward buffers."""

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from bench import Core, Deviation, Transitions
+from bench import Core, Deviation, Transitions, mean_square
 
 from .base import Clip, FlowPolicyGradient, FlowPolicyGradientConfig, KLWeight, old_policy
-from .surrogate import Surrogate, clipped, mean_square
+from .surrogate import Surrogate, clipped
 
 
 class FlowCPSConfig(FlowPolicyGradientConfig):

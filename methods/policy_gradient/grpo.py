@@ -3,9 +3,9 @@
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Core, Needs, Transitions, gaussian_log_prob
+from bench import Batch, Core, Needs, Transitions
 
-from .base import Clip, GroupPolicyGradient, GroupPolicyGradientConfig
+from .base import Clip, GroupPolicyGradient, GroupPolicyGradientConfig, mean_log_ratio
 from .surrogate import Surrogate, clipped
 
 
@@ -39,6 +39,4 @@ class GRPO(GroupPolicyGradient):
 
     def surrogate(self, core: Core, part: Transitions, mean: Tensor) -> Surrogate:
         """ℓ_k [n] without its KL term."""
-        log_prob = gaussian_log_prob(part.z_next, mean, core.kernel.std(part.k, part.z))
-        log_ratio = (log_prob - part.log_prob) / mean[0].numel()
-        return clipped(log_ratio, part.advantages, self.config.clip)
+        return clipped(mean_log_ratio(core, part, mean), part.advantages, self.config.clip)

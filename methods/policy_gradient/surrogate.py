@@ -11,12 +11,9 @@ Beside its loss every surrogate returns what is logged: the log-ratio, and which
 import torch
 from torch import Tensor
 
+from bench import mean_square
+
 Surrogate = tuple[Tensor, dict[str, Tensor]]
-
-
-def mean_square(x: Tensor) -> Tensor:
-    """`‖x‖²` [n], a mean over elements, of x [n, *latent]."""
-    return (x**2).flatten(1).mean(1)
 
 
 def gaussian_log_ratio(z_next: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor) -> Tensor:

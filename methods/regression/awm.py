@@ -1,14 +1,12 @@
 """AWM: "Advantage Weighted Matching: Aligning RL with Pretraining in Diffusion Models", 2025."""
 
-from dataclasses import replace
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import Copy, Core, Noised, Trajectory
+from bench import Copy, Core, Noised, mean_square
 
-from .forward_process import AdvantageConfig, Regression, clipped_advantages, mean_square
+from .forward_process import AdvantageConfig, AdvantageRegression
 
 
 class AWMConfig(AdvantageConfig):
@@ -21,7 +19,7 @@ class AWMConfig(AdvantageConfig):
     ema_decay: float = Field(0.3, ge=0, le=1, description="largest decay of the average; it grows by .001 an update")
 
 
-class AWM(Regression):
+class AWM(AdvantageRegression):
     """AWM: policy gradient with the denoising error as the log-likelihood.
 
     With `ℓ_o = −(s/p) (‖o − u‖² + 1e-10)^p` and `ρ = exp(ℓ_θ − ℓ_old)` the loss is
@@ -43,14 +41,6 @@ class AWM(Regression):
         """The policy that sampled the round, and the average."""
         ema = Copy(lambda updates: min(0.001 * updates, self.config.ema_decay))
         return {"old": Copy(lambda updates: 0.0, rounds=1), "ema": ema}
-
-    def normalises(self) -> bool:
-        """Always."""
-        return True
-
-    def prepare(self, core: Core, data: Trajectory) -> Trajectory:
-        """Add `clip(A, ±c)/c` [B] to the round."""
-        return replace(data, advantages=clipped_advantages(core, data, self.config) / self.config.advantage_clip)
 
     def loss(
         self, core: Core, part: Noised, policy: Tensor, reference: dict[str, Tensor]

@@ -2,12 +2,26 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from bench import NFE, Batch, Config, Core, Deviation, Loss, Method, Needs, Noised, Trajectory, group_advantages
+from bench import (
+    NFE,
+    Batch,
+    Config,
+    Core,
+    Deviation,
+    Loss,
+    Method,
+    Needs,
+    Noised,
+    Trajectory,
+    group_advantages,
+    mean_square,
+)
 
 
 class RegressionConfig(Config):
@@ -65,6 +79,20 @@ class Regression(Method):
         return NFE(core.kernel.steps * len(batch), (1 + len(self.references)) * states, states)
 
 
+class AdvantageRegression(Regression):
+    """A regression that sees rewards as clipped advantages, `clip(A, ±c)/c` unless a subclass says otherwise."""
+
+    config: AdvantageConfig
+
+    def normalises(self) -> bool:
+        """Always."""
+        return True
+
+    def prepare(self, core: Core, data: Trajectory) -> Trajectory:
+        """Add `clip(A, ±c)/c` [B] to the round."""
+        return replace(data, advantages=clipped_advantages(core, data, self.config) / self.config.advantage_clip)
+
+
 def predict(core: Core, part: Noised, name: str) -> Tensor:
     """The output [n, *latent] of the prior or of a copy of the adapters, without gradient."""
     if name == "prior":
@@ -75,11 +103,6 @@ def predict(core: Core, part: Noised, name: str) -> Tensor:
 def clipped_advantages(core: Core, data: Trajectory, config: AdvantageConfig) -> Tensor:
     """Rewards less their prompt's mean over a deviation, clipped; [B]."""
     return group_advantages(core, data, config.deviation).clamp(-config.advantage_clip, config.advantage_clip)
-
-
-def mean_square(x: Tensor) -> Tensor:
-    """`‖x‖²` as the regressions mean it: the mean over elements, [n]."""
-    return x.square().flatten(1).mean(1)
 
 
 def by_row(values: Tensor, like: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
 """DiffusionNFT: Zheng et al., "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", 2025."""
 
-from dataclasses import replace
-
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Trajectory
+from bench import Batch, Copy, Core, Noised, Trajectory, mean_square
 
-from .forward_process import AdvantageConfig, Regression, clipped_advantages, mean_square
+from .forward_process import AdvantageConfig, AdvantageRegression
 
 
 class NFTConfig(AdvantageConfig):
@@ -19,7 +17,7 @@ class NFTConfig(AdvantageConfig):
     fraction: float = Field(0.9, gt=0, le=1, description="noise levels per sample and update, over K")
 
 
-class NFT(Regression):
+class NFT(AdvantageRegression):
     """DiffusionNFT: regression on good samples and away from bad ones.
 
     With `r = (1 + clip(A, ±c)/c) / 2` and `o± = o_old ± β (o_θ − o_old)` the loss is
@@ -44,14 +42,6 @@ class NFT(Regression):
     def collect(self, core: Core, batch: Batch, number: int) -> Trajectory:
         """Samples of the old policy."""
         return core.rollout(batch, weights="old")
-
-    def normalises(self) -> bool:
-        """Always."""
-        return True
-
-    def prepare(self, core: Core, data: Trajectory) -> Trajectory:
-        """Add `clip(A, ±c)/c` [B] to the round."""
-        return replace(data, advantages=clipped_advantages(core, data, self.config) / self.config.advantage_clip)
 
     def loss(
         self, core: Core, part: Noised, policy: Tensor, reference: dict[str, Tensor]

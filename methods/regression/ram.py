@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bench import Core, Noised, Trajectory, group_baseline
+from bench import Core, Noised, Trajectory, group_baseline, mean_square
 
-from .forward_process import Regression, by_row, mean_square
+from .forward_process import Regression, by_row
 
 
 class RAM(Regression):

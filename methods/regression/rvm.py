@@ -5,9 +5,9 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import Core, Noised, Trajectory
+from bench import Core, Noised, Trajectory, mean_square
 
-from .forward_process import AdvantageConfig, Regression, by_row, clipped_advantages, mean_square
+from .forward_process import AdvantageConfig, AdvantageRegression, by_row, clipped_advantages
 
 
 class RVMConfig(AdvantageConfig):
@@ -17,7 +17,7 @@ class RVMConfig(AdvantageConfig):
     kl: float = Field(0.1, ge=0, description="λ: weight of the distance to the prior")
 
 
-class RVM(Regression):
+class RVM(AdvantageRegression):
     """RVM: a step towards good samples and away from bad ones, kept near the prior.
 
     The loss is `½ ‖o_θ − sg[o_θ − g]‖²`, whose gradient in o_θ is `g = A (o_θ − u) + λ (o_θ − o_#)`, with the advantage
@@ -29,10 +29,6 @@ class RVM(Regression):
     Config = RVMConfig
     config: RVMConfig
     references = ("prior",)
-
-    def normalises(self) -> bool:
-        """Always."""
-        return True
 
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add A [B] to the round."""

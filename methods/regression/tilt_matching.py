@@ -5,9 +5,9 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Trajectory, group_tilt
+from bench import Batch, Copy, Core, Noised, Trajectory, group_tilt, mean_square
 
-from .forward_process import Regression, RegressionConfig, by_row, mean_square
+from .forward_process import Regression, RegressionConfig, by_row
 
 
 class TiltMatchingConfig(RegressionConfig):
