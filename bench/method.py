@@ -19,7 +19,7 @@ from bench.model import DiffusionModel
 from bench.sampling.trajectory import Batch, Trajectory
 
 Values = TypeVar("Values")
-Kept = TypeVar("Kept")
+Recorded = TypeVar("Recorded")
 Weights = TypeVar("Weights")
 
 
@@ -59,8 +59,8 @@ class Loss:
 
 
 def two_passes(
-    values: Callable[[list[Kept] | None], Iterable[tuple[Values, Kept]]],
-    weigh: Callable[[list[Kept]], Iterable[Weights]],
+    values: Callable[[list[Recorded] | None], Iterable[tuple[Values, Recorded]]],
+    weigh: Callable[[list[Recorded]], Iterable[Weights]],
     *,
     complete: bool,
 ) -> Iterator[tuple[Values, Weights]]:
@@ -72,18 +72,18 @@ def two_passes(
 
     values(first): one pass. It yields, for each micro-batch, its values and what to keep of them without gradient: what
         `weigh` needs, and what the second pass need not compute again. `first` is None in the first pass, and in the
-        second what the first pass kept of each micro-batch.
-    weigh(kept): the weights of each of these micro-batches.
+        second what the first pass recorded of each micro-batch.
+    weigh(recorded): the weights of each of these micro-batches.
     complete: whether every micro-batch holds all that its own weights depend on. Then one pass is enough, and `weigh`
         gets one micro-batch at a time.
     """
     if complete:
-        for with_gradient, kept in values(None):
-            (weights,) = weigh([kept])
+        for with_gradient, recorded in values(None):
+            (weights,) = weigh([recorded])
             yield with_gradient, weights
         return
     with torch.no_grad():
-        first = [kept for _, kept in values(None)]
+        first = [recorded for _, recorded in values(None)]
     for (with_gradient, _), weights in zip(values(first), weigh(first), strict=True):
         yield with_gradient, weights
 

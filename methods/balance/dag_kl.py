@@ -20,8 +20,8 @@ class DAGKLConfig(DBConfig):
     policy_weight: float = Field(1.0, gt=0, description="weight of the policy gradient")
 
 
-class Kept(NamedTuple):
-    """What is kept of a micro-batch: `δ` [n], and `r(x̂_k)` [B, K+1] of all states scored so far."""
+class Recorded(NamedTuple):
+    """What is recorded of a micro-batch: `δ` [n], and `r(x̂_k)` [B, K+1] of all states scored so far."""
 
     residual: Tensor
     rewards: Tensor
@@ -52,14 +52,14 @@ class DAGKL(DB):
         whole_steps = count <= core.micro_batch
         size = core.micro_batch // count * count if whole_steps else core.micro_batch
 
-        def residuals(first: list[Kept] | None) -> Iterator[tuple[tuple[Terms, Tensor], Kept]]:
+        def residuals(first: list[Recorded] | None) -> Iterator[tuple[tuple[Terms, Tensor], Recorded]]:
             rewards = first[-1].rewards if first else None
             for terms in self.terms(core, data, steps, size, rewards):
                 residual = terms.flow + terms.log_policy.detach() - terms.log_reference - terms.flow_next
-                yield (terms, residual), Kept(residual.detach(), terms.rewards)
+                yield (terms, residual), Recorded(residual.detach(), terms.rewards)
 
-        def advantages(kept: list[Kept]) -> Sequence[Tensor]:
-            residuals = [part.residual for part in kept]
+        def advantages(recorded: list[Recorded]) -> Sequence[Tensor]:
+            residuals = [part.residual for part in recorded]
             return self.advantages(torch.cat(residuals), count).split([len(residual) for residual in residuals])
 
         for (terms, residual), advantage in two_passes(residuals, advantages, complete=whole_steps):
