@@ -22,6 +22,7 @@ class TiltSw2(Metric):
     """
 
     direction = "lower"
+    support = "positive"
     version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

@@ -19,7 +19,7 @@ from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED, PRIOR
 from bench.reporting.selection import floors, is_robust, priors, summary
-from bench.reporting.statistics import over_seeds, profile
+from bench.reporting.statistics import intervals, profile
 from bench.reporting.table import number
 
 FAMILIES = {  # what a method learns from; one of another package is among the others
@@ -110,7 +110,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     before, least = priors(rows), floors(rows)
     title = f"{title}: {metric}"
     if metric == GAIN:
-        rows, before = rows.assign(value=rows["difference"]), before.assign(value=0.0)
+        rows, before = rows.assign(value=rows["difference"], support="real"), before.assign(value=0.0)
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
@@ -312,7 +312,8 @@ def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
     for name, line in evaluations.groupby("row", sort=False):
         groups = line.groupby("budget")
         table = groups[list(COSTS)].mean()
-        table[["value", "low", "high"]] = over_seeds([group.to_numpy() for _, group in groups["value"]], robust)
+        values = [group.to_numpy() for _, group in groups["value"]]
+        table[["value", "low", "high"]] = intervals(values, line["support"].iloc[0], robust)
         table = table[groups["seed"].nunique() == line["seed"].nunique()]
         yield str(name), table.reset_index()
 

@@ -15,17 +15,34 @@ TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciici
     c: f"\\{c}" for c in "&%$#_{}"
 }
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "β": r"$\beta$", "★": r"$\star$"}
+TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 
 
 def interval(value: float, low: float, high: float, sign: bool = False) -> tuple[str, str]:
-    """The value and "[low, high]", to the interval's half's first digit, or second after a 1 or 2; "" without one."""
-    half = (high - low) / 2
-    if pd.isna(half) or half <= 1e-12 * abs(value):
+    """The value and "[low, high]", "" without one.
+
+    Each side to its own half's first digit, or second after a 1 or 2; the value to the shorter one's. A positive low
+    end keeps a digit of its own, so that it is never shown as zero.
+    """
+    below, above = value - low, high - value
+    if pd.isna(below + above) or below + above <= 2e-12 * abs(value):
         return number(value, sign), ""
-    digit, exponent = f"{half:.0e}".split("e")
-    decimals = max(0, (int(digit) < 3) - int(exponent))
-    show = [f"{x + 0.0:{'+' if sign else ''},.{decimals}f}" for x in (value, low, high)]
+    if max(below, above) < 2 * min(below, above):
+        below = above = (below + above) / 2
+    short = min(filter(None, (below, above)))
+    least = min(below or short, low) if low > 0 else below or short
+    sizes = (value, short), (low, least), (high, above or short)
+    show = [_rounded(x + 0.0, size, sign) for x, size in sizes]
     return show[0], f"[{show[1]}, {show[2]}]"
+
+
+def _rounded(value: float, size: float, sign: bool) -> str:
+    """To the first digit of `size`, or second after a 1 or 2; with an exponent where there is no room for the digits."""
+    plus = "+" if sign else ""
+    if abs(value) >= 1e9:
+        return f"{value:{plus}.2g}"
+    digit, exponent = f"{size:.0e}".split("e")
+    return f"{value:{plus},.{max(0, (int(digit) < 3) - int(exponent))}f}"
 
 
 def parts(cell: Cell) -> tuple[str, str, str]:
@@ -34,7 +51,7 @@ def parts(cell: Cell) -> tuple[str, str, str]:
         return cell.text or "–", "", ""
     value, ends = interval(cell.value, cell.low, cell.high)
     difference = " ".join(interval(*cell[3:6], sign=True)).strip() if pd.notna(cell.difference) else ""
-    return value, ends, difference
+    return f"{value} ‡" if cell.from_prior else value, ends, difference
 
 
 def _joined(cell: Cell, value: str) -> str:
@@ -51,7 +68,7 @@ def markdown(board: Board) -> str:
         return _joined(cell, {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value))
 
     lines = [("method", *board.headings, "n"), ["---"] * (len(board.headings) + 2)]
-    lines += [(line.name, *(text(cell) for cell in line.cells), line.n) for line in board.lines]
+    lines += [(line.name, *(text(cell) for cell in line.cells), line.runs) for line in board.lines]
     table = "\n".join("| " + " | ".join(part.replace("|", r"\|") for part in line) + " |" for line in lines)
     return "\n\n".join([table, *board.notes]) + "\n"
 
@@ -67,7 +84,7 @@ def latex(board: Board) -> str:
     def row(*texts: str) -> str:
         return " & ".join(texts) + r" \\"
 
-    body = [row(_tex(line.name), *map(text, line.cells), _tex(line.n)) for line in board.lines]
+    body = [row(_tex(line.name), *map(text, line.cells), _tex(line.runs)) for line in board.lines]
     first = sum(line.name in ("prior", "sampling floor") for line in board.lines[:2])
     return "\n".join(
         [
@@ -101,7 +118,7 @@ def to_csv(boards: Sequence[Board]) -> str:
         for metric, cell in zip(board.columns, line.cells, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["table", "row", "metric", *Cell._fields, "n"])
-    numbers = list(Cell._fields[:6])
+    numbers = list(Cell._fields[:9])
     return table.astype(dict.fromkeys(numbers, float)).to_csv(index=False, lineterminator="\n")
 
 
@@ -109,7 +126,7 @@ def terminal(board: Board, width: int) -> Group:
     """Tables no wider than `width`, one below the other where the columns do not fit; intervals below the values."""
     names = min(max(len(line.name) for line in board.lines), max(16, width // 4)) if board.lines else 6
     columns = [[_stacked(cell) for cell in cells] for cells in zip(*(line.cells for line in board.lines), strict=True)]
-    room = width - names - 2 - max(len(line.n) for line in board.lines) - 2 if board.lines else width
+    room = width - names - 2 - max(len(line.runs) for line in board.lines) - 2 if board.lines else width
     blocks: list[list[int]] = [[]]
     left = room
     for i, (title, cells) in enumerate(zip(board.headings, columns, strict=True)):
@@ -128,7 +145,7 @@ def terminal(board: Board, width: int) -> Group:
         table.add_column("n", justify="right")
         for place, line in enumerate(board.lines):
             style = "dim" if line.name in ("prior", "sampling floor") else ""
-            table.add_row(Text(line.name), *(columns[i][place] for i in block), line.n, style=style)
+            table.add_row(Text(line.name), *(columns[i][place] for i in block), line.runs, style=style)
         tables.append(table)
     return Group(Text(board.title, style="bold"), *tables, *(Text(note, style="dim") for note in board.notes), Text())
 

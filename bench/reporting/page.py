@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures import FAMILIES, TRADED, family, lines_of, scale_of
-from bench.reporting.formats import parts
+from bench.reporting.formats import interval, parts
 from bench.reporting.report import Question, Section, across, scores, sections
 
 IMAGES = 12_000_000  # bytes of samples that a page holds at most, so that a phone opens it
@@ -67,6 +67,7 @@ def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question
         over=across(scores(all_sections)),
         left_out=left_out,
         parts=parts,
+        gap=lambda cell: " ".join(interval(cell.gap, cell.gap_low, cell.gap_high, sign=True)).strip(),
         order=lambda cell: "" if pd.isna(cell.value) else repr(float(cell.value)),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),

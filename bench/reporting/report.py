@@ -3,7 +3,7 @@
 import csv
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from bench.reporting.figures import (
 from bench.reporting.formats import latex, markdown, to_csv
 from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
 from bench.reporting.points import plot_points
-from bench.reporting.selection import settings, summary
+from bench.reporting.selection import settings, summary, without_levels
 from bench.reporting.statistics import improvement, over_seeds
 
 
@@ -100,15 +100,15 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
         raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(measured)}")
     result: list[Section] = []
     for title, rows in settings(frame):
+        rows = rows if question.every else without_levels(rows)
         asked = [(question, limit) for limit in question.limits]
         if with_gains and question.axis is None:
             asked += [(Question(metrics, "gain"), gain) for gain in common_gains(rows)]
-        first, *rest = (
+        boards = (
             leaderboard(rows, one.metrics, one.axis, limit, f"{title}{one.title(limit)}", question.every)
             for one, limit in asked
         )
-        rest = [replace(board, notes=tuple(note for note in board.notes if note not in first.notes)) for board in rest]
-        result.append(Section(title, rows, (first, *rest)))
+        result.append(Section(title, rows, tuple(boards)))
     return result
 
 

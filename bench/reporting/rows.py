@@ -1,6 +1,7 @@
 """Result rows: one per (run, budget, metric) in long format, stored as Parquet.
 
-Rows of another schema are refused, never converted: a column that changed its meaning must not be averaged in.
+Rows of another schema are refused, never converted: a column that changed its meaning must not be averaged in. Of
+schema 2 nothing changed but that two columns are new, and they are filled in.
 """
 
 import json
@@ -13,7 +14,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 2
+SCHEMA = 3
+
+# metric → its `support` and `prior_is_best`, in rows of schema 2; those of others: "real" and false
+SCHEMA_2: dict[str, tuple[str, bool]] = {
+    "coverage": ("share", True),
+    "diversity": ("positive", True),
+    "diversity_clip": ("positive", True),
+    "diversity_dreamsim": ("positive", True),
+    "fid_prior": ("positive", True),
+    "fid_prior_per_prompt": ("positive", True),
+    "fid_target": ("positive", False),
+    "kid_prior": ("real", True),
+    "output_norm": ("positive", False),
+    "path_kl": ("positive", True),
+    "path_kl_steps": ("positive", True),
+    "sampler_gap": ("positive", True),
+    "tilt_sw2": ("positive", False),
+    "tilt_tv": ("share", False),
+    "vendi": ("positive", True),
+}
 
 # column → (type, may be missing)
 COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
@@ -41,6 +61,8 @@ COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
     "degrees": (pa.float64(), True),  # of freedom, of the standard error
     "n": (pa.int64(), False),
     "direction": (pa.string(), False),  # "higher", "lower" or "none"
+    "support": (pa.string(), False),  # one of SUPPORTS: the values that the metric can take
+    "prior_is_best": (pa.bool_(), False),  # whether it counts what training lost (see `bench.metric.Metric`)
     "unit": (pa.string(), False),
     "note": (pa.string(), False),
     "status": (pa.string(), False),  # "ok", "refused" (no value, the note says why), "failed" or RANDOM
@@ -67,7 +89,9 @@ STORED = pa.schema(
     [(name, pa.dictionary(pa.int32(), kind) if name in REPEATED else kind) for name, (kind, _) in COLUMNS.items()]
 )
 DIRECTIONS = ("higher", "lower", "none")
+SUPPORTS = ("real", "positive", "share")
 STATUSES = ("ok", "refused", "failed", RANDOM)
+WORDS = {"direction": DIRECTIONS, "support": SUPPORTS, "status": STATUSES}
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -82,7 +106,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         for fault, names in (("missing", missing), ("unknown", unknown), ("empty", empty)):
             if names:
                 raise ValueError(f"row of metric {row.get('metric')!r}: {fault} columns {', '.join(sorted(names))}")
-        for name, allowed in (("direction", DIRECTIONS), ("status", STATUSES)):
+        for name, allowed in WORDS.items():
             if row[name] not in allowed:
                 raise ValueError(f"row of metric {row['metric']!r}: {name} {row[name]!r} is none of {allowed}")
     try:
@@ -119,6 +143,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise ValueError(
             f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
         ) from None
+    if schemas == {2} and not {"support", "prior_is_best"} & set(table.column_names):
+        table, schemas = _from_schema_2(table), {SCHEMA}
     if schemas - {SCHEMA} or sorted(table.column_names) != sorted(COLUMNS):
         versions = ", ".join(sorted(map(str, schemas)))
         raise ValueError(
@@ -133,12 +159,21 @@ def _read(path: Path) -> pd.DataFrame:
     return table.to_pandas().astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
 
 
+def _from_schema_2(table: pa.Table) -> pa.Table:
+    """The table with the columns that schema 2 lacks."""
+    bases = [name.partition("/")[0] for name in table["metric"].to_pylist()]
+    support, best = zip(*(SCHEMA_2.get(base, ("real", False)) for base in bases), strict=True) if bases else ((), ())
+    table = table.append_column("support", pa.array(support, pa.string()))
+    table = table.append_column("prior_is_best", pa.array(best, pa.bool_()))
+    return table.set_column(table.column_names.index("schema"), "schema", pa.array([SCHEMA] * len(bases), pa.int32()))
+
+
 def _check_values(table: pa.Table) -> None:
     """Raise ValueError for an empty cell where there must be none, or a word or a JSON text that is none."""
     for name, (_, optional) in COLUMNS.items():
         if not optional and table[name].null_count:
             raise ValueError(f"column {name} has empty cells")
-    for name, allowed in (("direction", DIRECTIONS), ("status", STATUSES)):
+    for name, allowed in WORDS.items():
         if strange := set(table[name].unique().to_pylist()) - set(allowed):
             raise ValueError(f"{name} {strange.pop()!r} is none of {allowed}")
     for name in ("settings", "packages"):

@@ -1,14 +1,36 @@
 """Intervals over seeds, probabilities of improvement and performance profiles. Every interval is one of 95 %."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
+import scipy.special
 import scipy.stats
 
 CONFIDENCE = 0.95
 MANY = 10  # seeds from which on tables print interquartile means
+FEW = 5  # seeds; fewer cannot show how they scatter
 RESAMPLES = 2000
+
+
+class Scale(NamedTuple):
+    """Where the intervals of a metric are symmetric.
+
+    ends: of its values; forward: from them to the scale; slope: the derivative of that; back: from the scale.
+    """
+
+    ends: tuple[float, float]
+    forward: Callable[[Any], Any]
+    slope: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+
+SCALES = {  # by the metric's `support`
+    "real": Scale((-np.inf, np.inf), np.positive, np.ones_like, np.positive),
+    "positive": Scale((0.0, np.inf), np.log, lambda x: 1 / x, np.exp),
+    "share": Scale((0.0, 1.0), scipy.special.logit, lambda x: 1 / (x * (1 - x)), scipy.special.expit),
+}
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
@@ -40,6 +62,77 @@ def over_seeds(groups: Sequence[np.ndarray], robust: bool = False) -> np.ndarray
             reach = student(n - 1) * values.std(1, ddof=1) / n**0.5
             ends[places, 1:] = ends[places, :1] + np.stack([-reach, reach], 1)
     return ends
+
+
+def on_scale(values: np.ndarray, support: str, robust: bool = False) -> np.ndarray | None:
+    """Values [n] of a group on the scale of their support: [n], whose centre and spread give the group's interval.
+
+    Positive values are their logarithms. Shares, and positive values with a zero among them, are expanded around their
+    centre c, `g(c) + g'(c) (x − c)`, so that single values of exactly 0 or 1 do no harm. None if that is impossible: the
+    centre is an end of the support, or a value lies outside it.
+    """
+    (low, high), forward, slope, _ = SCALES[support]
+    if support == "real" or not len(values):
+        return values
+    if support == "positive" and values.min() > 0:
+        return np.log(values)
+    middle = _centre(values, robust)
+    if not low < middle < high or values.min() < low or values.max() > high:
+        return None
+    return forward(middle) + slope(middle) * (values - middle)
+
+
+def intervals(groups: Sequence[np.ndarray], support: str, robust: bool = False) -> np.ndarray:
+    """As `over_seeds`, on the scale of the support, so that no interval leaves it; [G, 3].
+
+    Equal values, and those that have no place on the scale, are summarised as they are.
+    """
+    moved = [on_scale(values, support, robust) if len(set(values)) > 1 else None for values in groups]
+    ends = over_seeds([own if new is None else new for own, new in zip(groups, moved, strict=True)], robust)
+    places = [i for i, new in enumerate(moved) if new is not None]
+    ends[places] = SCALES[support].back(ends[places])
+    return ends
+
+
+def gaps(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, robust: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and interval of x − y within seeds, for pairs of values [n] and [n] of the same seeds: [G, 3].
+
+    On the scale of the support, and [G] whether so: of plain values where one of them has no place on it.
+    """
+    moved = [[on_scale(values, support, robust) for values in pair] for pair in pairs]
+    scaled = np.array([x is not None and y is not None for x, y in moved], dtype=bool)
+    chosen = [new if yes else pair for new, yes, pair in zip(moved, scaled, pairs, strict=True)]
+    return over_seeds([x - y for x, y in chosen], robust), scaled
+
+
+def differences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, robust: bool = False) -> np.ndarray:
+    """The same in the metric's own unit, [G, 3]: what it adds to the centre of y, which never leaves the support."""
+    (low, high), _, _, back = SCALES[support]
+    ends, scaled = gaps(pairs, support, robust)
+    for i, (x, y) in enumerate(pairs):
+        if support == "real" or not len(x):
+            continue
+        if scaled[i]:
+            start = _centre(on_scale(y, support, robust), robust)
+            ends[i] = back(start + ends[i]) - back(start)
+        elif low <= min(x.min(), y.min()) and max(x.max(), y.max()) <= high:
+            ends[i] = np.clip(ends[i], low - _centre(y, robust), high - _centre(y, robust))
+    return ends
+
+
+def around(value: np.ndarray, error: np.ndarray, degrees: np.ndarray, support: str) -> np.ndarray:
+    """Interval of single values [n] with standard errors [n], on the scale of the support: low and high, [n, 2]."""
+    (low, high), forward, slope, back = SCALES[support]
+    inside, reach = (low < value) & (value < high), student(degrees) * error
+    middle = np.where(inside, value, np.nan)
+    ends = np.stack([back(forward(middle) + sign * slope(middle) * reach) for sign in (-1, 1)], 1)
+    return np.where(inside[:, None], ends, value[:, None] + np.stack([-reach, reach], 1))
+
+
+def _centre(values: np.ndarray, robust: bool) -> float:
+    return float(interquartile_mean(values) if robust else values.mean())
 
 
 def student(degrees: float | np.ndarray) -> float | np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import environment, registry
 from bench.hub import is_random
-from bench.metric import Measurement
+from bench.metric import Measurement, Metric
 from bench.model import DiffusionModel
 from bench.models.catalogue import is_analytic
 from bench.options import leaves
@@ -83,6 +83,7 @@ def row(
     counts: `Meter.total()`; info: `provenance`, and `prior_settings` under "prior".
     """
     base = measurement.name.partition("/")[0]
+    metric = registry.load("metrics", base) if base in registry.plugins("metrics") else Metric  # a run that failed
     return {
         "run": run_name(config),
         "config_hash": config.hash(),
@@ -97,7 +98,7 @@ def row(
         "budget": updates,
         "budget_unit": "updates",
         "metric": measurement.name,
-        "metric_version": registry.load("metrics", base).version if base in registry.plugins("metrics") else 1,
+        "metric_version": metric.version,
         "value": measurement.value,
         "prior": measurement.prior,
         "difference": measurement.difference,
@@ -105,6 +106,8 @@ def row(
         "degrees": measurement.degrees,
         "n": measurement.n,
         "direction": measurement.direction,
+        "support": metric.support,
+        "prior_is_best": metric.prior_is_best,
         "unit": measurement.unit,
         "note": measurement.note,
         "status": "random weights" if info["random_weights"] else "ok" if measurement.value is not None else "refused",

@@ -70,6 +70,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "degrees": 3.0,
         "n": 64,
         "direction": "higher",
+        "support": "real",
+        "prior_is_best": False,
         "unit": "",
         "note": "",
         "status": "ok",
@@ -89,12 +91,14 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def fid(**changes: Any) -> dict[str, Any]:
-    own = {"metric": "fid_prior/space", "value": 90.0, "prior": 70.0, "difference": 20.0, "standard_error": None}
+    own = {"support": "positive", "prior_is_best": True}
+    own |= {"metric": "fid_prior/space", "value": 90.0, "prior": 70.0, "difference": 20.0, "standard_error": None}
     return row(**({"direction": "lower"} | own | changes))
 
 
 def floor(**changes: Any) -> dict[str, Any]:
-    own = {"metric": "fid_prior/space/floor", "value": 65.0, "prior": None, "difference": None, "standard_error": 2.0}
+    own = {"support": "positive", "prior_is_best": True}
+    own |= {"metric": "fid_prior/space/floor", "value": 65.0, "prior": None, "difference": None, "standard_error": 2.0}
     return row(**({"direction": "none"} | own | changes))
 
 
