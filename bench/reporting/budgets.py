@@ -58,8 +58,8 @@ def at(
             notes.append(f"Not reached by all seeds, and values are of those that did: {', '.join(some)}.")
         if any(one.costs for one in missing.values()):
             notes.append(
-                f"< and –: bounds of the cost. The evaluations before and after the gain are both more than a factor "
-                f"of {NEAR} from it, too far to interpolate."
+                f"< and –: bounds of the cost, as no evaluation's gain is within a factor of {NEAR} of this one, so that "
+                "an interpolation would be a guess. Costs have no marks then."
             )
     else:
         path = _path(good[trained], axis)

@@ -37,7 +37,7 @@ class Cell(NamedTuple):
     difference: float = float("nan")  # only where it says more than the value
     difference_low: float = float("nan")
     difference_high: float = float("nan")
-    gap: float = float("nan")  # to the best of the column, on the metric's scale; a tie where its interval holds zero
+    gap: float = float("nan")  # to the best of the column (see `selection.Standing`); a tie where its interval holds 0
     gap_low: float = float("nan")
     gap_high: float = float("nan")
     mark: str = ""  # "best" or "tie", of the column
@@ -104,7 +104,8 @@ def leaderboard(
     failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
     rows = with_costs(rows, "lower" if axis == "gain" else "none")
     table, least, before = summary(rows), floors(rows), priors(rows)
-    marks = standings(rows, table, names)
+    bounded = any(one.costs for one in missing.values())  # then nobody knows whose costs are least
+    marks = standings(rows, table, [name for name in names if not (bounded and name in COST_NAMES)])
     lines = []
     if not rows.empty:
         lines.append(Line("prior", tuple(_plain(before, name) for name in names)))
@@ -125,6 +126,7 @@ def leaderboard(
         notes.insert(0, f"Feature space: {space}.")
     if not rows.empty:
         notes[:0] = [meaning(rows, names), *_warnings(rows, table, names, lines)]
+    notes = [note.replace(f"/{space}", "") if space else note for note in notes]
     return Board(title, tuple(names), headings, tuple(lines), tuple(notes))
 
 
@@ -133,6 +135,7 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
     if not has_seeds(rows):
         centre, kind = "Values of one run each", WITHIN
     else:
+        supports = rows.drop_duplicates("metric").set_index("metric")["support"].reindex(names).dropna()
         robust = is_robust(rows).reindex([name for name in names if name not in COST_NAMES]).dropna()
         means = [name for name, kind in robust.items() if not kind]
         centre = "Means over seeds, intervals by Student's t"
@@ -140,6 +143,9 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
             centre = "Interquartile means over seeds, intervals by bootstrap"
             if means:
                 centre += f" (means and Student's t where a row has under {MANY} values: {', '.join(means)})"
+        for kind, scale in (("positive", "of logarithms"), ("share", "on the scale of logits")):
+            if own := list(supports.index[supports == kind]):
+                centre += f"; {scale}: {', '.join(own)}"
         seeds = {json.loads(text).get("evaluation.seed") for text in rows["settings"].unique()}
         kind = OVER_SEEDS if seeds == {None} else OVER_TRAINING
     return (

@@ -108,7 +108,8 @@ def _axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Plotly's axis of a metric."""
     log, ends = scale_of(rows, metric)
     limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
-    return {"title": {"text": metric}, "type": "log" if log else "linear", **limits}
+    unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
+    return {"title": {"text": f"{metric} [{unit}]" if unit else metric}, "type": "log" if log else "linear", **limits}
 
 
 def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str, Any]]) -> Plot:

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.renames import renamed
 from bench.reporting.budgets import GAIN
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
-from bench.reporting.statistics import MANY, SCALES, around, differences, gaps, intervals, student
+from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
@@ -223,15 +223,13 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     for end in ("", "_low", "_high"):
         table[f"difference{end}"] = table[f"difference{end}"].mask(unpaired, table[f"value{end}"])
     if not several:
-        error, degrees = table["error"].to_numpy(), table["df"].to_numpy()
-        alone = unpaired | table["difference"].isna().to_numpy()
+        value, difference, error, degrees = (table[name].to_numpy() for name in ("value", "difference", "error", "df"))
+        own, between = np.full((len(table), 2), np.nan), around(difference, error, degrees, "real")
         for support, places in table.groupby("support").indices.items():
-            ends = around(table["value"].to_numpy()[places], error[places], degrees[places], str(support))
-            table.loc[table.index[places], ["value_low", "value_high"]] = ends
-        table[["value_low", "value_high"]] = table[["value_low", "value_high"]].where(alone[:, None])
-        ends = around(table["difference"].to_numpy(), error, degrees, "real")
-        ends[unpaired] = table.loc[unpaired, ["value_low", "value_high"]]
-        table[["difference_low", "difference_high"]] = ends
+            own[places] = around(value[places], error[places], degrees[places], str(support))
+        alone = unpaired | np.isnan(difference)
+        table[["value_low", "value_high"]] = np.where(alone[:, None], own, np.nan)
+        table[["difference_low", "difference_high"]] = np.where(unpaired[:, None], own, between)
     table["paired"] = ~unpaired & table["difference_low"].notna() & ((table["priors"] > 1) | (not several))
     return table.drop(columns=["error", "df", "priors", "support"])
 
@@ -251,8 +249,8 @@ def learners(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], float]
 class Standing(NamedTuple):
     """A row in a column: "best", "tie" or "", and its tested difference to the best with the interval.
 
-    The difference is on the scale of the metric's support, of logarithms or logits; where the best equals the prior, it
-    is the difference to the prior.
+    The difference is one of logarithms where the metric is positive; where the best equals the prior, it is the
+    printed difference to the prior.
     """
 
     mark: str
@@ -299,17 +297,16 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
 
 
 def _gaps(rows: pd.DataFrame, best: str, others: Sequence[str], several: bool, robust: bool) -> np.ndarray:
-    """Difference to the best of every other row, on the scale of the support, with its interval: [G, 3]."""
+    """Difference to the best of every other row, of logarithms where the metric is positive, with its interval: [G, 3]."""
     support = rows["support"].iloc[0]
     if several:
         seeds = rows.pivot(index="row", columns="seed", values="value")
         pairs = [seeds.loc[[name, best]].dropna(axis=1).to_numpy() for name in others]
         return gaps([(pair[0], pair[1]) for pair in pairs], support, robust)[0]
     single = rows.set_index("row")
-    (low, high), forward, slope, _ = SCALES[support]
     value, error = single["value"], single["standard_error"]
-    if value.between(low, high, inclusive="neither").all():
-        value, error = forward(value), error * slope(value)
+    if support == "positive" and value.min() > 0:
+        value, error = np.log(value), error / value
     reach = np.hypot(error[others], error[best]) * student(np.fmin(single["degrees"][others], single["degrees"][best]))
     return np.stack([value[others] - value[best] + shift * reach for shift in (0, -1, 1)], 1)
 

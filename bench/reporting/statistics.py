@@ -99,25 +99,23 @@ def gaps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centre and interval of x − y within seeds, for pairs of values [n] and [n] of the same seeds: [G, 3].
 
-    On the scale of the support, and [G] whether so: of plain values where one of them has no place on it.
+    Of positive values it is the difference of logarithms, unless one of them has none, and [G] tells whether it is.
+    Differences of shares are plain: between logits near 1, three seeds find differences where there are none.
     """
-    moved = [[on_scale(values, support, robust) for values in pair] for pair in pairs]
-    scaled = np.array([x is not None and y is not None for x, y in moved], dtype=bool)
-    chosen = [new if yes else pair for new, yes, pair in zip(moved, scaled, pairs, strict=True)]
-    return over_seeds([x - y for x, y in chosen], robust), scaled
+    scaled = np.array([support == "positive" and len(x) > 0 and min(x.min(), y.min()) > 0 for x, y in pairs], bool)
+    moved = zip(scaled, pairs, strict=True)
+    return over_seeds([np.log(x) - np.log(y) if log else x - y for log, (x, y) in moved], robust), scaled
 
 
 def differences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, robust: bool = False) -> np.ndarray:
     """The same in the metric's own unit, [G, 3]: what it adds to the centre of y, which never leaves the support."""
-    (low, high), _, _, back = SCALES[support]
+    low, high = SCALES[support].ends
     ends, scaled = gaps(pairs, support, robust)
     for i, (x, y) in enumerate(pairs):
-        if support == "real" or not len(x):
-            continue
         if scaled[i]:
-            start = _centre(on_scale(y, support, robust), robust)
-            ends[i] = back(start + ends[i]) - back(start)
-        elif low <= min(x.min(), y.min()) and max(x.max(), y.max()) <= high:
+            start = np.exp(_centre(np.log(y), robust))
+            ends[i] = start * np.expm1(ends[i])
+        elif len(x) and low <= min(x.min(), y.min()) and max(x.max(), y.max()) <= high:
             ends[i] = np.clip(ends[i], low - _centre(y, robust), high - _centre(y, robust))
     return ends
 

@@ -249,8 +249,9 @@ def test_comparison_of_methods() -> None:
     assert lines[5] == "| ddpo | 32 (+2.0 [+1.6, +2.4]) | – | – | 12,000 | 30 | 1 |"
     assert lines[6] == "| broken | failed | – | – | – | – | 0, 1 failed |"
     assert "95 % within the one evaluation" in lines[8]
-    assert lines[10] == "Feature space: space."
-    assert lines[12] == "broken, seed 0, failed: a | b"
+    assert lines[10].startswith("At fid_prior the prior is best")
+    assert lines[12] == "Feature space: space."
+    assert lines[14] == "broken, seed 0, failed: a | b"
     every = comparison(row(), row(metric="path_kl/late"), every=True)[0]
     assert "path_kl/late" in every
     assert "reward calls" in every
@@ -284,11 +285,11 @@ def test_comparison_over_seeds_takes_the_error_over_seeds_and_nothing_else() -> 
     earlier = row(seed=1, value=0.0, budget=30)
     alone = row(method="ddpo", value=33.0)
     lines = comparison(*seeds(35.25, 37.25), earlier, alone)
-    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 120 | 2 |"  # 36.25 ± 12.7 · 1.0
+    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 120 | 2 † |"  # 36.25 ± 12.7 · 1.0
     assert lines[4].startswith("| ddpo | 33 | 12,000 |")  # the one evaluation's error is something else
     assert "95 % over seeds, each with evaluation noise of its own." in lines[6]
     fixed = comparison(*seeds(35.25, 37.25, settings=chosen(evaluation__seed=0)))
-    assert "of training alone: all share one draw of evaluation noise." in fixed[-1]
+    assert "of training alone: all share one draw of evaluation noise." in fixed[-3]
 
 
 def test_paired_differences_over_seeds_leave_out_the_evaluation_noise() -> None:
@@ -316,7 +317,7 @@ def test_rows_name_the_settings_in_which_they_differ() -> None:
         "| draft (optimizer.lr = 0.1, train.updates = 60)",
         "| ddpo",
     ]
-    assert lines[3].endswith("| 2 |")
+    assert lines[3].endswith("| 2 † |")
     assert lines[4].endswith("| 1 |")
 
 
@@ -577,7 +578,8 @@ def test_comparison_at_equal_cost(axis: str | None, limit: float, expected: dict
     means = found[found["metric"] == "reward/train"].groupby("method")["difference"].mean().to_dict()
     assert means == pytest.approx(expected)
     assert not missing
-    assert told == ([f"Not given as much: {short}."] if short else [])
+    from_prior = ["‡ Interpolated between the prior and a run's first evaluation."] * (limit in (100, 60))
+    assert told == ([f"Not given as much: {short}."] if short else []) + from_prior
     if axis in ("updates", "reward_calls") and not short:
         assert set(found.loc[found["updates"] > 0, axis]) == {limit}
 
@@ -609,7 +611,7 @@ def test_a_gain_that_is_not_reached_is_told() -> None:
     assert not missing
     assert told == ["Not reached by all seeds, and values are of those that did: dear (1 of 2)."]
     _, missing, _ = at(rows, "gain", 9.0)
-    assert missing == {"cheap": "never, at most +4", "dear": "never, at most +4"}
+    assert {name: one.why for name, one in missing.items()} == dict.fromkeys(("cheap", "dear"), "never, at most +4")
     shown = leaderboard(rows, axis="gain", limit=9.0)
     assert [(line.name, line.cells[0].text, line.n) for line in shown.lines] == [
         ("cheap", "never, at most +4", "0"),
@@ -787,7 +789,7 @@ def test_every_suite_but_the_demo_has_a_curve() -> None:
     assert found.pop("demo") == [20]
     assert all(len(updates) >= 4 for updates in found.values())
     shares = config.resolve("rtb", suite="ring", assignments=["train.updates=3"])
-    assert shares.evaluated_at() == [1, 2, 3]
+    assert shares.evaluated_at() == [1, 3]
 
 
 def test_metrics_of_plugins_stand_in_the_table_unasked() -> None:
