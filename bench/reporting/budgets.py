@@ -58,8 +58,8 @@ def at(
             notes.append(f"Not reached by all seeds, and values are of those that did: {', '.join(some)}.")
         if any(one.costs for one in missing.values()):
             notes.append(
-                f"< and –: bounds of the cost, as no evaluation's gain is within a factor of {NEAR} of this one, so that "
-                "an interpolation would be a guess. Costs have no marks then."
+                f"< and –: bounds of the cost, as no evaluation around this gain is within a factor of {NEAR} of it "
+                "and an interpolation would be a guess. Costs have no marks then."
             )
     else:
         path = _path(good[trained], axis)
@@ -143,7 +143,8 @@ def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
     """The rows and, as metrics, what every run cost; "lower" where the cheapest shall be marked."""
     runs = rows[rows["status"] != "failed"].drop_duplicates(["row", "seed"])
     blank: dict[str, Any] = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
-    blank |= {"support": "positive", "prior_is_best": False, "direction": direction, "metric_version": 1, "status": "ok", "note": ""}
+    blank |= {"direction": direction, "metric_version": 1, "status": "ok", "note": ""}
+    blank |= {"support": "positive", "prior_is_best": False}
     costs = [
         runs.assign(metric=name, unit=unit, value=runs[column].astype(float), **blank)
         for column, (name, unit) in COSTS.items()

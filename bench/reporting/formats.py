@@ -27,7 +27,7 @@ def interval(value: float, low: float, high: float, sign: bool = False) -> tuple
     below, above = value - low, high - value
     if pd.isna(below + above) or below + above <= 2e-12 * abs(value):
         return number(value, sign), ""
-    if max(below, above) < 2 * min(below, above):
+    if max(below, above) < 4 * min(below, above):  # not very skewed
         below = above = (below + above) / 2
     short = min(filter(None, (below, above)))
     least = min(below or short, low) if low > 0 else below or short
@@ -37,7 +37,7 @@ def interval(value: float, low: float, high: float, sign: bool = False) -> tuple
 
 
 def _rounded(value: float, size: float, sign: bool) -> str:
-    """To the first digit of `size`, or second after a 1 or 2; with an exponent where there is no room for the digits."""
+    """To the first digit of `size`, or second after a 1 or 2; with an exponent from a thousand million on."""
     plus = "+" if sign else ""
     if abs(value) >= 1e9:
         return f"{value:{plus}.2g}"

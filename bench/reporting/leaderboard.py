@@ -135,16 +135,16 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
     if not has_seeds(rows):
         centre, kind = "Values of one run each", WITHIN
     else:
-        supports = rows.drop_duplicates("metric").set_index("metric")["support"].reindex(names).dropna()
-        robust = is_robust(rows).reindex([name for name in names if name not in COST_NAMES]).dropna()
+        robust = is_robust(rows).reindex(names).dropna()
+        supports = rows.drop_duplicates("metric").set_index("metric")["support"].reindex(robust.index)
         means = [name for name, kind in robust.items() if not kind]
         centre = "Means over seeds, intervals by Student's t"
-        if robust.any():
+        if len(means) < len(robust):
             centre = "Interquartile means over seeds, intervals by bootstrap"
             if means:
                 centre += f" (means and Student's t where a row has under {MANY} values: {', '.join(means)})"
         for kind, scale in (("positive", "of logarithms"), ("share", "on the scale of logits")):
-            if own := list(supports.index[supports == kind]):
+            if own := [name for name in means if supports[name] == kind]:
                 centre += f"; {scale}: {', '.join(own)}"
         seeds = {json.loads(text).get("evaluation.seed") for text in rows["settings"].unique()}
         kind = OVER_SEEDS if seeds == {None} else OVER_TRAINING
@@ -170,8 +170,8 @@ def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lin
         who = "all rows" if set(learned) == set(trained) else ", ".join(sorted(learned)) or "no row"
         reached = f" ({half:+.3g})" if half > 0 else ""
         notes.append(
-            f"At {', '.join(limited)} the prior is best, so doing nothing would win: values beyond the prior's count as "
-            f"equal to it, and marked are only rows with at least half the best gain of the training "
+            f"At {', '.join(limited)} the prior is best, so doing nothing would win: values beyond the prior's count "
+            "as equal to it, and marked are only rows with at least half the best gain of the training "
             f"reward{reached}: {who}."
         )
     for metric, own in shown.groupby("metric", sort=False)["note"]:

@@ -267,7 +267,8 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
     Of a metric at which the prior is best only `learners` are compared, and what is beyond the prior's equals it.
     Nothing is marked where no error is known.
     """
-    robust, found = is_robust(rows), {}
+    found: dict[tuple[str, str], Standing] = {}
+    robust = is_robust(rows)
     learned, _ = learners(rows, table)
     rows = rows[rows["metric"].isin(metrics) & (rows["direction"] != "none") & rows["value"].notna()]
     for metric, measured in rows[rows["method"] != "prior"].groupby("metric", sort=False):
@@ -297,7 +298,7 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
 
 
 def _gaps(rows: pd.DataFrame, best: str, others: Sequence[str], several: bool, robust: bool) -> np.ndarray:
-    """Difference to the best of every other row, of logarithms where the metric is positive, with its interval: [G, 3]."""
+    """Difference to the best of every other row, with its interval, [G, 3]; of logarithms if the metric is positive."""
     support = rows["support"].iloc[0]
     if several:
         seeds = rows.pivot(index="row", columns="seed", values="value")
@@ -331,8 +332,8 @@ def floors(rows: pd.DataFrame) -> pd.DataFrame:
         draws = seeds.groupby("metric").mean()
         errors = draws["standard_error"] / (draws["degrees"] + 1) ** 0.5
         for name, draw in draws.iterrows():
-            ends = around(*(np.array([x]) for x in (draw["value"], errors[name], draw["degrees"])), supports[name])
-            table.loc[name, ["value_low", "value_high"]] = ends[0]
+            value, error, degrees = (np.array([x]) for x in (draw["value"], errors[name], draw["degrees"]))
+            table.loc[name, ["value_low", "value_high"]] = around(value, error, degrees, supports[name])[0]
     return table
 
 

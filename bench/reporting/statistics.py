@@ -64,30 +64,31 @@ def over_seeds(groups: Sequence[np.ndarray], robust: bool = False) -> np.ndarray
     return ends
 
 
-def on_scale(values: np.ndarray, support: str, robust: bool = False) -> np.ndarray | None:
+def on_scale(values: np.ndarray, support: str) -> np.ndarray | None:
     """Values [n] of a group on the scale of their support: [n], whose centre and spread give the group's interval.
 
     Positive values are their logarithms. Shares, and positive values with a zero among them, are expanded around their
-    centre c, `g(c) + g'(c) (x − c)`, so that single values of exactly 0 or 1 do no harm. None if that is impossible: the
-    centre is an end of the support, or a value lies outside it.
+    mean c, `g(c) + g'(c) (x − c)`, so that single values of exactly 0 or 1 do no harm. None where that is impossible:
+    the mean is an end of the support, or a value lies outside it.
     """
     (low, high), forward, slope, _ = SCALES[support]
     if support == "real" or not len(values):
         return values
     if support == "positive" and values.min() > 0:
         return np.log(values)
-    middle = _centre(values, robust)
-    if not low < middle < high or values.min() < low or values.max() > high:
+    mean = values.mean()
+    if not low < mean < high or values.min() < low or values.max() > high:
         return None
-    return forward(middle) + slope(middle) * (values - middle)
+    return forward(mean) + slope(mean) * (values - mean)
 
 
 def intervals(groups: Sequence[np.ndarray], support: str, robust: bool = False) -> np.ndarray:
     """As `over_seeds`, on the scale of the support, so that no interval leaves it; [G, 3].
 
-    Equal values, and those that have no place on the scale, are summarised as they are.
+    Equal values, and those that have no place on the scale, are summarised as they are; so are all if `robust`, as a
+    bootstrap never leaves the support.
     """
-    moved = [on_scale(values, support, robust) if len(set(values)) > 1 else None for values in groups]
+    moved = [None if robust or len(set(values)) < 2 else on_scale(values, support) for values in groups]
     ends = over_seeds([own if new is None else new for own, new in zip(groups, moved, strict=True)], robust)
     places = [i for i, new in enumerate(moved) if new is not None]
     ends[places] = SCALES[support].back(ends[places])
@@ -99,10 +100,11 @@ def gaps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centre and interval of x − y within seeds, for pairs of values [n] and [n] of the same seeds: [G, 3].
 
-    Of positive values it is the difference of logarithms, unless one of them has none, and [G] tells whether it is.
-    Differences of shares are plain: between logits near 1, three seeds find differences where there are none.
+    Of positive values it is the difference of logarithms, unless one of them has none or `robust`; [G] tells whether it
+    is. Differences of shares are plain: between logits near 1, three seeds find differences where there are none.
     """
-    scaled = np.array([support == "positive" and len(x) > 0 and min(x.min(), y.min()) > 0 for x, y in pairs], bool)
+    logs = support == "positive" and not robust
+    scaled = np.array([logs and len(x) > 0 and min(x.min(), y.min()) > 0 for x, y in pairs], bool)
     moved = zip(scaled, pairs, strict=True)
     return over_seeds([np.log(x) - np.log(y) if log else x - y for log, (x, y) in moved], robust), scaled
 
@@ -113,10 +115,10 @@ def differences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, ro
     ends, scaled = gaps(pairs, support, robust)
     for i, (x, y) in enumerate(pairs):
         if scaled[i]:
-            start = np.exp(_centre(np.log(y), robust))
-            ends[i] = start * np.expm1(ends[i])
+            ends[i] = np.exp(np.log(y).mean()) * np.expm1(ends[i])
         elif len(x) and low <= min(x.min(), y.min()) and max(x.max(), y.max()) <= high:
-            ends[i] = np.clip(ends[i], low - _centre(y, robust), high - _centre(y, robust))
+            centre = interquartile_mean(y) if robust else y.mean()
+            ends[i] = np.clip(ends[i], low - centre, high - centre)
     return ends
 
 
@@ -127,10 +129,6 @@ def around(value: np.ndarray, error: np.ndarray, degrees: np.ndarray, support: s
     middle = np.where(inside, value, np.nan)
     ends = np.stack([back(forward(middle) + sign * slope(middle) * reach) for sign in (-1, 1)], 1)
     return np.where(inside[:, None], ends, value[:, None] + np.stack([-reach, reach], 1))
-
-
-def _centre(values: np.ndarray, robust: bool) -> float:
-    return float(interquartile_mean(values) if robust else values.mean())
 
 
 def student(degrees: float | np.ndarray) -> float | np.ndarray:
