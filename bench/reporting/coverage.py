@@ -27,7 +27,7 @@ class Law:
     values: np.ndarray
 
     def truth(self, support: str, robust: bool) -> float:
-        """What an interval is to contain: the mean, of a positive metric the geometric one, or the interquartile mean."""
+        """What an interval is to contain: the mean (of a positive metric geometric), or the interquartile mean."""
         if robust:
             levels = np.linspace(0.25, 0.75, 2001)
             return float(np.quantile(self.values, levels, method="inverted_cdf").mean())
@@ -69,8 +69,8 @@ seeds. A metric without a standard error of its own (`fid_prior`, `kid_prior`) h
 
 **Differences to the prior** are in round brackets. Within a seed all methods and the prior share the evaluation's
 noise, so differences are taken within seeds and then summarised. Of real metrics and shares, and from {many} seeds on,
-they are plain differences; of positive ones, differences of logarithms, applied to the prior's geometric mean and printed in the
-metric's unit. The prior's value plus an end of the interval never leaves the metric's range.
+they are plain differences; of positive ones, differences of logarithms, applied to the prior's geometric mean and
+printed in the metric's unit. The prior's value plus an end of the interval never leaves the metric's range.
 
 **Distances to the prior** (`fid_prior`, `kid_prior`) are printed as what they exceed the prior's own by, on the same
 noise. The prior's own samples are at a distance only because there are few of them: with fewer samples than
@@ -78,10 +78,11 @@ feature dimensions `fid_prior` is in the hundreds for a perfect copy. `--all` pr
 
 **The best** value of a column, among the rows with the most seeds, is bold or has a star. ≈ marks values that do not
 differ significantly from it: the 95 % interval of the difference to the best, within seeds, contains zero. It is a
-difference of logarithms for positive metrics (under {many} seeds) and a plain one for all others: for shares near 1, three seeds would
-find differences of logits where there are none. `report.csv` has every tested difference with its interval (`gap`), and
-the page shows it on hover. A row with as many seeds and no mark is worse than the best at 95 %, one comparison at a
-time: among twenty rows, one is expected to lose its mark by chance. If no error is known, nothing is marked.
+difference of logarithms for positive metrics (under {many} seeds) and a plain one for all others: for shares near 1,
+three seeds would find differences of logits where there are none. `report.csv` has every tested difference with its
+interval (`gap`), and the page shows it on hover. A row with as many seeds and no mark is worse than the best at 95 %,
+one comparison at a time: among twenty rows, one is expected to lose its mark by chance. If no error is known, nothing
+is marked.
 
 **Doing nothing wins nothing.** At some metrics no model does better than the prior (`prior_is_best`: diversity,
 coverage, `vendi`, distances to the prior, `path_kl`). Values beyond the prior's count as equal to it, so that several
@@ -196,14 +197,11 @@ def page() -> str:
     coverage, ties = [["values", *kinds]], [["values", *seeds]]
     for name, methods in laws.items():
         draws = DRAWS // min(len(methods), 10)
-        rates = {
-            n: [np.mean([held(law, n, rng, draws, plain) for law in methods]) for plain in (False, True)]
-            for n in COUNTS
-        }
-        real = methods[0].support == "real"
-        coverage.append(
-            [name, *(f"{own:.0%}" if real else f"{own:.0%} ({plain:.0%})" for own, plain in rates.values())]
-        )
+        coverage.append([name])
+        for n in COUNTS:
+            own, plain = (np.mean([held(law, n, rng, draws, real) for law in methods]) for real in (False, True))
+            scaled = n < MANY and methods[0].support != "real"
+            coverage[-1].append(f"{own:.0%} ({plain:.0%})" if scaled else f"{own:.0%}")
         ties.append([name, *(f"{np.mean([differ(law, n, rng, draws) for law in methods]):.0%}" for n in COUNTS)])
     better = [["higher by", *(f"{name}, {k} setting{'s' * (k > 1)}" for k in (1, 4) for name in seeds)]]
     for shift in (0.0, 1.0, 3.0):

@@ -113,12 +113,12 @@ def differences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, ro
     """The same in the metric's own unit, [G, 3]: what it adds to the centre of y, which never leaves the support."""
     low, high = SCALES[support].ends
     ends, scaled = gaps(pairs, support, robust)
+    starts = intervals([y for _, y in pairs], support, robust)[:, 0]
     for i, (x, y) in enumerate(pairs):
         if scaled[i]:
-            ends[i] = np.exp(np.log(y).mean()) * np.expm1(ends[i])
+            ends[i] = starts[i] * np.expm1(ends[i])
         elif len(x) and low <= min(x.min(), y.min()) and max(x.max(), y.max()) <= high:
-            centre = interquartile_mean(y) if robust else y.mean()
-            ends[i] = np.clip(ends[i], low - centre, high - centre)
+            ends[i] = np.clip(ends[i], low - starts[i], high - starts[i])
     return ends
 
 

@@ -15,19 +15,21 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 from scaffold import ROOT
 
-from bench import config
+from bench import config, registry
 from bench.errors import BenchError
+from bench.metric import Metric
 from bench.prompts import load_prompts
 from bench.reporting import report as reports
 from bench.reporting.budgets import at
 from bench.reporting.figures import _scale, plot_methods
-from bench.reporting.formats import markdown
+from bench.reporting.formats import interval, markdown
 from bench.reporting.leaderboard import Board, leaderboard, selected
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.report import Question, sections, write_report
@@ -152,6 +154,23 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"rows\.parquet cannot be read \(.+\): remove it"):
         read_rows(tmp_path)
+
+
+def test_rows_of_schema_2_are_given_what_metrics_declare(tmp_path: Path) -> None:
+    """What was published before is read as what the metrics' classes declare now."""
+    names = [*registry.BUILT_IN["metrics"], "run"]
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [row(metric=f"{name}/space") for name in names])
+    old = pq.read_table(path).drop_columns(["support", "prior_is_best"])
+    old = old.set_column(0, "schema", pa.array([2] * len(old), pa.int32()))
+    pq.write_table(old, path)
+    frame = read_rows(path)
+    classes = [registry.load("metrics", name) for name in names[:-1]] + [Metric]
+    assert list(frame["support"]) == [one.support for one in classes]
+    assert list(frame["prior_is_best"]) == [one.prior_is_best for one in classes]
+    assert set(frame["schema"]) == {3}
+    write_rows(path, frame.to_dict("records"))
+    pd.testing.assert_frame_equal(read_rows(path), frame)
 
 
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
@@ -617,6 +636,70 @@ def test_a_gain_that_is_not_reached_is_told() -> None:
         ("cheap", "never, at most +4", "0"),
         ("dear", "never, at most +4", "0"),
     ]
+
+
+def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
+    """The first evaluation has five times the gain: its cost is a bound, and nobody's cost is marked as least."""
+    frame = budgets()
+    early = (frame["method"] == "cheap") & (frame["budget"] == 10)
+    frame.loc[early, "difference"] = 2.5  # asked for 0.5
+    frame.loc[early & (frame["seed"] == 0), "difference"] = 0.9  # one seed near enough does not speak for the row
+    ((_, rows),) = settings(frame)
+    found, missing, told = at(rows, "gain", 0.5)
+    assert set(found["method"]) == {"dear"}
+    assert set(found["from_prior"]) == {True}
+    assert missing["cheap"].why == "passed before its first evaluation"
+    assert missing["cheap"].costs == {
+        "updates": "< 10", "reward calls": "< 100", "network rows": "< 12,000", "training time": "< 120",
+    }  # fmt: skip
+    assert any(note.startswith("< and –") for note in told) and any(note.startswith("‡") for note in told)
+    lines = markdown(leaderboard(rows, axis="gain", limit=0.5)).splitlines()
+    assert lines[3].startswith("| dear | 5 ‡ | 100 ‡ | 6000 ‡ | 60 ‡ | 2 † |")
+    assert lines[4] == "| cheap | passed before its first evaluation | < 100 | < 12,000 | < 120 | 2 |"
+    frame.loc[(frame["method"] == "dear") & (frame["budget"] == 40), "difference"] = 40.0  # from 2, and asked for 9
+    frame = frame[(frame["method"] == "dear")]
+    ((_, rows),) = settings(frame)
+    _, missing, _ = at(rows, "gain", 9.0)
+    assert missing["dear"].costs["updates"] == "20 – 40"
+    _, missing, _ = at(rows, "reward_calls", 60.0)
+    assert missing["dear"].why == "not evaluated between 0 and 200"
+
+
+def test_distances_to_the_prior_are_what_they_exceed_its_own_by() -> None:
+    """A Fréchet distance of 307 beside a floor of 306 says nothing; `--all` prints it."""
+    kl = {"metric": "path_kl", "direction": "lower", "prior": 0.0, "support": "positive", "prior_is_best": True}
+    note = "rank-deficient covariance: 9 images in 99 dimensions"
+    rows = [row(seed=s, run=f"r{s}") for s in range(3)]
+    for s, (value, prior) in enumerate([(310.0, 300.0), (330.0, 310.0), (350.0, 320.0)]):
+        same = {"seed": s, "run": f"r{s}"}
+        rows += [
+            fid(value=value, prior=prior, difference=value - prior, note=note, **same),
+            row(value=5.0, **kl, **same),
+        ]
+        rows.append(floor(value=prior - 1, **same))
+    frame = pd.DataFrame(rows)
+    (shown,) = sections(frame, Question())[0].boards
+    assert shown.headings[1] == "fid_prior [over the prior] ↓"
+    cells = {line.name: line.cells[1] for line in shown.lines}
+    assert (cells["prior"].value, cells["draft"].value, cells["sampling floor"].value) == (0, 20, -1)
+    assert cells["draft"].low == pytest.approx(20 - 4.303 * 10 / 3**0.5, abs=0.01)
+    assert f"fid_prior: {note}." in shown.notes
+    (levels,) = sections(frame, Question(every=True))[0].boards
+    assert {line.name: line.cells[1].value for line in levels.lines}["prior"] == pytest.approx(309.9, abs=0.1)
+
+
+def test_an_end_of_an_interval_is_not_rounded_to_zero() -> None:
+    assert interval(17.0, 0.4, 700.0) == ("17", "[0.4, 700]")
+    assert interval(0.6, 0.04, 0.98) == ("0.6", "[0.04, 1.0]")
+    assert interval(5.0, 4.8, 5.2) == ("5.00", "[4.80, 5.20]")
+    assert interval(5e18, 1e9, 2e28) == ("5e+18", "[1e+09, 2e+28]")
+
+
+def test_few_runs_are_flagged() -> None:
+    shown = board(*seeds(35.0, 36.0, 37.0), *(one | {"method": "ddpo"} for one in seeds(1.0, 2.0, 3.0, 4.0, 5.0)))
+    assert [(line.name, line.runs) for line in shown.lines] == [("prior", ""), ("draft", "3 †"), ("ddpo", "5")]
+    assert any(note.startswith("† Fewer than 5 runs") for note in shown.notes)
+    assert not any("†" in note for note in board(row()).notes)
 
 
 def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
