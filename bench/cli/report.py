@@ -23,7 +23,9 @@ class Format(StrEnum):
 def report(
     paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default the usual ones.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All metrics that have values, and levels of distances to the prior.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="All metrics that have values, and levels of distances to the prior.")
+    ] = False,
     at_reward_gain: Annotated[
         str | None, typer.Option(metavar="X[,X…]", help="Compare where every run first gains so much reward.")
     ] = None,
