@@ -41,8 +41,8 @@ class Combination(options.Config):
 def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Reward]:
     """The class of a weighted sum; each term's options lie under its name (`--set reward.emoji_style.style=noto`).
 
-    classes: the terms' own, by name. An instance has them in `parts`, in the order of `weights`. Raises BenchError for
-    terms of different inputs.
+    classes: the terms' own, by name, which are the class's `names`. An instance has them in `parts`, in the order of
+    `weights`. Raises BenchError for terms of different inputs.
     """
     weights = parse(expression)
     if len({term.inputs for term in classes.values()}) > 1:
@@ -54,6 +54,7 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
 
     class WeightedSum(Reward):
         Config = config_class
+        names = tuple(classes)
         differentiable = all(term.differentiable for term in classes.values())
         inputs = first.inputs
         scale = f"{expression} of: " + "; ".join(f"{name}: {term.scale}" for name, term in classes.items())
