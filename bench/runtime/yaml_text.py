@@ -48,6 +48,14 @@ class _Dumper(yaml.SafeDumper):
     }
 
 
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    quoted = set(text) & set("\x85\u2028\u2029")  # line breaks, which the plain styles would fold into spaces
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
+
+
+_Dumper.add_representer(str, _represent_str)
+
+
 def parse(text: str) -> Any:
     """What a YAML text says. Raises ValueError, with the reason and the line, where it cannot be read."""
     try:

@@ -13,7 +13,9 @@ from bench.errors import BenchError
 from bench.runtime import yaml_text
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-LOOKALIKES = st.sampled_from(["08", "1e5", "yes", "1:30", "2020-01-01", "~", "", "0x1f", "1_0", ".inf", "<<", "="])
+LOOKALIKES = st.sampled_from(
+    ["08", "1e5", "yes", "1:30", "2020-01-01", "~", "", "0x1f", "1_0", ".inf", "<<", "=", "\x85"]
+)
 
 
 @settings(max_examples=60, deadline=None)
