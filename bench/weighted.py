@@ -1,5 +1,6 @@
 """Weighted sums of rewards: `--reward "hps+0.1*aesthetic"`."""
 
+import math
 import re
 from typing import Any, Literal
 
@@ -20,12 +21,13 @@ def parse(expression: str) -> dict[str, float]:
     rest = expression
     while rest:
         term = TERM.match(rest)
-        if not term or (weights and not term[1]) or term[3] in weights:
+        weight = float(f"{term[1]}{term[2] or 1}") if term else math.nan
+        if not term or (weights and not term[1]) or term[3] in weights or not math.isfinite(weight):
             raise BenchError(
                 f"cannot read the reward {expression!r} at {rest!r}: write different rewards with numbers before them, "
                 'for example "hps+0.1*aesthetic".'
             )
-        weights[term[3]] = float(f"{term[1]}{term[2] or 1}")
+        weights[term[3]] = weight
         rest = rest[term.end() :]
     return weights
 
