@@ -41,6 +41,18 @@ def chaotic() -> pd.DataFrame:
     return rows[rows["method"] == "adjoint_matching"]
 
 
+def test_a_distance_near_zero_is_held_against_the_deviation_of_its_floor() -> None:
+    rows = {
+        "budget": 5,
+        "metric": ["kid", "kid/floor", "fid"],
+        "metric_version": 1,
+        "standard_error": [None, 0.1, None],
+    }
+    published = pd.DataFrame(rows | {"value": [-1e-4, 0.0, 1e-4]})
+    again = pd.DataFrame(rows | {"value": [1e-4, 0.0, -1e-4]})
+    assert list(agreement(published, again)["verdict"]) == ["noise", "equal", "differs"]
+
+
 def verdicts(rows: pd.DataFrame, change: Callable[[pd.DataFrame], pd.Series], places: pd.Series) -> set[str]:
     """The verdicts on seed 0 if it is done again and has other values in these places."""
     one = rows[rows["seed"] == 0]
