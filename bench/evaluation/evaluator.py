@@ -252,7 +252,8 @@ def _without_nonfinite(measured: Measurement) -> Measurement:
     if told := ", ".join(f"{name} is {bad[name]}" for name in names[:3] if name in bad):
         log.warning("metric %s: its %s, and is left out", measured.name, told)
         measured = replace(measured, note=f"not finite: {told}" + f"; {measured.note}" * bool(measured.note))
-    return replace(measured, **dict.fromkeys(bad))
+    nothing: dict[str, Any] = dict.fromkeys(bad)
+    return replace(measured, **nothing)
 
 
 def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
