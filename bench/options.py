@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from bench.errors import did_you_mean
 
@@ -22,6 +22,15 @@ class Config(BaseModel):
         defaults = {name: info.default for name, info in cls.model_fields.items() if isinstance(info.default, Config)}
         partial = {name: group for name, group in defaults.items() if isinstance(values.get(name), dict)}
         return values | {name: group.model_dump() | values[name] for name, group in partial.items()}
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{twice[0]!r} stands there twice")
+    return values
+
+
+Distinct = AfterValidator(_distinct)  # of a list's annotation: no value stands in it twice
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,4 +54,5 @@ def explain(mistake: Any, keys: list[str]) -> str:
         return f"unknown setting {where!r}{did_you_mean(where, siblings)}"
     if mistake["type"] == "value_error" and isinstance(value, dict | BaseModel):  # of a whole section
         return f"{where}{': ' * bool(where)}{mistake['ctx']['error']}."
-    return f"{where} = {value!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."
+    reason = mistake["msg"].removeprefix("Value error, ")
+    return f"{where} = {value!r}: {reason[0].lower()}{reason[1:]}."

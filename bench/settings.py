@@ -6,12 +6,12 @@ from collections.abc import Collection
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, SerializeAsAny, model_validator
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config
+from bench.runtime import yaml_text
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
 # float32 network). So they are no part of the hash that names a run, and a run may resume with others.
@@ -247,4 +247,4 @@ class RunConfig(Config):
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(self.model_dump(mode="json"))

@@ -262,12 +262,14 @@ def sweep(
 
     read = sweeps.read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
+    planned = sweeps.plan(read)  # what is impossible is told before anything runs
+    engine = sweeps.make_engine(read, on, address)
     if dry_run:
-        for job in sweeps.plan(read):
+        for job in planned:
             typer.echo(f"{job.state:8} {job.command}")
-        return
-    sweeps.plan_sweep(read)  # what is impossible is told before anything runs
-    with sweeps.make_engine(read, on, address) as engine:
+        with sweeps.reserved(read, create=False):
+            return
+    with sweeps.reserved(read, create=True), engine:
         choices, trials = sweeps.tune(read, console, engine)
         jobs = sweeps.plan_sweep(read, choices)
         failed = sweeps.run_sweep(jobs, console, engine)

@@ -30,13 +30,15 @@ def reproduce(
         bench reproduce results/published/ring --method rtb --seed 3
         bench reproduce results/published/emoji --run draft-seed0 --setting reward.name=emoji_clip
 
-    Exits with status 1 if a value differs by more than rounding and three standard errors.
+    Exits with status 1 if a value differs by more than rounding, three standard errors, or what training makes of
+    rounding on another processor: the same at first, and later no farther apart than two seeds.
     """
-    from bench.publish.reproduce import find_run, run_again, show
+    from bench.publish.reproduce import find_run, run_again, seeds_of, show
 
     run_rows = find_run(rows, run, method, seed, setting or [])
     console = Console()
-    if not show(run_rows, run_again(run_rows, assignments or [], out, console), console):
+    again = run_again(run_rows, assignments or [], out, console)
+    if not show(run_rows, again, console, seeds_of(rows, run_rows)):
         raise typer.Exit(1)
 
 

@@ -14,6 +14,7 @@ from bench import environment, registry
 from bench.errors import BenchError, did_you_mean
 from bench.renames import current, renamed
 from bench.reporting.agreement import agreement, sentence
+from bench.reporting.amplified import AMPLIFIED, amplified, began_alike
 from bench.reporting.rows import FINGERPRINT, read_rows
 from bench.runs.evaluate import evaluate_stored
 from bench.runs.preflight import preflight
@@ -21,7 +22,7 @@ from bench.runs.rows import comparable_settings
 from bench.runs.run import Run
 from bench.settings import EXECUTION, RunConfig
 
-COLORS = {"equal": "green", "rounding": "green", "noise": "yellow"}
+COLORS = {"equal": "green", "rounding": "green", "noise": "yellow", AMPLIFIED: "yellow"}
 
 
 def find_run(path: Path, run: str | None, method: str | None, seed: int | None, settings: list[str]) -> pd.DataFrame:
@@ -44,6 +45,14 @@ def find_run(path: Path, run: str | None, method: str | None, seed: int | None, 
         which = f"{len(runs)} runs ({shown})" if runs else "no run"
         raise BenchError(f"{which} in {path}: choose one with --run, or --method, --seed and --setting.")
     return frame
+
+
+def seeds_of(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows below `path` that differ from those of a run in the seed alone, the run's own included."""
+    frame, first = _read(path), rows.iloc[0]
+    return frame[
+        (frame["status"] != "failed") & (frame[["method", "settings"]] == first[["method", "settings"]]).all(axis=1)
+    ]
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -106,9 +115,13 @@ def verify_adapter(folder: Path, assignments: list[str], console: Console) -> pd
     return pd.DataFrame(evaluate_stored(folder, assignments, console)[-1])
 
 
-def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool:
-    """Print how far each value agrees, and what else was different; whether all agree."""
+def show(published: pd.DataFrame, again: pd.DataFrame, console: Console, seeds: pd.DataFrame | None = None) -> bool:
+    """Print how far each value agrees, and what else was different; whether all agree.
+
+    seeds: of a run that was trained again, the published rows of all its seeds (see `seeds_of`).
+    """
     compared = agreement(published, again)
+    compared = compared if seeds is None else amplified(compared, seeds)
     table = Table(box=None, pad_edge=False, title=published["run"].iloc[0], title_justify="left")
     for name in ("updates", "metric", "published", "again", "difference", "s.e.", "agrees"):
         table.add_column(name, justify="left" if name in ("metric", "agrees") else "right")
@@ -118,6 +131,14 @@ def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool
         table.add_row(str(row.budget), row.metric, *numbers, f"[{color}]{row.verdict}[/]")
     console.print(table)
     console.print(sentence(compared), highlight=False)
+    if AMPLIFIED in set(compared["verdict"]):
+        console.print(
+            "Amplified: the first evaluation agrees, and what differs later does so by no more than the seeds do, as "
+            "training amplifies rounding. That the values are those of the adapter, bench verify says.",
+            soft_wrap=True,
+        )
+    elif seeds is not None and "differs" in set(compared["verdict"]) and not began_alike(compared):
+        console.print("The first evaluation differs already: rounding is not the reason.", soft_wrap=True)
     first, here = published.iloc[0], environment.describe()
     then = {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
     now = {"revision": here["revision"], "hardware": here["hardware"], **here["packages"]}

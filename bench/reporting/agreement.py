@@ -3,23 +3,30 @@
 import numpy as np
 import pandas as pd
 
+from bench.reporting.amplified import AMPLIFIED
+
 ROUNDING = 1e-4  # relative; what another batch size or processor leaves of float32
 NOISE = 3  # standard errors
-VERDICTS = ("equal", "rounding", "noise", "differs", "missing", "other version")
+VERDICTS = ("equal", "rounding", "noise", AMPLIFIED, "differs", "missing", "other version")
 
 
 def agreement(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Every value of a published run beside that of the same metric and budget done again.
 
-    Columns: `budget`, `metric`, `published`, `again`, `difference`, `errors` (the difference in published standard
-    errors), `verdict`: equal; rounding, within `ROUNDING` of the value; noise, within `NOISE` standard errors; differs;
-    missing, measured by one only; other version of the metric. Values that both refused are equal.
+    Columns: `budget`, `metric`, `column` (of the rows), `published`, `again`, `difference`, `errors` (the difference in
+    published standard errors), `verdict`: equal; rounding, within `ROUNDING` of the value; noise, within `NOISE`
+    standard errors; differs; missing, measured by one only; other version of the metric. Values that both refused are
+    equal. A distance without an error of its own has the deviation of its floor's draws: near zero no rounding is
+    small beside the value.
     """
     columns = ["budget", "metric", "value", "metric_version", "standard_error"]
     both = published[columns].merge(again[columns[:4]], "left", ["budget", "metric"], suffixes=("", "_again"))
     one, two = both["value"], both["value_again"]
     difference = two - one
-    errors = difference.abs() / both["standard_error"].where(both["standard_error"] > 0)
+    floors = pd.MultiIndex.from_arrays([both["budget"], both["metric"] + "/floor"])
+    scatter = both.set_index(["budget", "metric"])["standard_error"].reindex(floors).to_numpy()
+    error = both["standard_error"].fillna(pd.Series(scatter, both.index))
+    errors = difference.abs() / error.where(error > 0)
     size = np.maximum(one.abs(), two.abs())
     conditions = [
         both["metric_version_again"].notna() & (both["metric_version_again"] != both["metric_version"]),
@@ -30,7 +37,7 @@ def agreement(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     ]
     verdict = np.select(conditions, ["other version", "missing", "equal", "rounding", "noise"], "differs")
     table = {"published": one, "again": two, "difference": difference, "errors": errors, "verdict": verdict}
-    return both[["budget", "metric"]].assign(**table)
+    return both[["budget", "metric"]].assign(column="value", **table)
 
 
 def sentence(compared: pd.DataFrame) -> str:

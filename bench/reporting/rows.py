@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SCHEMA = 3
@@ -97,7 +98,8 @@ WORDS = {"direction": DIRECTIONS, "support": SUPPORTS, "status": STATUSES}
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows (all columns but `schema`, which is filled in) so that `path` holds all of them or stays as it was.
 
-    Raises ValueError for missing, unknown, mistyped or empty columns, and for an unknown direction or status.
+    Raises ValueError for missing, unknown, mistyped or empty columns, for an unknown direction or status, and for NaN
+    or an infinity: what is missing is None.
     """
     rows = [{"schema": SCHEMA, **row} for row in rows]
     for row in rows:
@@ -113,6 +115,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         table = pa.Table.from_pylist(rows, TYPES)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"a row holds a value of the wrong type: {error}") from error
+    _check_finite(path, table)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         pq.write_table(table, file)
@@ -124,7 +127,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
     """All rows of a file, of several, or of every Parquet file below a folder, in the order of their paths.
 
-    Raises FileNotFoundError when there is none, ValueError for a file of another schema or a broken one.
+    What is missing is NaN in the frame. Raises FileNotFoundError when there is none, ValueError for a file of another
+    schema, a broken one, or one that holds NaN or an infinity itself.
     """
     if isinstance(source, Path):
         source = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
@@ -156,6 +160,7 @@ def _read(path: Path) -> pd.DataFrame:
         _check_values(table)
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(f"{path} holds no rows of this version: {error}") from None
+    _check_finite(path, table)
     return table.to_pandas().astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
 
 
@@ -179,3 +184,15 @@ def _check_values(table: pa.Table) -> None:
     for name in ("settings", "packages"):
         if not all(isinstance(json.loads(text), dict) for text in table[name].unique().to_pylist()):
             raise ValueError(f"column {name} holds no JSON objects")
+
+
+def _check_finite(path: Path, table: pa.Table) -> None:
+    """Raise ValueError, with the run and the metric, for a number that is none."""
+    for name in (field.name for field in TYPES if pa.types.is_floating(field.type)):
+        bad = table.filter(pc.invert(pc.is_finite(table[name])))  # of missing ones it is not asked
+        if bad.num_rows:
+            row = {key: bad[key][0].as_py() for key in (name, "metric", "run", "budget")}
+            raise ValueError(
+                f"{path}: {name} of {row['metric']} of the run {row['run']} after {row['budget']} updates is "
+                f"{row[name]}, which is no result: make the run again"
+            )

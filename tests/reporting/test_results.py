@@ -173,6 +173,25 @@ def test_rows_of_schema_2_are_given_what_metrics_declare(tmp_path: Path) -> None
     pd.testing.assert_frame_equal(read_rows(path), frame)
 
 
+FLOATS = [name for name, (kind, _) in COLUMNS.items() if pa.types.is_floating(kind)]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", FLOATS)
+def test_a_number_that_is_none_is_named(tmp_path: Path, column: str, number: float, bench) -> None:
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(ValueError, match=f"{column} of fid_prior/space of the run r1 after 60 updates is {number}"):
+        write_rows(path, [row(), fid(**{column: number})])
+    assert not path.exists()
+    write_rows(path, [row(), fid()])
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array([1.0, number], pa.float64())), path)
+    for command in ("report", "reproduce"):
+        status, text = bench(command, path)
+        assert (status, f"{column} of fid_prior/space of the run r1 after 60 updates is {number}" in text) == (2, True)
+
+
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_rows(tmp_path)
