@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.renames import renamed
+from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, over_seeds, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
-RUN = ["method", "configuration", "seed"]
-SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.", "model.dtype", FINGERPRINT)  # tables may differ in these
 
 
@@ -49,8 +47,7 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         frame = frame[~random]
     if frame.empty:
         raise ValueError(" ".join(["there are no rows to compare.", *left_out]))
-    texts = {text: json.dumps(renamed(json.loads(text)), sort_keys=True) for text in frame["settings"].unique()}
-    frame, messages = _once(frame.assign(settings=frame["settings"].map(texts)))
+    frame, messages = _once(identified(frame))
     return frame, left_out + messages
 
 
@@ -80,9 +77,8 @@ def _last_words(folder: Path) -> str:
 
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
+    """Every measurement of every run once, and what was different in a second one."""
     messages = []
-    frame = frame.assign(configuration=pd.factorize(frame["settings"])[0])  # a number for a long text
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
     broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
@@ -94,14 +90,14 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     # the newest version of a metric first, and a run's own rows before those of its `bench eval`
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
-    first = order.drop_duplicates(SAME)
-    compared = [*SAME, "value", "source", "metric_version"]
-    pairs = order[compared].merge(first[compared], on=SAME, suffixes=("", "_kept"))
+    first = order.drop_duplicates(MEASUREMENT)
+    compared = [*MEASUREMENT, "value", "source", "metric_version"]
+    pairs = order[compared].merge(first[compared], on=MEASUREMENT, suffixes=("", "_kept"))
     pairs = pairs[(pairs["metric_version"] == pairs["metric_version_kept"]) & pairs["value"].notna()]
     other = pairs[~np.isclose(pairs["value"], pairs["value_kept"], rtol=1e-3, atol=1e-9)]
     for first_path, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
         messages.append(f"{path} holds a run of {first_path} with other values; the latter count.")
-    return first.sort_index().drop(columns=["second", "configuration"]), messages
+    return first.sort_index().drop(columns="second"), messages
 
 
 def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -136,10 +132,7 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     texts = rows.groupby("method")["settings"].unique().to_dict()
 
     def name(method: str, text: str) -> str:
-        several = [chosen[other] for other in texts[method]]
-        common = set.intersection(*map(set, several))  # a setting that came later was as its default
-        mine, *others = ({key: one[key] for key in one if key in common} for one in (chosen[text], *several))
-        different = _differences(mine, others)
+        different = _differences(chosen[text], [chosen[other] for other in texts[method]])
         return f"{method} ({different})" if different else method
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
