@@ -25,8 +25,8 @@ GENERAL: Mapping[str, Renamed] = {
     "model.lora_alpha": Renamed("model.lora.alpha"),
 }
 
-# Settings that came later → what held before there were any. A row that lacks one was made with this value, whatever the
-# default is now; a row that has it says so itself, so the missing key is all that tells the versions apart.
+# Settings that came later → what held before they were there. A row that lacks one was made with this value, whatever
+# the default is now. All rows have schema 2: a missing key is all that tells the versions of the settings apart.
 ADDED: Mapping[str, Any] = {
     "train.guidance": None,
     "evaluation.sampler.guidance": None,

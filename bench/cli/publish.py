@@ -32,11 +32,10 @@ def reproduce(
 
     Exits with status 1 if a value differs by more than rounding and three standard errors.
     """
-    from bench.publish.reproduce import find_run, run_again, show
+    from bench.publish.reproduce import compare_again, find_run
 
     run_rows = find_run(rows, run, method, seed, setting or [])
-    console = Console()
-    if not show(run_rows, run_again(run_rows, assignments or [], out, console), console):
+    if not compare_again(run_rows, assignments or [], out, Console()):
         raise typer.Exit(1)
 
 
@@ -53,10 +52,9 @@ def verify(
 
     Exits with status 1 if a value differs by more than rounding and three standard errors.
     """
-    from bench.publish.reproduce import last_rows, show, verify_adapter
+    from bench.publish.reproduce import verify as verify_run
 
-    console = Console()
-    if not show(last_rows(folder), verify_adapter(folder, assignments or [], console), console):
+    if not verify_run(folder, assignments or [], Console()):
         raise typer.Exit(1)
 
 
@@ -90,11 +88,13 @@ def merge(
 
         bench merge ring-mymethod.zip results/published/ring
     """
-    from bench.publish.pack import merge_packs
+    from bench.publish.merge import merge_packs
 
     if len(packs) < 2:
         raise BenchError(
             "bench merge takes packs and then the published folder: bench merge PACK results/published/ring"
         )
-    added, present = merge_packs(packs[:-1], packs[-1])
-    typer.echo(f"{added} runs added to {packs[-1]}" + (f"; {present} were there already." if present else "."))
+    merged = merge_packs(packs[:-1], packs[-1])
+    text = f"{merged.added} runs added to {packs[-1]}"
+    text += f"; {merged.extended} that were there have new rows" if merged.extended else ""
+    typer.echo(text + (f"; {merged.present} were there already." if merged.present else "."))

@@ -5,6 +5,7 @@ which also holds the suite's name and what is measured when: they change what th
 """
 
 import json
+from functools import cache
 
 import pandas as pd
 
@@ -14,8 +15,9 @@ RUN = ["method", "settings", "seed", "evaluation"]  # of rows with canonical set
 MEASUREMENT = [*RUN, "metric", "budget"]
 
 
+@cache
 def canonical(settings: str) -> str:
-    """A row's settings (JSON) in the names of this version, with those that it lacks; equal texts are equal settings."""
+    """A row's settings (JSON) in the names of this version, with those that came later; equal settings, equal texts."""
     return json.dumps(renamed(json.loads(settings)), sort_keys=True)
 
 

@@ -116,7 +116,7 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         suffix = ""
         if len(alike) > 1:
             mine, *_ = parts = [_part(chosen[one["settings"].iloc[0]], MEASURED) for one in (rows, *alike)]
-            suffix = _differences(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
+            suffix = differences(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
         yield f"{heading}; {suffix}" if suffix else heading, _named(rows, chosen)
 
 
@@ -132,7 +132,7 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     texts = rows.groupby("method")["settings"].unique().to_dict()
 
     def name(method: str, text: str) -> str:
-        different = _differences(chosen[text], [chosen[other] for other in texts[method]])
+        different = differences(chosen[text], [chosen[other] for other in texts[method]])
         return f"{method} ({different})" if different else method
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
@@ -141,8 +141,8 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     return rows.assign(row=[names[pair] for pair in pairs], network_rows=calls)
 
 
-def _differences(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
-    """`key = value` of all settings in which `several` differ, with the values of `own`; a dash for one it lacks."""
+def differences(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
+    """`key = value` of all settings in which `several` differ, values of `settings`; a dash for one that it lacks."""
     keys = [key for key in settings | {key: None for one in several for key in one}]
     texts = {key: [json.dumps(one[key]) if key in one else "–" for one in (settings, *several)] for key in keys}
     return ", ".join(f"{key} = {values[0]}" for key, values in texts.items() if len(set(values)) > 1)
