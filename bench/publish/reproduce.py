@@ -147,7 +147,9 @@ def _show(published: pd.DataFrame, again: pd.DataFrame, compared: pd.DataFrame, 
     console.print(table)
     console.print(sentence(compared), highlight=False)
     then, now = (_told(frame) for frame in (published, again))
-    different = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] and then[name] != now.get(name)]
+    different = [
+        f"{name} {then[name]} → {now.get(name, '–')}" for name in then if then[name] and then[name] != now.get(name)
+    ]
     if different:
         console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)
     return set(compared["verdict"]) <= set(AGREE)
