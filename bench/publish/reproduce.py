@@ -135,9 +135,8 @@ def _show(published: pd.DataFrame, again: pd.DataFrame, compared: pd.DataFrame, 
     for name in ("updates", "metric", "published", "again", "difference", "s.e.", "agrees"):
         table.add_column(name, justify="left" if name in ("metric", "agrees") else "right")
     others = compared[(compared["column"] != "value") & (compared["verdict"] == "differs")]
-    for row in (
-        pd.concat([measurements(compared), others]).sort_values(["budget", "metric"], kind="stable").itertuples()
-    ):
+    lines = pd.concat([measurements(compared), others]).sort_values(["budget", "metric"], kind="stable")
+    for row in lines.itertuples():
         color = COLORS.get(row.verdict, "red")
         name = row.metric if row.column == "value" else f"{row.metric}: {row.column}"
         cells = _cells(row.column, row.published, row.again)
@@ -147,9 +146,8 @@ def _show(published: pd.DataFrame, again: pd.DataFrame, compared: pd.DataFrame, 
     console.print(table)
     console.print(sentence(compared), highlight=False)
     then, now = (_told(frame) for frame in (published, again))
-    different = [
-        f"{name} {then[name]} → {now.get(name, '–')}" for name in then if then[name] and then[name] != now.get(name)
-    ]
+    names = [name for name in then if then[name] and then[name] != now.get(name)]
+    different = [f"{name} {then[name]} → {now.get(name, '–')}" for name in names]
     if different:
         console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)
     return set(compared["verdict"]) <= set(AGREE)

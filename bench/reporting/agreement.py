@@ -44,8 +44,10 @@ def agreement(
             line["difference"] = two - one
             size, error = _tolerances(name, both, same_noise)
             line["errors"] = line["difference"].abs() / error.where(error > 0)
-            conditions = [same, one.isna() | two.isna(), line["difference"].abs() <= size, line["errors"] <= NOISE]
-            verdict = np.select(conditions, ["equal", "missing", "rounding", "noise"], "differs")
+            conditions = [same, line["difference"].abs() <= size, line["errors"] <= NOISE]
+            verdict = np.select(conditions, ["equal", "rounding", "noise"], "differs")
+            if name == "value":
+                verdict = np.where(one.isna() != two.isna(), "missing", verdict)
         line["verdict"] = np.select([missing, versions], ["missing", "other version"], verdict)
         lines.append(line.astype({"published": object, "again": object}))
     return pd.concat(lines, ignore_index=True)
