@@ -50,7 +50,8 @@ def verify(
 
         bench verify runs/ring/rtb-seed0-1a2b3c4d
 
-    Exits with status 1 if a value differs by more than rounding and three standard errors.
+    Compares every column that a table reads, and lists what cannot be verified without training. Exits with status 1 if
+    a number differs by more than rounding and three standard errors.
     """
     from bench.publish.reproduce import verify as verify_run
 
@@ -83,8 +84,9 @@ def merge(
 ) -> None:
     """Add packed runs to a published folder, if they were made as the rows there.
 
-    Checked are schema, configuration, evaluation set, metric versions, contents behind names, tuning, and that the code
-    was a commit of this repository without changes. Nothing is written if anything is wrong.
+    Checked are schema, configuration, evaluation set, metric versions, contents behind names, tuning, that the code was
+    a commit of this repository without changes, and that no value contradicts one of the same run. Nothing is written
+    if anything is wrong.
 
         bench merge ring-mymethod.zip results/published/ring
     """
