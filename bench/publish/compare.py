@@ -23,17 +23,15 @@ def compare(rows: pd.DataFrame, there: pd.DataFrame | None) -> Comparison:
     mine = identified(rows)
     twice = mine[mine.duplicated(MEASUREMENT)]
     conflicts = [f"{row.metric} at {row.budget} updates stands in it twice." for row in twice.itertuples()]
-    ours = identified(there if there is not None else rows[:0])
+    ours = identified(rows[:0] if there is None else there[there["seed"] == rows["seed"].iloc[0]])
     ours = ours[(ours[RUN] == mine[RUN].iloc[0]).all(axis=1)]
     if ours.empty:
         return Comparison(False, rows, conflicts)
     known, asked = (pd.MultiIndex.from_frame(frame[PLACE]) for frame in (ours, mine))
-    name, words = (
-        rows["run"].iloc[0],
-        ["failed" if "failed" in set(frame["status"]) else "finished" for frame in (ours, mine)],
-    )
-    if words[0] != words[1]:
-        conflicts.append(f"{name} has {words[0]} there and {words[1]} here.")
+    name = rows["run"].iloc[0]
+    before, now = ("failed" if "failed" in set(frame["status"]) else "finished" for frame in (ours, mine))
+    if before != now:
+        conflicts.append(f"{name} has {before} there and {now} here.")
     compared = agreement(ours[known.isin(asked)], mine[asked.isin(known)], COUNTED)
     conflicts += [
         f"{name} is there with another {row.column} of {row.metric} at {row.budget} updates: "

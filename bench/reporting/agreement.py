@@ -36,20 +36,18 @@ def agreement(
     lines = []
     for name in [name for name in (*SAME, *further, *NEAR) if name not in PLACE]:
         one, two = both[name], both[f"{name}_again"]
-        line = both[PLACE].assign(column=name, published=one, again=two, difference=np.nan, errors=np.nan)
         same = (one == two) | (one.isna() & two.isna())
+        line = {"column": name, "published": one.astype(object), "again": two.astype(object)}
         verdict = np.where(same, "equal", "differs")
         if name in NEAR:
-            one, two = one.astype(float), two.astype(float)
-            line["difference"] = two - one
+            difference, absent = two.astype(float) - one.astype(float), one.isna() != two.isna()
             size, error = _tolerances(name, both, same_noise)
-            line["errors"] = line["difference"].abs() / error.where(error > 0)
-            conditions = [same, line["difference"].abs() <= size, line["errors"] <= NOISE]
-            verdict = np.select(conditions, ["equal", "rounding", "noise"], "differs")
-            if name == "value":
-                verdict = np.where(one.isna() != two.isna(), "missing", verdict)
+            errors = difference.abs() / error.where(error > 0)
+            line |= {"difference": difference, "errors": errors}
+            conditions = [same, difference.abs() <= size, errors <= NOISE, absent & (name == "value")]
+            verdict = np.select(conditions, ["equal", "rounding", "noise", "missing"], "differs")
         line["verdict"] = np.select([missing, versions], ["missing", "other version"], verdict)
-        lines.append(line.astype({"published": object, "again": object}))
+        lines.append(pd.DataFrame({place: both[place] for place in PLACE} | line))
     return pd.concat(lines, ignore_index=True)
 
 
