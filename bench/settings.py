@@ -233,6 +233,8 @@ class RunConfig(Config):
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.
 
+        It names a run's folder, so it also holds the suite and what is measured when. A setting that is added changes
+        it: rows of several versions are compared by `bench.reporting.identity` instead.
         Runs of equal hash agree to rounding; to the bit, on a CPU, where the settings of `EXECUTION` agree too.
         """
         tree = self.model_dump(mode="json")

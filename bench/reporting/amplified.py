@@ -31,9 +31,8 @@ def amplified(compared: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
     apart = ~values["verdict"].isin(["equal", "rounding"])
     diverged = apart.groupby(values["budget"]).mean().reindex(compared["budget"]).to_numpy() > 0.5
     near = np.zeros(len(compared), dtype=bool)
-    for column, lines in compared.groupby("column"):
-        if column in seeds.select_dtypes("number"):
-            near[compared.index.get_indexer(lines.index)] = _near(lines, seeds, column)
+    for column, lines in compared[compared["difference"].notna()].groupby("column"):
+        near[compared.index.get_indexer(lines.index)] = _near(lines, seeds, column)
     found = (compared["verdict"] == "differs") & trained & diverged & near
     return compared.assign(verdict=compared["verdict"].mask(found, AMPLIFIED))
 

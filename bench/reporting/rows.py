@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -36,58 +36,71 @@ SCHEMA_2: dict[str, tuple[str, bool]] = {
     "vendi": ("positive", True),
 }
 
-# column → (type, may be missing)
-COLUMNS: dict[str, tuple[pa.DataType, bool]] = {
-    "schema": (pa.int32(), False),
+
+class Column(NamedTuple):
+    """A column's type, what holds of it when a run is evaluated or done again, and whether it may be missing.
+
+    check: "same" is equal again, "near" agrees to rounding or noise; "counted" is equal where the run is trained again,
+    and "named" where its configuration is the stored one; "told" depends on the machine and the time.
+    """
+
+    type: pa.DataType
+    check: Literal["same", "near", "counted", "named", "told"]
+    optional: bool = False
+
+
+COLUMNS: dict[str, Column] = {
+    "schema": Column(pa.int32(), "same"),
     # which run
-    "run": (pa.string(), False),
-    "config_hash": (pa.string(), False),
-    "settings": (pa.string(), False),  # JSON, dotted key → value: what makes a row of a table (without the seed)
-    "method": (pa.string(), False),
-    "reward": (pa.string(), False),
-    "model": (pa.string(), False),
-    "beta": (pa.float64(), False),
-    "prompts": (pa.string(), False),  # name of the prompt set
-    "evaluation": (pa.string(), False),  # hash of what was sampled to measure: prompts, noise, sampler, features
-    "seed": (pa.int64(), False),
-    "budget": (pa.int64(), False),
-    "budget_unit": (pa.string(), False),  # "updates"
+    "run": Column(pa.string(), "named"),
+    "config_hash": Column(pa.string(), "named"),
+    "settings": Column(pa.string(), "same"),  # JSON, dotted key → value: what makes a row of a table (without the seed)
+    "method": Column(pa.string(), "same"),
+    "reward": Column(pa.string(), "same"),
+    "model": Column(pa.string(), "same"),
+    "beta": Column(pa.float64(), "same"),
+    "prompts": Column(pa.string(), "same"),  # name of the prompt set
+    "evaluation": Column(pa.string(), "same"),  # hash of what was sampled to measure: prompts, noise, sampler, features
+    "seed": Column(pa.int64(), "same"),
+    "budget": Column(pa.int64(), "same"),
+    "budget_unit": Column(pa.string(), "same"),  # "updates"
     # what was measured; a failed run is one row with status "failed" and the reason as its note
-    "metric": (pa.string(), False),
-    "metric_version": (pa.int32(), False),
-    "value": (pa.float64(), True),
-    "prior": (pa.float64(), True),
-    "difference": (pa.float64(), True),
-    "standard_error": (pa.float64(), True),  # of the difference; of the value where there is no difference
-    "degrees": (pa.float64(), True),  # of freedom, of the standard error
-    "n": (pa.int64(), False),
-    "direction": (pa.string(), False),  # "higher", "lower" or "none"
-    "support": (pa.string(), False),  # one of SUPPORTS: the values that the metric can take
-    "prior_is_best": (pa.bool_(), False),  # whether it counts what training lost (see `bench.metric.Metric`)
-    "unit": (pa.string(), False),
-    "note": (pa.string(), False),
-    "status": (pa.string(), False),  # "ok", "refused" (no value, the note says why), "failed" or RANDOM
+    "metric": Column(pa.string(), "same"),
+    "metric_version": Column(pa.int32(), "same"),
+    "value": Column(pa.float64(), "near", optional=True),
+    "prior": Column(pa.float64(), "near", optional=True),
+    "difference": Column(pa.float64(), "near", optional=True),
+    # of the difference; of the value where there is no difference
+    "standard_error": Column(pa.float64(), "near", optional=True),
+    "degrees": Column(pa.float64(), "near", optional=True),  # of freedom, of the standard error
+    "n": Column(pa.int64(), "same"),
+    "direction": Column(pa.string(), "same"),  # "higher", "lower" or "none"
+    "support": Column(pa.string(), "same"),  # one of SUPPORTS: the values that the metric can take
+    "prior_is_best": Column(pa.bool_(), "same"),  # whether it counts what training lost (see `bench.metric.Metric`)
+    "unit": Column(pa.string(), "same"),
+    "note": Column(pa.string(), "told"),  # it may quote numbers, and what was seen in training
+    "status": Column(pa.string(), "same"),  # "ok", "refused" (no value, the note says why), "failed" or RANDOM
     # with what
-    "revision": (pa.string(), False),
-    "dirty": (pa.bool_(), True),  # None outside a git checkout
-    "packages": (pa.string(), False),  # JSON, name → version
-    "hardware": (pa.string(), False),
+    "revision": Column(pa.string(), "told"),
+    "dirty": Column(pa.bool_(), "told", optional=True),  # None outside a git checkout
+    "packages": Column(pa.string(), "told"),  # JSON, name → version
+    "hardware": Column(pa.string(), "told"),
     # at what cost, up to this budget
-    "updates": (pa.int64(), False),
-    "reward_calls": (pa.int64(), False),
-    "reward_gradients": (pa.int64(), False),
-    "network_forwards": (pa.int64(), False),
-    "network_backwards": (pa.int64(), False),
-    "wall_seconds": (pa.float64(), False),
-    "train_seconds": (pa.float64(), False),
-    "peak_memory_bytes": (pa.int64(), False),
+    "updates": Column(pa.int64(), "same"),
+    "reward_calls": Column(pa.int64(), "counted"),
+    "reward_gradients": Column(pa.int64(), "counted"),
+    "network_forwards": Column(pa.int64(), "counted"),
+    "network_backwards": Column(pa.int64(), "counted"),
+    "wall_seconds": Column(pa.float64(), "told"),
+    "train_seconds": Column(pa.float64(), "told"),
+    "peak_memory_bytes": Column(pa.int64(), "told"),
 }
-TYPES = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
+TYPES = pa.schema([(name, column.type) for name, column in COLUMNS.items()])
 RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison
 FINGERPRINT = "model.fingerprint"  # among the settings, where a model has weights: of these, precision and guidance
 REPEATED = ["settings", "packages", "hardware"]  # long, and equal in many rows
 STORED = pa.schema(
-    [(name, pa.dictionary(pa.int32(), kind) if name in REPEATED else kind) for name, (kind, _) in COLUMNS.items()]
+    [(name, pa.dictionary(pa.int32(), c.type) if name in REPEATED else c.type) for name, c in COLUMNS.items()]
 )
 DIRECTIONS = ("higher", "lower", "none")
 SUPPORTS = ("real", "positive", "share")
@@ -104,7 +117,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = [{"schema": SCHEMA, **row} for row in rows]
     for row in rows:
         missing, unknown = COLUMNS.keys() - row.keys(), row.keys() - COLUMNS.keys()
-        empty = [name for name, (_, optional) in COLUMNS.items() if not optional and row.get(name, "") is None]
+        empty = [name for name, column in COLUMNS.items() if not column.optional and row.get(name, "") is None]
         for fault, names in (("missing", missing), ("unknown", unknown), ("empty", empty)):
             if names:
                 raise ValueError(f"row of metric {row.get('metric')!r}: {fault} columns {', '.join(sorted(names))}")
@@ -175,8 +188,8 @@ def _from_schema_2(table: pa.Table) -> pa.Table:
 
 def _check_values(table: pa.Table) -> None:
     """Raise ValueError for an empty cell where there must be none, or a word or a JSON text that is none."""
-    for name, (_, optional) in COLUMNS.items():
-        if not optional and table[name].null_count:
+    for name, column in COLUMNS.items():
+        if not column.optional and table[name].null_count:
             raise ValueError(f"column {name} has empty cells")
     for name, allowed in WORDS.items():
         if strange := set(table[name].unique().to_pylist()) - set(allowed):

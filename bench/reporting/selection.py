@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.renames import renamed
 from bench.reporting.budgets import GAIN
+from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
-RUN = ["method", "configuration", "seed"]
-SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.", "model.dtype", FINGERPRINT)  # tables may differ in these
 
 
@@ -50,8 +48,7 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         frame = frame[~random]
     if frame.empty:
         raise ValueError(" ".join(["there are no rows to compare.", *left_out]))
-    texts = {text: json.dumps(renamed(json.loads(text)), sort_keys=True) for text in frame["settings"].unique()}
-    frame, messages = _once(frame.assign(settings=frame["settings"].map(texts)))
+    frame, messages = _once(identified(frame))
     return frame, left_out + messages
 
 
@@ -81,9 +78,8 @@ def _last_words(folder: Path) -> str:
 
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
+    """Every measurement of every run once, and what was different in a second one."""
     messages = []
-    frame = frame.assign(configuration=pd.factorize(frame["settings"])[0])  # a number for a long text
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
     broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
@@ -95,14 +91,14 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     # the newest version of a metric first, and a run's own rows before those of its `bench eval`
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
-    first = order.drop_duplicates(SAME)
-    compared = [*SAME, "value", "source", "metric_version"]
-    pairs = order[compared].merge(first[compared], on=SAME, suffixes=("", "_kept"))
+    first = order.drop_duplicates(MEASUREMENT)
+    compared = [*MEASUREMENT, "value", "source", "metric_version"]
+    pairs = order[compared].merge(first[compared], on=MEASUREMENT, suffixes=("", "_kept"))
     pairs = pairs[(pairs["metric_version"] == pairs["metric_version_kept"]) & pairs["value"].notna()]
     other = pairs[~np.isclose(pairs["value"], pairs["value_kept"], rtol=1e-3, atol=1e-9)]
     for first_path, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
         messages.append(f"{path} holds a run of {first_path} with other values; the latter count.")
-    return first.sort_index().drop(columns=["second", "configuration"]), messages
+    return first.sort_index().drop(columns="second"), messages
 
 
 def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -121,7 +117,7 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         suffix = ""
         if len(alike) > 1:
             mine, *_ = parts = [_part(chosen[one["settings"].iloc[0]], MEASURED) for one in (rows, *alike)]
-            suffix = _differences(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
+            suffix = differing(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
         yield f"{heading}; {suffix}" if suffix else heading, _named(rows, chosen)
 
 
@@ -137,10 +133,7 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     texts = rows.groupby("method")["settings"].unique().to_dict()
 
     def name(method: str, text: str) -> str:
-        several = [chosen[other] for other in texts[method]]
-        common = set.intersection(*map(set, several))  # a setting that came later was as its default
-        mine, *others = ({key: one[key] for key in one if key in common} for one in (chosen[text], *several))
-        different = _differences(mine, others)
+        different = differing(chosen[text], [chosen[other] for other in texts[method]])
         return f"{method} ({different})" if different else method
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
@@ -149,8 +142,8 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     return rows.assign(row=[names[pair] for pair in pairs], network_rows=calls)
 
 
-def _differences(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
-    """`key = value` of all settings in which `several` differ, with the values of `own`; a dash for one it lacks."""
+def differing(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
+    """`key = value` of all settings in which `several` differ, values of `settings`; a dash for one that it lacks."""
     keys = [key for key in settings | {key: None for one in several for key in one}]
     texts = {key: [json.dumps(one[key]) if key in one else "–" for one in (settings, *several)] for key in keys}
     return ", ".join(f"{key} = {values[0]}" for key, values in texts.items() if len(set(values)) > 1)

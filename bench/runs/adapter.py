@@ -33,6 +33,11 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
     config = read(folder / "config.yaml")
     if not registry.load("methods", config.method.name).needs.training:
         raise BenchError(f"{folder} holds a run of {config.method.name!r}, which trains nothing: it has no adapter.")
+    if catalogue.is_analytic(config.model.name):
+        raise BenchError(
+            f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them, and "
+            "diffusers has no use for its adapter."
+        )
     adapter = folder if (folder / "README.md").is_file() else folder / adapter_name(config)
     if not (adapter / "README.md").is_file():
         raise BenchError(f"{folder} has no adapter with a model card: finish the run with the command that began it.")

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench import config as configs
 from bench import environment, registry
+from bench.errors import BenchError
 from bench.hub import is_random
 from bench.metric import Measurement, Metric
 from bench.model import DiffusionModel
@@ -25,7 +28,19 @@ def run_name(config: RunConfig) -> str:
 def default_folder(config: RunConfig) -> Path:
     """`runs/<suite>/<reward>/<method>-seed<n>-<hash>`: another configuration never shares a folder."""
     reward = config.reward.name.replace("*", "x")  # of a weighted sum; a shell would expand the star
-    return Path("runs") / config.suite / reward / run_name(config)
+    return run_folder(Path("runs") / config.suite / reward, config)
+
+
+def run_folder(parent: Path, config: RunConfig) -> Path:
+    """The folder of a run in `parent`: `run_name`, unless an earlier version, with another hash, has begun it there."""
+    folder = parent / run_name(config)
+    if folder.exists():
+        return folder
+    for other in sorted(parent.glob(f"{config.method.name}-seed{config.seed}-????????")):
+        with suppress(BenchError, OSError, KeyError, TypeError):  # no run, or one that this version cannot read
+            if configs.read(other / "config.yaml").hash() == config.hash():
+                return other
+    return folder
 
 
 def comparable_settings(config: RunConfig) -> dict[str, Any]:

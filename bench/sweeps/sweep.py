@@ -29,7 +29,7 @@ from bench.reporting.rows import read_rows
 from bench.runs.folder import changed_contents, is_finished
 from bench.runs.log import last_record
 from bench.runs.preflight import preflight
-from bench.runs.rows import run_name
+from bench.runs.rows import run_folder
 from bench.runs.trackers import require_trackers
 from bench.runtime import yaml_text
 from bench.runtime.files import locked
@@ -223,15 +223,17 @@ class _Plan:
         except BenchError as error:
             self.faults[f"{method}: {error}"] = None
             return None
-        name, origin = run_name(config), ", ".join(f"{key} = {_text(value)}" for key, value in settings.items())
-        if self.origins.setdefault(name, origin) != origin:
-            self.faults[f"{method}: {origin} makes the same run as {self.origins[name]}: take one away."] = None
+        folder = run_folder(self.out, config)
+        origin = ", ".join(f"{key} = {_text(value)}" for key, value in settings.items())
+        if self.origins.setdefault(folder.name, origin) != origin:
+            self.faults[f"{method}: {origin} makes the same run as {self.origins[folder.name]}: take one away."] = None
         options = [f"--{key}={value}" for key, value in named.items() if value is not None]
         sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={_text(value)}")]
         options += [f"--track={name}" for name in spec.track]
         options += [f"--num-processes={spec.gpus}"] if spec.gpus > 1 else []
-        arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={self.out / name}"]
-        return self.by_name.setdefault(name, Job(arguments, self.out / name, self.out / "logs" / f"{name}.log", config))
+        arguments = ["run", f"--method={method}", *options, f"--seed={seed}", *sets, f"--out={folder}"]
+        log = self.out / "logs" / f"{folder.name}.log"
+        return self.by_name.setdefault(folder.name, Job(arguments, folder, log, config))
 
     def require(self, metrics: Sequence[str]) -> None:
         """Note as faults the metrics that some job will not measure, by name and split, or without a value."""

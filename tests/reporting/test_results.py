@@ -30,6 +30,7 @@ from bench.reporting import report as reports
 from bench.reporting.budgets import at
 from bench.reporting.figures import _scale, plot_methods
 from bench.reporting.formats import interval, markdown
+from bench.reporting.identity import identified
 from bench.reporting.leaderboard import Board, leaderboard, selected
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.report import Question, sections, write_report
@@ -173,7 +174,7 @@ def test_rows_of_schema_2_are_given_what_metrics_declare(tmp_path: Path) -> None
     pd.testing.assert_frame_equal(read_rows(path), frame)
 
 
-FLOATS = [name for name, (kind, _) in COLUMNS.items() if pa.types.is_floating(kind)]
+FLOATS = [name for name, column in COLUMNS.items() if pa.types.is_floating(column.type)]
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -361,10 +362,10 @@ def test_rows_name_the_settings_in_which_they_differ() -> None:
 
 def test_a_setting_that_came_later_makes_no_other_row() -> None:
     newer = {"settings": chosen(model__negative_prompt=""), "run": "r2"}
-    ((_, found),) = settings(pd.DataFrame([row(), row(seed=1, **newer), row(seed=2, **newer)]))
+    ((_, found),) = settings(identified(pd.DataFrame([row(), row(seed=1, **newer), row(seed=2, **newer)])))
     assert set(found["row"]) == {"draft"}
     changed = {"settings": chosen(model__negative_prompt="", optimizer__lr=0.1), "run": "r3"}
-    ((_, found),) = settings(pd.DataFrame([row(), row(seed=1, **newer), row(**changed)]))
+    ((_, found),) = settings(identified(pd.DataFrame([row(), row(seed=1, **newer), row(**changed)])))
     assert list(found["row"]) == ["draft (optimizer.lr = 0.002)"] * 2 + ["draft (optimizer.lr = 0.1)"]
 
 
