@@ -1,7 +1,5 @@
 """The settings of a run: frozen, validated, hashed. `bench.config` makes them from suites, recipes and `--set`."""
 
-import hashlib
-import json
 from collections.abc import Collection
 from operator import attrgetter
 from typing import Annotated, Any, Literal
@@ -12,6 +10,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config
+from bench.runtime.digests import digest
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
 # float32 network). So they are no part of the hash that names a run, and a run may resume with others.
@@ -239,7 +238,7 @@ class RunConfig(Config):
         for key in EXECUTION:
             section, name = key.split(".")
             del tree[section][name]
-        return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return digest(tree, size=8)
 
     def execution(self) -> dict[str, Any]:
         """The settings of `EXECUTION`, by dotted key."""
