@@ -35,7 +35,6 @@ ATTENTION: dict[str, Callable[[], Any]] = {
     "sliced": lambda: SlicedAttnProcessor(slice_size=1),
 }
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
 TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
@@ -69,7 +68,7 @@ class PipelineModel(Family):
         self.network: Any = getattr(pipe, self.denoiser)
         network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
-        self.spec = spec = self.describe({"pipeline": pipe.config} | parts)
+        self.spec = spec = self.describe({"pipeline": read(folder / "model_index.json")} | parts)
         spec.require_guidance(guidance, folder)
         self.decoder_batch = self.decoder_rows(torch.zeros(1, *spec.latent_shape), pipe.vae)
         precision = "tf32" if config.dtype == "tf32" else str(dtype)
