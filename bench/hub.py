@@ -18,7 +18,7 @@ from rich.progress import wrap_file
 
 from bench.errors import BenchError
 from bench.runtime.digests import digest_files
-from bench.runtime.files import write_atomic
+from bench.runtime.files import home_path, write_atomic
 
 PROBE_SECONDS = 3
 # size → the revision that bench.models.random_weights writes: no real commit is called so
@@ -53,12 +53,12 @@ def hub_cache() -> Path:
     """The hub's cache folder; `HF_HUB_CACHE` is read at every call."""
     from huggingface_hub import constants
 
-    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
+    return home_path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
 
 
 def project_cache() -> Path:
     """The folder of prior samples, features and files from plain addresses: `$XDG_CACHE_HOME/nabla-bench`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nabla-bench"
+    return home_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nabla-bench"
 
 
 @dataclass(frozen=True)

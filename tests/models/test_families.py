@@ -427,12 +427,8 @@ def test_the_grid_of_flux2_is_that_of_its_pipeline(steps):
 @pytest.fixture(scope="module")
 def narrow_folder(tmp_path_factory) -> Path:
     """A small Stable Diffusion 3 whose text, T5's too, is no wider than the states of both CLIP encoders."""
-    folder, card = (
-        tmp_path_factory.mktemp("narrow"),
-        next(card for card in CARDS.values() if card.name == "sd35_medium"),
-    )
     changes = {"transformer": {"joint_attention_dim": 32}, "text_encoder_3": {"d_model": 32}}
-    networks = card.architecture.networks.items()
+    folder, networks = tmp_path_factory.mktemp("narrow"), CARDS["sd35_medium"].architecture.networks.items()
     clip = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77)
     with seeded(0, "narrow"):
         parts = {name: build(network.kind, network.tiny | changes.get(name, {})) for name, network in networks}
@@ -474,7 +470,7 @@ def test_parts_are_those_that_the_index_names(bench, narrow_folder, tmp_path, le
     """A folder of a part that lies there unnamed is not read; an encoder without its tokenizer is refused."""
     folder = shutil.copytree(narrow_folder, tmp_path / "copy")
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | dict.fromkeys(left_out, [None, None])))
+    (folder / "model_index.json").write_text(json.dumps(index | {part: [None, None] for part in left_out}))
     found, text = dry_run(bench, folder)
     assert (found, words in text) == (status, True), text
     if len(left_out) == 2:
@@ -485,7 +481,7 @@ def test_parts_are_those_that_the_index_names(bench, narrow_folder, tmp_path, le
 @pytest.mark.parametrize(("part", "key"), [("text_encoder_3", "d_model"), ("text_encoder", "hidden_size")])
 def test_text_that_the_transformer_cannot_hold_is_refused_by_a_dry_run(bench, narrow_folder, tmp_path, part, key):
     folder = shutil.copytree(narrow_folder, tmp_path / "copy")
-    network = next(card for card in CARDS.values() if card.name == "sd35_medium").architecture.networks[part]
+    network = CARDS["sd35_medium"].architecture.networks[part]
     build(network.kind, network.tiny | {key: 40}).save_pretrained(folder / part)
     status, text = dry_run(bench, folder)
     assert status == 2 and "joint_attention_dim = 32" in text, text
