@@ -1,6 +1,5 @@
 """Priors whose exact noise prediction is known, so that methods can be checked against the truth."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.model import Conditioning, DiffusionModel, ModelSpec
+from bench.runtime.digests import digest
 from bench.runtime.finite import require_finite_weights
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
@@ -125,9 +125,14 @@ class AnalyticModel(DiffusionModel):
     def fingerprint(self) -> str:
         """A hash of the prior's settings."""
         schedule = self.spec.alphas_cumprod
-        levels = None if schedule is None else (schedule[0].item(), schedule[-1].item())
-        settings = repr((self.means.tolist(), self.std, levels, self.spec.steps_offset, str(self.dtype)))
-        return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+        return digest(
+            {
+                "means": self.means.tolist(),
+                "std": self.std,
+                "levels": None if schedule is None else schedule.tolist(),
+                "dtype": str(self.dtype),
+            }
+        )
 
 
 class GaussianModel(AnalyticModel):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
 from bench import config as configs
 from bench.environment import ROOT
@@ -22,6 +21,7 @@ from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows, write_rows
 from bench.reporting.selection import MEASURED
 from bench.runs.folder import CONTENTS, changed_contents
 from bench.runs.rows import comparable_settings, evaluation_id, label
+from bench.runtime import yaml_text
 from bench.runtime.files import write_atomic
 from bench.settings import RunConfig
 from bench.sweeps import tune as tuning
@@ -71,7 +71,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> Merged:
             if new.is_file():
                 try:
                     choices = _joined(choices, yaml_text.parse(new.read_text(encoding="utf8")))
-                except (BenchError, KeyError, TypeError, yaml.YAMLError) as error:
+                except (BenchError, KeyError, TypeError, ValueError) as error:
                     faults.append(f"{pack}: {tuning.FILE}: {error}")
     if faults:
         raise BenchError("\n".join(["nothing is merged:", *faults]))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from bench.environment import ROOT
 from bench.errors import BenchError
@@ -18,6 +17,7 @@ from bench.publish.compare import compare
 from bench.reporting.rows import read_rows
 from bench.reporting.selection import ASIDE
 from bench.runs.folder import CONTENTS
+from bench.runtime import yaml_text
 from bench.sweeps import tune as tuning
 
 FILES = ("config.yaml", CONTENTS, "environment.json", "samples.png")
@@ -111,7 +111,7 @@ def _private(place: Path) -> Iterator[str]:
             leaves = [*texts, *(leaf for text in frame["settings"].unique() for leaf in _strings(json.loads(text)))]
         else:
             texts = [data.decode("utf8", "replace")]
-            leaves = list(_strings(yaml_text.parse(data))) if path.suffix in (".yaml", ".json") else []
+            leaves = list(_strings(yaml_text.parse(texts[0]))) if path.suffix in (".yaml", ".json") else []
         if any(TOKEN.search(text) or any(secret in text for secret in secrets) for text in map(str, texts)):
             yield f"{name} holds a token."
         paths = {leaf for leaf in map(str, leaves) if ABSOLUTE.match(leaf)}

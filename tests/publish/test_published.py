@@ -58,7 +58,8 @@ def alter(path: Path, column: str, number: int = 0) -> tuple[object, object]:
     before = rows[column].iloc[number]
     rows.iloc[number, list(rows).index(column)] = now = (
         json.dumps(json.loads(before) | {"optimizer.lr": 0.5}) if column in ("settings", "packages")
-        else {"direction": "none", "status": "refused", "support": "share"}.get(column, f"{before}x") if isinstance(before, str)
+        else {"direction": "none", "status": "refused", "support": "share"}.get(column, f"{before}x")
+        if isinstance(before, str)
         else not before if column in ("dirty", "prior_is_best") else before + 1
     )  # fmt: skip
     store(path, rows)

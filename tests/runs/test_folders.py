@@ -8,10 +8,14 @@ import pytest
 import torch
 import yaml
 
+from bench import registry
 from bench.config import resolve
 from bench.errors import BenchError
 from bench.evaluation.evaluator import Evaluator
+from bench.hub import RANDOM
+from bench.models.random_weights import write
 from bench.prompts import split
+from bench.runs.contents import contents
 from bench.runs.rows import run_folder, run_name
 from bench.runtime.files import locked
 from bench.sweeps.sweep import Sweep, plan_sweep
@@ -68,6 +72,22 @@ def test_changed_weights_are_not_taken_for_the_runs_own(tiny_run, bench, pipelin
     finally:
         config.write_text(before)
     tiny_run("draft_1")
+
+
+def test_weights_of_the_reward_are_part_of_a_runs_contents(tmp_path: Path, monkeypatch) -> None:
+    """Another revision of the repository is told apart; before it is fetched there is nothing to tell."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    config = resolve("prior", reward="hps", overrides={"model.name": "emoji"})
+    before = contents(config, PROMPTS)
+    write(registry.load("rewards", "hps").files, tmp_path, "tiny")
+    whole = contents(config, PROMPTS)
+    assert whole == contents(config, PROMPTS)
+    assert whole.keys() - before.keys() == {"reward.name"}
+    repository = tmp_path / "models--xswu--HPSv2"
+    (repository / "snapshots" / RANDOM["tiny"]).rename(repository / "snapshots" / ("b" * 40))
+    (repository / "refs" / "main").write_text("b" * 40)
+    now = contents(config, PROMPTS)
+    assert {key for key in whole if whole[key] != now[key]} == {"reward.name"}
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "empty"])
