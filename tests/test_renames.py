@@ -1,20 +1,19 @@
 """Settings of earlier versions' rows, in the names of this version."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from rich.console import Console
 from scaffold import ROOT
 
 from bench.config import from_settings
 from bench.errors import BenchError
-from bench.publish.pack import _published, _strange
-from bench.publish.reproduce import show
+from bench.publish.compare import compare
+from bench.publish.merge import _strange
 from bench.renames import FINGERPRINTS, current
+from bench.reporting.agreement import agreement
 from bench.reporting.rows import FINGERPRINT, read_rows, write_rows
 from bench.reporting.selection import collect
 from bench.reporting.selection import settings as tables
@@ -69,11 +68,9 @@ def test_an_earlier_fingerprint_is_that_of_the_same_prior(rows: tuple, tmp_path:
     frame, _ = collect([tmp_path])
     assert len(list(tables(frame))) == 1
     assert frame["settings"].nunique() == 1
-    assert not _strange(new, old) and _published(new, old)
+    assert not _strange(new, old) and compare(new, old).known
     other = new.assign(settings=new["settings"].str.replace('"model.fingerprint": "', '"model.fingerprint": "f'))
-    assert _strange(other, old) and not _published(other, old)
-    told = io.StringIO()
-    show(old, new, Console(file=told))
-    assert "weights" not in told.getvalue()
-    show(old, other, Console(file=told))
-    assert "weights" in told.getvalue()
+    assert _strange(other, old) and not compare(other, old).known
+    assert set(agreement(old, new)["verdict"]) == {"equal"}
+    found = agreement(old, other)
+    assert set(found.loc[found["verdict"] == "differs", "column"]) == {"settings"}
