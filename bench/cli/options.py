@@ -6,10 +6,11 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
-console = Console()
+from bench.runtime.console import TextConsole
+
+console = TextConsole()
 
 
 class Kind(StrEnum):

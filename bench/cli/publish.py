@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from bench.cli.options import console
 from bench.errors import BenchError
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write.")]
@@ -35,7 +35,6 @@ def reproduce(
     from bench.publish.reproduce import find_run, run_again, show
 
     run_rows = find_run(rows, run, method, seed, setting or [])
-    console = Console()
     if not show(run_rows, run_again(run_rows, assignments or [], out, console), console):
         raise typer.Exit(1)
 
@@ -55,7 +54,6 @@ def verify(
     """
     from bench.publish.reproduce import last_rows, show, verify_adapter
 
-    console = Console()
     if not show(last_rows(folder), verify_adapter(folder, assignments or [], console), console):
         raise typer.Exit(1)
 

@@ -94,7 +94,7 @@ def report(
     else:
         formats.show(results.boards_of(sections), console)
         for sentence in left_out:
-            console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"Left out: {sentence}")
 
 
 def serve(

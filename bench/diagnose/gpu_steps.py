@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from bench import environment, registry
@@ -30,6 +29,7 @@ from bench.runs.log import read_log
 from bench.runs.requirements import training_requirements
 from bench.runs.run import Run
 from bench.runtime import processes
+from bench.runtime.console import TextConsole
 from bench.sampling.noise import generator
 from bench.settings import ModelConfig, RunConfig
 from bench.training.trainer import Record, Trainer
@@ -196,7 +196,7 @@ def _whole_run(device: torch.device, cache: Path) -> Found:
 
 def _run(config: RunConfig, folder: Path) -> list[Record]:
     with ExitStack() as held:
-        Run(config, folder, Console(quiet=True)).go(False, held)
+        Run(config, folder, TextConsole(quiet=True)).go(False, held)
     require((folder / "rows.parquet").is_file(), "the run has no rows")
     return read_log(folder).to_dict("records")
 
@@ -241,7 +241,7 @@ class _FullSize:
         """The core; its weights stay until the stack is closed."""
         if self.device.type != "cuda":
             raise Skipped("minutes a step without a GPU; bench profile --random-weights measures it all the same")
-        self.stack.enter_context(stand_ins(training_requirements(self.config), "full", Console(quiet=True)))
+        self.stack.enter_context(stand_ins(training_requirements(self.config), "full", TextConsole(quiet=True)))
         return build_core(self.config, self.device)
 
     def sampler(self) -> Found:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bench import config as configs
 from bench import environment, registry
@@ -115,9 +116,9 @@ def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool
     for row in compared.itertuples():
         color = COLORS.get(row.verdict, "red")
         numbers = [_number(value) for value in (row.published, row.again, row.difference, row.errors)]
-        table.add_row(str(row.budget), row.metric, *numbers, f"[{color}]{row.verdict}[/]")
+        table.add_row(str(row.budget), row.metric, *numbers, Text(row.verdict, color))
     console.print(table)
-    console.print(sentence(compared), highlight=False)
+    console.print(sentence(compared))
     first, here = published.iloc[0], environment.describe()
     then = {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
     now = {"revision": here["revision"], "hardware": here["hardware"], **here["packages"]}
@@ -125,7 +126,7 @@ def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool
     then, now = then | {"weights": before[:8]}, now | {"weights": after[:8]}
     different = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] and then[name] != now.get(name)]
     if different:
-        console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)
+        console.print(f"Published with other: {', '.join(different)}.")
     return set(compared["verdict"]) <= set(COLORS)
 
 

@@ -156,4 +156,4 @@ def _stacked(cell: Cell) -> Text:
 def show(boards: Sequence[Board], console: Console) -> None:
     """Print boards to a terminal."""
     for board in boards:
-        console.print(terminal(board, console.width), highlight=False)
+        console.print(terminal(board, console.width))

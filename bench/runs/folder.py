@@ -99,7 +99,7 @@ def _go_on(folder: Path, config: RunConfig, earlier: RunConfig, console: Console
     before = earlier.execution()
     if changes := {key: new for key, new in config.execution().items() if new != before[key]}:
         text = ", ".join(f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items())
-        console.print(f"The run goes on with {text}: results agree to rounding.", soft_wrap=True)
+        console.print(f"The run goes on with {text}: results agree to rounding.")
         _store(folder, config)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bench.errors import BenchError
+from bench.errors import BenchError, disk_error
 
 LOCK = ".lock"
 
@@ -34,11 +34,7 @@ def naming_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
-        raise BenchError(
-            f"cannot read or write {place}: {reason}. What was stored before is intact: once the disk works again, "
-            "the same command goes on."
-        ) from error
+        raise BenchError(disk_error(error if isinstance(error, OSError) else OSError(str(error)), folder)) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from bench import registry
 from bench.config import Loader, resolve
@@ -219,7 +220,7 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
         if key not in choices and results and all(rows is not None for _, _, rows in results):
             choices[key] = tuning.choose(spec.tune, method, results) | {"at": at}
     tuning.write_choices(path, spec.tune, [choices[key] for key in trials if key in choices])
-    console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.", soft_wrap=True, highlight=False)
+    console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.")
     return choices, [job for job in open_jobs if measured(job) is None]
 
 
@@ -270,9 +271,9 @@ def run_sweep(jobs: list[Job], console: Console, engine: Engine) -> list[Job]:
                     good = status == 0 and is_finished(job.folder)  # elsewhere, perhaps, but not in this folder
                     failed += [] if good else [job]
                     taken = timedelta(seconds=round(time.monotonic() - since))
-                    word = "finished" if good else "[red]failed[/red]"
+                    word = Text("finished") if good else Text("failed", "red")
                     board.ended += 1
-                    console.print(f"{board.ended}/{board.total} {word} {job.folder.name} {taken}", highlight=False)
+                    console.print(f"{board.ended}/{board.total}", word, job.folder.name, str(taken))
                 if console.is_terminal:
                     live.update(
                         board.table([job for job, _ in running.values()], len(waiting), len(failed)), refresh=True
