@@ -34,6 +34,12 @@ class Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        """See yaml. Raises ValueError for half a character, which an escape can spell and nothing can encode."""
+        text = super().construct_scalar(node)
+        text.encode()
+        return text
+
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
 Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
@@ -45,12 +51,16 @@ Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
 
+def suite_names() -> list[str]:
+    """Names of the suites that ship."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
 def load_suite(name: str) -> dict[str, Any]:
     """A suite's settings, merged over those of its `base` if it names one. Raises BenchError for an unknown name."""
-    path = SUITES / f"{name}.yaml"
-    if not path.is_file():
-        raise BenchError(f"unknown suite {name!r}{did_you_mean(name, (p.stem for p in SUITES.glob('*.yaml')))}")
-    settings = yaml.safe_load(path.read_text(encoding="utf8"))
+    if name not in suite_names():
+        raise BenchError(f"unknown suite {name!r}{did_you_mean(name, suite_names())}")
+    settings = yaml.safe_load((SUITES / f"{name}.yaml").read_text(encoding="utf8"))
     tree = load_suite(settings.pop("base")) if "base" in settings else {}
     _merge(tree, settings)
     return tree
@@ -76,7 +86,7 @@ def resolve(
     model = (overrides or {}).get("model.name")
     reward = reward and reward.replace(" ", "")
     natural = registry.load("rewards", reward).suite if reward else "emoji"
-    suite = suite or str(model if (SUITES / f"{model}.yaml").is_file() else natural)
+    suite = suite or str(model if model in suite_names() else natural)
     settings = load_suite(suite)
     reward = reward or settings["reward"]["name"]
     reward_class = registry.load("rewards", reward)
@@ -140,7 +150,11 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
         stored = yaml.safe_load(path.read_text(encoding="utf8"))
         method, reward = stored["method"]["name"], stored["reward"]["name"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise BenchError(f"{path} is not the configuration of a run of this version: {error}") from None
+        reason = "it names no method and reward" if isinstance(error, KeyError | TypeError) else yaml_fault(error)
+        raise BenchError(
+            f"{path} is not the configuration of a run of this version ({reason}): put it back, or begin anew in "
+            "another folder."
+        ) from None
     tree: dict[str, Any] = {}
     _merge(tree, current(dict(leaves(stored))))
     _merge(tree, _parsed(assignments))
@@ -179,8 +193,14 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), yaml.load(value, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "problem", None) or error
-        raise BenchError(f"--set {key.strip()}: cannot read {value!r}: {reason}.") from None
+        raise BenchError(f"--set {key.strip()}: cannot read {value!r}: {yaml_fault(error)}.") from None
+
+
+def yaml_fault(error: Exception) -> str:
+    """What is wrong with a YAML text, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    place = f" in line {mark.line + 1}" if mark and mark.line else ""
+    return f"{getattr(error, 'problem', None) or error}{place}"
 
 
 def _merge(tree: dict[str, Any], settings: dict[str, Any], prefix: str = "") -> None:

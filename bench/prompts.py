@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.errors import BenchError, did_you_mean
+from bench.errors import BenchError, did_you_mean, disk_error
 from bench.hub import Repository
 
 HELDOUT_EVERY = 5
@@ -97,7 +97,9 @@ def _prompts(path: Path) -> list[str]:
         prompts = [prompt.strip() for prompt in _read(path)]
         for prompt in prompts:
             prompt.encode()  # JSON can hold half a character, which nothing can encode
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except OSError as error:
+        raise BenchError(disk_error(error, path)) from error
+    except (ValueError, RecursionError, csv.Error) as error:
         raise BenchError(f"cannot read prompts from {str(path)!r}: {error}") from error
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:

@@ -16,7 +16,7 @@ from bench.models.cards import CARDS
 def names(kind: str) -> list[str]:
     """What can be named of a kind: "methods", "rewards", "metrics", "models", "prompts" or "suites"."""
     if kind == "suites":
-        return sorted(path.stem for path in config.SUITES.glob("*.yaml"))
+        return config.suite_names()
     if kind == "prompts":
         return [*prompt_sets.NAMED, *prompt_sets.HUB]
     return catalogue.names() if kind == "models" else list(registry.plugins(kind))

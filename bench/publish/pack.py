@@ -21,7 +21,7 @@ from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows, write_rows
 from bench.reporting.selection import ASIDE, MEASURED
 from bench.runs.folder import CONTENTS, changed_contents
 from bench.runs.rows import comparable_settings, evaluation_id, label
-from bench.runtime.files import write_atomic
+from bench.runtime.files import unpack, write_atomic
 from bench.settings import RunConfig
 from bench.sweeps import tune as tuning
 
@@ -95,7 +95,10 @@ def _private(place: Path) -> Iterator[str]:
             leaves = [*texts, *(leaf for text in frame["settings"].unique() for leaf in _strings(json.loads(text)))]
         else:
             texts = [data.decode("utf8", "replace")]
-            leaves = list(_strings(yaml.safe_load(data))) if path.suffix in (".yaml", ".json") else []
+            try:
+                leaves = list(_strings(yaml.safe_load(data))) if path.suffix in (".yaml", ".json") else []
+            except (ValueError, yaml.YAMLError) as error:
+                raise BenchError(f"{name} is damaged ({configs.yaml_fault(error)}): run its command again.") from None
         if any(TOKEN.search(text) or any(secret in text for secret in secrets) for text in map(str, texts)):
             yield f"{name} holds a token."
         paths = {leaf for leaf in map(str, leaves) if ABSOLUTE.match(leaf)}
@@ -143,7 +146,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
             if new.is_file():
                 try:
                     choices = _joined(choices, yaml.safe_load(new.read_text(encoding="utf8")))
-                except (BenchError, KeyError, TypeError, yaml.YAMLError) as error:
+                except (BenchError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
                     faults.append(f"{pack}: {tuning.FILE}: {error}")
     if faults:
         raise BenchError("\n".join(["nothing is merged:", *faults]))
@@ -160,10 +163,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> tuple[int, int]:
 def _opened(pack: Path, place: Path) -> Path:
     if pack.is_dir():
         return pack
-    try:
-        shutil.unpack_archive(pack, place, filter=None if pack.suffix == ".zip" else "data")
-    except (OSError, ValueError, shutil.ReadError) as error:
-        raise BenchError(f"{pack} is neither a folder nor an archive of bench pack: {error}") from None
+    unpack(pack, place)
     return place
 
 

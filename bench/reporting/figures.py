@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
+from bench.errors import BenchError
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED, PRIOR
@@ -299,10 +300,17 @@ def plot_sheet(shots: Mapping[str, Sequence[tuple[str, Path]]], path: Path, titl
         for axes, (prompt, column) in zip(grid.T, columns.items(), strict=True):
             axes[0].set_title(textwrap.fill(prompt, 16, max_lines=3, placeholder=" …"), fontsize=8, parse_math=False)
             for ax, (_, file) in zip(axes, column, strict=True):
-                ax.imshow(np.asarray(Image.open(file)), interpolation="nearest")
+                ax.imshow(_picture(file), interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
         for ax, name in zip(grid[:, 0], names, strict=True):
             ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+
+
+def _picture(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(file))
+    except OSError as error:
+        raise BenchError(f"{file} is no whole image ({error}): remove it, and the figures go without it.") from None
 
 
 def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -108,7 +108,7 @@ def to_csv(boards: Sequence[Board]) -> str:
 def terminal(board: Board, width: int) -> Group:
     """Tables no wider than `width`, one below the other where the columns do not fit; intervals below the values."""
     names = min(max(len(line.name) for line in board.lines), max(16, width // 4)) if board.lines else 6
-    columns = [[_stacked(cell) for cell in cells] for cells in zip(*(line.cells for line in board.lines), strict=True)]
+    columns = [[_stacked(line.cells[i]) for line in board.lines] for i in range(len(board.headings))]
     room = width - names - 2 - max(len(line.n) for line in board.lines) - 2 if board.lines else width
     blocks: list[list[int]] = [[]]
     left = room

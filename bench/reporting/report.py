@@ -70,14 +70,24 @@ class Section:
         pictures: dict[tuple[str, str], list[Picture]] = {}
         count = 0
         for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
-            with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
-                for line in csv.DictReader(file):
-                    shots = pictures.setdefault((line["prompt"], line["sample"]), [])
-                    for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
-                        path = run.folder / Path(line[kind]).name
-                        shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+            for line in _index(run.folder):
+                shots = pictures.setdefault((line["prompt"], line["sample"]), [])
+                for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
+                    path = run.folder / line[kind]
+                    shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}") or ""))
             count += 1
         return {key: shots for key, shots in pictures.items() if len(shots) == count + 1}
+
+
+def _index(folder: Path) -> list[dict[str, str]]:
+    """The lines of a folder of images whose files are there; of a damaged index none."""
+    try:
+        with (folder / "index.csv").open(newline="", encoding="utf8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    return [line for line in lines if {line.get("prior"), line.get("finetuned")} <= files]
 
 
 class Picture(NamedTuple):

@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.errors import BenchError, disk_error
+
 SCHEMA = 2
 
 # column → (type, may be missing)
@@ -70,6 +72,10 @@ DIRECTIONS = ("higher", "lower", "none")
 STATUSES = ("ok", "refused", "failed", RANDOM)
 
 
+class RowsError(BenchError, ValueError):
+    """A file that holds no rows of this version."""
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows (all columns but `schema`, which is filled in) so that `path` holds all of them or stays as it was.
 
@@ -100,7 +106,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
     """All rows of a file, of several, or of every Parquet file below a folder, in the order of their paths.
 
-    Raises FileNotFoundError when there is none, ValueError for a file of another schema or a broken one.
+    Raises FileNotFoundError when there is none, RowsError for a file of another schema or a broken one.
     """
     if isinstance(source, Path):
         source = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
@@ -115,13 +121,13 @@ def _read(path: Path) -> pd.DataFrame:
         table = pq.ParquetFile(path, read_dictionary=REPEATED).read()
         schemas = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
     except (pa.ArrowException, OSError, KeyError) as error:  # the last: a column is missing
+        if number := getattr(error, "errno", None):
+            raise RowsError(disk_error(OSError(number, os.strerror(number), str(path))).rstrip(".")) from None
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
-        ) from None
+        raise RowsError(f"{path} cannot be read ({reason}): remove it, and the run's command writes it again") from None
     if schemas - {SCHEMA} or sorted(table.column_names) != sorted(COLUMNS):
         versions = ", ".join(sorted(map(str, schemas)))
-        raise ValueError(
+        raise RowsError(
             f"{path} holds rows of schema {versions}, this version reads schema {SCHEMA}: "
             "run the benchmark again or read it with the version that wrote it"
         )
@@ -129,7 +135,7 @@ def _read(path: Path) -> pd.DataFrame:
         table = table.select(list(COLUMNS)).cast(STORED)
         _check_values(table)
     except (pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path} holds no rows of this version: {error}") from None
+        raise RowsError(f"{path} holds no rows of this version: {error}") from None
     return table.to_pandas().astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
 
 from bench import registry
 from bench.errors import BenchError
 from bench.hub import reachable
+from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
@@ -37,6 +39,17 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
     if not (adapter / "README.md").is_file():
         raise BenchError(f"{folder} has no adapter with a model card: finish the run with the command that began it.")
     return config, adapter
+
+
+def load_adapter(model: DiffusionModel, folder: Path) -> None:
+    """Load an adapter's weights into the model. Raises BenchError for files that are damaged or do not fit it."""
+    try:
+        model.load(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BenchError(
+            f"the adapter in {folder} is damaged or of another version ({error}): run the command that made it again, "
+            "with another --out."
+        ) from error
 
 
 def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], prompt: str) -> None:

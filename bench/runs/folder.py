@@ -137,7 +137,10 @@ def changed_contents(folder: Path, config: RunConfig) -> list[str]:
     except FileNotFoundError:  # of an earlier version, which stored none
         return []
     except (ValueError, AttributeError) as error:
-        raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
+        raise BenchError(
+            f"{folder / CONTENTS} is damaged ({error}): put it back, or remove it, and what names stand for is not "
+            "compared."
+        ) from None
 
 
 class traceback_log:

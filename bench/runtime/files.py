@@ -1,7 +1,12 @@
 """Files that appear whole or not at all, and folders that one process has to itself."""
 
 import fcntl
+import lzma
 import os
+import shutil
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +31,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive into `folder`; nothing of it lands elsewhere.
+
+    Raises BenchError for what is none, is damaged, is locked by a password, or would write or link outside.
+    """
+    damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+    try:
+        shutil.unpack_archive(archive, folder, filter=None if archive.suffix == ".zip" else "data")
+    except shutil.ReadError as error:
+        raise BenchError(f"{archive} is no archive: {error}.") from None
+    except OSError as error:
+        raise BenchError(disk_error(error, archive)) from None
+    except (*damage, ValueError, RuntimeError) as error:  # the last: a password, or an unknown compression
+        raise BenchError(f"{archive} cannot be unpacked ({error}): have it sent or fetched again.") from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import registry
-from bench.config import Loader, resolve
+from bench.config import Loader, resolve, yaml_fault
 from bench.errors import BenchError
 from bench.options import Config, explain
 from bench.reporting.rows import read_rows
@@ -97,8 +97,8 @@ def read_sweep(path: Path) -> Sweep:
     except ValidationError as error:
         keys = list(Sweep.model_fields)
         raise BenchError("\n".join(f"{path}: {explain(mistake, keys)}" for mistake in error.errors())) from None
-    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
-        raise BenchError(f"cannot read the sweep {path}: {error}") from None
+    except (ValueError, yaml.YAMLError, TypeError) as error:
+        raise BenchError(f"cannot read the sweep {path}: {yaml_fault(error)}.") from None
     if idle := set(spec.grid) & set(EXECUTION):
         raise BenchError(f"{path}: {', '.join(sorted(idle))} in grid: makes no other run; put one value under set.")
     if strangers := set(spec.settings) - set(spec.methods):

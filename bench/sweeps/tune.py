@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 from pydantic import Field, model_validator
 
+from bench.config import yaml_fault
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config
 from bench.reporting.statistics import student
@@ -176,7 +177,7 @@ def read_choices(path: Path, tune: Tune, planned: Mapping[str, Sequence[str]]) -
     except FileNotFoundError:
         return {}
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise BenchError(f"{path} is damaged ({error}): remove it, and the sweep chooses again.") from None
+        raise BenchError(f"{path} is damaged ({yaml_fault(error)}): remove it, and the sweep chooses again.") from None
 
 
 def key_of(method: str, at: Mapping[str, Any]) -> str:
