@@ -246,7 +246,7 @@ def test_comparison_of_methods() -> None:
     assert lines[6] == "| broken | failed | – | – | – | – | 0, 1 failed |"
     assert "95 % within the one evaluation" in lines[8]
     assert lines[10] == "Feature space: space."
-    assert lines[12] == "broken, seed 0, failed: a | b"
+    assert lines[12] == r"broken, seed 0, failed: a \| b"
     every = comparison(row(), row(metric="path_kl/late"), every=True)[0]
     assert "path_kl/late" in every
     assert "reward calls" in every
