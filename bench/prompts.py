@@ -40,7 +40,7 @@ def split(name: str, prompts: list[str]) -> PromptSet:
 def _emoji() -> list[str]:
     from bench.models import emoji
 
-    return [concept["name"] for concept in json.loads((emoji.path() / "concepts.json").read_text())]
+    return [concept["name"] for concept in json.loads((emoji.path() / "concepts.json").read_text(encoding="utf8"))]
 
 
 # The animals of DDPO (Black et al., 2023).

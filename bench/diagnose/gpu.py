@@ -99,7 +99,9 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     facts |= {"cudnn": torch.backends.cudnn.version(), "bfloat16": torch.cuda.is_bf16_supported()}
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used,power.limit", "--format=csv"]
     try:
-        facts["nvidia-smi"] = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
+        facts["nvidia-smi"] = subprocess.run(
+            query, capture_output=True, encoding="utf8", errors="replace", timeout=30
+        ).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired) as error:
         facts["nvidia-smi"] = [str(error)]
     return facts

@@ -218,7 +218,11 @@ def two_processes(cache: Path) -> Found:
         sets.append(f"--set=method.fraction={config.method.model_dump()['fraction']}")
         command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--suite", SUITE, *sets]
         done = subprocess.run(
-            [*command, "--out", str(two), "--num-processes", "2"], capture_output=True, text=True, timeout=600
+            [*command, "--out", str(two), "--num-processes", "2"],
+            capture_output=True,
+            encoding="utf8",
+            errors="replace",
+            timeout=600,
         )
         require(done.returncode == 0, f"status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
         theirs = read_log(two).to_dict("records")
