@@ -44,9 +44,11 @@ def _figure(path: Path, size: tuple[float, float], title: str, note: str = "") -
     """A figure that is written to `path` and beside it as SVG, with the same bytes every time."""
     style = {"svg.hashsalt": "nabla-bench", "svg.fonttype": "none"}
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8), matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        title = wrapped(title, 12 * size[0])
+        more = 0.2 * max(0, title.count("\n") - 1)  # inches that a long title takes
+        figure = Figure(figsize=(size[0], size[1] + more), layout="constrained")
         yield figure
-        figure.suptitle(wrapped(title, 12 * size[0]), fontsize=11, parse_math=False)
+        figure.suptitle(title, fontsize=11, parse_math=False)
         if note:
             figure.supxlabel(textwrap.fill(note, round(17 * size[0])), fontsize=8, parse_math=False)
         save(figure, path, dpi=130)
@@ -75,7 +77,9 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     place = {name: i for i, name in enumerate(reversed(order))}
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     names = [shortened(name) for name in place]
-    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order)
+    above = {name: wrapped(title.replace("/", "/ "), 26).replace("/ ", "/") for name, title in titles.items()}
+    lines = max(above[name].count("\n") for name in metrics)
+    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order) + 0.2 * max(0, lines - 1)
     note = f"-- prior, ·· sampling floor; dots: runs; bars, as square brackets in the table. {meaning(rows, metrics)}"
     note = note.partition(" Round brackets")[0]
     with _figure(path, size, title, note) as figure:
@@ -96,8 +100,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
                 side, x = ("left", 0.03) if value < ax.get_xlim()[0] else ("right", 0.97)
                 text = f"◂ {number(value)}" if side == "left" else f"{number(value)} ▸"
                 ax.text(x, place[name], text, transform=ax.get_yaxis_transform(), ha=side, va="bottom", fontsize=8)
-            above = wrapped(titles[metric].replace("/", "/ "), 26).replace("/ ", "/")
-            ax.set_title(above, fontsize=10, parse_math=False)
+            ax.set_title(above[metric], fontsize=10, parse_math=False)
             ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
             ax.set_yticks(range(len(names)), names, parse_math=False)
             ax.set_ylim(-0.7, len(place) - 0.3)
@@ -265,7 +268,8 @@ def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: st
         grid = figure.subplots(1, len(splits), sharey=True, squeeze=False, width_ratios=widths)[0]
         for ax, (split, columns) in zip(grid, splits.items(), strict=True):
             look = {"cmap": "vlag", "vmin": -reach, "vmax": reach, "cbar": ax is grid[-1], "linewidths": 0.5}
-            sns.heatmap(gains[columns], ax=ax, cbar_kws={"label": "reward gain", "extend": "both"}, **look)
+            look |= {"xticklabels": False, "yticklabels": False, "cbar_kws": {"label": "reward gain", "extend": "both"}}
+            sns.heatmap(gains[columns], ax=ax, **look)
             ax.set_yticks(np.arange(len(labels)) + 0.5, labels, parse_math=False)
             prompts = [shortened(name.split("/", 2)[2], 32) for name in columns]
             ax.set_xticks(np.arange(len(columns)) + 0.5, prompts, rotation=60, ha="right", fontsize=8, parse_math=False)
@@ -312,7 +316,7 @@ def plot_sheet(shots: Mapping[str, Sequence[tuple[str, Path]]], path: Path, titl
                 ax.imshow(_picture(file), interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
         for ax, name in zip(grid[:, 0], names, strict=True):
-            ax.set_ylabel(shortened(name), rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+            ax.set_ylabel(wrapped(name, 26), rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
 
 
 def _picture(file: Path) -> np.ndarray:

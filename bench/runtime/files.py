@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
     Half-written files of such a process are removed. Raises BenchError if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK).open("a", encoding="utf8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
