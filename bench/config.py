@@ -148,6 +148,8 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     """A run's stored configuration, changed by `key=value` assignments."""
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf8"))
+        if missing := [name for name in RunConfig.model_fields if name not in stored]:  # a run writes all of them
+            raise ValueError(f"it lacks {', '.join(missing)}")
         method, reward = stored["method"]["name"], stored["reward"]["name"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         reason = "it names no method and reward" if isinstance(error, KeyError | TypeError) else yaml_fault(error)

@@ -108,11 +108,13 @@ def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
 
     Raises FileNotFoundError when there is none, RowsError for a file of another schema or a broken one.
     """
+    below = ""
     if isinstance(source, Path):
-        source = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+        below = f" below {source}"
+        source = sorted(path for path in source.rglob("*.parquet") if path.is_file()) if source.is_dir() else [source]
     paths = list(source)
     if not paths:
-        raise FileNotFoundError("no result rows found: there is no .parquet file to read")
+        raise FileNotFoundError(f"no result rows found{below}: there is no .parquet file to read")
     return pd.concat([_read(path) for path in paths], ignore_index=True)
 
 
