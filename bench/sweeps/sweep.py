@@ -22,7 +22,7 @@ from rich.text import Text
 
 from bench import registry
 from bench.config import Loader, resolve, yaml_fault
-from bench.errors import BenchError
+from bench.errors import BenchError, disk_error
 from bench.options import Config, explain
 from bench.reporting.rows import read_rows
 from bench.runs.folder import changed_contents, is_finished
@@ -97,6 +97,8 @@ def read_sweep(path: Path) -> Sweep:
     except ValidationError as error:
         keys = list(Sweep.model_fields)
         raise BenchError("\n".join(f"{path}: {explain(mistake, keys)}" for mistake in error.errors())) from None
+    except OSError as error:
+        raise BenchError(disk_error(error, path)) from None
     except (ValueError, yaml.YAMLError, TypeError) as error:
         raise BenchError(f"cannot read the sweep {path}: {yaml_fault(error)}.") from None
     if idle := set(spec.grid) & set(EXECUTION):
