@@ -28,12 +28,16 @@ OPTIONS = {  # settings that decide which other settings there are, and so are o
 CHOICES = ("method.name", "reward.name", "suite")  # of these, the ones that hold a name alone
 
 
+def suite_names() -> list[str]:
+    """Names of the suites that ship."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
 def load_suite(name: str) -> dict[str, Any]:
     """A suite's settings, merged over those of its `base` if it names one. Raises BenchError for an unknown name."""
-    path = SUITES / f"{name}.yaml"
-    if not path.is_file():
-        raise BenchError(f"unknown suite {name!r}{did_you_mean(name, (p.stem for p in SUITES.glob('*.yaml')))}")
-    settings = yaml_text.parse(path.read_text(encoding="utf8"))
+    if name not in suite_names():
+        raise BenchError(f"unknown suite {name!r}{did_you_mean(name, suite_names())}")
+    settings = yaml_text.parse((SUITES / f"{name}.yaml").read_text(encoding="utf8"))
     tree = load_suite(settings.pop("base")) if "base" in settings else {}
     _merge(tree, settings)
     return tree
@@ -59,7 +63,7 @@ def resolve(
     model = (overrides or {}).get("model.name")
     reward = reward and reward.replace(" ", "")
     natural = registry.load("rewards", reward).suite if reward else "emoji"
-    suite = suite or str(model if (SUITES / f"{model}.yaml").is_file() else natural)
+    suite = suite or str(model if model in suite_names() else natural)
     settings = load_suite(suite)
     reward = reward or settings["reward"]["name"]
     reward_class = registry.load("rewards", reward)
@@ -121,9 +125,15 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     """A run's stored configuration, changed by `key=value` assignments."""
     try:
         stored = yaml_text.parse(path.read_text(encoding="utf8"))
+        if missing := [name for name in RunConfig.model_fields if name not in stored]:  # a run writes all of them
+            raise ValueError(f"it lacks {', '.join(missing)}")
         method, reward = stored["method"]["name"], stored["reward"]["name"]
     except (KeyError, TypeError, ValueError) as error:
-        raise BenchError(f"{path} is not the configuration of a run of this version: {error}") from None
+        reason = "it names no method and reward" if isinstance(error, KeyError | TypeError) else str(error)
+        raise BenchError(
+            f"{path} is not the configuration of a run of this version ({reason}): put it back, or begin anew in "
+            "another folder."
+        ) from None
     tree: dict[str, Any] = {}
     _merge(tree, current(dict(leaves(stored))))
     _merge(tree, _parsed(assignments))

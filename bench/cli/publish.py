@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from bench.cli.options import console
 from bench.errors import BenchError
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write.")]
@@ -36,7 +36,7 @@ def reproduce(
     from bench.publish.reproduce import compare_again, find_run
 
     run_rows = find_run(rows, run, method, seed, setting or [])
-    if not compare_again(rows, run_rows, assignments or [], out, Console()):
+    if not compare_again(rows, run_rows, assignments or [], out, console):
         raise typer.Exit(1)
 
 
@@ -56,7 +56,7 @@ def verify(
     """
     from bench.publish.reproduce import verify as verify_run
 
-    if not verify_run(folder, assignments or [], Console()):
+    if not verify_run(folder, assignments or [], console):
         raise typer.Exit(1)
 
 

@@ -1,7 +1,6 @@
 """Packed runs added to published rows: `bench merge`."""
 
 import json
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from bench.reporting.selection import MEASURED
 from bench.runs.folder import CONTENTS, changed_contents
 from bench.runs.rows import comparable_settings, evaluation_id, label
 from bench.runtime import yaml_text
-from bench.runtime.files import write_atomic
+from bench.runtime.files import unpack, write_atomic
 from bench.settings import RunConfig
 from bench.sweeps import tune as tuning
 
@@ -87,10 +86,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> Merged:
 def _opened(pack: Path, place: Path) -> Path:
     if pack.is_dir():
         return pack
-    try:
-        shutil.unpack_archive(pack, place, filter=None if pack.suffix == ".zip" else "data")
-    except (OSError, ValueError, shutil.ReadError) as error:
-        raise BenchError(f"{pack} is neither a folder nor an archive of bench pack: {error}") from None
+    unpack(pack, place)
     return place
 
 

@@ -111,7 +111,10 @@ def _private(place: Path) -> Iterator[str]:
             leaves = [*texts, *(leaf for text in frame["settings"].unique() for leaf in _strings(json.loads(text)))]
         else:
             texts = [data.decode("utf8", "replace")]
-            leaves = list(_strings(yaml_text.parse(texts[0]))) if path.suffix in (".yaml", ".json") else []
+            try:
+                leaves = list(_strings(yaml_text.parse(texts[0]))) if path.suffix in (".yaml", ".json") else []
+            except ValueError as error:
+                raise BenchError(f"{name} is damaged ({error}): run its command again.") from None
         if any(TOKEN.search(text) or any(secret in text for secret in secrets) for text in map(str, texts)):
             yield f"{name} holds a token."
         paths = {leaf for leaf in map(str, leaves) if ABSOLUTE.match(leaf)}

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bench import config as configs
 from bench import registry
@@ -156,16 +157,14 @@ def _show(published: pd.DataFrame, again: pd.DataFrame, compared: pd.DataFrame, 
         color = COLORS.get(row.verdict, "red")
         name = row.metric if row.column == "value" else f"{row.metric}: {row.column}"
         cells = _cells(row.column, row.published, row.again)
-        table.add_row(
-            str(row.budget), name, *cells, _cell(row.difference), _cell(row.errors), f"[{color}]{row.verdict}[/]"
-        )
+        table.add_row(str(row.budget), name, *cells, _cell(row.difference), _cell(row.errors), Text(row.verdict, color))
     console.print(table)
-    console.print(sentence(compared), highlight=False)
+    console.print(sentence(compared))
     then, now = (_told(frame) for frame in (published, again))
     names = [name for name in then if then[name] and then[name] != now.get(name)]
     different = [f"{name} {then[name]} → {now.get(name, '–')}" for name in names]
     if different:
-        console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)
+        console.print(f"Published with other: {', '.join(different)}.")
     return set(compared["verdict"]) <= set(AGREE)
 
 

@@ -1,5 +1,6 @@
 """A board as Markdown, CSV, LaTeX (booktabs), or in a terminal."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.reporting.leaderboard import Board, Cell
-from bench.reporting.table import number
+from bench.reporting.table import markdown_text, number
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
+TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "\n": " "}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "β": r"$\beta$", "★": r"$\star$"}
 TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 
@@ -54,45 +56,52 @@ def parts(cell: Cell) -> tuple[str, str, str]:
     return f"{value} ‡" if cell.from_prior else value, ends, difference
 
 
-def _joined(cell: Cell, value: str) -> str:
+def _behind(cell: Cell) -> str:
+    """What stands behind the value, on one line."""
     _, ends, difference = parts(cell)
     rest = [ends, difference and f"({difference})", f"({cell.text})" if cell.text and pd.notna(cell.value) else ""]
-    return " ".join(filter(None, [value, *rest]))
+    return " ".join(filter(None, rest))
 
 
 def markdown(board: Board) -> str:
-    """A table, the best in bold, and its notes."""
+    """A table, the best in bold, and its notes. Names, prompts and settings are escaped: they show as they are."""
 
     def text(cell: Cell) -> str:
         value = parts(cell)[0]
-        return _joined(cell, {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value))
+        marked = {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value)
+        return " ".join(filter(None, [marked, _behind(cell)]))
 
-    lines = [("method", *board.headings, "n"), ["---"] * (len(board.headings) + 2)]
-    lines += [(line.name, *(text(cell) for cell in line.cells), line.runs) for line in board.lines]
-    table = "\n".join("| " + " | ".join(part.replace("|", r"\|") for part in line) + " |" for line in lines)
-    return "\n\n".join([table, *board.notes]) + "\n"
+    names = [("method", *map(markdown_text, board.headings), "n"), ["---"] * (len(board.headings) + 2)]
+    lines = [(markdown_text(line.name), *map(text, line.cells), line.runs) for line in board.lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [*names, *lines])
+    return "\n\n".join([table, *map(markdown_text, board.notes)]) + "\n"
 
 
 def latex(board: Board) -> str:
-    """A `table` with booktabs' rules; ties are underlined."""
+    """A `table` with booktabs' rules; ties are underlined.
+
+    What TeX would interpret is escaped. Other letters stay Unicode: a script or an emoji that pdfLaTeX does not know
+    needs LuaLaTeX or XeLaTeX and a font that has it.
+    """
 
     def text(cell: Cell) -> str:
-        value = _tex(parts(cell)[0])
+        value = latex_text(parts(cell)[0])
         marked = {"best": rf"\textbf{{{value}}}", "tie": rf"\underline{{{value}}}"}.get(cell.mark, value)
-        return " ".join(filter(None, [marked, _tex(_joined(cell, ""))]))
+        return " ".join(filter(None, [marked, latex_text(_behind(cell))]))
 
-    def row(*texts: str) -> str:
-        return " & ".join(texts) + r" \\"
+    def row(first: str, *texts: str) -> str:
+        first = f"{{}}{first}" if first.startswith(("[", "*")) else first  # else an option of the line break before it
+        return " & ".join([first, *texts]) + r" \\"
 
-    body = [row(_tex(line.name), *map(text, line.cells), _tex(line.runs)) for line in board.lines]
+    body = [row(latex_text(line.name), *map(text, line.cells), latex_text(line.runs)) for line in board.lines]
     first = sum(line.name in ("prior", "sampling floor") for line in board.lines[:2])
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{_tex(' '.join([f'{board.title}.', *board.notes]))}}}",
+            rf"\caption{{{latex_text(' '.join([f'{board.title}.', *board.notes]))}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(board.headings) + 1)}}}",
             r"\toprule",
-            row("method", *map(_tex, board.headings), "n"),
+            row("method", *map(latex_text, board.headings), "n"),
             r"\midrule",
             *body[:first],
             *([r"\midrule"] if first else []),
@@ -105,8 +114,12 @@ def latex(board: Board) -> str:
     )
 
 
-def _tex(text: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in text)
+def latex_text(text: str) -> str:
+    """LaTeX that shows a text as it is, but for letters of our own that become symbols."""
+    pairs = r"([-',])(?=\1)"  # which would become one sign
+    return re.sub(
+        f"{pairs}|.", lambda found: f"{found[1]}{{}}" if found[1] else TEX.get(found[0], found[0]), text, flags=re.S
+    )
 
 
 def to_csv(boards: Sequence[Board]) -> str:
@@ -173,4 +186,4 @@ def _stacked(cell: Cell) -> Text:
 def show(boards: Sequence[Board], console: Console) -> None:
     """Print boards to a terminal."""
     for board in boards:
-        console.print(terminal(board, console.width), highlight=False)
+        console.print(terminal(board, console.width))

@@ -1,6 +1,7 @@
 """The comparison as one self-contained page: tables that sort and filter, plots with hover, samples side by side."""
 
 import base64
+import html
 import math
 from collections.abc import Sequence
 from importlib.resources import files
@@ -109,11 +110,15 @@ def _axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     log, ends = scale_of(rows, metric)
     limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
     unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
-    return {"title": {"text": f"{metric} [{unit}]" if unit else metric}, "type": "log" if log else "linear", **limits}
+    return {
+        "title": {"text": html.escape(f"{metric} [{unit}]" if unit else metric)},
+        "type": "log" if log else "linear",
+        **limits,
+    }
 
 
 def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str, Any]]) -> Plot:
-    """Lines by name, and the axes, of every view."""
+    """Lines by name, and the axes, of every view. Plotly reads texts as HTML."""
     palette = dict(zip([*FAMILIES, "others"], sns.color_palette("colorblind").as_hex(), strict=False))
     names = sorted({name for lines in views.values() for name in lines}, key=lambda name: (family(name), name))
     marks = {name: mark for _, members in groupby(names, family) for name, mark in zip(members, cycle(MARKS))}
@@ -124,7 +129,7 @@ def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str
         for name in filter(lines.__contains__, names):
             (xs, ys, line), kind = lines[name], family(name)
             figure.add_scatter(
-                x=xs.tolist(), y=ys.tolist(), name=name, mode="lines+markers", visible=view == first,
+                x=xs.tolist(), y=ys.tolist(), name=html.escape(name), mode="lines+markers", visible=view == first,
                 line={"color": palette[kind]}, marker={"symbol": marks[name], "size": 8},
                 legendgroup=kind, legendgrouptitle={"text": kind}, text=line["budget"].tolist(),
                 hovertemplate="%{fullData.name}<br>%{x:.4g}, %{y:.4g}<br>at update %{text}<extra></extra>",

@@ -1,6 +1,7 @@
 """Comparing finished runs: tables, figures, and the folder that holds both."""
 
 import csv
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, 
 from bench.reporting.points import plot_points
 from bench.reporting.selection import settings, summary, without_levels
 from bench.reporting.statistics import improvement, over_seeds
+from bench.reporting.table import markdown_text
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,25 @@ class Section:
         pictures: dict[tuple[str, str], list[Picture]] = {}
         count = 0
         for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
-            with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
-                for line in csv.DictReader(file):
-                    shots = pictures.setdefault((line["prompt"], line["sample"]), [])
-                    for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
-                        path = run.folder / Path(line[kind]).name
-                        shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+            for line in _index(run.folder):
+                shots = pictures.setdefault((line["prompt"], line["sample"]), [])
+                for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
+                    path = run.folder / line[kind]
+                    shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}") or ""))
             count += 1
         return {key: shots for key, shots in pictures.items() if len(shots) == count + 1}
+
+
+def _index(folder: Path) -> list[dict[str, str]]:
+    """The lines of a folder of images whose files are there; of a damaged index none."""
+    try:
+        with (folder / "index.csv").open(newline="", encoding="utf8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    named = {"prompt", "sample", "prior", "finetuned"}
+    return [line for line in lines if named <= line.keys() and {line["prior"], line["finetuned"]} <= files]
 
 
 class Picture(NamedTuple):
@@ -163,13 +176,14 @@ def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequ
     parts = []
     for i, section in enumerate(all_sections):
         for board in section.boards:
-            parts.append(f"### {board.title}\n\n{markdown(board)}")
-        parts += [f"![{name.split('-')[0]}: {section.heading}]({name})\n" for name in (figures[i] if figures else ())]
+            parts.append(f"### {markdown_text(board.title)}\n\n{markdown(board)}")
+        heading = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", markdown_text(section.heading))
+        parts += [f"![{name.split('-')[0]}: {heading}]({name})\n" for name in (figures[i] if figures else ())]
     if over := across(scores(all_sections)):
         parts.append(f"### {over.title}\n\n{markdown(over)}")
         parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
     if left_out:
-        parts.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out) + "\n")
+        parts.append("Left out:\n\n" + "\n".join(f"- {markdown_text(sentence)}" for sentence in left_out) + "\n")
     return "\n".join(parts)
 
 
@@ -211,7 +225,9 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
         trained = rows[rows["updates"] > 0]
         for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
-            plot_curves(trained, metric, path(f"curves-{metric.replace('/', '-')}"), order, section.heading)
+            plot_curves(
+                trained, metric, path(f"curves-{re.sub(r'[^A-Za-z0-9_.]+', '-', metric)[:60]}"), order, section.heading
+            )
     trades = path("trades")
     if not plot_trades(rows, panels, trades, order, section.heading):
         drawn.remove(trades.name)

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bench.errors import BenchError, disk_error
+
 SCHEMA = 3
 
 # metric → its `support` and `prior_is_best`, in rows of schema 2; those of others: "real" and false
@@ -108,6 +110,10 @@ STATUSES = ("ok", "refused", "failed", RANDOM)
 WORDS = {"direction": DIRECTIONS, "support": SUPPORTS, "status": STATUSES}
 
 
+class RowsError(BenchError, ValueError):
+    """A file that holds no rows of this version."""
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows (all columns but `schema`, which is filled in) so that `path` holds all of them or stays as it was.
 
@@ -140,14 +146,16 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_rows(source: Path | Iterable[Path]) -> pd.DataFrame:
     """All rows of a file, of several, or of every Parquet file below a folder, in the order of their paths.
 
-    What is missing is NaN in the frame. Raises FileNotFoundError when there is none, ValueError for a file of another
+    What is missing is NaN in the frame. Raises FileNotFoundError when there is none, RowsError for a file of another
     schema, a broken one, or one that holds NaN or an infinity itself.
     """
+    below = ""
     if isinstance(source, Path):
-        source = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+        below = f" below {source}"
+        source = sorted(path for path in source.rglob("*.parquet") if path.is_file()) if source.is_dir() else [source]
     paths = list(source)
     if not paths:
-        raise FileNotFoundError("no result rows found: there is no .parquet file to read")
+        raise FileNotFoundError(f"no result rows found{below}: there is no .parquet file to read")
     return pd.concat([_read(path) for path in paths], ignore_index=True)
 
 
@@ -156,15 +164,15 @@ def _read(path: Path) -> pd.DataFrame:
         table = pq.ParquetFile(path, read_dictionary=REPEATED).read()
         schemas = set(table["schema"].to_pylist()) if "schema" in table.column_names else {"unknown"}
     except (pa.ArrowException, OSError, KeyError) as error:  # the last: a column is missing
+        if number := getattr(error, "errno", None):
+            raise RowsError(disk_error(OSError(number, os.strerror(number), str(path))).rstrip(".")) from None
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read ({reason}): remove it, and the run's command writes it again"
-        ) from None
+        raise RowsError(f"{path} cannot be read ({reason}): remove it, and the run's command writes it again") from None
     if schemas == {2} and not {"support", "prior_is_best"} & set(table.column_names):
         table, schemas = _from_schema_2(table), {SCHEMA}
     if schemas - {SCHEMA} or sorted(table.column_names) != sorted(COLUMNS):
         versions = ", ".join(sorted(map(str, schemas)))
-        raise ValueError(
+        raise RowsError(
             f"{path} holds rows of schema {versions}, this version reads schema {SCHEMA}: "
             "run the benchmark again or read it with the version that wrote it"
         )
@@ -172,7 +180,7 @@ def _read(path: Path) -> pd.DataFrame:
         table = table.select(list(COLUMNS)).cast(STORED)
         _check_values(table)
     except (pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path} holds no rows of this version: {error}") from None
+        raise RowsError(f"{path} holds no rows of this version: {error}") from None
     _check_finite(path, table)
     return table.to_pandas().astype(dict.fromkeys(REPEATED, object))  # one string each, however many rows
 

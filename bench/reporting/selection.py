@@ -58,6 +58,8 @@ def _folders(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
+        if path.is_file() and path.suffix != ".parquet":
+            raise ValueError(f"{path} is neither a folder nor a .parquet file of rows")
         below = sorted([*path.rglob("*.parquet"), *path.rglob("config.yaml")]) if path.is_dir() else [path]
         for file in below:
             adapter = file.name == "config.yaml" and (file.parent.parent / file.name).is_file()  # it carries its run's

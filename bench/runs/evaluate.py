@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
 
 from bench import config as configs
@@ -20,6 +19,7 @@ from bench.model import DiffusionModel
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
+from bench.runs.adapter import load_adapter
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
 from bench.runs.out_of_memory import explain_out_of_memory
@@ -102,15 +102,15 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> bool:
         state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+    load_adapter(core.model, folder / "adapter")
     try:
         copies = _packed_copies(core.model, folder) if packed else state["copies"]
-        core.model.load(folder / "adapter")
         for name, stored in copies.items():
             core.copies[name] = {key: value.to(core.model.device) for key, value in stored.items()}
         if not packed:
             core.meter.restore(state["meter"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BenchError(f"the checkpoint in {folder} is damaged or of another version: {error}.") from error
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         available = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} has {available}.")

@@ -12,7 +12,7 @@ from bench.hub import obtain
 from bench.metric import Samples
 from bench.prompts import load_prompts
 from bench.reporting.plots import plot_samples
-from bench.runs.adapter import trained
+from bench.runs.adapter import load_adapter, trained
 from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.runs.requirements import training_requirements
 
@@ -33,7 +33,7 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
     obtain(training_requirements(config))
     use_threads(config)
     core = evaluation_core(build_core(config), config)
-    core.model.load(weights)
+    load_adapter(core.model, weights)
     names = [(prompt, index) for prompt in prompts for index in range(each)]
     sets: dict[str, Samples] = {}
     for name, prior in {"finetuned": False, "prior": True}.items():

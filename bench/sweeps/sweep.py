@@ -19,10 +19,11 @@ from pydantic import Field, ValidationError, field_validator
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from bench import registry
 from bench.config import OPTIONS, resolve
-from bench.errors import BenchError, did_you_mean
+from bench.errors import BenchError, did_you_mean, disk_error
 from bench.evaluation.expected import Expected, expected
 from bench.options import Config, Distinct, explain, leaves
 from bench.reporting.rows import read_rows
@@ -116,7 +117,9 @@ def read_sweep(path: Path) -> Sweep:
     except ValidationError as error:
         keys = list(Sweep.model_fields)
         raise BenchError("\n".join(f"{path}: {explain(mistake, keys)}" for mistake in error.errors())) from None
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise BenchError(disk_error(error, path)) from None
+    except (ValueError, TypeError) as error:
         raise BenchError(f"cannot read the sweep {path}: {error}.") from None
     if mistakes := [*_misplaced(spec), *(_mistuned(spec, spec.tune) if spec.tune else ())]:
         raise BenchError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
@@ -293,7 +296,7 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
             choices[key] = tuning.choose(spec.tune, method, results) | {"at": at}
     others = tuning.other_choices(path, spec.tune, trials)
     tuning.write_choices(path, spec.tune, [*others, *(choices[key] for key in trials if key in choices)])
-    console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.", soft_wrap=True, highlight=False)
+    console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.")
     return choices, [job for job in open_jobs if measured(job) is None]
 
 
@@ -362,9 +365,9 @@ def run_sweep(jobs: list[Job], console: Console, engine: Engine) -> list[Job]:
                     good = status == 0 and is_finished(job.folder)  # elsewhere, perhaps, but not in this folder
                     failed += [] if good else [job]
                     taken = timedelta(seconds=round(time.monotonic() - since))
-                    word = "finished" if good else "[red]failed[/red]"
+                    word = Text("finished") if good else Text("failed", "red")
                     board.ended += 1
-                    console.print(f"{board.ended}/{board.total} {word} {job.folder.name} {taken}", highlight=False)
+                    console.print(f"{board.ended}/{board.total}", word, job.folder.name, str(taken))
                 if console.is_terminal:
                     live.update(
                         board.table([job for job, _ in running.values()], len(waiting), len(failed)), refresh=True

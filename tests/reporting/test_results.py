@@ -290,7 +290,7 @@ def test_comparison_of_methods() -> None:
     assert "95 % within the one evaluation" in lines[8]
     assert lines[10].startswith("At fid_prior the prior is best")
     assert lines[12] == "Feature space: space."
-    assert lines[14] == "broken, seed 0, failed: a | b"
+    assert lines[14] == r"broken, seed 0, failed: a \| b"
     every = comparison(row(), row(metric="path_kl/late"), every=True)[0]
     assert "path_kl/late" in every
     assert "reward calls" in every
