@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
-from bench.reporting.budgets import COSTS, GAIN
+from bench.reporting.budgets import AXES, COSTS, GAIN
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED, PRIOR
 from bench.reporting.selection import floors, is_robust, priors, summary
@@ -114,12 +114,12 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
-    size = 2.9 * len(COSTS) + 2.2, 2.3 * len(families) + 1.1
+    size = 2.9 * len(AXES) + 2.2, 2.3 * len(families) + 1.1
     palette = sns.color_palette("colorblind")
     with _figure(path, size, title, "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor") as figure:
-        grid = figure.subplots(len(families), len(COSTS), squeeze=False, sharex="col", sharey=True)
+        grid = figure.subplots(len(families), len(AXES), squeeze=False, sharex="col", sharey=True)
         for axes, (kind, names) in zip(grid, families.items(), strict=True):
-            for ax, column in zip(axes, COSTS, strict=True):
+            for ax, column in zip(axes, AXES, strict=True):
                 for name, line in lines.items():
                     if name not in names:
                         ax.plot(line[column], line["value"], color=FAINT, linewidth=0.8, zorder=1)
@@ -134,7 +134,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
             _scale(axes[0], rows, metric, "y")
             axes[0].set_ylabel(kind)
             axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
-        for ax, (label, unit) in zip(grid[-1], COSTS.values(), strict=True):
+        for ax, (label, unit) in zip(grid[-1], (COSTS[column] for column in AXES), strict=True):
             ax.set_xlabel(f"{label} [{unit}]" if unit else label)
             low, high = np.log10(ax.get_xlim())
             ticks = (1, 2, 5) if high - low < 1.3 else (1, 3) if high - low < 2.5 else (1,)
