@@ -12,6 +12,7 @@ from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.statistics import FEW
 
 NAMED = 4  # methods that a list names; of more it says how many
+DIVERSITY = "diversity"
 
 
 class Verdict(NamedTuple):
@@ -39,7 +40,7 @@ def answers(board: Board, gain: Board | None = None, limit: float = 0.0, hint: s
 
 
 def _cells(board: Board, metric: str) -> dict[str, Cell]:
-    """Method → its cell in the first column of the metric, whatever its feature space; none without such a column."""
+    """Method → its cell in the metric's column; none without such a column."""
     return {line.name: cell for line, cell in _column(board, metric) if line.n}
 
 
@@ -48,7 +49,9 @@ def _prior(board: Board, metric: str) -> Cell:
 
 
 def _column(board: Board, metric: str) -> list[tuple[Line, Cell]]:
-    columns = [i for i, name in enumerate(board.columns) if name == metric or name.startswith(f"{metric}/")]
+    """Lines and cells of a metric's column; of diversity in the first of its feature spaces."""
+    names = [name.partition("/")[0] if metric == DIVERSITY else name for name in board.columns]
+    columns = [i for i, name in enumerate(names) if name == metric]
     return [(line, line.cells[i]) for i in columns[:1] for line in board.lines]
 
 
@@ -72,14 +75,14 @@ def _listed(names: Sequence[str], show: Callable[[str], str]) -> str:
 
 def _compared(verdict: Verdict, show: Callable[[str], str], worse: str) -> str:
     """What is behind the best, with a semicolon before each: ties, those significantly worse, untested ones."""
-    parts = [""]
+    said = [""]
     if verdict.ties:
-        parts.append(f"not separated: {_listed(verdict.ties, show)}")
+        said.append(f"not separated: {_listed(verdict.ties, show)}")
     if verdict.worse:
-        parts.append(f"significantly {worse}: {_listed(verdict.worse, show)}")
+        said.append(f"significantly {worse}: {_listed(verdict.worse, show)}")
     if verdict.untested:
-        parts.append(f"not tested: {_listed(verdict.untested, show)}")
-    return "; ".join(parts)
+        said.append(f"not tested: {_listed(verdict.untested, show)}")
+    return "; ".join(said)
 
 
 def _value(cell: Cell) -> str:
@@ -146,7 +149,7 @@ def _least_kl(board: Board, at_gain: str) -> str:
 
 def _diversity(board: Board, at_gain: str = "") -> str:
     """Who keeps most diversity; without an equal gain, with the gain of each beside it."""
-    cells, gains = _cells(board, "diversity"), {} if at_gain else _cells(board, GAIN)
+    cells, gains = _cells(board, DIVERSITY), {} if at_gain else _cells(board, GAIN)
     learned = {name: cell for name, cell in cells.items() if cell.mark or pd.notna(cell.gap_low)}
     verdict = _verdict(learned or cells)
     if not verdict.best:
@@ -157,7 +160,7 @@ def _diversity(board: Board, at_gain: str = "") -> str:
         return f"{name} ({_value(cells[name])}{gain})"
 
     start = f"{at_gain} diversity is" if at_gain else "Diversity is"
-    prior = f"; the prior has {_value(_prior(board, 'diversity'))}"
+    prior = f"; the prior has {_value(_prior(board, DIVERSITY))}"
     return f"{start} highest with {_listed(verdict.best, show)}{_compared(verdict, show, 'lower')}{prior}."
 
 
@@ -168,7 +171,7 @@ def _first(board: Board, limit: float, hint: str) -> str:
     if not first:
         return board.lead
     missed = f"; never by {_listed(never, str)}" if never else ""
-    return f"A gain of {limit:+g} is reached first {' and '.join(first)}{missed}{f' ({hint})' if hint else ''}."
+    return f"A gain of {limit:+g} is reached first {'; '.join(first)}{missed}{f' ({hint})' if hint else ''}."
 
 
 def _fewest(board: Board, cost: str) -> str:
@@ -186,7 +189,7 @@ def _fewest(board: Board, cost: str) -> str:
     text = f"in {cost} by {_listed(verdict.best, show)}"
     if bounds:
         return f"{text}, unless by {_listed(bounds, show)}"
-    if verdict.untested:
+    if verdict.untested and not cells[verdict.best[0]].mark:
         return f"{text}, not tested against others"
     return f"{text}, not separated from {_listed(verdict.ties, show)}" if verdict.ties else text
 

@@ -148,7 +148,7 @@ def terminal(board: Board, width: int) -> Group:
             style = "dim" if line.name in ("prior", "sampling floor") else ""
             table.add_row(Text(line.name), *(columns[i][place] for i in block), line.runs, style=style)
         tables.append(table)
-    lead = [Text(board.lead, style="bold red")] if board.lead else []
+    lead = [Text(board.lead, style="bold")] if board.lead else []
     said = [Text(f"• {sentence}") for sentence in board.answers]
     notes = [Text(note, style="dim") for note in board.notes]
     return Group(Text(board.title, style="bold"), *lead, *tables, *said, *notes, Text())
