@@ -87,7 +87,7 @@ def _at_cost(rows: pd.DataFrame, axis: str, limit: float) -> tuple[pd.DataFrame,
     for name, own in ends.groupby("row")["x"]:
         short = int((own < ENOUGH * limit).sum())
         if short == own.size:
-            missing[name] = Missing(f"ends at {_amount(own.max())}", most=own.max())
+            missing[name] = Missing(f"ends at {amount(own.max())}", most=own.max())
         elif short:
             missing[name] = Missing(f"{short} of {own.size} runs end before")
     notes = []
@@ -104,7 +104,7 @@ def within(
 
     Whichever comes first; a row is refused as by `at`, or where no path_kl is known. Methods without training stay as
     they are. Also returns row → why it has no values, and a line per run of a method that trains: `row`, `seed`, and
-    `bound`, what stopped it: `axis`, "path_kl" or "end".
+    `bound`, what stopped it (`axis`, "path_kl" or "end"), and what it had `spent` of `axis` by that evaluation.
     """
     good = rows[rows["status"] != "failed"]
     trained = good.groupby("row")["updates"].transform("max") > 0
@@ -123,13 +123,15 @@ def within(
     missing = {}
     for one in stops[_is_far(stops, stops["limit"])].drop_duplicates("row").to_dict("records"):
         label = COSTS[axis][0] if one["bound"] == axis else KL
-        gap = f"between {_amount(one['x_before'])} and {_amount(one['x'])}"
+        gap = f"between {amount(one['x_before'])} and {amount(one['x'])}"
         missing[one["row"]] = Missing(f"not evaluated {gap} {label}" if label != KL else f"path_kl jumps {gap}")
     if most_kl is not None:
         unknown = stops[~stops["row"].isin(limits[KL][0]["row"])]
         missing |= {name: Missing("path_kl is not known") for name in unknown["row"]}
     chosen, _ = _readable(pd.concat([_between(rows, stops[~stops["row"].isin(missing)]), free]))
-    return chosen, missing, stops[["row", "seed", "bound"]]
+    spent = _path(rows, axis).set_index(["row", "seed", "budget"])["x"]
+    ends = stops.set_index(["row", "seed", "budget"]).index
+    return chosen, missing, stops[["row", "seed", "bound"]].assign(spent=spent.reindex(ends).to_numpy())
 
 
 def _readable(chosen: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -151,8 +153,8 @@ def nobody(missing: Mapping[str, Missing], axis: str | None, limit: float, train
     first = max(most, key=lambda name: most[name])
     what = f"a reward gain of {limit:+g}" if axis == "gain" else f"{limit:,g} {spelled(axis)}"
     if len(most) == trained:
-        amount = f"{most[first]:+.3g}" if axis == "gain" else f"{most[first]:,.6g}"
-        return f"No run here reaches {what}: the most is {amount}, of {first}."
+        furthest = f"{most[first]:+.3g}" if axis == "gain" else amount(most[first])
+        return f"No run here reaches {what}: the most is {furthest}, of {first}."
     if axis == "gain":
         return ""
     return f"{len(most)} of {trained} trained rows end before {what} and have no values here."
@@ -169,6 +171,15 @@ class Draws(NamedTuple):
 
     n: int
     nfe: int
+
+    @property
+    def kl(self) -> float:
+        """KL divergence of its samples from the prior's, in nats (Beirami et al., 2024)."""
+        return math.log(self.n) - (self.n - 1) / self.n
+
+    def of(self, axis: str) -> int:
+        """What a finished sample costs of one of AXES."""
+        return {"nfe": self.nfe, "reward_calls": self.n}.get(axis, 0)
 
 
 def draws(rows: pd.DataFrame) -> dict[str, Draws]:
@@ -196,7 +207,7 @@ def _refused(rows: pd.DataFrame, crossed: pd.DataFrame, limit: float, axis: str 
         why = "passed before its first evaluation" if first else "passed between two evaluations"
         if axis != "gain":
             why = f"not evaluated between {before[axis]:,g} and {after[axis]:,g}"
-        ends = {column: [_amount(one[column]) for one in (before, after)] for column in COSTS}
+        ends = {column: [amount(one[column]) for one in (before, after)] for column in COSTS}
         costs = {COSTS[column][0]: f"< {high}" if first else f"{low} – {high}" for column, (low, high) in ends.items()}
         refused[str(name)] = Missing(why, costs, places["seed"].nunique())
     return refused
@@ -207,7 +218,8 @@ def _is_far(crossed: pd.DataFrame, limit: float | pd.Series) -> pd.Series:
     return (crossed["x"] > NEAR * limit) & (crossed["x_before"] < limit / NEAR)
 
 
-def _amount(cost: float) -> str:
+def amount(cost: float) -> str:
+    """A cost as text: whole from ten on."""
     return f"{cost:.2g}" if cost < 10 else f"{cost:,.0f}"
 
 

@@ -159,7 +159,8 @@ def tabulate(
 def _selection(name: str, cost: Draws) -> str:
     return (
         f"{name} trains nothing and spends as it samples: a finished sample is the best of {cost.n} draws and takes "
-        f"{cost.nfe:,} NFE and {cost.n} reward calls; of a trained model it takes {cost.nfe // cost.n:,} NFE and no reward call."
+        f"{cost.nfe:,} NFE and {cost.n} reward calls; of a trained model it takes {cost.nfe // cost.n:,} NFE and no "
+        "reward call."
     )
 
 
