@@ -31,7 +31,7 @@ class Ask:
 
     def __str__(self) -> str:
         bound = "" if self.most_kl is None else f" and {self.most_kl:g} nats"
-        return f"{self.budget:,g} {spelled(self.axis)}{bound}"
+        return f"{spelled(self.budget, self.axis)}{bound}"
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def _free(rows: pd.DataFrame, ask: Ask) -> dict[str, str]:
             continue
         gain = table.loc[(name, GAIN)]
         ends = interval(gain["difference"], gain["difference_low"], gain["difference_high"], sign=True)
-        samples = f"; {ask.budget:,g} {spelled(ask.axis)} make {ask.budget // each:,.0f} samples" if each else ""
+        samples = f"; {spelled(ask.budget, ask.axis)} make {ask.budget // each:,.0f} samples" if each else ""
         found[name] = (
-            f"Without training {name} gains {' '.join(filter(None, ends))} at a KL between samples of {cost.kl:.2g} nats, "
-            f"for {cost.nfe:,} NFE and {cost.n} reward calls per finished sample{samples}."
+            f"Without training {name} gains {' '.join(filter(None, ends))} at a KL between samples of {cost.kl:.2g} "
+            f"nats, for {cost.nfe:,} NFE and {cost.n} reward calls per finished sample{samples}."
         )
     return found
 
@@ -111,7 +111,7 @@ def _unknown(rows: pd.DataFrame, trained: pd.DataFrame, ask: Ask) -> str:
     if spent.max() >= ENOUGH * ask.budget:
         return ""
     return (
-        f"No run here reaches {ask.budget:,g} {spelled(ask.axis)}: the most is {amount(spent.max())}, of "
+        f"No run here reaches {spelled(ask.budget, ask.axis)}: the most is {amount(spent.max())}, of "
         f"{spent.idxmax()}. These are gains for less; what more would give is not known."
     )
 

@@ -151,7 +151,7 @@ def nobody(missing: Mapping[str, Missing], axis: str | None, limit: float, train
     if not most or axis is None:
         return ""
     first = max(most, key=lambda name: most[name])
-    what = f"a reward gain of {limit:+g}" if axis == "gain" else f"{limit:,g} {spelled(axis)}"
+    what = f"a reward gain of {limit:+g}" if axis == "gain" else spelled(limit, axis)
     if len(most) == trained:
         furthest = f"{most[first]:+.3g}" if axis == "gain" else amount(most[first])
         return f"No run here reaches {what}: the most is {furthest}, of {first}."
@@ -160,10 +160,10 @@ def nobody(missing: Mapping[str, Missing], axis: str | None, limit: float, train
     return f"{len(most)} of {trained} trained rows end before {what} and have no values here."
 
 
-def spelled(axis: str) -> str:
-    """A cost behind its number: "updates", "NFE", …, "seconds of training"."""
+def spelled(limit: float, axis: str) -> str:
+    """A cost in words: "1,000 updates", "2.5 seconds of training"."""
     label, unit = COSTS[axis]
-    return "seconds of training" if unit else label
+    return f"{limit:,.10g} {'seconds of training' if unit else label}"
 
 
 class Draws(NamedTuple):

@@ -43,7 +43,7 @@ class Question:
             return ""
         if self.axis == "gain":
             return f", at a reward gain of {limit:+g}"
-        return f", at {limit:,g} {spelled(self.axis)}"
+        return f", at {spelled(limit, self.axis)}"
 
 
 @dataclass(frozen=True)
