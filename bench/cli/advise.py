@@ -47,13 +47,11 @@ def advise(
 ) -> None:
     """Rank methods by what they gained within a budget and a KL bound, and print the commands of the best.
 
-        bench advise --budget 500 --max-kl 20 --prior emoji --reward emoji_style
-        bench advise --budget 20000 --currency nfe --gradient no --prior ring
-        bench advise --budget 2000 --max-kl 10 runs/mine
+    It reads published rows, and yours, and says what they do not tell. See docs/report.md.
 
-    It reads the published rows and yours. A run is read off where it has spent the budget or reaches the bound, or at
-    its end, by interpolation between evaluations. What rows do not tell is said: another prior, reward or budget, few
-    seeds, a method whose evaluations are too far apart.
+    bench advise --budget 500 --max-kl 20 --prior emoji --reward emoji_style
+    bench advise --budget 200000 --currency nfe --gradient no --prior ring
+    bench advise --budget 2000 --max-kl 10 runs/mine
     """
     from bench.publish.command import command
     from bench.reporting import advise as advice

@@ -30,7 +30,7 @@ class Missing(NamedTuple):
     why: str
     costs: Mapping[str, str] = {}
     runs: int = 0  # behind the costs
-    most: float = math.nan  # how far its runs get, where none gets to the limit
+    most: float = math.nan  # how far its runs get, where one or all do not get to the limit
 
 
 def at(
@@ -89,7 +89,7 @@ def _at_cost(rows: pd.DataFrame, axis: str, limit: float) -> tuple[pd.DataFrame,
         if short == own.size:
             missing[name] = Missing(f"ends at {amount(own.max())}", most=own.max())
         elif short:
-            missing[name] = Missing(f"{short} of {own.size} runs end before")
+            missing[name] = Missing(f"{short} of {own.size} runs end before", most=own.max())
     notes = []
     if early := sorted(near.loc[~near["row"].isin(missing), "row"].unique()):
         notes.append(f"Up to {1 - ENOUGH:.0%} short of this cost, and read off at their end: {', '.join(early)}.")
@@ -152,12 +152,12 @@ def nobody(missing: Mapping[str, Missing], axis: str | None, limit: float, train
         return ""
     first = max(most, key=lambda name: most[name])
     what = f"a reward gain of {limit:+g}" if axis == "gain" else spelled(limit, axis)
-    if len(most) == trained:
+    if len(most) == trained and most[first] < limit:
         furthest = f"{most[first]:+.3g}" if axis == "gain" else amount(most[first])
         return f"No run here reaches {what}: the most is {furthest}, of {first}."
     if axis == "gain":
         return ""
-    return f"{len(most)} of {trained} trained rows end before {what} and have no values here."
+    return f"{len(most)} of {trained} trained rows have no values here, as runs of theirs end before {what}."
 
 
 def spelled(limit: float, axis: str) -> str:

@@ -222,7 +222,7 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     plot_methods(values, panels, path("methods"), section.heading)
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
     order = ranked(values, summary(values), panels)
-    if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
+    if (rows[rows["row"].isin(order)].groupby(["row", "seed"])["budget"].nunique() > 1).any():
         trained = rows[rows["updates"] > 0]
         for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
             plot_curves(trained, metric, path(f"curves-{metric.replace('/', '-')}"), order, section.heading)

@@ -576,6 +576,15 @@ def budgets() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_a_report_at_a_cost_that_no_training_reaches_is_written(tmp_path: Path) -> None:
+    frame = budgets().assign(source="x/rows.parquet")
+    page = write_report(tmp_path, frame, [], Question(axis="nfe", limits=(1e9,))).read_text()
+    assert "\nNo run here reaches 1,000,000,000 NFE: the most is 48,000, of cheap.\n" in page
+    assert re.findall(r"\]\((.*?)\)", page) == ["methods-0.png"]  # of what trains nothing; there is no curve
+    frame = frame[frame["method"] != "best_of_n"]
+    assert "![" not in write_report(tmp_path, frame, [], Question(axis="nfe", limits=(1e9,))).read_text()
+
+
 def test_limits_have_the_names_of_columns(tmp_path: Path, bench: Callable[..., tuple[int, str]]) -> None:
     """NFE has one; what was written with its former name still runs."""
     for name, rows in budgets().groupby("run"):
@@ -655,7 +664,7 @@ def test_a_table_at_a_cost_has_no_values_of_runs_that_end_before_it_and_says_so_
     """Of some rows, of all; a row of which one run ends earlier is none of those that got there."""
     ((_, rows),) = settings(budgets())
     some = leaderboard(rows, axis="reward_calls", limit=700)
-    assert some.lead == "1 of 2 trained rows end before 700 reward calls and have no values here."
+    assert some.lead == "1 of 2 trained rows have no values here, as runs of theirs end before 700 reward calls."
     found = {line.name: line.cells[0] for line in some.lines}
     assert (found["cheap"].text, found["dear"].value) == ("ends at 400", 4.0)
     none = leaderboard(rows, axis="nfe", limit=1e6, title="T")
@@ -665,8 +674,9 @@ def test_a_table_at_a_cost_has_no_values_of_runs_that_end_before_it_and_says_so_
     assert leaderboard(rows, axis="reward_calls", limit=400).lead == ""
     frame = budgets()
     ((_, rows),) = settings(frame[(frame["seed"] == 0) | (frame["budget"] < 40) | (frame["method"] == "cheap")])
-    _, missing, _ = at(rows, "reward_calls", 700)
-    assert missing["dear"].why == "1 of 2 runs end before"
+    shown = leaderboard(rows, axis="reward_calls", limit=700)
+    assert {line.name: line.cells[0].text for line in shown.lines}["dear"] == "1 of 2 runs end before"
+    assert shown.lead == "2 of 2 trained rows have no values here, as runs of theirs end before 700 reward calls."
 
 
 def test_best_of_n_is_charged_per_finished_sample() -> None:
