@@ -35,6 +35,9 @@ def report(
         float | None, typer.Option(min=1, help="The same at so many rows through the denoiser, back and forth.")
     ] = None,
     at_seconds: Annotated[float | None, typer.Option(min=0, help="The same at so many seconds of training.")] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="All columns on the screen, in tables one below the other.")
+    ] = False,
     form: Annotated[
         Format, typer.Option("--format", help="Of what is printed; html: one self-contained page.")
     ] = Format.table,
@@ -94,7 +97,7 @@ def report(
     elif form == Format.latex:
         typer.echo("\n".join(map(formats.latex, results.boards_of(sections))), nl=False)
     else:
-        formats.show(results.boards_of(sections), console)
+        formats.show(results.boards_of(sections), console, wide or every or bool(question.metrics))
         for sentence in left_out:
             console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
 

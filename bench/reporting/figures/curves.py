@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures.drawing import FAINT, drawing, legend, name_leaving, settle
 from bench.reporting.figures.looks import Look, families, looks
-from bench.reporting.figures.scales import lines_of, references, scale_of, set_scale, span
+from bench.reporting.figures.scales import Scale, lines_of, references, scale_of, set_scale, span
 from bench.reporting.selection import floors, priors
 
 
@@ -38,7 +38,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
         for axes, (kind, names) in zip(grid, kinds.items(), strict=True):
             for ax, cost in zip(axes, COSTS, strict=True):
                 ax.set(xscale="log")
-                _lines(ax, lines, cost, {name: looks(order)[name] for name in names})
+                _lines(ax, lines, cost, scale, {name: looks(order)[name] for name in names})
                 references(ax, metric, before, least, "y")
                 ax.minorticks_off()
             axes[0].set_ylabel(kind)
@@ -53,12 +53,12 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
                 name_leaving(ax, {name: (*line.T, looks(order)[name].color) for name, line in own.items()})
 
 
-def _lines(ax: Axes, lines: Mapping[str, pd.DataFrame], cost: str, own: Mapping[str, Look]) -> None:
+def _lines(ax: Axes, lines: Mapping[str, pd.DataFrame], cost: str, scale: Scale, own: Mapping[str, Look]) -> None:
     """Lines with their bands; those without a look in grey, without a band."""
     for name, line in lines.items():
         if look := own.get(name):
             ax.plot(line[cost], line["value"], **look._asdict(), label=name, markersize=4, linewidth=1.4)
-            if line["value"].between(*ax.get_ylim()).any() or ax.get_autoscaley_on():
+            if scale.shows(line["value"]):
                 ax.fill_between(line[cost], line["low"], line["high"], color=look.color, alpha=0.18, linewidth=0)
         else:
             ax.plot(line[cost], line["value"], color=FAINT, linewidth=0.8, zorder=1)

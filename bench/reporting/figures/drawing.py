@@ -10,6 +10,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from scipy.optimize import linear_sum_assignment
@@ -37,9 +38,10 @@ def drawing(path: Path, size: tuple[float, float], title: str, note: str = "") -
 
 
 def settle(figure: Figure) -> None:
-    """Lay out a figure for good, so that positions can be read off; what is drawn later moves nothing."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    """Lay out a figure for good, once, so that positions can be read off; what is drawn later moves nothing."""
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def panels(figure: Figure, names: Sequence[str], columns: int = 3) -> dict[str, Axes]:

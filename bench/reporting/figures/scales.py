@@ -24,6 +24,10 @@ class Scale(NamedTuple):
     log: bool
     ends: tuple[float, float] | None = None
 
+    def shows(self, values: pd.Series) -> bool:
+        """Whether any of the values is on it."""
+        return self.ends is None or bool(values.between(*self.ends).any())
+
 
 def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Row → its evaluations that all its seeds had: `budget`, the costs' means, `value`, `low`, `high`."""

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from bench.reporting.budgets import GAIN
 from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
@@ -59,11 +60,7 @@ def _trade(rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str) 
     lines = {name: line for name, line in lines.items() if len(line)}
     start = [before["value"].get(name, np.nan) for name in (GAIN, metric)]
     across = scale_of({name: span(line["value_reward"]) for name, line in lines.items()}, start[0])
-    shown = {
-        name: line
-        for name, line in lines.items()
-        if line["value_reward"].between(*across.ends or [-np.inf, np.inf]).any()
-    }
+    shown = {name: line for name, line in lines.items() if across.shows(line["value_reward"])}
     scales = across, scale_of({name: span(line["value"]) for name, line in shown.items()}, start[1])
     return Trade(metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
 
@@ -82,6 +79,7 @@ def _together(
         for ax, trade in zip(axes, trades, strict=True):
             _draw(ax, trade, {name: styles[name] for name in names})
             ax.set(xlabel=label, ylabel=trade.heading)
+            ax.xaxis.set_major_locator(MaxNLocator(6))
         ends = [_ends(trade, names, styles) for ax, trade in zip(axes, trades, strict=True)]
         inside = [
             end_names(ax, {name: (x[-1], y[-1], color) for name, (x, y, color) in own.items() if not leaves(ax, x, y)})
@@ -121,6 +119,8 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
     shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
     for name, line in trade.lines.items():
         x, y = line["value_reward"], line["value"]
+        if not trade.scales[0].shows(x):
+            continue  # nothing of it is on the scale, which its height would stretch
         color, width = (own[name].color, 1.2) if name in own else (FAINT, 0.8)
         if line["updates"].iloc[0] > 0 and shown:
             ax.plot([start[0], x.iloc[0]], [start[1], y.iloc[0]], color=color, linewidth=0.8, alpha=0.5, zorder=1)
