@@ -42,7 +42,8 @@ def report(
         Format, typer.Option("--format", help="Of what is printed; html: one self-contained page.")
     ] = Format.table,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.md, .csv, .tex and figures, with html the page too.")
+        Path | None,
+        typer.Option(help="Folder for report.md, .csv, .tex and figures, with html the page too; or the page's file."),
     ] = None,
 ) -> None:
     """Compare finished runs: a table for every setting, methods as rows, and figures.
@@ -80,11 +81,13 @@ def report(
             if name not in measured:
                 raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, measured)}")
         if form == Format.html or out:
-            written = [results.write_report(out, frame, left_out, question)] if out else []
+            alone = out is None or (form == Format.html and out.suffix == ".html")
+            written = [] if out is None or alone else [results.write_report(out, frame, left_out, question)]
             if form == Format.html:
                 from bench.reporting.page import write_page
 
-                written.append(write_page(out or Path("report"), frame, left_out, question))
+                page = out if out and alone else (out or Path("report")) / "report.html"
+                written.append(write_page(page, frame, left_out, question))
             console.print(f"Written: {', '.join(map(str, written))}")
             return
         sections = results.sections(frame, question)
@@ -121,7 +124,7 @@ def serve(
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            write_page(Path(folder), *collect(paths or [Path("runs")]), Question())
+            write_page(Path(folder) / "report.html", *collect(paths or [Path("runs")]), Question())
         except (FileNotFoundError, ValueError) as error:
             raise BenchError(str(error)) from None
         with ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=folder)) as server:

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures.drawing import FAINT, drawing, legend, name_leaving, settle
 from bench.reporting.figures.looks import Look, families, looks
-from bench.reporting.figures.scales import Scale, lines_of, references, scale_of, set_scale, span
+from bench.reporting.figures.scales import Scale, gains, lines_of, references, scale_of, set_scale, span
 from bench.reporting.selection import floors, priors
 
 
@@ -25,7 +25,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     before, least = priors(rows), floors(rows)
     title = f"{title}: {metric}"
     if metric == GAIN:
-        rows, before = rows.assign(value=rows["difference"], support="real"), before.assign(value=0.0)
+        rows, before = gains(rows), before.assign(value=0.0)
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     bands = {name: [line[end].fillna(line["value"]) for end in ("low", "high")] for name, line in lines.items()}

@@ -29,6 +29,11 @@ class Scale(NamedTuple):
         return self.ends is None or bool(values.between(*self.ends).any())
 
 
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the difference to the prior on the same noise, whose spread over seeds it lacks, as value."""
+    return rows.assign(value=rows["difference"], support="real")
+
+
 def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Row → its evaluations that all its seeds had: `budget`, the costs' means, `value`, `low`, `high`."""
     robust = bool(is_robust(rows[rows["metric"] == metric]).get(metric, False))
