@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures.looks import Look, families, looks
-from bench.reporting.figures.scales import gains, lines_of, scale_of, span
+from bench.reporting.figures.scales import gains, lines_of, scale_of
 from bench.reporting.figures.trades import TRADED
 from bench.reporting.formats import interval, parts
 from bench.reporting.leaderboard import Board, narrow
@@ -133,7 +133,7 @@ def plots_of(section: Section) -> list[Plot]:
 
 def _axis(rows: pd.DataFrame, metric: str, values: Mapping[str, pd.Series], more: str = "") -> dict[str, Any]:
     """Plotly's axis of a metric."""
-    log, ends = scale_of({name: span(value) for name, value in values.items()})
+    log, ends = scale_of(values)
     limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
     unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
     title = {"text": f"{metric} [{unit}]" if unit else metric + more}
@@ -191,7 +191,7 @@ def _samples(section: Section) -> dict[str, Any] | None:
     most = max(1, PIXELS // (len(samples.rows) * math.prod(samples.images.shape[2:4])))
     samples = Samples(samples.rows, samples.columns[:most], samples.images[:, :most], samples.rewards[:, :most])
     data = io.BytesIO()
-    mosaic(samples).save(data, "WEBP", quality=85, method=6)
+    mosaic(samples).save(data, "WEBP", quality=90, method=6)
     rewards = [["" if pd.isna(x) else f"{x:.4g}" for x in line] for line in samples.rewards]
     columns = [f"{prompt} · {sample}" for prompt, sample in samples.columns]
     return {

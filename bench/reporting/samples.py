@@ -63,11 +63,22 @@ def _of_report(rows: pd.DataFrame, order: Sequence[str], setting: str) -> Sample
             lines, count = len(names["rows"]), len(names["columns"])
             height, width = tiles.shape[0] // lines, tiles.shape[1] // count
             images = tiles.reshape(lines, height, count, width, 3).swapaxes(1, 2)
-            kept = [0, *(names["rows"].index(name) for name in order if name in names["rows"][1:])]
+            places = _places(rows[rows["source"].map(Path).map(lambda file: file.parent) == folder], names["rows"][1:])
+            kept = [0, *(places[name] for name in order if name in places)]
             columns = [(prompt, sample) for prompt, sample in names["columns"]]
             rewards = np.array(names["rewards"], dtype=float)
-            return Samples([names["rows"][i] for i in kept], columns, images[kept], rewards[kept])
+            shown = ["prior", *(name for name in order if name in places)]
+            return Samples(shown, columns, images[kept], rewards[kept])
     return None
+
+
+def _places(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, int]:
+    """Row of the table → its line of images, also where other runs in the table gave it a longer name."""
+    places = {name: i + 1 for i, name in enumerate(names)}
+    found: dict[str, list[str]] = {}
+    for name in rows["row"].unique():
+        found.setdefault(name if name in places else name.partition(" (")[0], []).append(name)
+    return {own[0]: places[name] for name, own in found.items() if name in places and len(own) == 1}
 
 
 def _of_runs(rows: pd.DataFrame, order: Sequence[str]) -> Samples | None:

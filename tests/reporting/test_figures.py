@@ -183,9 +183,10 @@ def test_axes_are_filled_and_what_is_off_the_scale_is_named(drawn: Drawn) -> Non
     ],
 )
 def test_a_diverged_row_leaves_the_others_their_scale(values: list[float], log: bool, ends: Any) -> None:
-    scale = scale_of({str(i): (value, value) for i, value in enumerate(values)})
-    assert scale.log == log
-    assert scale.ends == (ends and pytest.approx(ends))
+    for drawn in ({str(i): [value] for i, value in enumerate(values)}, {"alone": values}):
+        scale = scale_of(drawn)
+        assert scale.log == log
+        assert scale.ends == (ends and pytest.approx(ends))
 
 
 def test_a_row_that_diverges_both_ways_is_off_the_scale_and_the_prior_on_it() -> None:
@@ -246,11 +247,16 @@ def test_a_report_keeps_images_and_reads_them_again(tmp_path: Path) -> None:
     samples = Samples(["prior", "draft", "refl"], [("a $cat$", "0"), ("a dog", "0")], images, rewards)
     write_samples(samples, "here", tmp_path / "samples-0")
     write_samples(samples._replace(rows=["prior", "a", "b"]), "elsewhere", tmp_path / "samples-1")
-    rows = pd.DataFrame({"source": [str(tmp_path / "rows.parquet")], "row": "draft", "seed": 0})
+    names = ["draft", "refl", "other"]
+    rows = pd.DataFrame({"source": str(tmp_path / "rows.parquet"), "row": names, "seed": 0})
     again = samples_of(rows, ["refl", "other", "draft"], "here")
     assert again
     assert again.rows == ["prior", "refl", "draft"]
     assert again.columns == samples.columns
     assert (again.images == images[[0, 2, 1]]).all()
     np.testing.assert_equal(again.rewards, rewards[[0, 2, 1]])
+    longer = rows.replace({"row": {"draft": "draft (lr = 1)"}})  # beside draft (lr = 2) of another folder
+    again = samples_of(longer, ["draft (lr = 2)", "draft (lr = 1)"], "here")
+    assert again and again.rows == ["prior", "draft (lr = 1)"]
+    assert (again.images == images[:2]).all()
     assert samples_of(rows, ["draft"], "nowhere") is None

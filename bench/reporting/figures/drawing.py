@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib.colors
 import numpy as np
@@ -69,7 +70,7 @@ def end_names(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> list[An
 
     ends: name → x, y, colour.
     """
-    look = {"fontsize": NAME, "va": "center", "textcoords": "axes fraction", "parse_math": False}
+    look: dict[str, Any] = {"fontsize": NAME, "va": "center", "textcoords": "axes fraction", "parse_math": False}
     return [
         ax.annotate(
             name, (x, y), (1.04, 0.5), color=_dark(color), **look,
@@ -117,11 +118,11 @@ def name_leaving(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray, str
         axis = int(abs(last[0] - 0.5) < abs(last[1] - 0.5))  # the one whose scale it leaves
         arrow = ("◂▸", "▾▴")[axis][int(last[axis] > 0.5)]
         text = ax.text(
-            *place, f"{name} {arrow} {number((x, y)[axis][-1])}", color=_dark(color), transform=ax.transAxes,
+            place[0], place[1], f"{name} {arrow} {number((x, y)[axis][-1])}", color=_dark(color), transform=ax.transAxes,
             fontsize=NAME, ha=_side(place[0], "left", "right"), va=_side(place[1], "bottom", "top"), parse_math=False,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}, zorder=6,
         )  # fmt: skip
-        _clear(text, placed)
+        _clear(text, ax, placed)
         placed.append(text)
 
 
@@ -152,10 +153,10 @@ def _exit(points: np.ndarray) -> np.ndarray:
     return (start + shares.min() * step).clip(0, 1)
 
 
-def _clear(text: Text, placed: Sequence[Text]) -> None:
+def _clear(text: Text, ax: Axes, placed: Sequence[Text]) -> None:
     """Move a text up or down, away from those placed before, inside its panel."""
     x, y = text.get_position()
-    box = text.axes.bbox
+    box = ax.bbox
     height = text.get_window_extent().height / box.height
     for step in sorted(range(-20, 21), key=abs):
         text.set_position((x, y + step * height))

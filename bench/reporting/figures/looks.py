@@ -46,7 +46,7 @@ def families(order: Sequence[str]) -> dict[str, list[str]]:
 
 def looks(order: Sequence[str]) -> dict[str, Look]:
     """Row → its look; figures of one table share it if they are given the same rows in the same order."""
-    found = {}
+    found: dict[str, Look] = {}
     for kind, names in families(order).items():
         shades = sns.blend_palette(SHADES[kind], len(names)).as_hex()
         half = (len(names) + 1) // 2

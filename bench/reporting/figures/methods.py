@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,11 +33,11 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     with drawing(path, size, title, note.partition(" Round brackets")[0]) as figure:
         for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
             drawn = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
-            runs = drawn.groupby("row")["value"].agg(["min", "max"])
+            runs = dict(iter(drawn.groupby("row")["value"]))
             centre = before["value"].get(metric, np.nan)
             ax.scatter(drawn["value"], drawn["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
             _bars(ax, table.xs(metric, level="metric").loc[drawn["row"].unique()], place)
-            set_scale(ax, scale_of({row.Index: row[1:] for row in runs.itertuples()}, centre), "x")
+            set_scale(ax, scale_of(runs, centre), "x")
             references(ax, metric, before, least, "x")
             _name_beyond(ax, table.xs(metric, level="metric")["value"].loc[drawn["row"].unique()], place)
             ax.set_title(textwrap.fill(titles[metric].replace("/", "/ "), 26).replace("/ ", "/"), fontsize=10)
@@ -50,7 +51,7 @@ def _bars(ax: Axes, cells: pd.DataFrame, place: dict[str, int]) -> None:
     alone = cells["value_low"].notna()  # else the difference's interval, around the value
     low = (cells["value"] - cells["value_low"]).where(alone, cells["difference"] - cells["difference_low"])
     high = (cells["value_high"] - cells["value"]).where(alone, cells["difference_high"] - cells["difference"])
-    bar = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
+    bar: dict[str, Any] = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
     ax.errorbar(cells["value"], [place[name] for name in cells.index], xerr=np.nan_to_num([low, high]).clip(0), **bar)
 
 

@@ -1,11 +1,12 @@
 """The lines of a figure and the scales of its axes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from bench.reporting.budgets import COSTS
 from bench.reporting.plots import PRIOR
@@ -47,34 +48,34 @@ def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
         yield str(name), table.reset_index()
 
 
-def scale_of(spans: Mapping[str, tuple[float, float]], *references: float) -> Scale:
+def scale_of(drawn: Mapping[str, ArrayLike], *references: float) -> Scale:
     """The scale that shows the rows, and all references, such as the prior's value.
 
-    spans: row → the least and the greatest value that is drawn of it. Logarithmic where all are positive and over more
-    than `DECADES` decades. A row that diverged is off the scale: one of the furthest from the middle that would make
-    the axis of the other rows longer than `STRETCH` times itself.
+    drawn: row → the values that are drawn of it, without NaN. Logarithmic where all are positive and over more than
+    `DECADES` decades. A row that diverged is off the scale: one of the furthest from the middle that would make the
+    axis of the other rows longer than `STRETCH` times itself. Of fewer than `FEWEST` rows the same goes for values.
     """
-    values = np.array(list(spans.values()), dtype=float).reshape(-1, 2)
-    log = bool(len(values) and values.min() > 0 and values.max() > 10**DECADES * values.min())
-    values = np.log10(values) if log else values
-    middle = np.median(values.mean(1)) if len(values) else 0.0
-    order = np.argsort(-abs(values - middle).max(1), kind="stable")  # the furthest first
-    most = max(1, len(values) // SHARE) if len(values) >= FEWEST else 0
+    rows = [np.asarray(values, dtype=float) for values in drawn.values()]
+    rows = rows if len(rows) >= FEWEST else [value for values in rows for value in values.reshape(-1, 1)]
+    spans = np.array([(row.min(), row.max()) for row in rows]).reshape(-1, 2)
+    log = bool(len(spans) and spans.min() > 0 and spans.max() > 10**DECADES * spans.min())
+    spans = np.log10(spans) if log else spans
+    middle = np.median(spans.mean(1)) if len(spans) else 0.0
+    spans = spans[np.argsort(-abs(spans - middle).max(1), kind="stable")]  # the furthest first
+    most = max(1, len(spans) // SHARE) if len(spans) >= FEWEST else 0
     for count in range(most, 0, -1):
-        (low, high), (low_with, high_with) = (
-            (values[order[n:], 0].min(), values[order[n:], 1].max()) for n in (count, count - 1)
-        )
-        if 0 < STRETCH[log] * (high - low) < high_with - low_with:
-            known = [np.log10(x) if log else x for x in references if np.isfinite(x) and (x > 0 or not log)]
-            low, high = min([low, *known]), max([high, *known])
-            low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
-            return Scale(log, (10**low, 10**high) if log else (low, high))
+        low, high = spans[count:, 0].min(), spans[count:, 1].max()
+        if 0 < STRETCH[log] * (high - low) < spans[count - 1 :, 1].max() - spans[count - 1 :, 0].min():
+            return Scale(log, _ends(low, high, references, log))
     return Scale(log)
 
 
-def span(low: pd.Series, high: pd.Series | None = None) -> tuple[float, float]:
-    """The least and the greatest of a line, or of its band: what `scale_of` asks for."""
-    return low.min(), (low if high is None else high).max()
+def _ends(low: float, high: float, references: Sequence[float], log: bool) -> tuple[float, float]:
+    """Of an axis that shows all this, with a margin; low and high are logarithms where it is logarithmic."""
+    known = [np.log10(x) if log else x for x in references if np.isfinite(x) and (x > 0 or not log)]
+    low, high = min([low, *known]), max([high, *known])
+    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    return (10**low, 10**high) if log else (low, high)
 
 
 def set_scale(ax: Axes, scale: Scale, axis: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from bench.reporting.budgets import GAIN
 from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
 from bench.reporting.figures.looks import SHADES, Look, families, looks
-from bench.reporting.figures.scales import Scale, lines_of, references, scale_of, set_scale, span
+from bench.reporting.figures.scales import Scale, lines_of, references, scale_of, set_scale
 from bench.reporting.leaderboard import heading
 from bench.reporting.selection import floors, priors
 
@@ -59,9 +59,9 @@ def _trade(rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str) 
     }
     lines = {name: line for name, line in lines.items() if len(line)}
     start = [before["value"].get(name, np.nan) for name in (GAIN, metric)]
-    across = scale_of({name: span(line["value_reward"]) for name, line in lines.items()}, start[0])
+    across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0])
     shown = {name: line for name, line in lines.items() if across.shows(line["value_reward"])}
-    scales = across, scale_of({name: span(line["value"]) for name, line in shown.items()}, start[1])
+    scales = across, scale_of({name: line["value"] for name, line in shown.items()}, start[1])
     return Trade(metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
 
 
