@@ -117,8 +117,9 @@ def name_leaving(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray, str
         place, last = _exit(shares), shares[-1]
         axis = int(abs(last[0] - 0.5) < abs(last[1] - 0.5))  # the one whose scale it leaves
         arrow = ("◂▸", "▾▴")[axis][int(last[axis] > 0.5)]
+        label = f"{name} {arrow} {number((x, y)[axis][-1])}"
         text = ax.text(
-            place[0], place[1], f"{name} {arrow} {number((x, y)[axis][-1])}", color=_dark(color), transform=ax.transAxes,
+            place[0], place[1], label, color=_dark(color), transform=ax.transAxes,
             fontsize=NAME, ha=_side(place[0], "left", "right"), va=_side(place[1], "bottom", "top"), parse_math=False,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}, zorder=6,
         )  # fmt: skip
