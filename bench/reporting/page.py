@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures.looks import Look, families, looks
-from bench.reporting.figures.scales import gains, lines_of, scale_of
+from bench.reporting.figures.scales import gains, is_positive, lines_of, scale_of
 from bench.reporting.figures.trades import TRADED
 from bench.reporting.formats import interval, parts
 from bench.reporting.leaderboard import Board, narrow
@@ -133,7 +133,7 @@ def plots_of(section: Section) -> list[Plot]:
 
 def _axis(rows: pd.DataFrame, metric: str, values: Mapping[str, pd.Series], more: str = "") -> dict[str, Any]:
     """Plotly's axis of a metric."""
-    log, ends = scale_of(values)
+    log, ends = scale_of(values, positive=is_positive(rows, metric))
     limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
     unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
     title = {"text": f"{metric} [{unit}]" if unit else metric + more}

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures.drawing import FAINT, drawing, legend, name_leaving, settle
 from bench.reporting.figures.looks import Look, families, looks
-from bench.reporting.figures.scales import Scale, gains, lines_of, references, scale_of, set_scale
+from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, references, scale_of, set_scale
 from bench.reporting.selection import floors, priors
 
 
@@ -29,7 +29,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     bands = {name: pd.concat([line["value"], line["low"], line["high"]]).dropna() for name, line in lines.items()}
-    scale = scale_of(bands, before["value"].get(metric, np.nan))
+    scale = scale_of(bands, before["value"].get(metric, np.nan), positive=is_positive(rows, metric))
     kinds = families([name for name in order if name in lines])
     size = 2.9 * len(COSTS) + 2.2, 2.3 * len(kinds) + 1.1
     with drawing(path, size, title, "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor") as figure:

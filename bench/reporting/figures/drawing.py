@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 from scipy.optimize import linear_sum_assignment
 
 from bench.reporting.figures.looks import Look
@@ -45,10 +46,15 @@ def settle(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-def panels(figure: Figure, names: Sequence[str], columns: int = 3) -> dict[str, Axes]:
-    """Name → its panel under its title, up to `columns` in a line, all with one vertical scale."""
-    lines = -(-len(names) // columns)
-    grid = list(figure.subplots(lines, min(columns, len(names)), sharey=True, squeeze=False).flat)
+def shape(count: int, most: int = 3) -> tuple[int, int]:
+    """Lines and columns, at most so many, for panels of one size."""
+    lines = -(-count // most)
+    return lines, -(-count // lines)
+
+
+def panels(figure: Figure, names: Sequence[str]) -> dict[str, Axes]:
+    """Name → its panel under its title, all with one vertical scale."""
+    grid = list(figure.subplots(*shape(len(names)), sharey=True, squeeze=False).flat)
     axes = dict(zip(names, grid, strict=False))
     for name, ax in axes.items():
         ax.set_title(name)
@@ -104,12 +110,17 @@ def leaves(ax: Axes, x: np.ndarray, y: np.ndarray) -> bool:
     return bool(np.any((last < 0) | (last > 1)))
 
 
-def name_leaving(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray, str]]) -> None:
+def name_leaving(
+    ax: Axes,
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
+    avoid: tuple[float, float] = (np.nan, np.nan),
+) -> None:
     """Name those of the lines that end off the scale at the edge they leave by, with the value, in a laid-out panel.
 
-    lines: name → x, y, colour.
+    lines: name → x, y, colour. avoid: a place that is left free.
     """
-    placed: list[Text] = []
+    x, y = ax.transData.transform(avoid)
+    taken = [Bbox.from_bounds(x - NAME, y - NAME, 2 * NAME, 2 * NAME)] if np.isfinite([x, y]).all() else []
     for name, (x, y, color) in lines.items():
         if not leaves(ax, x, y):
             continue
@@ -123,8 +134,7 @@ def name_leaving(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray, str
             fontsize=NAME, ha=_side(place[0], "left", "right"), va=_side(place[1], "bottom", "top"), parse_math=False,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}, zorder=6,
         )  # fmt: skip
-        _clear(text, ax, placed)
-        placed.append(text)
+        taken.append(_clear(text, ax, taken))
 
 
 def _shares(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -154,15 +164,15 @@ def _exit(points: np.ndarray) -> np.ndarray:
     return (start + shares.min() * step).clip(0, 1)
 
 
-def _clear(text: Text, ax: Axes, placed: Sequence[Text]) -> None:
-    """Move a text up or down, away from those placed before, inside its panel."""
+def _clear(text: Text, ax: Axes, taken: Sequence[Bbox]) -> Bbox:
+    """Move a text up or down, away from what is taken, inside its panel; returns the place that it takes."""
     x, y = text.get_position()
-    box = ax.bbox
-    height = text.get_window_extent().height / box.height
+    height = text.get_window_extent().height / ax.bbox.height
     for step in sorted(range(-20, 21), key=abs):
         text.set_position((x, y + step * height))
         own = text.get_window_extent()
-        within = box.y0 <= own.y0 and own.y1 <= box.y1
-        if within and not any(own.overlaps(other.get_window_extent()) for other in placed):
-            return
+        within = ax.bbox.y0 <= own.y0 and own.y1 <= ax.bbox.y1
+        if within and not any(own.overlaps(other) for other in taken):
+            return own
     text.set_position((x, y))
+    return text.get_window_extent()

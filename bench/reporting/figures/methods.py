@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from bench.reporting.figures.drawing import INK, drawing
-from bench.reporting.figures.scales import references, scale_of, set_scale
+from bench.reporting.figures.scales import is_positive, references, scale_of, set_scale
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED
 from bench.reporting.selection import floors, priors, summary
@@ -33,26 +33,29 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     with drawing(path, size, title, note.partition(" Round brackets")[0]) as figure:
         for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
             drawn = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
-            runs = dict(iter(drawn.groupby("row")["value"]))
-            centre = before["value"].get(metric, np.nan)
+            cells = table.xs(metric, level="metric").loc[drawn["row"].unique()]
+            bars = _bars(cells)
+            look: dict[str, Any] = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
             ax.scatter(drawn["value"], drawn["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
-            _bars(ax, table.xs(metric, level="metric").loc[drawn["row"].unique()], place)
-            set_scale(ax, scale_of(runs, centre), "x")
+            ax.errorbar(cells["value"], cells.index.map(place), xerr=bars, **look)
+            ends = dict(zip(cells.index, (cells["value"].to_numpy() + bars * [[-1], [1]]).T, strict=True))
+            shown = {name: [*runs, *ends[name]] for name, runs in drawn.groupby("row")["value"]}
+            centre = before["value"].get(metric, np.nan)
+            set_scale(ax, scale_of(shown, centre, positive=is_positive(rows, metric)), "x")
             references(ax, metric, before, least, "x")
-            _name_beyond(ax, table.xs(metric, level="metric")["value"].loc[drawn["row"].unique()], place)
+            _name_beyond(ax, cells["value"], place)
             ax.set_title(textwrap.fill(titles[metric].replace("/", "/ "), 26).replace("/ ", "/"), fontsize=10)
             ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
             ax.set_yticks(range(len(place)), list(place))
             ax.set_ylim(-0.7, len(place) - 0.3)
 
 
-def _bars(ax: Axes, cells: pd.DataFrame, place: dict[str, int]) -> None:
-    """The intervals that the table prints."""
+def _bars(cells: pd.DataFrame) -> np.ndarray:
+    """How far the intervals that the table prints reach below and above the values [2, rows]."""
     alone = cells["value_low"].notna()  # else the difference's interval, around the value
     low = (cells["value"] - cells["value_low"]).where(alone, cells["difference"] - cells["difference_low"])
     high = (cells["value_high"] - cells["value"]).where(alone, cells["difference_high"] - cells["difference"])
-    bar: dict[str, Any] = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
-    ax.errorbar(cells["value"], [place[name] for name in cells.index], xerr=np.nan_to_num([low, high]).clip(0), **bar)
+    return np.nan_to_num([low, high]).clip(0)
 
 
 def _name_beyond(ax: Axes, values: pd.Series, place: dict[str, int]) -> None:

@@ -48,17 +48,23 @@ def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
         yield str(name), table.reset_index()
 
 
-def scale_of(drawn: Mapping[str, ArrayLike], *references: float) -> Scale:
+def is_positive(rows: pd.DataFrame, metric: str) -> bool:
+    """Whether the metric declares its values to be, without which a logarithmic axis might hide zero."""
+    return bool((rows.loc[rows["metric"] == metric, "support"] == "positive").all())
+
+
+def scale_of(drawn: Mapping[str, ArrayLike], *references: float, positive: bool = True) -> Scale:
     """The scale that shows the rows, and all references, such as the prior's value.
 
-    drawn: row → the values that are drawn of it, without NaN. Logarithmic where all are positive and over more than
-    `DECADES` decades. A row that diverged is off the scale: one of the furthest from the middle that would make the
-    axis of the other rows longer than `STRETCH` times itself. Of fewer than `FEWEST` rows the same goes for values.
+    drawn: row → the values that are drawn of it, without NaN. Logarithmic where all are positive, as declared, and over
+    more than `DECADES` decades. A row that diverged is off the scale: one of the furthest from the middle that would
+    make the axis of the other rows longer than `STRETCH` times itself. Of fewer than `FEWEST` rows the same goes for
+    values.
     """
     rows = [np.asarray(values, dtype=float) for values in drawn.values()]
     rows = rows if len(rows) >= FEWEST else [value for values in rows for value in values.reshape(-1, 1)]
     spans = np.array([(row.min(), row.max()) for row in rows]).reshape(-1, 2)
-    log = bool(len(spans) and spans.min() > 0 and spans.max() > 10**DECADES * spans.min())
+    log = bool(positive and len(spans) and spans.min() > 0 and spans.max() > 10**DECADES * spans.min())
     spans = np.log10(spans) if log else spans
     middle = np.median(spans.mean(1)) if len(spans) else 0.0
     spans = spans[np.argsort(-abs(spans - middle).max(1), kind="stable")]  # the furthest first

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from bench.reporting.figures.drawing import FAINT, drawing, legend, panels
+from bench.reporting.figures.drawing import FAINT, drawing, legend, panels, shape
 from bench.reporting.figures.looks import families, looks
 from bench.reporting.selection import summary
 from bench.reporting.statistics import profile
@@ -61,7 +61,7 @@ def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, ti
         figure.supylabel("share of runs", fontsize=9)
 
 
-def _size(kinds: Mapping[str, Sequence[str]], columns: int = 3) -> tuple[float, float]:
-    """Room for panels in lines of `columns`, with names below them in two columns."""
-    lines = -(-len(kinds) // columns)
-    return 3.3 * min(columns, len(kinds)) + 0.4, (2.7 + 0.09 * max(map(len, kinds.values()))) * lines + 0.8
+def _size(kinds: Mapping[str, Sequence[str]]) -> tuple[float, float]:
+    """Room for the panels, with names below them in two columns."""
+    lines, columns = shape(len(kinds))
+    return 3.3 * columns + 0.4, (2.7 + 0.09 * max(map(len, kinds.values()))) * lines + 0.8

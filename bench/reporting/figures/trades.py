@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from bench.reporting.budgets import GAIN
 from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
 from bench.reporting.figures.looks import SHADES, Look, families, looks
-from bench.reporting.figures.scales import Scale, lines_of, references, scale_of, set_scale
+from bench.reporting.figures.scales import Scale, is_positive, lines_of, references, scale_of, set_scale
 from bench.reporting.leaderboard import heading
 from bench.reporting.selection import floors, priors
 
@@ -59,9 +59,9 @@ def _trade(rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str) 
     }
     lines = {name: line for name, line in lines.items() if len(line)}
     start = [before["value"].get(name, np.nan) for name in (GAIN, metric)]
-    across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0])
-    shown = {name: line for name, line in lines.items() if across.shows(line["value_reward"])}
-    scales = across, scale_of({name: line["value"] for name, line in shown.items()}, start[1])
+    across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
+    shown = {name: line["value"] for name, line in lines.items() if across.shows(line["value_reward"])}
+    scales = across, scale_of(shown, start[1], positive=is_positive(rows, metric))
     return Trade(metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
 
 
@@ -86,9 +86,9 @@ def _together(
             for ax, own in zip(axes, ends, strict=True)
         ]
         settle(figure)
-        for ax, own, labels in zip(axes, ends, inside, strict=True):
+        for ax, trade, own, labels in zip(axes, trades, ends, inside, strict=True):
             spread(ax, labels)
-            name_leaving(ax, own)
+            name_leaving(ax, own, _start(trade))
 
 
 def _by_family(
@@ -108,14 +108,14 @@ def _by_family(
         settle(figure)
         for axes, members in zip(grid, kinds.values(), strict=True):
             for ax, trade in zip(axes, trades, strict=True):
-                name_leaving(ax, _ends(trade, members, styles))
+                name_leaving(ax, _ends(trade, members, styles), _start(trade))
 
 
 def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
     """A panel; lines without a look are grey."""
     set_scale(ax, trade.scales[0], "x")
     set_scale(ax, trade.scales[1], "y")
-    start = [trade.before["value"].get(name) for name in (GAIN, trade.metric)]
+    start = _start(trade)
     shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
     for name, line in trade.lines.items():
         x, y = line["value_reward"], line["value"]
@@ -129,8 +129,13 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
             zorder=2 if name in own else 1,
         )  # fmt: skip
     if shown:
-        ax.plot(*start, "D", color=INK, markersize=6, zorder=5)
+        ax.plot(start[0], start[1], "D", color=INK, markersize=6, zorder=5)
     references(ax, trade.metric, trade.before.iloc[:0], trade.least, "y")
+
+
+def _start(trade: Trade) -> tuple[float, float]:
+    """The prior's place."""
+    return trade.before["value"].get(GAIN, np.nan), trade.before["value"].get(trade.metric, np.nan)
 
 
 def _ends(
