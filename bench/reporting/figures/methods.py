@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from bench.reporting.figures.drawing import INK, drawing
-from bench.reporting.figures.scales import is_positive, references, scale_of, set_scale
+from bench.reporting.figures.scales import Scale, is_positive, references, scale_of, set_scale
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED
 from bench.reporting.selection import floors, priors, summary
@@ -38,10 +38,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             look: dict[str, Any] = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
             ax.scatter(drawn["value"], drawn["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
             ax.errorbar(cells["value"], cells.index.map(place), xerr=bars, **look)
-            ends = dict(zip(cells.index, (cells["value"].to_numpy() + bars * [[-1], [1]]).T, strict=True))
-            shown = {name: [*runs, *ends[name]] for name, runs in drawn.groupby("row")["value"]}
-            centre = before["value"].get(metric, np.nan)
-            set_scale(ax, scale_of(shown, centre, positive=is_positive(rows, metric)), "x")
+            set_scale(ax, _scale(rows, metric, drawn, cells["value"].to_numpy() + bars * [[-1], [1]]), "x")
             references(ax, metric, before, least, "x")
             _name_beyond(ax, cells["value"], place)
             ax.set_title(textwrap.fill(titles[metric].replace("/", "/ "), 26).replace("/ ", "/"), fontsize=10)
@@ -56,6 +53,14 @@ def _bars(cells: pd.DataFrame) -> np.ndarray:
     low = (cells["value"] - cells["value_low"]).where(alone, cells["difference"] - cells["difference_low"])
     high = (cells["value_high"] - cells["value"]).where(alone, cells["difference_high"] - cells["difference"])
     return np.nan_to_num([low, high]).clip(0)
+
+
+def _scale(rows: pd.DataFrame, metric: str, drawn: pd.DataFrame, ends: np.ndarray) -> Scale:
+    """Of a panel: ends of intervals [2, rows] may ask for a logarithmic axis, but only runs are a row off the scale."""
+    runs = {str(name): values for name, values in drawn.groupby("row")["value"]}
+    centre, positive = priors(rows)["value"].get(metric, np.nan), is_positive(rows, metric)
+    scale, wide = (scale_of(shown, centre, positive=positive) for shown in (runs, runs | {"": ends.ravel()}))
+    return Scale(wide.log, scale.ends if scale.log == wide.log else None)
 
 
 def _name_beyond(ax: Axes, values: pd.Series, place: dict[str, int]) -> None:
