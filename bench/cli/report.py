@@ -37,11 +37,15 @@ def report(
     ] = None,
     at_network_rows: Annotated[float | None, typer.Option(min=1, hidden=True, help="Former name of --at-nfe.")] = None,
     at_seconds: Annotated[float | None, typer.Option(min=0, help="The same at so many seconds of training.")] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="All columns on the screen, in tables one below the other.")
+    ] = False,
     form: Annotated[
         Format, typer.Option("--format", help="Of what is printed; html: one self-contained page.")
     ] = Format.table,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.md, .csv, .tex and figures, with html the page too.")
+        Path | None,
+        typer.Option(help="Folder for report.md, .csv, .tex and figures, with html the page too; or the page's file."),
     ] = None,
 ) -> None:
     """Compare finished runs: a table for every setting, methods as rows, and figures.
@@ -81,11 +85,13 @@ def report(
             if name not in measured:
                 raise BenchError(f"--metrics: no row has {name!r}{did_you_mean(name, measured)}")
         if form == Format.html or out:
-            written = [results.write_report(out, frame, left_out, question)] if out else []
+            alone = out is None or (form == Format.html and out.suffix == ".html")
+            written = [] if out is None or alone else [results.write_report(out, frame, left_out, question)]
             if form == Format.html:
                 from bench.reporting.page import write_page
 
-                written.append(write_page(out or Path("report"), frame, left_out, question))
+                page = out if out and alone else (out or Path("report")) / "report.html"
+                written.append(write_page(page, frame, left_out, question))
             console.print(f"Written: {', '.join(map(str, written))}")
             return
         sections = results.sections(frame, question)
@@ -98,7 +104,7 @@ def report(
     elif form == Format.latex:
         typer.echo("\n".join(map(formats.latex, results.boards_of(sections))), nl=False)
     else:
-        formats.show(results.boards_of(sections), console)
+        formats.show(results.boards_of(sections), console, wide or every or bool(question.metrics))
         for sentence in left_out:
             console.print(f"Left out: {sentence}")
 
@@ -122,7 +128,7 @@ def serve(
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            write_page(Path(folder), *collect(paths or [Path("runs")]), Question())
+            write_page(Path(folder) / "report.html", *collect(paths or [Path("runs")]), Question())
         except (FileNotFoundError, ValueError) as error:
             raise BenchError(str(error)) from None
         try:

@@ -1,6 +1,7 @@
 """A board as Markdown, CSV, LaTeX (booktabs), or in a terminal."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from bench.reporting.leaderboard import Board, Cell
+from bench.reporting.leaderboard import Board, Cell, Line, narrow
 from bench.reporting.table import markdown_text, number
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
@@ -136,35 +137,65 @@ def to_csv(boards: Sequence[Board]) -> str:
     return table.astype(dict.fromkeys(numbers, float)).to_csv(index=False, lineterminator="\n")
 
 
-def terminal(board: Board, width: int) -> Group:
-    """Tables no wider than `width`, one below the other where the columns do not fit; intervals below the values."""
-    names = min(max(len(line.name) for line in board.lines), max(16, width // 4)) if board.lines else 6
-    columns = [[_stacked(cell) for cell in cells] for cells in zip(*(line.cells for line in board.lines), strict=True)]
-    room = width - names - 2 - max(len(line.runs) for line in board.lines) - 2 if board.lines else width
+def terminal(board: Board, width: int, wide: bool = False) -> Group:
+    """A table no wider than `width`, intervals below the values; names and numbers stay whole.
+
+    Where not all columns fit it has those that matter first, at most `leaderboard.NARROW`, and a line names the others.
+    wide: all columns, in tables one below the other.
+    """
+    every = list(range(len(board.columns)))
+    blocks, titles, columns = _blocks(board, width, every, broken=False)
+    notes = list(board.notes)
+    broken = len(blocks) > 1 and not wide
+    if broken:
+        blocks, titles, columns = _blocks(board, width, narrow(board.columns), broken)
+        blocks = blocks[:1]
+        rest = [board.headings[i] for i in every if i not in blocks[0]]
+        notes.insert(0, f"More columns with --wide: {', '.join(rest)}.")
+    tables = []
+    for block in blocks:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("method", width=_names(board))
+        for i in block:
+            table.add_column(Text(titles[i]), justify="right", overflow="fold")
+        table.add_column("n", justify="right")
+        for place, line in enumerate(board.lines):
+            style = "dim" if line.name in ("prior", "sampling floor") else ""
+            table.add_row(Text(line.name), *(columns[i][place] for i in block), _runs(line, broken), style=style)
+        tables.append(table)
+    lead = [Text(board.lead, style="bold")] if board.lead else []
+    said = [Text(f"• {sentence}") for sentence in board.answers]
+    below = [Text(note, style="dim") for note in notes]
+    return Group(Text(board.title, style="bold"), *lead, *tables, *said, *below, Text())
+
+
+def _names(board: Board) -> int:
+    """Letters of the first column: names are broken between words alone."""
+    names = [line.name for line in board.lines] or ["method"]
+    return max(*(len(word) for name in names for word in name.split()), min(20, max(map(len, names))))
+
+
+def _blocks(
+    board: Board, width: int, places: Sequence[int], broken: bool
+) -> tuple[list[list[int]], dict[int, str], dict[int, list[Text]]]:
+    """Columns in groups that fit `width`, their headings and cells; broken: on more lines, where words end."""
+    titles = {i: _folded(board.headings[i]) for i in places}
+    if broken:
+        titles = {i: _wrapped(board.headings[i].replace("/", "/ ")) for i in places}
+    columns = {i: [_stacked(line.cells[i], broken) for line in board.lines] for i in places}
+    runs = [part for line in board.lines for part in _runs(line, broken).split("\n")]
+    room = width - _names(board) - max(map(len, runs), default=1) - 5  # with rich's margins
     blocks: list[list[int]] = [[]]
     left = room
-    for i, (title, cells) in enumerate(zip(board.headings, columns, strict=True)):
-        need = 2 + max(len(line) for text in (*map(str, cells), _folded(title)) for line in text.split("\n"))
+    for i, cells in columns.items():
+        texts = (*map(str, cells), titles[i])
+        need = 2 + max(len(line) for text in texts for line in text.split("\n"))
         if need > left and blocks[-1]:
             blocks.append([])
             left = room
         blocks[-1].append(i)
         left -= need
-    tables = []
-    for block in blocks:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("method", max_width=names, overflow="fold")
-        for i in block:
-            table.add_column(Text(_folded(board.headings[i])), justify="right", overflow="fold")
-        table.add_column("n", justify="right")
-        for place, line in enumerate(board.lines):
-            style = "dim" if line.name in ("prior", "sampling floor") else ""
-            table.add_row(Text(line.name), *(columns[i][place] for i in block), line.runs, style=style)
-        tables.append(table)
-    lead = [Text(board.lead, style="bold")] if board.lead else []
-    said = [Text(f"• {sentence}") for sentence in board.answers]
-    notes = [Text(note, style="dim") for note in board.notes]
-    return Group(Text(board.title, style="bold"), *lead, *tables, *said, *notes, Text())
+    return blocks, titles, columns
 
 
 def _folded(title: str) -> str:
@@ -172,17 +203,30 @@ def _folded(title: str) -> str:
     return title.replace("/", "/\n").replace(" [", "\n[").replace("reward ", "reward\n").replace("g time", "g\ntime")
 
 
-def _stacked(cell: Cell) -> Text:
+def _runs(line: Line, broken: bool) -> str:
+    return _wrapped(line.runs) if broken else line.runs
+
+
+def _wrapped(text: str) -> str:
+    """A text on lines of nine letters or of one word."""
+    return textwrap.fill(text, 9, break_long_words=False, break_on_hyphens=False)
+
+
+def _stacked(cell: Cell, broken: bool) -> Text:
+    """A value with its mark and below it the paired difference; broken: its own interval, on two lines."""
     value, ends, difference = parts(cell)
+    if broken and pd.isna(cell.value):
+        value = _wrapped(value)
     text = Text(
         value + {"best": " ★", "tie": " ≈"}.get(cell.mark, ""), style="bold green" if cell.mark == "best" else ""
     )
-    for below in filter(None, [difference or ends, cell.text if pd.notna(cell.value) else ""]):
-        text.append(f"\n{below}", style="not bold dim")
+    below = (ends or difference).replace(" ", "\n") if broken else difference or ends
+    for line in filter(None, [below, cell.text if pd.notna(cell.value) else ""]):
+        text.append(f"\n{line}", style="not bold dim")
     return text
 
 
-def show(boards: Sequence[Board], console: Console) -> None:
-    """Print boards to a terminal."""
+def show(boards: Sequence[Board], console: Console, wide: bool = False) -> None:
+    """Print boards to a terminal; wide: with all columns, see `terminal`."""
     for board in boards:
-        console.print(terminal(board, console.width))
+        console.print(terminal(board, console.width, wide))

@@ -19,6 +19,8 @@ DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt:
 # installed plugins, then the costs.
 MEASURES = ("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage")
 COSTLY = ("path_kl", "NFE", "reward calls", "reward gradients", "training time")
+LATER = ("diversity_dreamsim", "coverage")  # what a narrow table leaves out before it leaves out costs
+NARROW = 5  # its columns
 COST_NAMES = tuple(name for name, _ in COSTS.values())
 OVER_SEEDS = "over seeds, each with evaluation noise of its own"
 OVER_TRAINING = "over seeds, of training alone: all share one draw of evaluation noise"
@@ -86,6 +88,12 @@ def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bo
     plugins = [name for name in names if name.partition("/")[0] not in BUILT_IN["metrics"]]
     kinds = (*MEASURES, *plugins, *COSTLY)
     return [name for kind in kinds for name in [*names, *COST_NAMES] if name == kind or name.startswith(f"{kind}/")]
+
+
+def narrow(columns: Sequence[str]) -> list[int]:
+    """Places of the columns that matter first, `NARROW` of them, in their order: second opinions come last."""
+    places = sorted(range(len(columns)), key=lambda i: columns[i].partition("/")[0] in LATER)
+    return sorted(places[:NARROW])
 
 
 def leaderboard(

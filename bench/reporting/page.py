@@ -1,160 +1,205 @@
 """The comparison as one self-contained page: tables that sort and filter, plots with hover, samples side by side."""
 
 import base64
+import gzip
 import html
+import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from itertools import cycle, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
-import plotly.graph_objects as go
-import seaborn as sns
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import AXES, COSTS, GAIN
-from bench.reporting.figures import FAMILIES, TRADED, family, lines_of, scale_of
+from bench.reporting.figures.looks import Look, families, looks
+from bench.reporting.figures.scales import gains, is_positive, lines_of, scale_of
+from bench.reporting.figures.trades import TRADED
 from bench.reporting.formats import interval, parts
+from bench.reporting.leaderboard import Board, narrow
 from bench.reporting.report import Question, Section, across, scores, sections
+from bench.reporting.samples import Samples, mosaic
 
-IMAGES = 12_000_000  # bytes of samples that a page holds at most, so that a phone opens it
-MARKS = ["circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "hexagon"]
+PIXELS = 16_000_000  # of the samples of a setting, so that a phone opens the page
+SHOWN = 10  # rows of the table whose lines are shown before a reader asks for others
+SYMBOLS = {  # matplotlib's marker → Plotly's
+    "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
+    "*": "star", "<": "triangle-left", ">": "triangle-right",
+}  # fmt: skip
+Line: TypeAlias = tuple[pd.Series, pd.Series, pd.DataFrame]  # x, y, and where they are from
 
 
 class Plot(NamedTuple):
     """A figure with several views, of which it shows the first.
 
-    views: label → arguments of `Plotly.update`.
+    data, layout: Plotly's. views: label → arguments of `Plotly.update`.
     """
 
     title: str
-    figure: go.Figure
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
     views: dict[str, list[dict[str, Any]]]
 
 
-class Shot(NamedTuple):
-    """A sample of one model: its name, the picture as a data URL, and its reward."""
-
-    name: str
-    url: str
-    reward: str
-
-
-def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question: Question) -> Path:
-    """Write `report.html` to `out`: it asks for nothing from elsewhere, and what is quoted in it is shown as text.
+def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], question: Question) -> Path:
+    """Write the page to `path`: it asks for nothing from elsewhere, and what is quoted in it is shown as text.
 
     frame, left_out: of `bench.reporting.selection.collect`.
     """
     all_sections = sections(frame, question, with_gains=True)
+    plots = [plots_of(section) for section in all_sections]
+    runs = [_runs(section) for section in all_sections]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     bundle = files("itables") / "html"
+    packed = {
+        "plotly": get_plotlyjs(),
+        "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
+        "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
+        "plots": json.dumps([[(*plot[1:3], list(plot.views.values())) for plot in own] for own in plots]),
+        "runs": json.dumps([own.astype(str).to_numpy().tolist() for own in runs]),
+    }
     page = environment.get_template("page.html.j2").render(
         sections=[
             {
                 "heading": section.heading,
+                "verdict": section.boards[0].answers,
                 "boards": section.boards,
-                "plots": plots_of(section),
-                "shots": _samples(section),
-                "runs": _runs(section),
+                "plots": own,
+                "samples": _samples(section),
+                "runs": table,
             }
-            for section in all_sections
+            for section, own, table in zip(all_sections, plots, runs, strict=True)
         ],
         over=across(scores(all_sections)),
         left_out=left_out,
         parts=parts,
+        later=_later,
         gap=lambda cell: " ".join(interval(cell.gap, cell.gap_low, cell.gap_high, sign=True)).strip(),
-        order=lambda cell: "" if pd.isna(cell.value) else repr(float(cell.value)),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
-        tables_css=Markup((bundle / "dt_bundle.css").read_text(encoding="utf8").replace("</style", "")),
+        order=lambda cell: "" if pd.isna(cell.value) else f"{cell.value:.9g}",
+        packed={name: _packed(text) for name, text in packed.items()},
     )
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf8")
     return path
 
 
+def _packed(text: str) -> str:
+    """What the page unpacks, at a third of the size."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _later(board: Board) -> list[int]:
+    """Columns of a table in the order in which they are hidden where it is too wide; the method's is 0."""
+    first = narrow(board.columns)
+    return [i + 1 for i in reversed(range(len(board.columns))) if i not in first]
+
+
 def plots_of(section: Section) -> list[Plot]:
-    """The reward against each cost, and each price against the reward, of the table's rows."""
+    """The reward's gain against each cost with bands, and each price against the reward, of the table's rows."""
     board = section.boards[0]
     names = [line.name for line in board.lines if line.n]
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
     reward = {name: line for name, line in lines_of(rows, GAIN) if name in names}
-    traded = [name for name in board.columns if name.startswith(TRADED)]
     if not reward:
         return []
-    named = {column: COSTS[column] for column in AXES}
-    labels = {column: f"{label} [{unit}]" if unit else label for column, (label, unit) in named.items()}
+    gained = {name: line for name, line in lines_of(gains(rows), GAIN) if name in names}
+    labels = {column: f"{label} [{unit}]" if unit else label for column in AXES for label, unit in [COSTS[column]]}
     curves = {
-        label: {n: (line[column], line["value"], line) for n, line in reward.items()}
+        label: {n: (line[column], line["value"], line) for n, line in gained.items()}
         for column, label in labels.items()
     }
-    trades: dict[str, dict[str, Any]] = {}
-    for metric in traded:
+    trades: dict[str, dict[str, Line]] = {}
+    for metric in (name for name in board.columns if name.startswith(TRADED)):
         both = {n: reward[n].merge(line, on="budget") for n, line in lines_of(rows, metric) if n in reward}
         trades[metric] = {n: (line["value_x"], line["value_y"], line) for n, line in both.items()}
-    gain = _axis(rows, GAIN)
+    gain = _axis(rows, GAIN, {n: line["value"] for n, line in gained.items()}, " less the prior's on the same noise")
     costs = {label: {"xaxis": {"title": {"text": label}, "type": "log"}, "yaxis": gain} for label in curves}
-    prices = {metric: {"xaxis": gain, "yaxis": _axis(rows, metric)} for metric in trades}
-    plots = [(f"{GAIN} against", curves, costs), (f"Against {GAIN}:", trades, prices)]
-    return [_plot(title, views, axes) for title, views, axes in plots if views]
+    prices = {
+        metric: {
+            "xaxis": _axis(rows, GAIN, {n: line["value"] for n, line in reward.items()}),
+            "yaxis": _axis(rows, metric, {n: line[1] for n, line in lines.items()}),
+        }
+        for metric, lines in trades.items()
+    }
+    order = [name for name in names if name in reward]
+    plots = [(f"Gain of {GAIN} against", curves, costs), (f"Against {GAIN}:", trades, prices)]
+    return [_plot(title, views, axes, order) for title, views, axes in plots if views]
 
 
-def _axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+def _axis(rows: pd.DataFrame, metric: str, values: Mapping[str, pd.Series], more: str = "") -> dict[str, Any]:
     """Plotly's axis of a metric."""
-    log, ends = scale_of(rows, metric)
+    log, ends = scale_of(values, positive=is_positive(rows, metric))
     limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
     unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
-    return {
-        "title": {"text": html.escape(f"{metric} [{unit}]" if unit else metric)},
-        "type": "log" if log else "linear",
-        **limits,
-    }
+    title = {"text": html.escape(f"{metric} [{unit}]" if unit else metric + more)}
+    return {"title": title, "type": "log" if log else "linear", **limits}
 
 
-def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str, Any]]) -> Plot:
-    """Lines by name, and the axes, of every view. Plotly reads texts as HTML."""
-    palette = dict(zip([*FAMILIES, "others"], sns.color_palette("colorblind").as_hex(), strict=False))
-    names = sorted({name for lines in views.values() for name in lines}, key=lambda name: (family(name), name))
-    marks = {name: mark for _, members in groupby(names, family) for name, mark in zip(members, cycle(MARKS))}
-    first = next(iter(views))
-    figure = go.Figure()
-    shown: list[str] = []
+def _plot(title: str, views: dict[str, dict[str, Line]], axes: dict[str, dict[str, Any]], order: Sequence[str]) -> Plot:
+    """Lines by name, and the axes, of every view; order: rows of the table, of which the first are shown unasked."""
+    first, styles = next(iter(views)), looks(order)
+    data: list[dict[str, Any]] = []
+    shown: list[tuple[str, str]] = []
     for view, lines in views.items():
-        for name in filter(lines.__contains__, names):
-            (xs, ys, line), kind = lines[name], family(name)
-            figure.add_scatter(
-                x=xs.tolist(), y=ys.tolist(), name=html.escape(name), mode="lines+markers", visible=view == first,
-                line={"color": palette[kind]}, marker={"symbol": marks[name], "size": 8},
-                legendgroup=kind, legendgrouptitle={"text": kind}, text=line["budget"].tolist(),
-                hovertemplate="%{fullData.name}<br>%{x:.4g}, %{y:.4g}<br>at update %{text}<extra></extra>",
-            )  # fmt: skip
-            shown.append(view)
-    height = max(480, 60 + 20 * len(names) + 36 * len(set(map(family, names))))  # room for the legend
-    figure.update_layout(template="plotly_white", margin={"l": 60, "r": 10, "t": 10, "b": 50}, height=height)
-    figure.update_layout(axes[first])
-    updates = {view: [{"visible": [name == view for name in shown]}, axes[view]] for view in views}
-    return Plot(title, figure, updates)
+        for kind, members in families(order).items():
+            for i, name in enumerate(filter(lines.__contains__, members)):
+                traces = _traces(name, lines[name], styles[name])
+                traces[0] |= {"legendgrouptitle": {"text": kind}} if i == 0 else {}
+                data += traces
+                shown += [(view, name)] * len(traces)
+    asked = {name: True if i < SHOWN else "legendonly" for i, name in enumerate(order)}
+    visible = {view: [asked[name] if own == view else False for own, name in shown] for view in views}
+    for trace, state in zip(data, visible[first], strict=True):
+        trace["visible"] = state
+    layout = {"margin": {"l": 60, "r": 10, "t": 40, "b": 50}, "height": 560, "legend": {"tracegroupgap": 3}}
+    return Plot(title, data, layout | axes[first], {view: [{"visible": visible[view]}, axes[view]] for view in views})
 
 
-def _samples(section: Section) -> dict[tuple[str, str], list[Shot]]:
-    """(prompt, sample) → the prior's picture and those of the table's rows, as many prompts as a page holds."""
-    shots_of: dict[tuple[str, str], list[Shot]] = {}
-    size = 0
-    for key, shots in section.shots().items():
-        encoded = [base64.b64encode(shot.path.read_bytes()).decode() for shot in shots]
-        size += sum(map(len, encoded))
-        if size > IMAGES:
-            break
-        urls = [f"data:image/webp;base64,{data}" for data in encoded]
-        shots_of[key] = [Shot(shot.row, url, shot.reward) for shot, url in zip(shots, urls, strict=True)]
-    return shots_of
+def _traces(name: str, line: Line, look: Look) -> list[dict[str, Any]]:
+    """A line and, where there are several seeds, its band, which a click on the name hides together."""
+    x, y = (_short(values) for values in line[:2])
+    traces: list[dict[str, Any]] = [
+        {
+            "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers", "line": {"color": look.color},
+            "marker": {"symbol": SYMBOLS[look.marker], "size": 8}, "text": line[2]["budget"].tolist(),
+            "hovertemplate": "%{fullData.name}<br>%{x:.4g}, %{y:.4g}<br>at update %{text}<extra></extra>",
+        }
+    ]  # fmt: skip
+    if "low" in line[2] and line[2]["low"].notna().any():
+        ends = [_short(line[2][end].fillna(line[1])) for end in ("high", "low")]
+        band = {"x": x + x[::-1], "y": ends[0] + ends[1][::-1], "fill": "toself", "fillcolor": f"{look.color}26"}
+        traces.append(
+            {**band, "name": name, "legendgroup": name, "showlegend": False, "hoverinfo": "skip", "mode": "none"}
+        )
+    return traces
+
+
+def _short(values: pd.Series) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _samples(section: Section) -> dict[str, Any] | None:
+    """The section's images as one, and what they are."""
+    samples = section.samples()
+    if samples is None:
+        return None
+    most = max(1, PIXELS // (len(samples.rows) * math.prod(samples.images.shape[2:4])))
+    samples = Samples(samples.rows, samples.columns[:most], samples.images[:, :most], samples.rewards[:, :most])
+    data = io.BytesIO()
+    mosaic(samples).save(data, "WEBP", quality=90, method=6)
+    rewards = [["" if pd.isna(x) else f"{x:.4g}" for x in line] for line in samples.rewards]
+    columns = [f"{prompt} · {sample}" for prompt, sample in samples.columns]
+    return {
+        "url": f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}",
+        "ratio": samples.images.shape[3] / samples.images.shape[2],
+        "names": {"rows": samples.rows, "columns": columns, "rewards": rewards},
+    }
 
 
 def _runs(section: Section) -> pd.DataFrame:

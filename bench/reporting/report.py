@@ -1,30 +1,26 @@
 """Comparing finished runs: tables, figures, and the folder that holds both."""
 
-import csv
 import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bench.reporting.answers import answers
 from bench.reporting.budgets import GAIN, at, common_gains, spelled
-from bench.reporting.figures import (
-    plot_curves,
-    plot_methods,
-    plot_profiles,
-    plot_prompts,
-    plot_sheet,
-    plot_steps,
-    plot_trades,
-)
+from bench.reporting.figures.curves import plot_curves
+from bench.reporting.figures.methods import plot_methods
+from bench.reporting.figures.prompts import plot_prompts
+from bench.reporting.figures.sheet import plot_sheet
+from bench.reporting.figures.steps import plot_profiles, plot_steps
+from bench.reporting.figures.trades import plot_trades
 from bench.reporting.formats import latex, markdown, to_csv
 from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
 from bench.reporting.points import plot_points
+from bench.reporting.samples import Samples, samples_of, write_samples
 from bench.reporting.selection import settings, summary, without_levels
 from bench.reporting.statistics import improvement, over_seeds
 from bench.reporting.table import markdown_text
@@ -56,49 +52,9 @@ class Section:
     rows: pd.DataFrame
     boards: tuple[Board, ...]
 
-    def shots(self) -> dict[tuple[str, str], list["Picture"]]:
-        """(prompt, sample) → the kept images of the prior and of the table's rows, on one noise, where all have it.
-
-        Of all rows one seed, as seeds have noise of their own: the lowest that most rows have images of.
-        """
-        runs = self.rows.drop_duplicates(["row", "seed"]) if "source" in self.rows else self.rows[:0]
-        folders = [Path(path).parent / "images" for path in runs.get("source", ())]
-        runs = runs.assign(folder=folders)[[(folder / "index.csv").is_file() for folder in folders]]
-        if runs.empty:
-            return {}
-        order = {line.name: i for i, line in enumerate(self.boards[0].lines)}
-        seed = runs.groupby("seed")["row"].nunique().sort_index().idxmax()
-        runs = runs[(runs["seed"] == seed) & runs["row"].isin(order)]
-        pictures: dict[tuple[str, str], list[Picture]] = {}
-        count = 0
-        for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
-            for line in _index(run.folder):
-                shots = pictures.setdefault((line["prompt"], line["sample"]), [])
-                for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
-                    path = run.folder / line[kind]
-                    shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}") or ""))
-            count += 1
-        return {key: shots for key, shots in pictures.items() if len(shots) == count + 1}
-
-
-def _index(folder: Path) -> list[dict[str, str]]:
-    """The lines of a folder of images whose files are there; of a damaged index none."""
-    try:
-        with (folder / "index.csv").open(newline="", encoding="utf8") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error):
-        return []
-    files = {path.name for path in folder.iterdir() if path.is_file()}
-    named = {"prompt", "sample", "prior", "finetuned"}
-    return [line for line in lines if named <= line.keys() and {line["prior"], line["finetuned"]} <= files]
-
-
-class Picture(NamedTuple):
-    """A kept image: whose, its file, and its reward as text."""
-
-    row: str
-    path: Path
-    reward: str
+    def samples(self) -> Samples | None:
+        """Images of the table's rows, if any were kept."""
+        return samples_of(self.rows, [line.name for line in self.boards[0].lines], self.heading)
 
 
 def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) -> list[Section]:
@@ -248,11 +204,9 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     for kind, plot in {"path_kl_steps": plot_steps, "reward_prompts": plot_prompts}.items():
         if drawable["metric"].str.startswith(f"{kind}/").any():
             plot(drawable, path(kind), order, section.heading)
-    if shots := section.shots():
-        first = {
-            prompt: [picture[:2] for picture in pictures] for (prompt, _), pictures in reversed(list(shots.items()))
-        }
-        plot_sheet(dict(reversed(first.items())), path("sheet"), f"{section.heading}: same prompts, same noise")
+    if samples := section.samples():
+        write_samples(samples, section.heading, out / f"samples-{number}")
+        plot_sheet(samples, path("sheet"), f"{section.heading}: same prompts, same noise")
     if points := points_of(values, order):
         plot_points(*points, path("points"), section.heading)
     return drawn

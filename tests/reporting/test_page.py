@@ -26,6 +26,7 @@ from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect, settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 EVIL = '<img src=x onerror="window.hacked=1"> "a" & \'b\''
 
 
@@ -79,17 +80,60 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if not CHROMIUM:
         pytest.skip("there is no Chromium")
     folder = tmp_path_factory.mktemp("page")
-    path = write_page(folder, *collect([runs(folder / "runs")]), Question())
+    path = write_page(folder / "report.html", *collect([runs(folder / "runs")]), Question())
     with playwright.sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
-        opened.told, opened.asked = [], []
-        opened.on("console", lambda message: opened.told.append(message.text))
-        opened.on("pageerror", lambda error: opened.told.append(str(error)))
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.goto(path.as_uri())
-        opened.wait_for_selector("body[data-ready]", state="attached")
-        yield opened
+        yield opened(browser, path, **PHONE)
+        browser.close()
+
+
+def opened(browser: Any, path: Path, **device: Any) -> Any:
+    """A page that remembers what it told the console and what it asked for."""
+    page = browser.new_context(**device).new_page()
+    page.told, page.asked = [], []
+    page.on("console", lambda message: page.told.append(message.text))
+    page.on("pageerror", lambda error: page.told.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready]", state="attached")
+    return page
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make page` builds."""
+    return write_page(tmp_path_factory.mktemp("published") / "index.html", *collect([PUBLISHED]), Question())
+
+
+def test_the_page_of_all_published_rows_is_small(published: Path) -> None:
+    assert published.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_published_tables_fit_a_screen_of_1280_pixels(published: Path, scheme: str) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = opened(browser, published, viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+        room = "t => [t.offsetWidth, t.parentElement.clientWidth, t.tHead.rows[0].cells.length]"
+        widths = page.locator("table.board").evaluate_all(f"tables => tables.map({room})")
+        assert len(widths) > 18
+        assert all(width <= parent and columns >= 4 for width, parent, columns in widths)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        names = page.locator("section[data-setting='1'] .shots figcaption").all_inner_texts()
+        assert [name.split("\n")[0] for name in names][:2] == ["prior", "best_of_n"]
+        light, ink = (
+            sum(map(int, page.evaluate(f"getComputedStyle(document.documentElement).{part}").strip("rgb()").split(",")))
+            for part in ("backgroundColor", "color")
+        )
+        assert (light > 3 * ink) if scheme == "light" else (ink > 3 * light)
+        bar, legend = (
+            page.locator(f".plot {part}").first.bounding_box() for part in (".modebar-container > div", ".legend")
+        )
+        assert bar["y"] + bar["height"] <= legend["y"]
+        assert page.told == []
         browser.close()
 
 
@@ -114,20 +158,33 @@ def test_the_page_works_in_a_browser(page: Any) -> None:
     assert page.locator("section[data-setting]:visible h2").all_inner_texts() == [
         "emoji_style (β = 1) on emoji, prompts emoji"
     ]
-    shown = page.locator("section[data-setting='1'] .shots:visible")
-    assert shown.locator("figcaption").all_inner_texts() == ["prior\nreward 1", "ddpo\nreward 2", "draft\nreward 2"]
-    before = shown.locator("img").first.get_attribute("src")
-    page.get_by_label("Prompt and sample").nth(1).select_option("1")
-    assert shown.locator("img").first.get_attribute("src") != before
+    section = page.locator("section[data-setting='1']")
+    captions, samples = section.locator("figcaption"), section.get_by_label("Samples of", exact=False).first
+    assert captions.all_inner_texts() == ["prior\nreward 1", "ddpo\nreward 2", "draft\nreward 2"]
+    samples.select_option(f"{EVIL} · 0")
+    shown = section.locator("figure [role=img]")
+    assert shown.evaluate_all("all => all.map(one => one.style.getPropertyValue('--x'))") == ["1"] * 3
+    samples.select_option("draft")  # before the prior, on all prompts
+    assert captions.all_inner_texts() == [
+        f"{row}\n{prompt} · 0\nreward {reward}"
+        for row, reward in (("prior", 1), ("draft", 2))
+        for prompt in ("a cat", EVIL)
+    ]
+    section.get_by_role("button", name="Columns").first.click()
+    page.locator("button.buttons-columnVisibility", has_text="path_kl").click()
+    expect(section.locator("table.board").first.locator("thead")).not_to_contain_text("path_kl")
+    page.keyboard.press("Escape")
+    section.get_by_text("Where the rows come from").click()
+    expect(section.locator("table.runs tbody tr")).to_have_count(6)
     price = page.locator("section[data-setting='1'] .plot").nth(1)
     page.get_by_label("Against reward/train").nth(1).select_option("path_kl")
     expect(price.locator(".ytitle")).to_have_text("path_kl")
-    expect(price.locator(".scatterlayer .trace")).to_have_count(2)  # a line a method
+    expect(price.locator(".scatterlayer .trace .lines path.js-line")).to_have_count(2)  # a line a method
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_page_quotes_and_asks_for_nothing(page: Any) -> None:
-    assert f"{EVIL} · 0" in page.locator("select.prompt option").all_text_contents()
+    assert f"{EVIL} · 0" in page.locator("select.samples option").all_text_contents()
     assert page.evaluate("window.hacked") is None
     assert page.told == []
     assert [url for url in page.asked if not url.startswith(("data:", "blob:"))] == [page.url]
@@ -137,15 +194,17 @@ def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
     frame, _ = collect([runs(tmp_path)])
     frame.loc[(frame["metric"] == "reward/train") & (frame["run"] == "ddpo0") & (frame["budget"] == 40), "value"] = -1e6
     rewards, prices = plots_of(sections(frame, Question(), with_gains=True)[0])
-    low, high = rewards.figure.layout.yaxis.range
+    low, high = prices.layout["xaxis"]["range"]
     assert 29 < low < high < 36
-    assert prices.figure.layout.xaxis.range == (low, high)
     assert [view for view, (_, axes) in prices.views.items() if axes["yaxis"].get("range")] == []
+    bands = [trace for trace in rewards.data if trace.get("fill")]
+    assert len(bands) == len(rewards.data) / 2 == 8  # of two methods at four costs
+    assert all(len(band["y"]) == 6 and band["y"][0] > band["y"][-1] for band in bands)
 
 
 def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:
     (section, _) = sections(collect([runs(tmp_path)])[0], Question(("reward/train",)), with_gains=True)
-    assert [plot.title for plot in plots_of(section)] == ["reward/train against"]
+    assert [plot.title for plot in plots_of(section)] == ["Gain of reward/train against"]
 
 
 def test_the_page_says_it_in_words(tmp_path: Path) -> None:

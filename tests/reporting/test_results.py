@@ -28,7 +28,7 @@ from bench.metric import Metric
 from bench.prompts import load_prompts
 from bench.reporting import report as reports
 from bench.reporting.budgets import at
-from bench.reporting.figures import _scale, plot_methods
+from bench.reporting.figures.methods import plot_methods
 from bench.reporting.formats import interval, markdown
 from bench.reporting.identity import identified
 from bench.reporting.leaderboard import Board, leaderboard, selected
@@ -858,38 +858,6 @@ def test_a_setting_without_anything_to_draw_has_no_figures(tmp_path: Path) -> No
     for i, one in enumerate((row(method="prior"), row(**failed), row(value=None, status="refused"))):
         run_folder(tmp_path / str(i), one)
         assert "![" not in write_report(tmp_path / "page", *collect([tmp_path / str(i)]), Question()).read_text()
-
-
-@pytest.mark.parametrize(
-    ("values", "scale", "limits"),
-    [
-        ([-3.0, -2.5, -2.0, -1.0, -1e6], "linear", (-3.1, -0.9)),
-        ([-3.4, -3.05, -3.0, -2.95, -2.52], "linear", None),  # far from close runs, which it hardly squeezes
-        ([-3.0, -2.5, -2.0, -1.0, -6.5], "linear", None),  # left to what is drawn
-        ([0.1, 1.0, 10.0, 100.0, 1e30], "log", (10**-1.15, 10**2.15)),
-        ([0.1, 1.0, 10.0, 100.0, 1e4], "log", None),
-    ],
-)
-def test_a_diverged_run_leaves_the_others_their_scale(values, scale, limits) -> None:
-    axes = Figure().subplots()
-    rows = pd.DataFrame({"metric": "m", "row": list("abcde"), "seed": 0, "updates": 5, "value": values})
-    _scale(axes, rows, "m")
-    assert axes.get_xscale() == scale
-    if limits is None:
-        untouched = Figure().subplots()
-        untouched.set_xscale(scale)
-        limits = untouched.get_xlim()
-    assert axes.get_xlim() == pytest.approx(limits)
-
-
-def test_the_scale_of_one_run_is_left_to_its_evaluations() -> None:
-    axes = Figure().subplots()
-    _scale(axes, pd.DataFrame({"metric": "m", "row": "a", "seed": 0, "updates": [1, 2], "value": [-5.0, 3.0]}), "m")
-    assert axes.get_xlim() == (0, 1)
-    starts, ends = [-5.0, -5.0, -5.0], [3.0, 3.1, 3.2]  # runs that end close together are shown from their start on
-    both = {"row": list("abc") * 2, "seed": 0, "updates": [1] * 3 + [2] * 3, "value": starts + ends}
-    _scale(axes, pd.DataFrame({"metric": "m", **both}), "m")
-    assert axes.get_xlim() == (0, 1)
 
 
 def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""What a table prints, drawn: every run a dot, every interval a bar."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from bench.reporting.figures.drawing import INK, drawing
+from bench.reporting.figures.scales import Scale, is_positive, references, scale_of, set_scale
+from bench.reporting.leaderboard import heading, meaning, ranked
+from bench.reporting.plots import FINETUNED, shortened, wrapped
+from bench.reporting.selection import floors, priors, summary
+from bench.reporting.table import number
+
+
+def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
+    """One panel a metric, rows of the table below one another: every seed a dot, what the table prints a bar.
+
+    rows: those of the table that have a value. The dashed line is the prior, the dotted one the
+    sampling floor. Sorted as the table, by the first metric.
+    """
+    table, before, least = summary(rows), priors(rows), floors(rows)
+    order = ranked(rows, table, metrics)
+    place = {name: i for i, name in enumerate(reversed(order))}
+    titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
+    names = [shortened(name) for name in place]
+    above = {name: wrapped(title.replace("/", "/ "), 26).replace("/ ", "/") for name, title in titles.items()}
+    lines = max(above[name].count("\n") for name in metrics)
+    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order) + 0.2 * max(0, lines - 1)
+    note = f"-- prior, ·· sampling floor; dots: runs; bars, as square brackets in the table. {meaning(rows, metrics)}"
+    with drawing(path, size, title, note.partition(" Round brackets")[0]) as figure:
+        for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
+            drawn = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
+            cells = table.xs(metric, level="metric").loc[drawn["row"].unique()]
+            bars = _bars(cells)
+            look: dict[str, Any] = {"fmt": "|", "color": INK, "markersize": 9, "capsize": 2, "linewidth": 1.2}
+            ax.scatter(drawn["value"], drawn["row"].map(place), s=16, alpha=0.5, color=FINETUNED, linewidths=0)
+            ax.errorbar(cells["value"], cells.index.map(place), xerr=bars, **look)
+            set_scale(ax, _scale(rows, metric, drawn, cells["value"].to_numpy() + bars * [[-1], [1]]), "x")
+            references(ax, metric, before, least, "x")
+            _name_beyond(ax, cells["value"], place)
+            ax.set_title(above[metric], fontsize=10, parse_math=False)
+            ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
+            ax.set_yticks(range(len(names)), names, parse_math=False)
+            ax.set_ylim(-0.7, len(place) - 0.3)
+
+
+def _bars(cells: pd.DataFrame) -> np.ndarray:
+    """How far the intervals that the table prints reach below and above the values [2, rows]."""
+    alone = cells["value_low"].notna()  # else the difference's interval, around the value
+    low = (cells["value"] - cells["value_low"]).where(alone, cells["difference"] - cells["difference_low"])
+    high = (cells["value_high"] - cells["value"]).where(alone, cells["difference_high"] - cells["difference"])
+    return np.nan_to_num([low, high]).clip(0)
+
+
+def _scale(rows: pd.DataFrame, metric: str, drawn: pd.DataFrame, ends: np.ndarray) -> Scale:
+    """Of a panel: ends of intervals [2, rows] may ask for a logarithmic axis, but only runs are a row off the scale."""
+    runs = {str(name): values for name, values in drawn.groupby("row")["value"]}
+    centre, positive = priors(rows)["value"].get(metric, np.nan), is_positive(rows, metric)
+    scale, wide = (scale_of(shown, centre, positive=positive) for shown in (runs, runs | {"": ends.ravel()}))
+    return Scale(wide.log, scale.ends if scale.log == wide.log else None)
+
+
+def _name_beyond(ax: Axes, values: pd.Series, place: dict[str, int]) -> None:
+    """Print what is off the scale at its edge."""
+    for name, value in values[~values.between(*ax.get_xlim())].items():
+        side, x = ("left", 0.03) if value < ax.get_xlim()[0] else ("right", 0.97)
+        text = f"◂ {number(value)}" if side == "left" else f"{number(value)} ▸"
+        ax.text(x, place[name], text, transform=ax.get_yaxis_transform(), ha=side, va="bottom", fontsize=8)

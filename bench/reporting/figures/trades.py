@@ -1,0 +1,157 @@
+"""What a gain in reward costs: lines from the prior on through every evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from bench.reporting.budgets import GAIN
+from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
+from bench.reporting.figures.looks import SHADES, Look, families, looks
+from bench.reporting.figures.scales import Scale, is_positive, lines_of, references, scale_of, set_scale
+from bench.reporting.leaderboard import heading
+from bench.reporting.plots import shortened
+from bench.reporting.selection import floors, priors
+
+TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_tv")  # against the reward
+TOGETHER = 16  # lines in a panel that can still be told apart
+NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
+
+
+class Trade(NamedTuple):
+    """A panel: its metric and heading, row → line, both scales, and where the prior and the floor are."""
+
+    metric: str
+    heading: str
+    lines: dict[str, pd.DataFrame]
+    scales: tuple[Scale, Scale]
+    before: pd.DataFrame
+    least: pd.DataFrame
+
+
+def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: Sequence[str], title: str = "") -> bool:
+    """The training reward against what it costs: a dot a checkpoint, a line a method, from the prior on.
+
+    More than `TOGETHER` lines are small multiples, a line of them for every family, the others in grey. Draws those of
+    `metrics` that are worth a panel and returns whether there were any.
+    """
+    reward = {name: line for name, line in lines_of(rows, GAIN) if name in order}
+    traded = [name for name in metrics if name.split("/")[0].startswith(TRADED) and name != GAIN]
+    if not reward or not traded:
+        return False
+    trades = [_trade(rows, reward, metric) for metric in traded]
+    names = [name for name in order if name in reward]
+    label = heading(rows[rows["metric"] == GAIN].iloc[0])
+    (_by_family if len(names) > TOGETHER else _together)(trades, names, looks(order), path, title, label)
+    return True
+
+
+def _trade(rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str) -> Trade:
+    before = priors(rows)
+    lines = {
+        name: reward[name].merge(line, on="budget", suffixes=("_reward", ""))
+        for name, line in lines_of(rows, metric)
+        if name in reward
+    }
+    lines = {name: line for name, line in lines.items() if len(line)}
+    start = [before["value"].get(name, np.nan) for name in (GAIN, metric)]
+    across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
+    shown = {name: line["value"] for name, line in lines.items() if across.shows(line["value_reward"])}
+    scales = across, scale_of(shown, start[1], positive=is_positive(rows, metric))
+    return Trade(metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
+
+
+def _together(
+    trades: Sequence[Trade], names: Sequence[str], styles: Mapping[str, Look], path: Path, title: str, label: str
+) -> None:
+    """All lines in a panel, two panels in a line, names at the lines' ends."""
+    columns = min(2, len(trades))
+    lines = -(-len(trades) // columns)
+    height = max(3.6, 0.17 * len(names) + 1.2)
+    with drawing(path, (5.2 * columns, height * lines + 1.0), title, NOTE) as figure:
+        grid = figure.add_gridspec(lines + 1, columns, height_ratios=[0.4, *[height] * lines])
+        _key(figure.add_subplot(grid[0, :]), names)
+        axes = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(len(trades))]
+        for ax, trade in zip(axes, trades, strict=True):
+            _draw(ax, trade, {name: styles[name] for name in names})
+            ax.set(xlabel=label)
+            ax.set_ylabel(shortened(trade.heading), parse_math=False)
+            ax.xaxis.set_major_locator(MaxNLocator(6))
+        ends = [_ends(trade, names, styles) for ax, trade in zip(axes, trades, strict=True)]
+        inside = [
+            end_names(ax, {name: (x[-1], y[-1], color) for name, (x, y, color) in own.items() if not leaves(ax, x, y)})
+            for ax, own in zip(axes, ends, strict=True)
+        ]
+        settle(figure)
+        for ax, trade, own, labels in zip(axes, trades, ends, inside, strict=True):
+            spread(ax, labels)
+            name_leaving(ax, own, _start(trade))
+
+
+def _by_family(
+    trades: Sequence[Trade], names: Sequence[str], styles: Mapping[str, Look], path: Path, title: str, label: str
+) -> None:
+    """A line of panels for every family, the others in grey."""
+    kinds = families(names)
+    with drawing(path, (3.9 * len(trades) + 2.0, 2.3 * len(kinds) + 1.1), title, NOTE) as figure:
+        grid = figure.subplots(len(kinds), len(trades), squeeze=False, sharex="col", sharey="col")
+        for axes, (kind, members) in zip(grid, kinds.items(), strict=True):
+            for ax, trade in zip(axes, trades, strict=True):
+                _draw(ax, trade, {name: styles[name] for name in members})
+                price = shortened(trade.heading)
+                ax.set_ylabel(f"{kind}\n{price}" if ax is axes[0] else price, parse_math=False)
+            legend(axes[-1], members, styles, right=True)
+        for ax in grid[-1]:
+            ax.set_xlabel(label)
+        settle(figure)
+        for axes, members in zip(grid, kinds.values(), strict=True):
+            for ax, trade in zip(axes, trades, strict=True):
+                name_leaving(ax, _ends(trade, members, styles), _start(trade))
+
+
+def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
+    """A panel; lines without a look are grey."""
+    set_scale(ax, trade.scales[0], "x")
+    set_scale(ax, trade.scales[1], "y")
+    start = _start(trade)
+    shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
+    for name, line in trade.lines.items():
+        x, y = line["value_reward"], line["value"]
+        if not trade.scales[0].shows(x):
+            continue  # nothing of it is on the scale, which its height would stretch
+        color, width = (own[name].color, 1.2) if name in own else (FAINT, 0.8)
+        if line["updates"].iloc[0] > 0 and shown:
+            ax.plot([start[0], x.iloc[0]], [start[1], y.iloc[0]], color=color, linewidth=0.8, alpha=0.5, zorder=1)
+        ax.plot(
+            x, y, color=color, marker=own[name].marker if name in own else None, markersize=3.5, linewidth=width,
+            zorder=2 if name in own else 1,
+        )  # fmt: skip
+    if shown:
+        ax.plot(start[0], start[1], "D", color=INK, markersize=6, zorder=5)
+    references(ax, trade.metric, trade.before.iloc[:0], trade.least, "y")
+
+
+def _start(trade: Trade) -> tuple[float, float]:
+    """The prior's place."""
+    return trade.before["value"].get(GAIN, np.nan), trade.before["value"].get(trade.metric, np.nan)
+
+
+def _ends(
+    trade: Trade, names: Sequence[str], styles: Mapping[str, Look]
+) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+    """Row → x, y and colour of its line."""
+    columns = ("value_reward", "value")
+    lines = {name: trade.lines[name] for name in names if name in trade.lines}
+    return {name: (*(line[c].to_numpy() for c in columns), styles[name].color) for name, line in lines.items()}
+
+
+def _key(ax: Axes, names: Sequence[str]) -> None:
+    """Which family has which hue, in a place of its own."""
+    ax.set_axis_off()
+    handles = [Line2D([], [], color=SHADES[kind][0], label=kind, linewidth=3) for kind in families(names)]
+    ax.legend(handles=handles, loc="center", ncols=len(handles), frameon=False, fontsize=8, columnspacing=1.2)
