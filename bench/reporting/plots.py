@@ -71,7 +71,7 @@ def _plot_reward(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) 
     else:
         ax.set_ylabel("mean reward (the prior's is not\nknown on all of these prompts)")
     ax.set_title("Reward in training")
-    ax.legend(frameon=True, fontsize="small")
+    _legend(ax)
 
 
 def _plot_loss(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
@@ -88,7 +88,12 @@ def _plot_norms(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -
     if (log[names] > 0).all(axis=None):
         ax.set_yscale("log")
     ax.set(ylabel="norm before clipping", title="Gradient norms")
-    ax.legend(frameon=True, fontsize="small")
+    _legend(ax)
+
+
+def _legend(ax: Axes) -> None:
+    """Below the panel and its label, where it hides nothing."""
+    ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
 
 def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> None:
@@ -111,10 +116,9 @@ def _plot_phases(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) 
         label = f"{name.removeprefix('seconds/')} ({log[name].mean():.2g} s)"
         ax.bar(left, seconds[name], width, bottom, align="edge", color=color, linewidth=0, label=label)
         bottom += seconds[name].to_numpy()
-    ax.set(ylabel="seconds", title="Time per update, by phase")
-    # room for the legend, and one slow update must not flatten all others
-    ax.set_ylim(0, max(1e-9, np.quantile(bottom, 0.9)) / max(0.25, 0.9 - 0.085 * len(phases)))
-    ax.legend(frameon=True, fontsize="small", loc="upper right", title="phase (mean)", title_fontsize="small")
+    ax.set(ylabel="seconds", title="Time per update, by phase (mean)")
+    ax.set_ylim(0, 1.5 * max(1e-9, np.quantile(bottom, 0.9)))  # one slow update must not flatten all others
+    _legend(ax)
 
 
 def plot_samples(
