@@ -164,6 +164,7 @@ def _plot(title: str, views: dict[str, dict[str, Line]], axes: dict[str, dict[st
 def _traces(name: str, line: Line, look: Look) -> list[dict[str, Any]]:
     """A line and, where there are several seeds, its band, which a click on the name hides together."""
     x, y = (_short(values) for values in line[:2])
+    name = html.escape(name)  # Plotly reads texts as HTML
     traces: list[dict[str, Any]] = [
         {
             "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers", "line": {"color": look.color},

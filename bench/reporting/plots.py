@@ -3,7 +3,8 @@
 import itertools
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 PRIOR, FINETUNED = "#6b7280", "#c2410c"
+# of a legend: below the panel and its label, where it hides nothing
+BELOW: dict[str, Any] = {
+    "frameon": False, "fontsize": "small", "loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2,
+}  # fmt: skip
 
 
 def shortened(text: str, most: int = 60) -> str:
@@ -35,10 +40,17 @@ def wrapped(text: str, width: float) -> str:
     return textwrap.fill(text, round(width), max_lines=4, placeholder=" …")
 
 
-def save(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure; a letter that its font lacks, an emoji for one, is a box in PNG and itself in SVG."""
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """A letter that the font lacks, an emoji for one, is a box in PNG and itself in SVG."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure, whatever letters its texts have."""
+    with without_glyph_warnings():
         figure.savefig(path, **options)
 
 
@@ -96,7 +108,7 @@ def _plot_reward(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) 
     else:
         ax.set_ylabel("mean reward (the prior's is not\nknown on all of these prompts)")
     ax.set_title("Reward in training")
-    ax.legend(frameon=True, fontsize="small")
+    ax.legend(**BELOW)
 
 
 def _plot_loss(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
@@ -114,7 +126,7 @@ def _plot_norms(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -
         ax.set_yscale("log")
     ax.set(ylabel="norm before clipping", title="Gradient norms")
     networks = [name.removeprefix("gradient_norm/") for name in names]
-    legend(ax, dots, networks, frameon=True, fontsize="small")
+    legend(ax, dots, networks, **BELOW)
 
 
 def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> Artist:
@@ -140,10 +152,9 @@ def _plot_phases(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) 
         label = f"{name.removeprefix('seconds/')} ({log[name].mean():.2g} s)"
         ax.bar(left, seconds[name], width, bottom, align="edge", color=color, linewidth=0, label=label)
         bottom += seconds[name].to_numpy()
-    ax.set(ylabel="seconds", title="Time per update, by phase")
-    # room for the legend, and one slow update must not flatten all others
-    ax.set_ylim(0, max(1e-9, np.quantile(bottom, 0.9)) / max(0.25, 0.9 - 0.085 * len(phases)))
-    ax.legend(frameon=True, fontsize="small", loc="upper right", title="phase (mean)", title_fontsize="small")
+    ax.set(ylabel="seconds", title="Time per update, by phase (mean)")
+    ax.set_ylim(0, 1.5 * max(1e-9, np.quantile(bottom, 0.9)))  # one slow update must not flatten all others
+    ax.legend(**BELOW)
 
 
 def plot_samples(

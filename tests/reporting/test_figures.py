@@ -24,6 +24,7 @@ from bench.reporting.figures.looks import FAMILIES, MARKERS, families, looks
 from bench.reporting.figures.scales import Scale, scale_of
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles
+from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.points import plot_points
 from bench.reporting.report import Question, _figures, sections
 from bench.reporting.samples import Samples, samples_of, write_samples
@@ -31,6 +32,8 @@ from bench.reporting.selection import collect
 
 Drawn = dict[str, tuple[Figure, list[tuple[Text, Outline]]]]
 MANY = [*" ".join(FAMILIES.values()).split()[::2], "nabla_db", "prior"]  # enough for a line of panels per family
+RUN = ["reward_over_prior", "loss", "gradient_norm/policy", "gradient_norm/flow"]
+RUN += [f"seconds/{phase}" for phase in ("rollout", "losses", "backward", "optimizer")]
 LONG = [f"nabla_gfn_published_{i}" for i in range(3)]
 
 
@@ -66,6 +69,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drawn]:
             _figures(section, Question(), out / name, 0)
         rng = np.random.default_rng(0)
         plot_profiles({name: {"a": rng.normal(size=9)} for name in (*LONG, "draft")}, out / "profiles.png", "title")
+        log = pd.DataFrame({name: rng.normal(9, 1, 40) for name in RUN}).assign(update=range(1, 41), round=range(40))
+        marks = pd.DataFrame({"updates": [1, 40], "prior": 2.0, "difference": 9.0, "standard_error": 0.2})
+        plot_curves(log, out / "curves.png", "title", marks)
+        plot_curves(log.rename(columns={RUN[0]: "reward"}), out / "curves_without_prior.png", "title", marks)
+        images = rng.integers(0, 255, (3, 4, 8, 8, 3), np.uint8)
+        plot_samples(images, images, ["a cat", "long " * 60, "c"], out / "samples.png", "t", *rng.random((2, 3, 9)))
         cloud = {name: rng.normal(size=(50, 2)) for name in ("target", "prior", *(f"{name}\nseed 0" for name in LONG))}
         plot_points(cloud, rng.random((9, 9)), np.array([-3.0, 3, -3, 3]), out / "points.png", "title")
     yield found
@@ -88,7 +97,7 @@ def test_every_kind_of_figure_is_drawn(drawn: Drawn) -> None:
     kinds = {name.split("/")[1].removesuffix("-0") for name in drawn}
     assert kinds == {
         "methods", "curves-tilt_tv", "curves-reward-train", "trades", "path_kl_steps", "reward_prompts", "sheet",
-        "profiles", "points",
+        "profiles", "points", "curves", "curves_without_prior", "samples",
     }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_table_of_80_columns_breaks_neither_names_nor_numbers(boards: dict[str
             if metric in shown:
                 value, ends, _ = parts(cell)
                 assert {*value.split(), *ends.split()} <= words
-    (more,) = re.findall(r"More columns with --wide: (.*?)\.\n(?=[A-Z])", "\n".join(lines))
+    (more,) = re.findall(r"(?s)More columns with --wide: (.*?)\.\s*\n(?=[A-Z])", "\n".join(lines))
     rest = [title for title, metric in zip(board.headings, board.columns, strict=True) if metric not in shown]
     assert " ".join(more.split()) == ", ".join(rest)
 

@@ -210,12 +210,12 @@ def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:
 def test_the_page_says_it_in_words(tmp_path: Path) -> None:
     """The sentences below every table, and above it what a reader must know first."""
     frame, _ = collect([runs(tmp_path)])
-    page = html.unescape(write_page(tmp_path, frame, [], Question()).read_text())
+    page = html.unescape(write_page(tmp_path / "page.html", frame, [], Question()).read_text())
     for section in sections(frame, Question(), with_gains=True):
         for board in section.boards:
             assert board.answers
             assert all(f"<li>{sentence}</li>" in page for sentence in board.answers)
-    page = write_page(tmp_path, frame, [], Question(axis="updates", limits=(1e6,))).read_text()
+    page = write_page(tmp_path / "page.html", frame, [], Question(axis="updates", limits=(1e6,))).read_text()
     assert page.count('<p class="lead">No run here reaches 1,000,000 updates: the most is 60, of ddpo.</p>') == 2
 
 

@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import json
 import re
 import warnings
 from html.parser import HTMLParser
@@ -22,7 +21,7 @@ from test_results import chosen, row
 
 from bench.reporting.formats import TEX, latex, latex_text, markdown, terminal
 from bench.reporting.leaderboard import leaderboard
-from bench.reporting.page import write_page
+from bench.reporting.page import plots_of, write_page
 from bench.reporting.plots import plot_curves as plot_log
 from bench.reporting.plots import plot_samples, shortened
 from bench.reporting.points import plot_points
@@ -117,12 +116,10 @@ class Reader(HTMLParser):
         super().__init__()
         self.texts: list[str] = []
         self.tags: set[str] = set()
-        self.plots: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.plots += [value for key, value in attrs if key in ("data-figure", "data-views")]
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -130,13 +127,13 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_the_page_shows_names(name: str, tmp_path: Path) -> None:
-    page = Reader(
-        write_page(tmp_path, frame_of(name), [name], Question(("reward/train", "path_kl"))).read_text(encoding="utf8")
-    )
+    question = Question(("reward/train", "path_kl"))
+    page = Reader(write_page(tmp_path / "page.html", frame_of(name), [name], question).read_text(encoding="utf8"))
     assert name in page.texts
     assert not page.tags & {"b", "red"}
-    figure = json.loads(page.plots[0])
-    assert {trace["name"] for trace in figure["data"]} == {html.escape(name), "ddpo"}  # Plotly reads HTML
+    (section,) = sections(frame_of(name), question, with_gains=True)
+    traces = plots_of(section)[0].data
+    assert {trace["name"] for trace in traces if "name" in trace} == {html.escape(name), "ddpo"}  # Plotly reads HTML
 
 
 def svg_texts(path: Path) -> list[str]:

@@ -45,7 +45,8 @@ def drawing(path: Path, size: tuple[float, float], title: str, note: str = "") -
 def settle(figure: Figure) -> None:
     """Lay out a figure for good, once, so that positions can be read off; what is drawn later moves nothing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.draw_without_rendering()
+        with plots.without_glyph_warnings():
+            figure.draw_without_rendering()
         figure.set_layout_engine("none")
 
 
