@@ -197,7 +197,7 @@ def fetch(
 def list_names(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
 ) -> None:
-    """List what can be named: methods, rewards, metrics, models, prompts, suites; a GPU or downloads are marked."""
+    """List what can be named: plugins, models, prompts, suites, sweeps, tables; a GPU or downloads are marked."""
     from bench.diagnose.listing import describe
 
     for chosen in [kind] if kind else Kind:
@@ -233,7 +233,14 @@ def evaluate_run(
 
 @application.command()
 def sweep(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
+    spec: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SPEC",
+            help="A file, see below, or a sweep that ships, by name; see: bench ls sweeps.",
+            autocompletion=completed("sweeps"),
+        ),
+    ],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
     on: Annotated[Engine, typer.Option(help="Where the runs are computed.")] = Engine.local,
     address: Annotated[

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import config as configs
-from bench import environment, registry
+from bench import environment, registry, shipped
 from bench.errors import BenchError, did_you_mean
 from bench.renames import current, renamed
 from bench.reporting.agreement import agreement, sentence
@@ -25,7 +25,11 @@ COLORS = {"equal": "green", "rounding": "green", "noise": "yellow"}
 
 
 def find_run(path: Path, run: str | None, method: str | None, seed: int | None, settings: list[str]) -> pd.DataFrame:
-    """The rows of the one run below `path` that is meant. Raises BenchError if none or several are."""
+    """The rows of the one run below `path`, or of a published table of that name, that is meant.
+
+    Raises BenchError if none or several are.
+    """
+    path = shipped.find("published", path)
     frame = _read(path)
     frame = frame[frame["status"] != "failed"]
     for name, value in (("method", method), ("seed", seed)):

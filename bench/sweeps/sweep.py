@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from bench import registry
+from bench import registry, shipped
 from bench.config import Loader, resolve
 from bench.errors import BenchError
 from bench.options import Config, explain
@@ -89,7 +89,8 @@ class Job:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """A specification file. Raises BenchError listing every mistake."""
+    """A specification file, or a sweep that ships, by name. Raises BenchError listing every mistake."""
+    path = shipped.find("sweeps", path)
     try:
         tree = yaml.load(path.read_text(encoding="utf8"), Loader)
         spec = Sweep(**tree)

@@ -64,8 +64,10 @@ def test_mistakes_are_told_all_at_once_before_anything_runs(tmp_path: Path) -> N
     assert all(word in str(caught.value) for word in ("draft: ", "train.update", "unknown method 'rbt'"))
     with pytest.raises(BenchError, match="needs the gradient"):
         plan_sweep(read_sweep(write(tmp_path, methods=["draft"], reward="jpeg_compressibility")))
-    with pytest.raises(BenchError, match="cannot read the sweep"):
-        read_sweep(tmp_path / "missing.yaml")
+    (tmp_path / "broken.yaml").write_text("methods: [rtb")
+    for name, words in {"missing": "there is no file", "broken": "cannot read the sweep"}.items():
+        with pytest.raises(BenchError, match=words):
+            read_sweep(tmp_path / f"{name}.yaml")
 
 
 def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypatch: pytest.MonkeyPatch) -> None:
