@@ -68,29 +68,32 @@ def evaluate_stored(
     with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
-            if trained:
-                _load_trained(core, config, folder)
+            updates = _load_trained(core, config, folder) if trained else 0
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
-    updates, counts = config.train.updates if trained else 0, core.meter.total()
+    counts = core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
     rows = [row(config, prompts, counts, info, measurement, updates) for measurement in noted]
     return core, evaluation, measurements, rows
 
 
-def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Load the adapter, the copies and the counts of the finished run in `folder`; a packed run has no counts.
+def _load_trained(core: Core, config: RunConfig, folder: Path) -> int:
+    """Load the adapter, the copies and the counts of the finished run in `folder`; returns the updates that it made.
 
-    Raises BenchError for another run.
+    A packed run has no counts. Raises BenchError for another run.
     """
-    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
-        state: dict[str, Any] | None = {"update": config.train.updates, "copies": {}}
-    else:
-        state = checkpoint.load(folder / "checkpoints")
-    if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
-        raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+    packed = (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir()
     try:
+        state: dict[str, Any] | None
+        if packed:
+            made = int(read_rows(folder / "rows.parquet")["updates"].max())
+            state = {"update": made, "copies": {}}
+        else:
+            state = checkpoint.load(folder / "checkpoints")
+        ended = state is not None and (packed or state.get("ended_at_kl") is not None)
+        if state is None or not (ended or state["update"] >= config.train.updates) or not (folder / "adapter").is_dir():
+            raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
         core.model.load(folder / "adapter")
         for name, stored in state["copies"].items():
             core.copies[name] = {key: value.to(core.model.device) for key, value in stored.items()}
@@ -101,3 +104,4 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         available = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} has {available}.")
+    return state["update"]

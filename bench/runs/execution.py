@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Execution:
                 write_rows(self.folder / "rows.parquet", [failed | {"status": "failed"}])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        rows = self._rows(self.alarms.noted(measurements))
+        rows = self._rows(self._ended(self.alarms.noted(measurements)))
         if self.main:
             self._pictures(evaluation, measurements, rows)
             if evaluation.finetuned.images.ndim == 4:
@@ -107,6 +108,18 @@ class Execution:
                 if self.trainer and isinstance(self.core.model, PipelineModel):
                     finish_adapter(self.folder, self.config, self.core.model, rows, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
+
+    def _ended(self, measurements: list[Measurement]) -> list[Measurement]:
+        """The measurements, one of them with a note if a bound ended training."""
+        if self.trainer is None or (kl := self.trainer.ended_at_kl) is None or not measurements:
+            return measurements
+        train = self.config.train
+        text = f"training ended after update {self._updates} of {train.updates}, at {kl:.3g} nats on its own samples: "
+        text += f"train.max_path_kl = {train.max_path_kl:g}"
+        self.console.print(f"Note: {text}.", highlight=False, soft_wrap=True)
+        noted = next((one for one in measurements if one.name == "path_kl"), measurements[0])
+        note = "; ".join(filter(None, (noted.note, text)))
+        return [replace(one, note=note) if one is noted else one for one in measurements]
 
     @property
     def _updates(self) -> int:
@@ -122,7 +135,7 @@ class Execution:
         """Train to the end, with the evaluations between updates."""
         config = self.config
         between = set(config.evaluated_at()) - {config.train.updates}
-        if trainer.update < config.train.updates:
+        if not trainer.done:
             trainer.prior_rewards = self._prior_rewards()
         if self.log and trainer.update:
             for record in read_log(self.folder).to_dict("records"):
@@ -139,11 +152,11 @@ class Execution:
                 progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
 
             def after_update(update: int) -> None:
-                if update in between:
+                if update in between and not trainer.done:
                     self._evaluate_between(update)
 
             # a run that was interrupted during an evaluation resumes from the checkpoint before it
-            if trainer.update in between and not (self.folder / rows_at(trainer.update)).is_file():
+            if trainer.update in between and not trainer.done and not (self.folder / rows_at(trainer.update)).is_file():
                 self._evaluate_between(trainer.update)
             trainer.run(on_update, after_update, between)
 
