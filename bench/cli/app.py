@@ -272,6 +272,10 @@ def sweep(
     if dry_run:
         for job in sweeps.plan(read):
             typer.echo(f"{job.state:8} {job.command}")
+        with console.status("trying a piece of every kind of run"):
+            console.print(
+                f"Time: {sweeps.sweep_length(read, sweeps.make_engine(read, on, address).slots)}.", highlight=False
+            )
         return
     sweeps.plan_sweep(read)  # what is impossible is told before anything runs
     with sweeps.make_engine(read, on, address) as engine:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
 from bench.runs.adapter import adapter_name, finish_adapter
 from bench.runs.build import build_core, build_method, evaluation_core
+from bench.runs.duration import Pace, seconds_left, time_text
 from bench.runs.log import UpdateLog, read_log
 from bench.runs.progress import evaluate, evaluating, training_progress
 from bench.runs.rows import prior_settings, provenance, row
@@ -35,6 +37,7 @@ from bench.runtime.files import write_atomic
 from bench.settings import RunConfig
 from bench.training.trainer import Record, Trainer
 
+SETTLED = 3.0  # seconds of training after which its pace is known
 log = logging.getLogger(__name__)
 
 
@@ -141,15 +144,21 @@ class Execution:
             for record in read_log(self.folder).to_dict("records"):
                 self.alarms.update(record)
         with training_progress(self.console) as progress:
-            task = progress.add_task(
-                config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
-            )
+            shown: dict[str, Any] = {"reward": float("nan"), "left": ""}
+            task = progress.add_task(config.method.name, total=config.train.updates, completed=trainer.update, **shown)
+            begun, said = time.monotonic(), False
 
             def on_update(record: Record) -> None:
+                nonlocal said
                 if self.log:
                     self.log.write(record)
                     self.alarms.update(record)
-                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+                left = self._left(record)
+                if not said and not trainer.part and time.monotonic() - begun > SETTLED:
+                    self.console.print(f"Left: {left}.", highlight=False, soft_wrap=True)
+                    said = True
+                shown = {"reward": record.get("reward", float("nan")), "left": left}
+                progress.update(task, completed=record["update"], **shown)
 
             def after_update(update: int) -> None:
                 if update in between and not trainer.done:
@@ -159,6 +168,11 @@ class Execution:
             if trainer.update in between and not trainer.done and not (self.folder / rows_at(trainer.update)).is_file():
                 self._evaluate_between(trainer.update)
             trainer.run(on_update, after_update, between)
+
+    def _left(self, record: Record) -> str:
+        """How long the run will still take, from its latest log record."""
+        pace = Pace.of(self.config, record)
+        return time_text(*seconds_left(self.config, pace, self.evaluator.rows, record["update"]))
 
     def _prior_rewards(self) -> dict[str, float]:
         """Mean reward of the prior for each training prompt, on a set that the evaluation needs anyway."""

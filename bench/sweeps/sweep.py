@@ -24,6 +24,7 @@ from bench.config import Loader, resolve
 from bench.errors import BenchError
 from bench.options import Config, explain
 from bench.reporting.rows import read_rows
+from bench.runs.duration import sweep_time
 from bench.runs.folder import changed_contents, is_finished
 from bench.runs.log import last_record
 from bench.runs.preflight import preflight
@@ -155,6 +156,16 @@ def plan(spec: Sweep) -> list[Job]:
     chosen = _known(spec, trials)
     open_trials = [job for key, jobs in trials.items() if key not in chosen for job, _ in jobs]
     return [*open_trials, *plan_sweep(spec, chosen)]
+
+
+def sweep_length(spec: Sweep, at_once: int) -> str:
+    """How long the trials and runs that are not finished will take, in a few words; pieces of them are tried now."""
+    trials = plan_trials(spec)
+    chosen = _known(spec, trials)
+    guessed = {key: {"chosen": {}} for key in trials} | chosen  # what is still to be chosen hardly changes the time
+    jobs = [job for key, tried in trials.items() if key not in chosen for job, _ in tried]
+    left = [job.config for job in [*jobs, *plan_sweep(spec, guessed)] if job.state != "finished"]
+    return f"{len(left)} runs to do: {sweep_time(left, at_once)}" if left else "every run is finished"
 
 
 class _Plan:
