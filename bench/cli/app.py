@@ -82,6 +82,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
     metric: AddedMetrics = None,
     assignments: Set = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Batches, and what else it takes to fit a GPU: 16gb, 24gb, 48gb or 80gb."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")] = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: score a few prior samples, and say what β means on them.")
@@ -114,7 +118,7 @@ def run(
         raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
     if probe and not dry_run:
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
-    from bench.config import resolve
+    from bench.config import parse_assignment, resolve
 
     if track:
         from bench.runs.trackers import require_trackers
@@ -126,6 +130,12 @@ def run(
         method, reward=reward, suite=suite, overrides=overrides, assignments=assignments, metrics=metric or ()
     )
     show_warnings()
+    if preset:
+        from bench.runs.presets import fitted, preset_text
+
+        keys = [parse_assignment(text)[0] for text in assignments or []]
+        found = fitted(config, preset, keys, num_processes)
+        config = found.config
 
     from bench.config import beta_origin
     from bench.runs.preflight import check, preflight
@@ -137,6 +147,8 @@ def run(
         from bench.runs.plan import show_plan
 
         check(config)
+        if preset:
+            console.print(preset_text(preset, found), highlight=False, soft_wrap=True)
         show_plan(config, folder, num_processes, console)
         if probe:
             from bench.hub import obtain
@@ -150,6 +162,8 @@ def run(
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
+    if preset:
+        console.print(preset_text(preset, found), highlight=False, soft_wrap=True)
     console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
     with processes.main_first():
         preflight(config)
@@ -269,16 +283,21 @@ def sweep(
 
     read = sweeps.read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
+
+    def say_time(engine: Any) -> None:
+        with console.status("trying a piece of every kind of run"):
+            text = sweeps.sweep_length(read, engine.slots)
+        console.print(f"Time: {text}.", highlight=False, soft_wrap=True)
+
     if dry_run:
         for job in sweeps.plan(read):
             typer.echo(f"{job.state:8} {job.command}")
-        with console.status("trying a piece of every kind of run"):
-            console.print(
-                f"Time: {sweeps.sweep_length(read, sweeps.make_engine(read, on, address).slots)}.", highlight=False
-            )
+        say_time(sweeps.make_engine(read, on, address))
         return
     sweeps.plan_sweep(read)  # what is impossible is told before anything runs
     with sweeps.make_engine(read, on, address) as engine:
+        if not read.gpus:  # the runs have them to themselves
+            say_time(engine)
         choices, trials = sweeps.tune(read, console, engine)
         jobs = sweeps.plan_sweep(read, choices)
         failed = sweeps.run_sweep(jobs, console, engine)

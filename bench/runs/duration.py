@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bench import registry
+from bench.errors import BenchError
 from bench.evaluation.evaluator import draw, sample_names, score_samples
 from bench.models.catalogue import model_class
 from bench.prompts import load_prompts
@@ -122,7 +123,10 @@ def sweep_time(configs: Sequence[RunConfig], at_once: int) -> str:
     for config in configs:
         kind = config.model_copy(update={"seed": 0, "optimizer": OptimizerConfig()}).hash()
         if kind not in paces:
-            paces[kind] = Pace.measured(config)
+            try:
+                paces[kind] = Pace.measured(config)
+            except BenchError:  # the run itself will say what is wrong
+                paces[kind] = Pace(0.0, 0.0)
         total += sum(seconds_left(config, paces[kind], evaluation_samples(config)))
     at_once = min(at_once, len(configs))
     return f"about {_clock(total)} of runs" + (f", {_clock(total / at_once)} with {at_once} at once" * (at_once > 1))
