@@ -287,7 +287,8 @@ def sweep(
     def say_time(engine: Any) -> None:
         with console.status("trying a piece of every kind of run"):
             text = sweeps.sweep_length(read, engine.slots)
-        console.print(f"Time: {text}.", highlight=False, soft_wrap=True)
+        if text:
+            console.print(f"Time: {text}.", highlight=False, soft_wrap=True)
 
     if dry_run:
         for job in sweeps.plan(read):

@@ -159,13 +159,13 @@ def plan(spec: Sweep) -> list[Job]:
 
 
 def sweep_length(spec: Sweep, at_once: int) -> str:
-    """How long the trials and runs that are not finished will take, in a few words; pieces of them are tried now."""
+    """How long the trials and runs that are not finished will take; "" if all are. Pieces of them are tried now."""
     trials = plan_trials(spec)
     chosen = _known(spec, trials)
     guessed = {key: {"chosen": {}} for key in trials} | chosen  # what is still to be chosen hardly changes the time
     jobs = [job for key, tried in trials.items() if key not in chosen for job, _ in tried]
     left = [job.config for job in [*jobs, *plan_sweep(spec, guessed)] if job.state != "finished"]
-    return f"{len(left)} runs to do: {sweep_time(left, at_once)}" if left else "every run is finished"
+    return f"{len(left)} runs to do: {sweep_time(left, at_once)}" if left else ""
 
 
 class _Plan:

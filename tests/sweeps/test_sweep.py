@@ -82,7 +82,7 @@ def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypa
     assert "not finite" in text
     assert "1 of 2 runs are in" in text
     status, text = bench("sweep", path, "--dry-run")
-    assert [line.split()[0] for line in text.splitlines()] == ["begun", "finished"]
+    assert [line.split()[0] for line in text.splitlines()] == ["begun", "finished", "Time:"]
     status, text = bench("sweep", write(tmp_path, **spec))
     assert status == 0, text
     assert "1 of 2 runs are finished already" in text
