@@ -94,8 +94,8 @@ def test_a_run_starts_in_an_empty_folder(call, tmp_path) -> None:
 
 @pytest.mark.parametrize("call", ["wheel"], indirect=True)
 def test_sweeps_and_published_tables_are_names_in_an_empty_folder(call, bench, tmp_path) -> None:
-    plan = call(tmp_path, "bench", "sweep", "emoji_small_rate", "--dry-run")
-    assert "--out=runs/emoji_small_rate/refl-seed0-" in plan
+    code = "from pathlib import Path; from bench.sweeps.sweep import read_sweep; print(read_sweep(Path('ring')).out)"
+    assert call(tmp_path, "python", "-c", code) == "runs/ring\n"
     here = ROOT / "results" / "published" / "emoji_small_rate"
     table = call(tmp_path, "bench", "report", "emoji_small_rate", "--format", "csv")
     assert (0, table) == bench("report", here, "--format", "csv")
