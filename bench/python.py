@@ -18,6 +18,7 @@ from bench.reporting.selection import settings as settings_of
 from bench.runs.evaluate import evaluate_again
 from bench.runs.log import read_log
 from bench.runs.preflight import preflight
+from bench.runs.presets import fitted
 from bench.runs.rows import default_folder
 from bench.runs.run import Run
 from bench.runtime.console import TextConsole
@@ -50,19 +51,23 @@ def run(
     updates: int | None = None,
     metrics: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
+    preset: str | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> FinishedRun:
     """`bench run`: train with a method and evaluate; resumed where it was interrupted, read where it is finished.
 
-    metrics: measured too. settings: dotted keys, as of `--set`. out: the folder; None: named by the configuration,
-    below `runs`. progress: show bars and tables. Raises BenchError as the command does.
+    metrics: measured too. settings: dotted keys, as of `--set`. preset: memory of the GPU to fit, "24gb".
+    out: the folder; None: named by the configuration, below `runs`. progress: show bars and tables.
+    Raises BenchError as the command does.
     """
     named = {"model.name": model, "prompts.name": prompts and str(prompts), "seed": seed, "train.updates": updates}
     overrides = {key: value for key, value in named.items() if value is not None}
     config = configs.resolve(
         method, reward=reward, suite=suite, overrides=overrides, assignments=_texts(settings), metrics=metrics
     )
+    if preset:
+        config = fitted(config, preset, settings or {}).config
     folder = home_path(out) if out else default_folder(config)
     preflight(config)
     with ExitStack() as locks:

@@ -119,6 +119,9 @@ class TrainConfig(Config):
     guidance: float | None = Field(
         None, ge=1, description="classifier-free guidance of the losses; null: the sampler's"
     )
+    max_path_kl: float | None = Field(
+        None, gt=0, description="training ends after the round that takes the policy this far from the prior, in nats"
+    )
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 
     @model_validator(mode="after")

@@ -138,6 +138,14 @@ def bench(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs compute no piece of the run, which takes seconds; for tests of what else they print."""
+    from bench.runs.duration import Pace
+
+    monkeypatch.setattr(Pace, "measured", lambda config: Pace(1.0, 1.0))
+
+
+@pytest.fixture
 def tiny_run(bench, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`tiny_run(method, *options)`: a whole `bench run` of seconds on the random pipeline; returns its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -96,7 +96,7 @@ def test_the_api_reference_has_every_public_name() -> None:
     assert public <= set(listed), public - set(listed)
 
 
-def test_the_runs_of_the_pages_are_commands(bench, monkeypatch, pipeline_folder, tmp_path) -> None:
+def test_the_runs_of_the_pages_are_commands(bench, untried, monkeypatch, pipeline_folder, tmp_path) -> None:
     (tmp_path / "my-pipeline").symlink_to(pipeline_folder)
     (tmp_path / "my-prompts.txt").write_text("cat\ndog\nred bird\nfish\nbear\n")
     monkeypatch.chdir(tmp_path)

@@ -92,10 +92,21 @@ def test_a_run_starts_in_an_empty_folder(call, tmp_path) -> None:
     assert (tmp_path / "run" / "rows.parquet").is_file()
 
 
-def test_the_wheel_holds_one_package_and_no_results(wheel) -> None:
+@pytest.mark.parametrize("call", ["wheel"], indirect=True)
+def test_sweeps_and_published_tables_are_names_in_an_empty_folder(call, bench, tmp_path) -> None:
+    code = "from pathlib import Path; from bench.sweeps.sweep import read_sweep; print(read_sweep(Path('ring')).out)"
+    assert call(tmp_path, "python", "-c", code) == "runs/ring\n"
+    here = ROOT / "results" / "published" / "emoji_small_rate"
+    table = call(tmp_path, "bench", "report", "emoji_small_rate", "--format", "csv")
+    assert (0, table) == bench("report", here, "--format", "csv")
+
+
+def test_the_wheel_holds_one_package_and_of_the_results_the_rows(wheel) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"bench"}
-    assert not [name for name in names if "results" in name or "test_" in name]
+    rows = {f"bench/{file.relative_to(ROOT)}" for file in ROOT.glob("results/published/*/rows.parquet")}
+    assert {name for name in names if "results" in name} == rows
+    assert not [name for name in names if "test_" in name]
     for name in ("bench/methods/prior.py", "bench/metrics/reward.py", "bench/reporting/page.html.j2"):
         assert name in names
-    assert wheel.stat().st_size < 35e6
+    assert wheel.stat().st_size < 36e6

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bench import shipped
 from bench.cli.options import completed, console
 from bench.errors import BenchError
 
@@ -64,7 +65,7 @@ def advise(
     axis = "train_seconds" if currency == Currency.seconds else currency.value
     ask = advice.Ask(budget, axis, max_kl, gradient == Gradient.yes)
     try:
-        frame, left_out = collect([advice.published(), *(paths or [])])
+        frame, left_out = collect([*shipped.shipped("published").values(), *(paths or [])])
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
     found = advice.advise(advice.of_setting(frame, prior, reward), ask)
@@ -80,4 +81,4 @@ def advise(
                 typer.echo(f"no command for {name}: {error}")
         typer.echo("")
     for sentence in left_out:
-        console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Left out: {sentence}")

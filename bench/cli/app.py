@@ -85,6 +85,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
     metric: AddedMetrics = None,
     assignments: Set = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Batches, and what else it takes to fit a GPU: 16gb, 24gb, 48gb or 80gb."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and its cost.")] = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: score a few prior samples, and say what β means on them.")
@@ -117,7 +121,7 @@ def run(
         raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
     if probe and not dry_run:
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
-    from bench.config import resolve
+    from bench.config import parse_assignment, resolve
 
     if track:
         from bench.runs.trackers import require_trackers
@@ -129,6 +133,12 @@ def run(
         method, reward=reward, suite=suite, overrides=overrides, assignments=assignments, metrics=metric or ()
     )
     show_warnings()
+    if preset:
+        from bench.runs.presets import fitted, preset_text
+
+        keys = [parse_assignment(text)[0] for text in assignments or []]
+        found = fitted(config, preset, keys, num_processes)
+        config = found.config
 
     from bench.config import beta_origin
     from bench.runs.preflight import check, preflight
@@ -140,6 +150,8 @@ def run(
         from bench.runs.plan import show_plan
 
         check(config)
+        if preset:
+            console.print(preset_text(preset, found))
         show_plan(config, folder, num_processes, console)
         if probe:
             from bench.hub import obtain
@@ -153,6 +165,8 @@ def run(
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
+    if preset:
+        console.print(preset_text(preset, found))
     console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).")
     with processes.main_first():
         preflight(config)
@@ -200,7 +214,7 @@ def fetch(
 def list_names(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything if left out.")] = None,
 ) -> None:
-    """List what can be named: methods, rewards, metrics, models, prompts, suites; a GPU or downloads are marked."""
+    """List what can be named: plugins, models, prompts, suites, sweeps, tables; a GPU or downloads are marked."""
     from bench.diagnose.listing import describe
 
     for chosen in [kind] if kind else Kind:
@@ -236,7 +250,14 @@ def evaluate_run(
 
 @application.command()
 def sweep(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to run; see below.")],
+    spec: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SPEC",
+            help="A file, see below, or a sweep that ships, by name; see: bench ls sweeps.",
+            autocompletion=completed("sweeps"),
+        ),
+    ],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes at once; overrides the file.")] = None,
     on: Annotated[Engine, typer.Option(help="Where the runs are computed.")] = Engine.local,
     address: Annotated[
@@ -267,12 +288,22 @@ def sweep(
     read = read.model_copy(update={"workers": workers}) if workers else read
     planned = sweeps.plan(read)  # what is impossible is told before anything runs
     engine = sweeps.make_engine(read, on, address)
+
+    def say_time() -> None:
+        with console.status("trying a piece of every kind of run"):
+            text = sweeps.sweep_length(read, engine.slots)
+        if text:
+            console.print(f"Time: {text}.")
+
     if dry_run:
         for job in planned:
             typer.echo(f"{job.state:8} {job.command}")
+        say_time()
         with sweeps.reserved(read, create=False):
             return
     with sweeps.reserved(read, create=True), engine:
+        if not read.gpus:  # the runs have them to themselves
+            say_time()
         choices, trials = sweeps.tune(read, console, engine)
         jobs = sweeps.plan_sweep(read, choices)
         failed = sweeps.run_sweep(jobs, console, engine)

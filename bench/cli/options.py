@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,8 @@ class Kind(StrEnum):
     models = "models"
     prompts = "prompts"
     suites = "suites"
+    sweeps = "sweeps"
+    published = "published"
 
 
 class Engine(StrEnum):
@@ -77,6 +80,13 @@ SuiteName = Annotated[
 ]
 MethodName = Annotated[
     str, typer.Option("--method", "-m", help="Finetuning method.", autocompletion=completed("methods"))
+]
+RunFolders = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Run folders, folders of them, or published tables by name (see: bench ls published); default runs/.",
+        autocompletion=completed("published"),
+    ),
 ]
 AddedMetrics = Annotated[
     list[str] | None,

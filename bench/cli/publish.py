@@ -12,7 +12,13 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write.")]
 
 
 def reproduce(
-    rows: Annotated[Path, typer.Argument(metavar="ROWS", help="A Parquet file of rows, or a folder of them.")],
+    rows: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ROWS",
+            help="A Parquet file of rows, a folder of them, or a published table by name; bench ls published.",
+        ),
+    ],
     run: Annotated[str | None, typer.Option(help="The run, or how its name begins.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Or the method of the row.")] = None,
     seed: Annotated[int | None, typer.Option(help="Its seed.")] = None,
@@ -27,8 +33,8 @@ def reproduce(
 ) -> None:
     """Do a published run again, from the configuration that its rows carry, and say how far each metric agrees.
 
-        bench reproduce results/published/ring --method rtb --seed 3
-        bench reproduce results/published/emoji --run draft-seed0 --setting reward.name=emoji_clip
+        bench reproduce ring --method rtb --seed 3
+        bench reproduce emoji --run draft-seed0 --setting reward.name=emoji_clip
 
     Exits with status 1 if a value differs by more than rounding, three standard errors, or what training makes of
     rounding on another processor: the same at first, and later no farther apart than two seeds.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import console
+from bench.cli.options import RunFolders, console
 from bench.errors import BenchError, did_you_mean
 
 
@@ -22,7 +22,7 @@ class Format(StrEnum):
 
 
 def report(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
+    paths: RunFolders = None,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default the usual ones.")] = None,
     every: Annotated[
         bool, typer.Option("--all", help="All metrics that have values, and levels of distances to the prior.")
@@ -51,7 +51,7 @@ def report(
     """Compare finished runs: a table for every setting, methods as rows, and figures.
 
     bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
-    bench report runs/ring --at-reward-calls 50000 --out report
+    bench report ring --at-reward-calls 50000 --out report
     bench report runs/ring --at-reward-gain 0.5,1 --format latex
     """
     from bench.reporting import formats
@@ -110,7 +110,7 @@ def report(
 
 
 def serve(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
+    paths: RunFolders = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0: any free one.")] = 0,
 ) -> None:
     """Open the page of bench report --format html in a browser, until Ctrl-C.

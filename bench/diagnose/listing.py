@@ -1,22 +1,27 @@
 """What `bench ls` lists: everything that can be named, a line each. Only rewards and metrics take torch's import."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from bench import config, registry
+from bench import config, registry, shipped
 from bench import prompts as prompt_sets
 from bench.errors import BenchError
 from bench.hub import Requirement, size_text
 from bench.models import catalogue
 from bench.models.card import HubCard
 from bench.models.cards import CARDS
+from bench.runtime import yaml_text
 
 
 def names(kind: str) -> list[str]:
-    """What can be named of a kind: "methods", "rewards", "metrics", "models", "prompts" or "suites"."""
+    """What can be named of a kind: a key of `registry.BUILT_IN`, or "prompts", "suites", "sweeps" or "published"."""
     if kind == "suites":
         return config.suite_names()
+    if kind in shipped.NOUNS:
+        return list(shipped.shipped(kind))
     if kind == "prompts":
         return [*prompt_sets.NAMED, *prompt_sets.HUB]
     return catalogue.names() if kind == "models" else list(registry.plugins(kind))
@@ -47,10 +52,28 @@ def _text(kind: str, name: str) -> str:
             return prompt_sets.HUB[name].name
         prompt_set = prompt_sets.load_prompts(name)
         return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts"
+    if kind == "sweeps":
+        return _sweep_text(yaml_text.parse(shipped.shipped(kind)[name].read_text(encoding="utf8")))
+    if kind == "published":
+        return _published_text(shipped.shipped(kind)[name])
     if kind == "models" and name in CARDS:
         return CARDS[name].text
     package = registry.find(kind, name).package
     return registry.describe(kind, name) + ("" if package == "nabla-bench" else f" [{package}]")
+
+
+def _sweep_text(spec: dict[str, Any]) -> str:
+    on = ", ".join(f"{key} {spec[key]}" for key in ("suite", "reward") if key in spec)
+    tuned = f"; tuned: {', '.join(spec['tune']['grid'])}" if "tune" in spec else ""
+    return f"{len(spec['methods'])} methods × {spec['seeds']} seeds, {on}{tuned}"
+
+
+def _published_text(folder: Path) -> str:
+    import pandas as pd  # not for a shell that completes names
+
+    rows = pd.read_parquet(folder / "rows.parquet", columns=["run", "method", "reward", "model"])
+    counts = f"{rows['run'].nunique()} runs, {rows['method'].nunique()} methods"
+    return f"{counts}; reward {', '.join(rows['reward'].unique())} on {', '.join(rows['model'].unique())}"
 
 
 def _needs(kind: str, name: str) -> Sequence[Requirement]:

@@ -27,7 +27,7 @@ from bench.runtime.digests import digest
 from bench.runtime.files import write_atomic
 from bench.sampling import noise
 from bench.sampling.noise import Purpose
-from bench.sampling.trajectory import Batch, Trajectory
+from bench.sampling.trajectory import Batch, Trajectory, step_kl
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
@@ -102,17 +102,16 @@ def draw(
 
 
 def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
-    """`step_kl`, `‖μ_θ−μ_#‖²/2σ_k²` [B, K], and `log_ratio`, `log P_#/P_θ` of the path [B], summed in float64."""
+    """`step_kl` [B, K], and `log_ratio`, `log P_#/P_θ` of the path [B], summed in float64."""
     policy, prior = cast(Tensor, path.model_output), cast(Tensor, path.prior_output)
-    kl, ratio = [], torch.zeros(len(path), dtype=torch.float64, device=path.latents.device)
+    ratio = torch.zeros(len(path), dtype=torch.float64, device=path.latents.device)
     for k in range(path.steps):
         z, z_next = path.latents[:, k], path.latents[:, k + 1]
         mean, base = (core.kernel.mean(z, output[:, k], k) for output in (policy, prior))
         variance = core.kernel.std(k, z) ** 2
-        kl.append(((mean - base) ** 2 / (2 * variance)).flatten(1).sum(1))
         step = ((z_next - mean) ** 2 - (z_next - base) ** 2) / (2 * variance)
         ratio += step.flatten(1).sum(1, dtype=torch.float64)
-    return {"step_kl": torch.stack(kl, 1), "log_ratio": ratio}
+    return {"step_kl": step_kl(core.kernel, path), "log_ratio": ratio}
 
 
 class Evaluator:

@@ -30,7 +30,10 @@ COLORS = {"equal": "green", "rounding": "green", "noise": "yellow", AMPLIFIED: "
 
 
 def find_run(path: Path, run: str | None, method: str | None, seed: int | None, settings: list[str]) -> pd.DataFrame:
-    """The rows of the one run below `path` that is meant. Raises BenchError if none or several are."""
+    """The rows of the one run below `path`, or of a published table of that name, that is meant.
+
+    Raises BenchError if none or several are.
+    """
     try:
         frame, _ = collect([path])
     except (OSError, ValueError) as error:
@@ -113,10 +116,9 @@ def compare_again(path: Path, rows: pd.DataFrame, assignments: list[str], out: P
         console.print(
             "Amplified: the first evaluation agrees, and what differs later does so by no more than the seeds do, as "
             "training amplifies rounding. That the values are those of the adapter, bench verify says.",
-            soft_wrap=True,
         )
     elif "differs" in set(compared["verdict"]) and not began_alike(compared):
-        console.print("The first evaluation differs already: rounding is not the reason.", soft_wrap=True)
+        console.print("The first evaluation differs already: rounding is not the reason.")
     return agrees
 
 
@@ -138,11 +140,11 @@ def verify(folder: Path, assignments: list[str], console: Console) -> bool:
     least = {} if stored.counted else least_counts(stored.core, configs.read(folder / "config.yaml"))
     fewer = [f"{name} is {n:,}, at least {least[name]:,}" for name in least if (n := rows[name].min()) < least[name]]
     if fewer:
-        console.print(f"Fewer than such a run needs: {'; '.join(fewer)}.", soft_wrap=True)
+        console.print(f"Fewer than such a run needs: {'; '.join(fewer)}.")
     unknown = [name for name in (*NAMED, *COUNTED, *TOLD) if name not in (*named, *counted)]
     unknown = [f"{name} (only that it is at least {least[name]:,})" if name in least else name for name in unknown]
     unknown += [f"all of {path.name}" for path in sorted(folder.glob("rows-at-*.parquet"))]
-    console.print(f"Not verified, as nothing is trained: {', '.join(unknown)}.", highlight=False, soft_wrap=True)
+    console.print(f"Not verified, as nothing is trained: {', '.join(unknown)}.")
     return agrees and not fewer
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -43,14 +42,6 @@ class Advice:
 
     board: Board
     tries: dict[str, tuple[str, int]]
-
-
-def published() -> Path:
-    """The folder of the published rows. Raises BenchError if this installation has none."""
-    folder = Path(__file__).parents[2] / "results" / "published"
-    if not folder.is_dir():
-        raise BenchError("this installation has no published rows: name a folder that has some, bench advise runs/…")
-    return folder
 
 
 def of_setting(frame: pd.DataFrame, prior: str | None, reward: str | None) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bench import shipped
 from bench.reporting.budgets import GAIN
 from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
@@ -20,16 +21,19 @@ MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.", "model.dtype", FIN
 
 
 def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of every run below `paths` (run folders, folders of them, or files), and a sentence for all left out.
+    """The rows of every run below `paths`, and a sentence for all left out.
+
+    paths: run folders, folders of them, files, or names of published tables (see `bench.shipped`).
 
     A run counts once: not again for a copy of its folder, a folder that was moved aside, or its own `bench eval`,
     which only adds metrics. Unfinished runs, files that cannot be read and random weights are left out, and trials in
     a folder `tune` that `paths` do not name; of a failed run remains its failed row. The column
     `source` is a row's file.
-    Raises FileNotFoundError when there is nothing to read, ValueError when nothing of it can be compared.
+    Raises BenchError for a path that is not there, FileNotFoundError when there is nothing to read, ValueError when
+    nothing of it can be compared.
     """
     frames, left_out = [], []
-    for folder, files in _folders(paths):
+    for folder, files in _folders([shipped.find("published", path) for path in paths]):
         final = folder / "rows.parquet"
         if (folder / "config.yaml").is_file() and not final.is_file():
             left_out.append(f"{folder} is unfinished{_last_words(folder)}.")
@@ -56,8 +60,6 @@ def _folders(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
     """Folders that hold rows or a run, and their Parquet files; every file once, whatever ways lead to it."""
     files_of: dict[Path, dict[Path, Path]] = {}
     for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"there is no file or folder {path}")
         if path.is_file() and path.suffix != ".parquet":
             raise ValueError(f"{path} is neither a folder nor a .parquet file of rows")
         below = sorted([*path.rglob("*.parquet"), *path.rglob("config.yaml")]) if path.is_dir() else [path]

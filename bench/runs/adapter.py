@@ -86,7 +86,7 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
     facts = {
         "base": f"{_code(base.name if base else config.model.name)} ({model.pipeline_class.__name__})",
         "licence of the base": licence,
-        "method": f"{_code(config.method.name)}, {config.train.updates} updates, seed {config.seed}",
+        "method": f"{_code(config.method.name)}, {rows[0]['updates']} updates, seed {config.seed}",
         "reward": f"{_code(config.reward.name)}, β = {config.reward.beta:g}",
         "sampler": f"{sampler.steps} steps of `{sampler.rule}`, η = {sampler.eta:g}, grid `{_spacing(config, model)}`",
         "guidance": f"{sampler.guidance:g} in sampling, {config.sampler.guidance:g} in training, "

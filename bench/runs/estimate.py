@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -41,6 +42,29 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     for the reward's gradient, the decoder's saved tensors for the rows that are differentiated at a time are added.
     The method's own networks, the reward network's activations and scratch space come on top.
     """
+    shapes = model_shapes(config, dtype)
+    return None if shapes is None else memory_of(config, shapes)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a model takes whatever the batches.
+
+    weights: bytes of its networks; trained: numbers; latent: bytes of one. denoise, decode: bytes saved for the
+    backward pass of one row through the denoiser and of one image through the decoder; decoded: images that are
+    decoded at a time.
+    """
+
+    weights: int
+    trained: int
+    latent: int
+    denoise: int
+    decode: int
+    decoded: int
+
+
+def model_shapes(config: RunConfig, dtype: torch.dtype) -> Shapes | None:
+    """The shapes of the configured model with a denoiser of that precision; None as of `estimate_memory`."""
     quiet_libraries()
     pipeline = blueprint(config)
     if pipeline is None:
@@ -52,22 +76,32 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
         add_lora(pipeline.network, config.model.lora, family.lora_targets)
     trained = sum(p.numel() for p in pipeline.network.parameters() if p.requires_grad)
     denoise, decode = _saved_by_row(pipeline, torch.float32 if config.model.finetune == "full" else dtype)
+    decoded = family.decoder_rows(torch.empty(1, *spec.latent_shape, device="meta"), vae)
+    return Shapes(weights, trained, math.prod(spec.latent_shape) * FLOAT, denoise, decode, decoded)
+
+
+def memory_of(config: RunConfig, shapes: Shapes) -> dict[str, int]:
+    """`estimate_memory` of a configuration whose model has these shapes."""
     method = registry.load("methods", config.method.name)
     needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
     copies = len(method(options).copies().keys() | ({"ema"} if config.train.ema else set()))
     train = config.train
     micro_batch = train.micro_batch or LARGEST
-    rows = micro_batch * family.rows(config.loss_guidance())
-    decoded = family.decoder_rows(torch.empty(1, *spec.latent_shape, device="meta"), vae)
-    images = 1 if config.model.checkpointing else min(micro_batch, decoded)
-    latent = math.prod(spec.latent_shape) * FLOAT
+    rows = micro_batch * cast(Any, catalogue.model_class(config.model.name, config.model.t5)).rows(
+        config.loss_guidance()
+    )
+    images = 1 if config.model.checkpointing else min(micro_batch, shapes.decoded)
     recorded = 1 + len(needs.record & {"model_output", "prior_output"})
     others = requirements(config)[bool(catalogue.repository(config.model.name)) :]  # the model's weights come first
     return {
-        "weights": weights + sum(files.size for files in others),
-        "trained": trained * (ADAM + copies) * FLOAT,
-        "round": train.prompts_per_round * train.samples_per_prompt * (config.sampler.steps + 1) * latent * recorded,
-        "backward": rows * denoise + images * decode * needs.reward_gradient,
+        "weights": shapes.weights + sum(files.size for files in others),
+        "trained": shapes.trained * (ADAM + copies) * FLOAT,
+        "round": train.prompts_per_round
+        * train.samples_per_prompt
+        * (config.sampler.steps + 1)
+        * shapes.latent
+        * recorded,
+        "backward": rows * shapes.denoise + images * shapes.decode * needs.reward_gradient,
     }
 
 
@@ -83,16 +117,17 @@ def _saved_by_row(pipeline: Blueprint, dtype: torch.dtype) -> tuple[int, int]:
     return denoise, decode
 
 
-def with_batches(config: RunConfig, device: torch.device, processes: int = 1) -> RunConfig:
+def with_batches(config: RunConfig, device: torch.device, processes: int = 1, total: int | None = None) -> RunConfig:
     """The configuration with a choice for the batch sizes that it leaves open.
 
     That is the largest power of two whose estimate takes at most `SHARE` of the device's memory, at most `LARGEST`, and
-    small enough that every process gets a part of a round and of an update.
+    small enough that every process gets a part of a round and of an update. total: bytes of the device's memory; None:
+    it is asked.
     """
     train = config.train
     if train.micro_batch and train.sample_batch:
         return config
-    rows = train.micro_batch or _fitting(config, device)
+    rows = train.micro_batch or _fitting(config, device, total)
     whole = train.prompts_per_round * train.samples_per_prompt
     sample = train.sample_batch or min(LARGEST, 2 * rows, -(-whole // processes) if processes > 1 else LARGEST)
     update = -(-whole // train.updates_per_round)
@@ -105,12 +140,12 @@ def _with_batches(config: RunConfig, micro: int, sample: int | None = None) -> R
     return config.model_copy(update={"train": config.train.model_copy(update=batches)})
 
 
-def _fitting(config: RunConfig, device: torch.device) -> int:
-    dtype, free_and_total = network_dtype(config.model, device), memory.available(device)
+def _fitting(config: RunConfig, device: torch.device, total: int | None) -> int:
+    total = total or (memory.available(device) or (0, None))[1]
+    shapes = model_shapes(config, network_dtype(config.model, device)) if total else None
     rows = LARGEST
-    while free_and_total and rows > 1:
-        estimate = estimate_memory(_with_batches(config, rows), dtype)
-        if estimate is None or sum(estimate.values()) <= SHARE * free_and_total[1]:
+    while shapes and total and rows > 1:
+        if sum(memory_of(_with_batches(config, rows), shapes).values()) <= SHARE * total:
             break
         rows //= 2
     return rows

@@ -81,26 +81,30 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
     with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
-            counted = _load_trained(core, config, folder) if trained else True
+            updates, counted = _load_trained(core, config, folder) if trained else (0, True)
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
-    updates, counts = config.train.updates if trained else 0, core.meter.total()
+    counts = core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
     rows = [row(config, prompts, counts, info, measurement, updates) for measurement in noted]
     return Stored(core, evaluation, measurements, rows, counted)
 
 
-def _load_trained(core: Core, config: RunConfig, folder: Path) -> bool:
-    """Load the adapter, the copies and the counts of the finished run in `folder`; whether it has counts.
+def _load_trained(core: Core, config: RunConfig, folder: Path) -> tuple[int, bool]:
+    """Load the adapter, the copies and the counts of the finished run in `folder`.
 
-    A packed run has none, and of the copies the one that was evaluated. Raises BenchError for another run.
+    Returns the updates that it made, and whether it has counts: a packed run has none, and of the copies the one that
+    was evaluated. Raises BenchError for another run.
     """
-    if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
-        state: dict[str, Any] | None = {"update": config.train.updates}
+    packed = (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir()
+    state: dict[str, Any] | None
+    if packed:
+        state = {"update": int(read_rows(folder / "rows.parquet")["updates"].max())}
     else:
         state = checkpoint.load(folder / "checkpoints")
-    if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
+    ended = state is not None and (packed or state.get("ended_at_kl") is not None)
+    if state is None or not (ended or state["update"] >= config.train.updates) or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
     load_adapter(core.model, folder / "adapter")
     try:
@@ -114,7 +118,7 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> bool:
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         available = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} has {available}.")
-    return not packed
+    return state["update"], not packed
 
 
 def _packed_copies(model: DiffusionModel, folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -4,7 +4,9 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
 from bench.runs.adapter import adapter_name, finish_adapter
 from bench.runs.build import build_core, build_method, evaluation_core
+from bench.runs.duration import Pace, seconds_left, time_text
 from bench.runs.log import UpdateLog, read_log
 from bench.runs.progress import evaluate, evaluating, training_progress
 from bench.runs.rows import prior_settings, provenance, row
@@ -34,6 +37,7 @@ from bench.runtime.files import write_atomic
 from bench.settings import RunConfig
 from bench.training.trainer import Record, Trainer
 
+SETTLED = 3.0  # seconds of training after which its pace is known
 log = logging.getLogger(__name__)
 
 
@@ -98,7 +102,7 @@ class Execution:
                 write_rows(self.folder / "rows.parquet", [failed | {"status": "failed"}])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        rows = self._rows(self.alarms.noted(measurements))
+        rows = self._rows(self._ended(self.alarms.noted(measurements)))
         if self.main:
             self._pictures(evaluation, measurements, rows)
             if evaluation.finetuned.images.ndim == 4:
@@ -107,6 +111,18 @@ class Execution:
                 if self.trainer and isinstance(self.core.model, PipelineModel):
                     finish_adapter(self.folder, self.config, self.core.model, rows, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
+
+    def _ended(self, measurements: list[Measurement]) -> list[Measurement]:
+        """The measurements, one of them with a note if a bound ended training."""
+        if self.trainer is None or (kl := self.trainer.ended_at_kl) is None or not measurements:
+            return measurements
+        train = self.config.train
+        text = f"training ended after update {self._updates} of {train.updates}, at {kl:.3g} nats on its own samples: "
+        text += f"train.max_path_kl = {train.max_path_kl:g}"
+        self.console.print(f"Note: {text}.")
+        noted = next((one for one in measurements if one.name == "path_kl"), measurements[0])
+        note = "; ".join(filter(None, (noted.note, text)))
+        return [replace(one, note=note) if one is noted else one for one in measurements]
 
     @property
     def _updates(self) -> int:
@@ -122,30 +138,41 @@ class Execution:
         """Train to the end, with the evaluations between updates."""
         config = self.config
         between = set(config.evaluated_at()) - {config.train.updates}
-        if trainer.update < config.train.updates:
+        if not trainer.done:
             trainer.prior_rewards = self._prior_rewards()
         if self.log and trainer.update:
             for record in read_log(self.folder).to_dict("records"):
                 self.alarms.update(record)
         with training_progress(self.console) as progress:
-            task = progress.add_task(
-                config.method.name, total=config.train.updates, completed=trainer.update, reward=float("nan")
-            )
+            shown: dict[str, Any] = {"reward": float("nan"), "left": ""}
+            task = progress.add_task(config.method.name, total=config.train.updates, completed=trainer.update, **shown)
+            begun, said = time.monotonic(), False
 
             def on_update(record: Record) -> None:
+                nonlocal said
                 if self.log:
                     self.log.write(record)
                     self.alarms.update(record)
-                progress.update(task, completed=record["update"], reward=record.get("reward", float("nan")))
+                left = self._left(record)
+                if not said and not trainer.part and time.monotonic() - begun > SETTLED:
+                    self.console.print(f"Left: {left}.")
+                    said = True
+                shown = {"reward": record.get("reward", float("nan")), "left": left}
+                progress.update(task, completed=record["update"], **shown)
 
             def after_update(update: int) -> None:
-                if update in between:
+                if update in between and not trainer.done:
                     self._evaluate_between(update)
 
             # a run that was interrupted during an evaluation resumes from the checkpoint before it
-            if trainer.update in between and not (self.folder / rows_at(trainer.update)).is_file():
+            if trainer.update in between and not trainer.done and not (self.folder / rows_at(trainer.update)).is_file():
                 self._evaluate_between(trainer.update)
             trainer.run(on_update, after_update, between)
+
+    def _left(self, record: Record) -> str:
+        """How long the run will still take, from its latest log record."""
+        pace = Pace.of(self.config, record)
+        return time_text(*seconds_left(self.config, pace, self.evaluator.rows, record["update"]))
 
     def _prior_rewards(self) -> dict[str, float]:
         """Mean reward of the prior for each training prompt, on a set that the evaluation needs anyway."""

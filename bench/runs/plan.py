@@ -11,9 +11,9 @@ from rich.text import Text
 from bench import registry
 from bench.config import beta_origin
 from bench.hub import Requirement, size_text
-from bench.models.catalogue import model_class
 from bench.models.precision import network_dtype
 from bench.prompts import HUB, load_prompts
+from bench.runs.duration import measured_time, prediction_rows
 from bench.runs.estimate import LARGEST, estimate_memory, with_batches
 from bench.runs.requirements import requirements
 from bench.settings import RunConfig
@@ -33,6 +33,9 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
         total = sum(memory.values()) / 2**30
         console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)")
+    with console.status("trying a piece of the run"):
+        text = measured_time(config, memory)
+    console.print(f"time{' in one process' * (processes > 1)}: {text}")
     if not config.model.t5:
         console.print(
             "model.t5 = false: the T5 encoder is neither fetched nor loaded, and its text states are zeros. CLIP alone "
@@ -49,10 +52,8 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     needs = registry.load("methods", config.method.name).needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
     rounds = -(-train.updates // train.updates_per_round)
-    model = model_class(config.model.name, config.model.t5)
     rows, evaluation_rows = (
-        sampler.steps * (model.rows(sampler.guidance) if model else 2)  # the class is not known before it is here
-        for sampler in (config.sampler, config.evaluation_sampler())
+        prediction_rows(config, sampler) for sampler in (config.sampler, config.evaluation_sampler())
     )
     absent = (need := HUB.get(config.prompts.name)) and need.missing()
     prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit)

@@ -54,6 +54,13 @@ def _check_method(config: RunConfig, method: Method) -> None:
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    if config.train.max_path_kl is not None:
+        if not method.needs.training:
+            raise BenchError(f"train.max_path_kl: method {config.method.name!r} trains nothing; leave it out.")
+        if config.sampler.eta == 0:
+            raise BenchError(
+                "train.max_path_kl needs transition densities: use sampler.eta > 0, not 0, or leave it out."
+            )
     weights = ["policy", *method.copies(), *(["ema"] if config.train.ema else [])]
     if config.evaluation.weights not in weights:
         raise BenchError(
@@ -82,6 +89,8 @@ def _check_model(config: RunConfig, method: Method) -> None:
     for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
         if method.needs.density:
             kernel.require_density(f"method {config.method.name!r}")
+        if config.train.max_path_kl is not None:
+            kernel.require_density("train.max_path_kl")
         config.optimizer.require_networks(_networks(method, model))
     group = config.train.samples_per_prompt
     if method.needs.whole_update:

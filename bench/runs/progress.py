@@ -11,13 +11,13 @@ from bench.metric import Evaluation, Measurement
 
 
 def training_progress(console: Console) -> Progress:
-    """The progress bar of training: update, reward, time left."""
+    """The progress bar of training: update, reward, time left with the evaluations."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("reward {task.fields[reward]:.3f}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         console=console,
     )
 

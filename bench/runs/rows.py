@@ -63,13 +63,15 @@ def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
 def label(config: RunConfig) -> str:
     """The row's method: its name and, in brackets, what else distinguishes it from rows of the same evaluation.
 
-    That is the copy of the adapters that was evaluated, the training's sampler and guidance where those of the
-    evaluation differ, and the losses' guidance where that of the training's rollouts differs. A baseline without
-    training has none of them.
+    That is the copy of the adapters that was evaluated, a bound on the path KL, the training's sampler and guidance
+    where those of the evaluation differ, and the losses' guidance where that of the training's rollouts differs. A
+    baseline without training has none of them.
     """
     if not registry.load("methods", config.method.name).needs.training:
         return config.method.name
     details = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
+    if config.train.max_path_kl is not None:
+        details.append(f"until {config.train.max_path_kl:g} nats")
     sampler, other = config.sampler, config.evaluation_sampler()
     if sampler.guidance != other.guidance:
         details.append(f"trained with guidance {sampler.guidance:g}")

@@ -6,7 +6,7 @@ it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -184,6 +184,23 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         return torch.cat(values) if isinstance(values[0], Tensor) else [x for value in values for x in value]
 
     return Trajectory(**{f.name: joined(f.name) for f in fields(Trajectory)})
+
+
+def step_kl(kernel: Kernel, path: Trajectory) -> Tensor:
+    """`‖μ_θ−μ_#‖²/2σ_k²`, float32 [B, K], the path KL step by step, of a trajectory with both predictions recorded.
+
+    Needs `kernel.has_density`.
+    """
+    steps = []
+    for k in range(path.steps):
+        z, policy, prior = (
+            path.latents[:, k],
+            cast(Tensor, path.model_output)[:, k],
+            cast(Tensor, path.prior_output)[:, k],
+        )
+        gap = kernel.mean(z, policy, k) - kernel.mean(z, prior, k)
+        steps.append((gap**2 / (2 * kernel.std(k, z) ** 2)).flatten(1).sum(1))
+    return torch.stack(steps, 1)
 
 
 def rollout(

@@ -21,12 +21,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import registry
+from bench import registry, shipped
 from bench.config import OPTIONS, resolve
 from bench.errors import BenchError, did_you_mean, disk_error
 from bench.evaluation.expected import Expected, expected
 from bench.options import Config, Distinct, explain, leaves
 from bench.reporting.rows import read_rows
+from bench.runs.duration import sweep_time
 from bench.runs.folder import changed_contents, is_finished
 from bench.runs.log import last_record
 from bench.runs.preflight import preflight
@@ -108,7 +109,8 @@ class Job:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """A specification file. Raises BenchError listing every mistake that it shows by itself."""
+    """A specification file, or a sweep that ships, by name. Raises BenchError listing every mistake that it shows."""
+    path = shipped.find("sweeps", path)
     try:
         tree = yaml_text.parse(path.read_text(encoding="utf8"))
         if not isinstance(tree, dict):
@@ -201,6 +203,16 @@ def plan(spec: Sweep) -> list[Job]:
     chosen = _known(spec, trials)
     open_trials = [job for key, jobs in trials.items() if key not in chosen for job, _ in jobs]
     return [*open_trials, *plan_sweep(spec, chosen)]
+
+
+def sweep_length(spec: Sweep, at_once: int) -> str:
+    """How long the trials and runs that are not finished will take; "" if all are. Pieces of them are tried now."""
+    trials = plan_trials(spec)
+    chosen = _known(spec, trials)
+    guessed = {key: {"chosen": {}} for key in trials} | chosen  # what is still to be chosen hardly changes the time
+    jobs = [job for key, tried in trials.items() if key not in chosen for job, _ in tried]
+    left = [job.config for job in [*jobs, *plan_sweep(spec, guessed)] if job.state != "finished"]
+    return f"{len(left)} runs to do: {sweep_time(left, at_once)}" if left else ""
 
 
 class _Plan:

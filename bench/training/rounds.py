@@ -10,7 +10,7 @@ from bench.core import Core
 from bench.method import Method
 from bench.runtime import processes
 from bench.sampling.noise import generator
-from bench.sampling.trajectory import Batch, Trajectory
+from bench.sampling.trajectory import Batch, Trajectory, step_kl
 from bench.settings import TrainConfig
 
 
@@ -39,6 +39,19 @@ def sample_paths(core: Core, method: Method, batch: Batch, number: int) -> Traje
     with core.meter.phase("rollout"):
         tensors = processes.map_parts(list(batch.split(core.sample_batch)), sample)
         return Trajectory(batch.prompts, batch.samples, batch.conditioning, **tensors)
+
+
+@torch.no_grad()
+def path_kl(core: Core, batch: Batch) -> float:
+    """The policy's path KL to the prior in nats, a mean over the batch, sampled by all processes together."""
+
+    def measure(part: Batch) -> dict[str, Tensor]:
+        path = core.rollout(part, record=frozenset({"model_output", "prior_output"}))
+        return {"nats": step_kl(core.kernel, path).sum(1)}
+
+    with core.meter.phase("rollout"):
+        parts = list(batch.split(core.sample_batch))
+        return float(processes.map_parts(parts, measure)["nats"].mean())
 
 
 @torch.no_grad()

@@ -24,10 +24,11 @@ from bench.training import checkpoint
 from bench.training.copies import move_copies
 from bench.training.gradients import Parameters, clip_gradients, require_finite
 from bench.training.nonfinite import REMEDY, nonfinite_advice
-from bench.training.rounds import sample_names, sample_paths, with_rewards
+from bench.training.rounds import path_kl, sample_names, sample_paths, with_rewards
 from bench.training.totals import LossTotals, averages
 
 CHECKPOINT_SECONDS = 120
+KL_SAMPLES = 16  # of the coming round, by which `train.max_path_kl` is watched
 log = logging.getLogger(__name__)
 Record = dict[str, Any]  # one line of the update log
 
@@ -71,6 +72,7 @@ class Trainer:
             core.copies[name] = {key: p.detach().clone() for key, p in core.model.adapters().items()}
         self.round, self.update, self.part = 0, 0, 0  # part: updates done in this round
         self.queue: list[Batch] = []
+        self.ended_at_kl: float | None = None  # the path KL that ended training, nats
 
     def _make_optimizer(self, name: str) -> torch.optim.Optimizer:
         config = self.optimizer
@@ -87,21 +89,21 @@ class Trainer:
         after_update: Callable[[int], None] = lambda update: None,
         save_at: Collection[int] = (),
     ) -> None:
-        """Train until `updates`; `on_update` gets the log record of each update, and `after_update` then its number.
+        """Train until `done`; `on_update` gets the log record of each update, and `after_update` then its number.
 
         Between the two a checkpoint is written: after every `checkpoint_every` rounds, after the updates `save_at`,
         after the last, every two minutes, and when a signal asks to stop. Raises NonFiniteError, and Interrupted after
         the update and the checkpoint of such a signal.
         """
         saved = time.monotonic()
-        while self.update < self.config.updates:
+        while not self.done:
             with STOP.deferred():
                 on_update(self.step())
                 late = time.monotonic() - saved > CHECKPOINT_SECONDS
                 everyone = processes.gather((STOP.number, late))  # all must agree, since all take part in a checkpoint
                 signals = [number for number, _ in everyone if number is not None]
                 due = not self.part and self.round % self.config.checkpoint_every == 0
-                due = due or self.update in {*save_at, self.config.updates} or everyone[0][1]
+                due = due or self.done or self.update in save_at or everyone[0][1]
                 if due or signals:
                     self._save()
                     saved = time.monotonic()
@@ -120,7 +122,26 @@ class Trainer:
             self.queue.pop(0)
             self.round, self.part = self.round + 1, 0
             self._move_copies(rounds=self.round)
+            record |= self._watch_kl()
         return record
+
+    @property
+    def done(self) -> bool:
+        """Whether all updates are made, or the policy has left the bound `train.max_path_kl`."""
+        return self.update >= self.config.updates or self.ended_at_kl is not None
+
+    def _watch_kl(self) -> dict[str, float]:
+        """The path KL for the log, where it is bounded; beyond the bound training ends.
+
+        It is that of the present weights on some of the coming round's samples, whose noise they have not seen.
+        """
+        if (bound := self.config.max_path_kl) is None:
+            return {}
+        names = self.names(self.round)
+        kl = path_kl(self.core, self.core.batch(names[:: max(1, len(names) // KL_SAMPLES)][:KL_SAMPLES]))
+        if kl > bound:
+            self.ended_at_kl = kl
+        return {"path_kl": kl}
 
     @property
     def beta(self) -> float:
@@ -237,6 +258,7 @@ class Trainer:
             "round": self.round,
             "update": self.update,
             "part": self.part,
+            "ended_at_kl": self.ended_at_kl,
             "parameters": {name: [p.detach() for p in group] for name, group in self.parameters.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "copies": self.core.copies,
@@ -282,6 +304,7 @@ class Trainer:
         if processes.is_main():  # the stored counts are those of all processes
             self.core.meter.restore(state["meter"])
         self.round, self.update, self.part = state["round"], state["update"], state.get("part", 0)
+        self.ended_at_kl = state.get("ended_at_kl")
         for stored in state["queue"]:
             moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
             moved["conditioning"] = self.core.model.encode(stored["prompts"])

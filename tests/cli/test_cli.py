@@ -110,7 +110,7 @@ def test_another_configuration_is_refused_and_force_moves_it_aside(tiny_run, ben
     assert config.read(folder / "config.yaml").seed == 5
 
 
-def test_dry_run_prints_a_configuration_that_loads(bench, tmp_path):
+def test_dry_run_prints_a_configuration_that_loads(bench, untried, tmp_path):
     status, text = bench("run", "--method", "ddpo", "--dry-run", "--out", tmp_path / "x", "--set", "method.clip=0.5")
     assert status == 0, text
     tree = yaml.safe_load(text[: text.index("trajectories per round")])
@@ -338,7 +338,7 @@ def test_prompts_cut_by_the_encoder_are_counted(tiny_run, tmp_path, caplog):
     assert "1 of 3 prompts are longer than the 16 tokens" in caplog.text
 
 
-def test_the_method_is_an_argument_too(bench):
+def test_the_method_is_an_argument_too(bench, untried):
     plans = [bench("run", *way, "--dry-run", "--model", "ring") for way in (["ddpo"], ["--method", "ddpo"])]
     assert plans[0] == plans[1]
     assert plans[0][0] == 0
@@ -389,7 +389,7 @@ def test_listing_marks_gpu_and_downloads(bench, tmp_path, monkeypatch):
     assert "download" not in lines["colorfulness"]
 
 
-def test_metrics_are_added_and_beta_is_not_another_rewards(bench, tmp_path):
+def test_metrics_are_added_and_beta_is_not_another_rewards(bench, untried, tmp_path):
     own = resolve("ddpo")
     assert resolve("ddpo", metrics=["vendi", "sampler_gap"]).evaluation.metrics == [
         *own.evaluation.metrics, "sampler_gap"

@@ -334,7 +334,7 @@ def test_a_negative_prompt_needs_guidance(bench, hub):
         ("nft", "emoji", ""),
     ],
 )
-def test_losses_with_another_guidance_are_refused_where_they_mean_nothing(bench, method, model, words):
+def test_losses_with_another_guidance_are_refused_where_they_mean_nothing(bench, untried, method, model, words):
     status, text = bench("run", method, "--model", model, "--dry-run", "--set", "train.guidance=2")
     assert status == (2 if words else 0), text
     assert words in " ".join(text.split())

@@ -536,7 +536,7 @@ def test_a_full_disk_under_tensorboard_is_an_error_of_the_run_and_no_traceback(t
 def test_nothing_to_compare_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no result rows found"):
         collect([tmp_path])
-    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+    with pytest.raises(BenchError, match="there is no file or folder"):
         collect([tmp_path / "nowhere"])
     run_folder(tmp_path / "begun", row(), finished=False)
     with pytest.raises(ValueError, match=r"no rows to compare\. .*begun is unfinished"):
