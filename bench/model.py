@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bench.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from bench.models.mixture import Mixture
 
 Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx, velocity ε − x
 
@@ -74,7 +77,9 @@ class DiffusionModel(ABC):
     spec: what sampling has to know of it. device: where it runs. network: the denoiser, whose calls are counted.
     guidance: the scale of classifier-free guidance; 1: none.
     decoder_batch: how many rows are decoded and scored at a time when the reward is differentiated. Those graphs are
-    the largest of a run. modes: [M, d], the centres of the prior's modes, of a model that knows them.
+    the largest of a run. points: whether samples are points and not images.
+    modes: [M, d], the centres of the prior's modes, of a model that knows them.
+    mixture: the prior's exact density, of a model that knows it.
     """
 
     spec: ModelSpec
@@ -82,7 +87,9 @@ class DiffusionModel(ABC):
     network: nn.Module
     guidance: float = 1
     decoder_batch: int = 1 << 20
+    points: ClassVar[bool] = False
     modes: Tensor | None = None
+    mixture: "Mixture | None" = None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.image_folder import save_images
 from bench.hub import obtain
 from bench.metric import Samples
-from bench.models.catalogue import is_analytic
+from bench.models.catalogue import draws_points
 from bench.prompts import load_prompts
 from bench.reporting.plots import plot_samples
 from bench.runs.adapter import trained
@@ -28,7 +28,7 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
     its prompts are those of the run. Returns the folder. Raises BenchError for a folder without an adapter of images.
     """
     config, weights = trained(folder)
-    if is_analytic(config.model.name):
+    if draws_points(config.model.name):
         raise BenchError(
             f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them."
         )

@@ -1,0 +1,267 @@
+"""Pictures whose distribution is known: a mixture of Gaussians in the latent space of an autoencoder.
+
+A prompt c has J components of weight π_j, `N(m_j, U_j S_j² U_jᵀ + v (I − U_j U_jᵀ))`, with R orthonormal columns in
+U_j and a diagonal S_j. Density,
+score and draws are exact, on the diffusion path and on the flow path. So is what a finetuned model is measured against:
+which component a latent belongs to, where in it, and how likely the prior finds it.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench.errors import BenchError, did_you_mean
+from bench.model import Conditioning, ModelSpec
+from bench.models import emoji
+from bench.models.emoji_mixture import COMPONENTS, FILE
+from bench.models.exact import TIMES, ExactModel, time_features
+from bench.sampling.noise import seeded
+from bench.settings import ModelConfig
+
+LATENT = (4, 8, 8)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the prior knows of the clean latent x from `z = α x + s ε`, for each component.
+
+    log_weights: [B, J], log-probability of the component. coordinates: [B, J, R], the mean of `S⁻¹ Uᵀ (x − m)`, and
+    deviations: [B, J, R], its standard deviations. clean: [B, J, D], the mean of x. offsets: [B, J, D], the precision
+    of z times `z − α m`, so that `s Σ_j w_j offsets_j` is the mean of the noise. log_density: [B], of z.
+    """
+
+    log_weights: Tensor
+    coordinates: Tensor
+    deviations: Tensor
+    clean: Tensor
+    offsets: Tensor
+    log_density: Tensor
+
+
+class Mixture(nn.Module):
+    """The mixtures of C prompts.
+
+    log_weights: [C, J]; means: [C, J, D]; bases: [C, J, D, R], orthonormal columns; scales: [C, J, R], S;
+    floor: [], `√v`. In the methods c, long [B], is the prompt of a row, and latents are flat, [B, D].
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    bases: Tensor
+    scales: Tensor
+    floor: Tensor
+
+    def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32):
+        super().__init__()
+        for name in ("log_weights", "means", "bases", "scales", "floor"):
+            self.register_buffer(name, tensors[name].to(dtype))
+        gram = torch.linalg.cholesky(self.bases.mT @ self.bases)  # stored columns are orthonormal to half precision only
+        self.bases = torch.linalg.solve_triangular(gram.mT, self.bases, upper=True, left=False)
+        self.log_weights = self.log_weights.log_softmax(1)
+
+    @property
+    def components(self) -> int:
+        """J."""
+        return self.means.shape[1]
+
+    def posterior(self, z: Tensor, c: Tensor, alpha: Tensor, s: Tensor) -> Posterior:
+        """See `Posterior`. alpha, s: of the path, [B, 1, 1] or []."""
+        means, bases, variances = self.means[c], self.bases[c], self.scales[c] ** 2
+        b, spread = alpha**2 * self.floor**2 + s**2, alpha**2 * variances + s**2  # of z, outside and along the bases
+        apart = z.to(bases)[:, None] - alpha * means
+        inside = torch.einsum("bjd,bjdr->bjr", apart, bases)
+        outside = (apart - torch.einsum("bjdr,bjr->bjd", bases, inside)) / b
+        offsets = outside + torch.einsum("bjdr,bjr->bjd", bases, inside / spread)
+        coordinates = alpha * self.scales[c] / spread * inside
+        along = torch.einsum("bjdr,bjr->bjd", bases, self.scales[c] * coordinates)
+        clean = means + along + alpha * self.floor**2 * outside
+        rest = z.shape[1] - spread.shape[2]
+        determinant = spread.log().sum(2) + rest * b.log().view(-1, 1) + z.shape[1] * math.log(2 * math.pi)
+        joint = self.log_weights[c] - (determinant + (apart * offsets).sum(2)) / 2
+        return Posterior(joint.log_softmax(1), coordinates, s / spread.sqrt(), clean, offsets, joint.logsumexp(1))
+
+    def moved(self, posterior: Posterior, moves: Tensor, c: Tensor) -> Tensor:
+        """Where coordinates that move by `moves` [B, J, R] posterior deviations take the clean latent; [B, J, D]."""
+        return torch.einsum("bjdr,bjr->bjd", self.bases[c], self.scales[c] * posterior.deviations * moves)
+
+    def log_density(self, x: Tensor, c: Tensor) -> Tensor:
+        """Log-density [B] of clean latents, in nats."""
+        one = torch.ones((), dtype=self.means.dtype, device=x.device)
+        return self.posterior(x, c, one, 0 * one).log_density
+
+    def draw(self, c: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Independent draws [B, D], and the components that they come from, long [B]; on the mixture's device."""
+        shares = self.log_weights[c].exp().cumsum(1)
+        place = torch.from_numpy(rng.random((len(c), 1))).to(shares)
+        chosen = (place > shares).sum(1).clamp(max=self.components - 1)
+        inside = torch.from_numpy(rng.standard_normal((len(c), self.scales.shape[2]))).to(shares)
+        around = torch.from_numpy(rng.standard_normal((len(c), self.means.shape[2]))).to(shares)
+        bases = self.bases[c, chosen]
+        inside = self.scales[c, chosen] * inside - self.floor * torch.einsum("bd,bdr->br", around, bases)
+        return self.means[c, chosen] + self.floor * around + torch.einsum("bdr,br->bd", bases, inside), chosen
+
+
+class Shifts(nn.Module):
+    """How finetuning moves the posterior of the clean latent: two hidden layers, zero at the start.
+
+    It sees the posterior (weights, and coordinates times weights), the prompt's text features and the time, and gives
+    shifts of the components' log-weights [B, J], and of the coordinates [B, J, R] in posterior deviations. Any tilt
+    `p_# exp(βr)` has a posterior that differs by such shifts, but for directions outside the bases.
+    """
+
+    def __init__(self, components: int, rank: int, text: int, dtype: torch.dtype, width: int = 128):
+        super().__init__()
+        self.sizes = components, components * rank
+        hidden = [nn.Linear(sum(self.sizes) + text + 16, width, dtype=dtype), nn.Linear(width, width, dtype=dtype)]
+        last = nn.Linear(width, sum(self.sizes), dtype=dtype)
+        self.layers = nn.Sequential(hidden[0], nn.SiLU(), hidden[1], nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, posterior: Posterior, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """t: times [B]; text: [B, T]."""
+        weights = posterior.log_weights.exp()
+        places = (weights[..., None] * posterior.coordinates).flatten(1)
+        shifts = self.layers(torch.cat([weights, places, text, time_features(t, text.dtype)], 1))
+        logits, moves = shifts.split(self.sizes, 1)
+        return logits, moves.view_as(posterior.coordinates)
+
+
+class _Denoiser(nn.Module):
+    """The prior's exact prediction, or that of its shifted posterior. alphas_cumprod: None for a rectified flow."""
+
+    alphas: Tensor | None
+
+    def __init__(self, mixture: Mixture, alphas_cumprod: Tensor | None, finetuned: Shifts):
+        super().__init__()
+        self.register_buffer("alphas", alphas_cumprod)
+        self.mixture, self.finetuned = mixture, finetuned
+
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:
+        c, text = conditioning.parts["concept"], conditioning.parts["text"]
+        alpha, s = _levels(t, self.alphas, z.dtype)
+        posterior = self.mixture.posterior(z.flatten(1), c, alpha, s)
+        log_weights, noise, clean = posterior.log_weights, s * posterior.offsets, posterior.clean
+        if not prior:
+            logits, moves = self.finetuned(posterior, t, text)
+            move = self.mixture.moved(posterior, moves, c)
+            log_weights, noise, clean = log_weights + logits, noise - alpha / s * move, clean + move
+        output = noise if self.alphas is not None else noise - clean
+        return (log_weights.softmax(1)[..., None] * output).sum(1).view_as(z)
+
+
+class _LogDensityGradient(nn.Module):
+    """`(z, t, conditioning) → [B, *latent]`: of the log-density that `shifts` of the posterior add; zero at the start.
+
+    It is `(x̂' − x̂) α / (s² + v)`, with x̂ and x̂' the mean clean latents before and after the shifts.
+    """
+
+    def __init__(self, mixture: Mixture, alphas_cumprod: Tensor | None, shifts: Shifts):
+        super().__init__()
+        self.shifts, self._path = shifts, (mixture, alphas_cumprod)  # in a tuple: the prior is not trained or saved
+
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        mixture, alphas = self._path
+        c, text = conditioning.parts["concept"], conditioning.parts["text"]
+        alpha, s = _levels(t, alphas, mixture.means.dtype)
+        posterior = mixture.posterior(z.flatten(1), c, alpha, s)
+        logits, moves = self.shifts(posterior, t, text)
+        before, after = posterior.log_weights.softmax(1), (posterior.log_weights + logits).softmax(1)
+        move = (after - before)[..., None] * posterior.clean + after[..., None] * mixture.moved(posterior, moves, c)
+        return (move * alpha / (s**2 + mixture.floor**2)).sum(1).view_as(z)
+
+
+def _levels(t: Tensor, alphas_cumprod: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Signal level α and noise level s at times t [B], each [B, 1, 1]; alphas_cumprod: None for a rectified flow."""
+    if alphas_cumprod is None:
+        s = t.to(dtype)[:, None, None] / TIMES
+        return 1 - s, s
+    t = t[:, None, None]
+    return alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt()
+
+
+class EmojiMixture(ExactModel):
+    """Pictures with a known answer: a mixture of Gaussians in the latent space of `emoji`, exact score.
+
+    Six components a prompt: three drawing styles, on a light and a dark background. The schedule and the decoder are
+    those of `emoji`, and so are the prompts, plain names of 123 things.
+    """
+
+    is_flow = False
+    decoder_batch = 8  # as for `emoji`
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ):
+        self.device, self.dtype = torch.device(device), dtype
+        tensors = tensors or load_file(FILE)
+        scheduler = DDIMScheduler.from_pretrained(emoji.WEIGHTS / "scheduler")
+        alphas = None if self.is_flow else scheduler.alphas_cumprod
+        if alphas is None:
+            self.spec = ModelSpec(latent_shape=LATENT, output="flow", spacing="shifted", tokens=64)
+        else:
+            self.spec = ModelSpec(
+                latent_shape=LATENT,
+                alphas_cumprod=alphas,
+                final_alpha=float(scheduler.final_alpha_cumprod),
+                steps_offset=scheduler.config.steps_offset,
+            )
+        self.mixture = Mixture(tensors, dtype)
+        self.text = tensors["text"].to(self.device, dtype)
+        self.concepts = {concept["name"]: place for place, concept in enumerate(emoji.concepts())}
+        with seeded(seed, "adapter"):
+            self.finetuned = self._shifts()
+        levels = None if alphas is None else alphas.to(dtype)
+        self.network = _Denoiser(self.mixture, levels, self.finetuned).to(self.device)
+        self.vae = AutoencoderKL.from_pretrained(emoji.WEIGHTS / "vae", torch_dtype=torch.float32).to(self.device)
+        self.vae.requires_grad_(False).eval()
+        self._replaced: dict[str, Tensor] = {}
+
+    def _shifts(self) -> Shifts:
+        components, rank = self.mixture.scales.shape[1:]
+        return Shifts(components, rank, self.text.shape[1], self.dtype)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Numbers and text features of the concepts. Raises BenchError for a prompt that is none."""
+        if strange := [prompt for prompt in prompts if prompt not in self.concepts]:
+            hint = did_you_mean(strange[0], self.concepts)
+            raise BenchError(f"this model knows no prompt {strange[0]!r}{hint} `--prompts emoji` has all it knows.")
+        concept = torch.tensor([self.concepts[prompt] for prompt in prompts], device=self.device)
+        return Conditioning({"concept": concept, "text": self.text[concept]})
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See `DiffusionModel.decode`."""
+        return (self.vae.decode(z.float() / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+    def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:
+        """The gradient of a log-density that shifts of the finetuned part's kind add. Sizes are ignored."""
+        alphas = self.network.alphas
+        return _LogDensityGradient(self.mixture, alphas, self._shifts().to(self.device))
+
+    def fingerprint(self) -> str:
+        """A hash of mixture, decoder, schedule and precision."""
+        digest = hashlib.blake2b(repr((self.is_flow, str(self.dtype))).encode(), digest_size=16)
+        for module in (self.network.mixture, self.vae):
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class EmojiMixtureFlow(EmojiMixture):
+    """Pictures with a known answer as a rectified flow, exact velocity."""
+
+    is_flow = True
