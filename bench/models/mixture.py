@@ -217,7 +217,7 @@ class EmojiMixture(ExactModel):
                 latent_shape=LATENT,
                 alphas_cumprod=alphas,
                 final_alpha=float(scheduler.final_alpha_cumprod),
-                steps_offset=scheduler.config.steps_offset,
+                steps_offset=31,  # 20 steps run from t = 981 to 31, where the noise is that of the components
             )
         self.mixture = Mixture(tensors, dtype)
         self.text = tensors["text"].to(self.device, dtype)
