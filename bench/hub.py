@@ -17,10 +17,12 @@ from typing import Protocol
 from rich.progress import wrap_file
 
 from bench.errors import BenchError
-from bench.runtime.files import write_atomic
+from bench.runtime.digests import digest_files
+from bench.runtime.files import home_path, write_atomic
 
 PROBE_SECONDS = 3
-RANDOM = "0" * 40  # the revision that bench.models.random_weights writes: no real commit is called so
+# size → the revision that bench.models.random_weights writes: no real commit is called so
+RANDOM = {"full": "0" * 40, "tiny": "0" * 39 + "1"}
 
 
 class Requirement(Protocol):
@@ -37,6 +39,9 @@ class Requirement(Protocol):
     def missing(self) -> list[str]:
         """Files that are not here, by the names they have at the source."""
 
+    def identity(self) -> str:
+        """A line that says which contents are here: others have another. All files must be here."""
+
     def command(self) -> str:
         """A shell command that fetches what is missing."""
 
@@ -48,12 +53,12 @@ def hub_cache() -> Path:
     """The hub's cache folder; `HF_HUB_CACHE` is read at every call."""
     from huggingface_hub import constants
 
-    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
+    return home_path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
 
 
 def project_cache() -> Path:
     """The folder of prior samples, features and files from plain addresses: `$XDG_CACHE_HOME/nabla-bench`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nabla-bench"
+    return home_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nabla-bench"
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,10 @@ class Repository:
     def missing(self) -> list[str]:
         """Names of the files that are not in the cache."""
         return [file for file in self.files if self.cached(file) is None]
+
+    def identity(self) -> str:
+        """Source and revision."""
+        return f"{self.source} {self.path().name}"
 
     def command(self) -> str:
         """`hf download` with the missing files."""
@@ -164,6 +173,10 @@ class Download:
         """Names of the files that are not there."""
         return [file for file in self.files if not (self.path / file).exists()]
 
+    def identity(self) -> str:
+        """The address, and a digest of each file."""
+        return " ".join([self.url, *(digest_files(self.path / file) for file in self.files)])
+
     def command(self) -> str:
         """`curl` into the folder, and `unzip`."""
         name = self.url.rpartition("/")[2]
@@ -230,14 +243,11 @@ def reachable() -> bool:
     return True
 
 
-def revisions(needs: Sequence[Requirement]) -> str:
-    """ "-<revision>" of each hub repository, so that what was computed with other weights is not mistaken for it."""
-    return "".join(f"-{need.path().name[:8]}" for need in needs if isinstance(need, Repository))
-
-
 def is_random(needs: Sequence[Requirement]) -> bool:
     """Whether any of the weights is a stand-in that `bench.models.random_weights` wrote."""
-    return any(isinstance(need, Repository) and not need.missing() and need.path().name == RANDOM for need in needs)
+    return any(
+        isinstance(need, Repository) and not need.missing() and need.path().name in RANDOM.values() for need in needs
+    )
 
 
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.json", "merges.txt")

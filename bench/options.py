@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from bench.errors import did_you_mean
+from bench.runtime.files import expanded
 
 
 class Config(BaseModel):
@@ -22,6 +23,11 @@ class Config(BaseModel):
         defaults = {name: info.default for name, info in cls.model_fields.items() if isinstance(info.default, Config)}
         partial = {name: group for name, group in defaults.items() if isinstance(values.get(name), dict)}
         return values | {name: group.model_dump() | values[name] for name, group in partial.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return expanded(value)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.errors import BenchError, did_you_mean
 from bench.hub import Repository
+from bench.runtime.digests import digest
 
 HELDOUT_EVERY = 5
 
@@ -27,7 +28,7 @@ class PromptSet:
     @property
     def digest(self) -> str:
         """Hash of all prompts and the split."""
-        return hashlib.blake2b(json.dumps([self.train, self.heldout]).encode(), digest_size=8).hexdigest()
+        return digest([self.train, self.heldout], size=8)
 
 
 def split(name: str, prompts: list[str]) -> PromptSet:

@@ -21,6 +21,7 @@ from bench.runs.log import read_log
 from bench.runs.preflight import preflight
 from bench.runs.rows import default_folder
 from bench.runs.run import Run
+from bench.runtime.files import home_path
 from bench.settings import RunConfig
 
 
@@ -62,7 +63,7 @@ def run(
     config = configs.resolve(
         method, reward=reward, suite=suite, overrides=overrides, assignments=_texts(settings), metrics=metrics
     )
-    folder = Path(out) if out else default_folder(config)
+    folder = home_path(out) if out else default_folder(config)
     preflight(config)
     with ExitStack() as locks:
         Run(config, folder, Console(quiet=not progress)).go(force=False, locks=locks)
@@ -71,7 +72,7 @@ def run(
 
 def load(folder: str | Path) -> FinishedRun:
     """A finished run. Raises BenchError if the folder holds none."""
-    folder = Path(folder)
+    folder = home_path(folder)
     try:
         rows = read_rows(folder / "rows.parquet")
     except (ValueError, OSError) as error:
@@ -81,7 +82,8 @@ def load(folder: str | Path) -> FinishedRun:
 
 def evaluate(folder: str | Path, settings: Mapping[str, Any] | None = None, *, progress: bool = False) -> pd.DataFrame:
     """`bench eval`: the rows of a finished run, evaluated again with other settings ("evaluation.…")."""
-    return read_rows(evaluate_again(Path(folder), _texts(settings), Console(quiet=not progress)) / "rows.parquet")
+    console = Console(quiet=not progress)
+    return read_rows(evaluate_again(home_path(folder), _texts(settings), console) / "rows.parquet")
 
 
 def report(*paths: str | Path) -> pd.DataFrame:
@@ -91,7 +93,7 @@ def report(*paths: str | Path) -> pd.DataFrame:
     `…_low` and `…_high` the ends of their intervals, 95 %. Raises BenchError where there is nothing to compare.
     """
     try:
-        frame, _ = collect([Path(path) for path in paths] or [Path("runs")])
+        frame, _ = collect([home_path(path) for path in paths] or [Path("runs")])
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
     tables = {heading: summary(at(rows)[0]) for heading, rows in settings_of(frame)}

@@ -1,17 +1,17 @@
 """The settings of a run: frozen, validated, hashed. `bench.config` makes them from suites, recipes and `--set`."""
 
-import hashlib
-import json
+import os
 from collections.abc import Collection
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config
+from bench.runtime.digests import digest
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
 # float32 network). So they are no part of the hash that names a run, and a run may resume with others.
@@ -32,6 +32,7 @@ HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps",
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rule = Literal["ddim", "sde", "cps", "euler", "dance"]
 Spacing = Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux", "flux2"]
+Location = Annotated[str, AfterValidator(os.path.expanduser)]  # a name, or a path
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
 
 
@@ -63,7 +64,7 @@ class LoraConfig(Config):
 class ModelConfig(Config):
     """The model and its finetuned part."""
 
-    name: str = Field("emoji", description="a named model, a local diffusers folder, or a hub id")
+    name: Location = Field("emoji", description="a named model, a local diffusers folder, or a hub id")
     dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
         "auto", description="of the denoiser; tf32: float32 whose products a GPU rounds"
     )
@@ -94,7 +95,7 @@ class SamplerConfig(Config):
 class PromptsConfig(Config):
     """A named prompt set or a file."""
 
-    name: str = "emoji"
+    name: Location = "emoji"
     limit: int | None = Field(None, ge=1, description="train on the first prompts of the training part only")
 
 
@@ -239,7 +240,7 @@ class RunConfig(Config):
         for key in EXECUTION:
             section, name = key.split(".")
             del tree[section][name]
-        return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return digest(tree, size=8)
 
     def execution(self) -> dict[str, Any]:
         """The settings of `EXECUTION`, by dotted key."""

@@ -27,6 +27,7 @@ from bench.cli.options import (
     completed,
     console,
     show_warnings,
+    with_home,
 )
 from bench.cli.publish import merge, pack, reproduce, verify
 from bench.cli.report import report, serve
@@ -285,6 +286,9 @@ application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
 for command in (report, serve, sample, push, convert, doctor, reproduce, verify, pack, merge):
     application.command()(command)
+for registered in application.registered_commands:
+    if registered.callback:
+        registered.callback = with_home(registered.callback)
 
 
 def app() -> None:

@@ -1,5 +1,6 @@
 """The commands that look at the program and the machine: `bench profile`, `bench selftest`, `bench doctor`."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +81,14 @@ def profile_setting(
 
 
 def test_plugin(
-    name: Annotated[str, typer.Argument(help="A method, reward, metric or model, or a folder of one; yours included.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A method, reward, metric or model, or a folder of one; yours included.",
+            metavar="NAME",
+            parser=os.path.expanduser,
+        ),
+    ],
     kind: Annotated[Kind | None, typer.Option(help="Needed only if the name is taken in several kinds.")] = None,
 ) -> None:
     """Check a plugin against the contract that all rows of a table rest on.

@@ -1,5 +1,6 @@
 """The commands on models: `bench convert`, and on a trained adapter `bench sample` and `bench push`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,12 @@ def sample(
     folder: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a finished run, or of its adapter.")],
     prompts: Annotated[
         str | None,
-        typer.Option(help="Prompt set or file; default: held-out prompts.", autocompletion=completed("prompts")),
+        typer.Option(
+            help="Prompt set or file; default: held-out prompts.",
+            metavar="NAME|FILE",
+            parser=os.path.expanduser,
+            autocompletion=completed("prompts"),
+        ),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt itself. Repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Images of each prompt.")] = 4,
@@ -55,6 +61,7 @@ def convert(
             metavar="MODEL",
             help="Of the same architecture: sd15, sd21, sdxl, a folder or a hub id. Its configurations and tokenizers "
             "are used, and only these are fetched.",
+            parser=os.path.expanduser,
             autocompletion=completed("models"),
         ),
     ],

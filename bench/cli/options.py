@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+
+from bench.runtime.files import expanded
 
 console = Console()
 
@@ -28,6 +31,16 @@ class Engine(StrEnum):
 
     local = "local"
     ray = "ray"
+
+
+def with_home(command: Callable) -> Callable:
+    """A command whose paths may begin with `~` also where the shell leaves it, as in `--out=~/runs`."""
+
+    @wraps(command)
+    def call(**arguments: Any) -> Any:
+        return command(**{name: expanded(value) for name, value in arguments.items()})
+
+    return call
 
 
 def completed(kind: str) -> Callable[[str], list[str]]:

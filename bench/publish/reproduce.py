@@ -121,7 +121,8 @@ def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool
     first, here = published.iloc[0], environment.describe()
     then = {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
     now = {"revision": here["revision"], "hardware": here["hardware"], **here["packages"]}
-    before, after = (json.loads(frame["settings"].iloc[0]).get(FINGERPRINT, "") for frame in (published, again))
+    settings = (renamed(json.loads(frame["settings"].iloc[0])) for frame in (published, again))
+    before, after = (of.get(FINGERPRINT, "") for of in settings)
     then, now = then | {"weights": before[:8]}, now | {"weights": after[:8]}
     different = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] and then[name] != now.get(name)]
     if different:

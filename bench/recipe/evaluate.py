@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline
 from torchvision.utils import make_grid, save_image
 from transformers import CLIPModel, ResNetForImageClassification
 
+from bench.cli.options import with_home
 from bench.evaluation.features import EfficientNetLite0
 from bench.models.emoji import FLOW, GUIDANCE, STYLES, WEIGHTS, shared
 from bench.recipe.art import SIZE, augment, load
@@ -220,4 +221,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(with_home(main))

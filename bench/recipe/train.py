@@ -24,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from bench.cli.options import with_home
 from bench.models.emoji import FLOW, STYLES, WEIGHTS
 from bench.recipe.art import augment, caption, load
 from bench.recipe.loop import Recipe, fit, restore
@@ -289,4 +290,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(with_home(main))

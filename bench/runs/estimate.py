@@ -1,8 +1,7 @@
 """How much memory a run will need, from shapes alone: nothing is loaded, networks are built without storage."""
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -17,10 +16,10 @@ from bench.models.architecture import build
 from bench.models.card import EmbeddedCard, HubCard
 from bench.models.cards import CARDS
 from bench.models.checks import quiet_libraries
-from bench.models.family import Blueprint
-from bench.models.folder import read
+from bench.models.family import Blueprint, Family
+from bench.models.folder import read, used_parts
 from bench.models.lora import add_lora
-from bench.models.pipeline import TEXT_ENCODERS, PipelineModel
+from bench.models.pipeline import PipelineModel
 from bench.models.precision import network_dtype
 from bench.runs.requirements import requirements
 from bench.runtime import memory
@@ -29,6 +28,7 @@ from bench.settings import RunConfig
 FLOAT = 4  # bytes of a float32
 LARGEST = 64  # rows at once; an H200 gains nothing by more
 SHARE = 0.8  # of a GPU's memory; the rest is for what the estimate leaves out
+Described = dict[str, tuple[str, dict[str, Any]]]  # class and configuration by part
 ADAM = 4  # a trained float32 number is kept four times: itself, its gradient, two moments
 
 
@@ -125,38 +125,38 @@ def blueprint(config: RunConfig) -> Blueprint | None:
     family = catalogue.model_class(name, t5)
     if family is None or not issubclass(family, PipelineModel):
         return None
-    parts = [family.denoiser, "vae", *(part for part in TEXT_ENCODERS if t5 or part not in family.optional)]
     card = CARDS.get(name)
     if isinstance(card, HubCard) and not catalogue.is_here(name, t5):
-        described = _of_card(card, parts)
+        index, described = _of_card(card, family, t5)
     else:
-        described = _of_folder(name, t5, parts)
+        index, described = _of_folder(name, family, t5)
+    scheduler, options = described.pop("scheduler")
     with torch.device("meta"):
-        networks = {part: build(*described[part]) for part in parts if part in described}
-    scheduler, options = described["scheduler"]
+        networks = {part: build(*description) for part, description in described.items()}
     configs = {part: networks[part].config for part in (family.denoiser, "vae")}
     configs["scheduler"] = getattr(diffusers, scheduler).from_config(options).config
-    return Blueprint(family, networks, family.describe({"pipeline": {}, **configs}))
+    return Blueprint(family, networks, family.describe({"pipeline": index, **configs}))
 
 
-def _of_folder(name: str, t5: bool, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Class and configuration by part, from files; parts that the folder lacks are its card's lender's."""
+def _of_folder(name: str, family: type[Family], t5: bool) -> tuple[dict[str, Any], Described]:
+    """The index, and what it names, from files; parts that the folder lacks are its card's lender's."""
     folder, card = catalogue.pipeline_folder(name, t5), CARDS.get(name)
     lender = card.lender if isinstance(card, EmbeddedCard) else None
-    index, described = read(folder / "model_index.json"), {}
-    for part in (*parts, "scheduler"):
-        file = "scheduler_config.json" if part == "scheduler" else "config.json"
-        places = [place / part / file for place in (folder, lender) if place]
-        if path := next(filter(Path.is_file, places), None):
-            described[part] = (index[part][1], read(path))
-    return described
+    described = {}
+    for part, kind in used_parts(folder, family, t5).items():
+        if not part.startswith("tokenizer"):
+            file = "scheduler_config.json" if part == "scheduler" else "config.json"
+            place = lender if lender and not (folder / part / file).is_file() else folder
+            described[part] = (kind, read(place / part / file))
+    return read(folder / "model_index.json"), described
 
 
-def _of_card(card: HubCard, parts: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    networks = {part: card.architecture.networks[part] for part in parts if part in card.architecture.networks}
-    return {part: (network.kind, network.full) for part, network in networks.items()} | {
-        "scheduler": card.architecture.scheduler
-    }
+def _of_card(card: HubCard, family: type[Family], t5: bool) -> tuple[dict[str, Any], Described]:
+    architecture = card.architecture
+    index = {part: (None, network.kind) for part, network in architecture.networks.items()} | architecture.options
+    left_out = frozenset() if t5 else family.optional
+    described = {part: (net.kind, net.full) for part, net in architecture.networks.items() if part not in left_out}
+    return index, described | {"scheduler": architecture.scheduler}
 
 
 def _numbers(network: nn.Module) -> int:

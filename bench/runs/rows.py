@@ -1,6 +1,5 @@
 """From measurements and accounting to result rows."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from bench.options import leaves
 from bench.prompts import PromptSet
 from bench.reporting.rows import FINGERPRINT
 from bench.runs.requirements import requirements
+from bench.runtime.digests import digest
 from bench.settings import EXECUTION, RunConfig
 
 
@@ -42,7 +42,7 @@ def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
     """Hash of what an evaluation samples; rows of different hashes are never compared."""
     evaluation = config.evaluation.model_dump(exclude={"metrics", "rewards", "at", "weights", "sampler"})
     parts = [evaluation, config.evaluation_sampler().model_dump(), prompts.digest]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return digest(parts, size=8)
 
 
 def label(config: RunConfig) -> str:

@@ -5,12 +5,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from bench.errors import BenchError
 
 LOCK = ".lock"
+
+
+def home_path(path: str | Path) -> Path:
+    """The path, with the home folder for a leading `~`."""
+    return Path(os.path.expanduser(path))
+
+
+def expanded(value: Any) -> Any:
+    """`home_path` of a path, or of each in a list; anything else as it is."""
+    if isinstance(value, list):
+        return [expanded(one) for one in value]
+    return home_path(value) if isinstance(value, Path) else value
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,7 +1,9 @@
 """Families of pipelines: each agrees with diffusers' own call. Stable Diffusion 3's is tested on the embedded prior."""
 
 import inspect
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,10 +31,12 @@ from bench.diagnose.selftest import models
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
 from bench.model import DiffusionModel
+from bench.models.architecture import build
+from bench.models.cards import CARDS
 from bench.models.catalogue import load_model, make_kernel, repository
 from bench.models.emoji import FLOW, WEIGHTS, shared
 from bench.models.pipeline import PipelineModel
-from bench.models.random_weights import write
+from bench.models.random_weights import TOKENIZERS, write
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
 from bench.runs.estimate import blueprint
@@ -418,3 +422,66 @@ def test_the_grid_of_flux2_is_that_of_its_pipeline(steps):
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
     kernel = flow_kernel(steps, spacing="flux2", tokens=4096, final_noise=0.0)
     assert torch.equal(kernel.sigmas, scheduler.sigmas)
+
+
+@pytest.fixture(scope="module")
+def narrow_folder(tmp_path_factory) -> Path:
+    """A small Stable Diffusion 3 whose text, T5's too, is no wider than the states of both CLIP encoders."""
+    changes = {"transformer": {"joint_attention_dim": 32}, "text_encoder_3": {"d_model": 32}}
+    folder, networks = tmp_path_factory.mktemp("narrow"), CARDS["sd35_medium"].architecture.networks.items()
+    clip = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77)
+    with seeded(0, "narrow"):
+        parts = {name: build(network.kind, network.tiny | changes.get(name, {})) for name, network in networks}
+    scheduler, t5 = FlowMatchEulerDiscreteScheduler(shift=3.0), TOKENIZERS["T5EncoderModel"](folder)
+    parts |= {"tokenizer": clip, "tokenizer_2": clip, "tokenizer_3": t5, "scheduler": scheduler}
+    StableDiffusion3Pipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_t5_is_used_where_the_pipeline_has_it_whatever_the_widths(narrow_folder):
+    for t5 in (True, False):
+        model = loaded(str(narrow_folder), t5=t5)
+        text = model.encode(["tiger"]).parts["text"]
+        assert text.shape == (1, *model.spec.conditioning["text"]) == (1, 77 + 256, 32)
+        assert bool(text[:, 77:].any()) is t5
+        agree_from_prompts(model)
+        settings = {"model.name": str(narrow_folder), "model.t5": t5}
+        pipeline = blueprint(resolve("ddpo", reward="colorfulness", overrides=settings))
+        assert pipeline.spec.conditioning == model.spec.conditioning
+        assert ("text_encoder_3" in pipeline.networks) is t5
+
+
+def dry_run(bench, folder: Path) -> tuple[int, str]:
+    options = ("--reward", "colorfulness", "--set", "sampler.spacing=auto", "--dry-run")
+    status, text = bench("run", "ddpo", "--model", folder, *options)
+    return status, " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("left_out", "status", "words"),
+    [
+        (["tokenizer_3"], 2, "names text_encoder_3 and no tokenizer_3"),
+        (["text_encoder_3"], 0, "estimated memory"),
+        (["text_encoder_3", "tokenizer_3"], 0, "estimated memory"),
+    ],
+)
+def test_parts_are_those_that_the_index_names(bench, narrow_folder, tmp_path, left_out, status, words):
+    """A folder of a part that lies there unnamed is not read; an encoder without its tokenizer is refused."""
+    folder = shutil.copytree(narrow_folder, tmp_path / "copy")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {part: [None, None] for part in left_out}))
+    found, text = dry_run(bench, folder)
+    assert (found, words in text) == (status, True), text
+    if len(left_out) == 2:
+        model = loaded(str(folder))
+        assert model.encode(["tiger"]).parts["text"].shape == (1, *model.spec.conditioning["text"]) == (1, 77, 32)
+
+
+@pytest.mark.parametrize(("part", "key"), [("text_encoder_3", "d_model"), ("text_encoder", "hidden_size")])
+def test_text_that_the_transformer_cannot_hold_is_refused_by_a_dry_run(bench, narrow_folder, tmp_path, part, key):
+    folder = shutil.copytree(narrow_folder, tmp_path / "copy")
+    network = CARDS["sd35_medium"].architecture.networks[part]
+    build(network.kind, network.tiny | {key: 40}).save_pretrained(folder / part)
+    status, text = dry_run(bench, folder)
+    assert status == 2 and "joint_attention_dim = 32" in text, text
