@@ -18,7 +18,7 @@ class PriorNll(Metric):
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         def excess(latents: Tensor, target: Tilted) -> float:
-            wanted, _ = target.mean(-target.posterior(target.latents).log_density)
+            wanted, _ = target.mean(-target.posteriors.log_density)
             return float(-target.posterior(latents).log_density.double().mean()) - wanted
 
         return compare("prior_nll", evaluation, excess, direction=self.direction, unit=self.unit)

@@ -1,7 +1,8 @@
-"""The tilted prior `p* ∝ p_# exp(βr)` of a model with a known density, from exact draws of the prior.
+"""The tilted prior `p* ∝ p_# exp(βr)` of a model with a known density, from samples of the prior.
 
-For an image reward p* has no closed form. But draws of the prior are independent and cheap, so self-normalised
-importance sampling gives all of it with an error: normaliser, KL, reward, shares of components, and draws.
+For an image reward p* has no closed form. But samples of the prior are independent and cheap, so self-normalised
+importance sampling gives all of it with an error: normaliser, KL, reward, shares of components, and draws. They come
+from the sampler that the finetuned model is sampled with: its discretisation is no error of a method.
 """
 
 import math
@@ -27,15 +28,19 @@ ENOUGH = 100  # effective draws of a prompt; below, its target is refused
 class Tilted:
     """One prompt's target as weighted draws of the prior.
 
-    prompt: its number in the mixture, c. latents: [N, D]. components: long [N], where each was drawn. tilt: float64
-    [N], βr. All on the CPU.
+    prompt: its number in the mixture, c. latents: [N, D], finished samples of the prior. tilt: float64 [N], βr. All on
+    the CPU, the mixture too.
     """
 
     mixture: Mixture
     prompt: int
     latents: Tensor
-    components: Tensor
     tilt: Tensor
+
+    @cached_property
+    def posteriors(self) -> Posterior:
+        """Of the latents."""
+        return self.posterior(self.latents)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -65,7 +70,7 @@ class Tilted:
     @property
     def shares(self) -> Tensor:
         """Probability of every component, float64 [J]."""
-        return torch.bincount(self.components, self.weights, minlength=self.mixture.components)
+        return self.weights @ self.posteriors.log_weights.double().exp()
 
     def posterior(self, latents: Tensor) -> Posterior:
         """Of the components and the coordinates of clean latents [n, D]."""
@@ -75,14 +80,11 @@ class Tilted:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Coordinates of the draws in their own components: means and standard deviations under p*, [J, R]."""
-        rows = torch.arange(len(self.latents))
-        own = self.posterior(self.latents).coordinates[rows, self.components].double()
-        means, deviations = [], []
-        for j in range(self.mixture.components):
-            weights = torch.where(self.components == j, self.weights, 0) / self.shares[j].clamp(min=1e-12)
-            means.append(weights @ own)
-            deviations.append((weights @ (own - means[-1]) ** 2).sqrt())
-        return torch.stack(means), torch.stack(deviations)
+        weights = self.weights[:, None] * self.posteriors.log_weights.double().exp()  # [N, J]
+        weights = weights / weights.sum(0).clamp(min=1e-12)
+        own = self.posteriors.coordinates.double()
+        means = torch.einsum("nj,njr->jr", weights, own)
+        return means, torch.einsum("nj,njr->jr", weights, (own - means) ** 2).sqrt()
 
     def draws(self, count: int, rng: np.random.Generator) -> Tensor:
         """Latents [count, D] of the target: resampled systematically (Kitagawa, 1996)."""
@@ -93,8 +95,7 @@ class Tilted:
         """Two independent estimates of the target, of every other draw each."""
 
         def part(start: int) -> Tilted:
-            tensors = (one[start::2] for one in (self.latents, self.components, self.tilt))
-            return Tilted(self.mixture, self.prompt, *tensors)
+            return Tilted(self.mixture, self.prompt, self.latents[start::2], self.tilt[start::2])
 
         return part(0), part(1)
 

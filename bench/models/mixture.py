@@ -6,7 +6,6 @@ score and draws are exact, on the diffusion path and on the flow path. So is wha
 which component a latent belongs to, where in it, and how likely the prior finds it.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from bench.errors import BenchError, did_you_mean
 from bench.model import Conditioning, ModelSpec
 from bench.models import emoji
 from bench.models.emoji_mixture import COMPONENTS, FILE
+from bench.models.fingerprint import identity
 from bench.models.exact import TIMES, ExactModel, time_features
+from bench.runtime.digests import digest
 from bench.sampling.noise import seeded
 from bench.settings import ModelConfig
 
@@ -49,7 +50,7 @@ class Posterior:
 class Mixture(nn.Module):
     """The mixtures of C prompts.
 
-    log_weights: [C, J]; means: [C, J, D]; bases: [C, J, D, R], orthonormal columns; scales: [C, J, R], S;
+    names: of the J components. log_weights: [C, J]; means: [C, J, D]; bases: [C, J, D, R], orthonormal columns; scales: [C, J, R], S;
     floor: [], `√v`. In the methods c, long [B], is the prompt of a row, and latents are flat, [B, D].
     """
 
@@ -59,18 +60,14 @@ class Mixture(nn.Module):
     scales: Tensor
     floor: Tensor
 
-    def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32):
+    def __init__(self, tensors: dict[str, Tensor], names: Sequence[str], dtype: torch.dtype = torch.float32):
         super().__init__()
+        self.names = tuple(names)
         for name in ("log_weights", "means", "bases", "scales", "floor"):
             self.register_buffer(name, tensors[name].to(dtype))
         gram = torch.linalg.cholesky(self.bases.mT @ self.bases)  # stored columns are orthonormal to half precision only
         self.bases = torch.linalg.solve_triangular(gram.mT, self.bases, upper=True, left=False)
         self.log_weights = self.log_weights.log_softmax(1)
-
-    @property
-    def components(self) -> int:
-        """J."""
-        return self.means.shape[1]
 
     def posterior(self, z: Tensor, c: Tensor, alpha: Tensor, s: Tensor) -> Posterior:
         """See `Posterior`. alpha, s: of the path, [B, 1, 1] or []."""
@@ -101,7 +98,7 @@ class Mixture(nn.Module):
         """Independent draws [B, D], and the components that they come from, long [B]; on the mixture's device."""
         shares = self.log_weights[c].exp().cumsum(1)
         place = torch.from_numpy(rng.random((len(c), 1))).to(shares)
-        chosen = (place > shares).sum(1).clamp(max=self.components - 1)
+        chosen = (place > shares).sum(1).clamp(max=len(self.names) - 1)
         inside = torch.from_numpy(rng.standard_normal((len(c), self.scales.shape[2]))).to(shares)
         around = torch.from_numpy(rng.standard_normal((len(c), self.means.shape[2]))).to(shares)
         bases = self.bases[c, chosen]
@@ -219,7 +216,7 @@ class EmojiMixture(ExactModel):
                 final_alpha=float(scheduler.final_alpha_cumprod),
                 steps_offset=31,  # 20 steps run from t = 981 to 31, where the noise is that of the components
             )
-        self.mixture = Mixture(tensors, dtype)
+        self.mixture = Mixture(tensors, COMPONENTS, dtype)
         self.text = tensors["text"].to(self.device, dtype)
         self.concepts = {concept["name"]: place for place, concept in enumerate(emoji.concepts())}
         with seeded(seed, "adapter"):
@@ -253,12 +250,9 @@ class EmojiMixture(ExactModel):
 
     def fingerprint(self) -> str:
         """A hash of mixture, decoder, schedule and precision."""
-        digest = hashlib.blake2b(repr((self.is_flow, str(self.dtype))).encode(), digest_size=16)
-        for module in (self.network.mixture, self.vae):
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        levels = None if self.spec.alphas_cumprod is None else self.spec.alphas_cumprod.tolist()
+        parts = {"mixture": identity(self.mixture), "decoder": identity(self.vae), "levels": levels}
+        return digest(parts | {"concepts": list(self.concepts)})
 
 
 class EmojiMixtureFlow(EmojiMixture):

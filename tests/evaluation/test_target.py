@@ -30,13 +30,13 @@ def mixture() -> Mixture:
 
     tensors = {"log_weights": normal(2, 3), "means": 8 * normal(2, 3, 8), "floor": torch.tensor(0.2)}
     tensors |= {"bases": torch.linalg.qr(normal(2, 3, 8, 2)).Q, "scales": torch.tensor([1.0, 2.0]).expand(2, 3, 2)}
-    return Mixture(tensors, torch.float64)
+    return Mixture(tensors, "abc", torch.float64)
 
 
 def tilted(prior: Mixture, c: int, count: int = 20_000, seed: int = 0) -> Tilted:
     """The target whose weights are `FAVOUR` of the component plus `PUSH` times the first coordinate."""
     x, component = prior.draw(torch.full((count,), c), generator(seed, "select", "draws", PROMPTS[c]))
-    target = Tilted(prior, c, x, component, torch.zeros(count, dtype=torch.float64))
+    target = Tilted(prior, c, x, torch.zeros(count, dtype=torch.float64))
     own = target.posterior(x).coordinates[torch.arange(count), component]
     return replace(target, tilt=FAVOUR.double()[component] + PUSH * own[:, 0])
 

@@ -25,7 +25,7 @@ def small(components: int = 3) -> Mixture:
 
     tensors = {"log_weights": normal(2, components), "means": 2 * normal(2, components, 4)}
     tensors |= {"bases": torch.linalg.qr(normal(2, components, 4, 2)).Q, "scales": normal(2, components, 2).abs() + 0.5}
-    return Mixture(tensors | {"floor": torch.tensor(0.3)}, torch.float64)
+    return Mixture(tensors | {"floor": torch.tensor(0.3)}, "abcdef"[:components], torch.float64)
 
 
 def gaussian(mixture: Mixture, c: int, j: int, alpha: float = 1.0, s: float = 0.0):
@@ -121,7 +121,7 @@ def test_shifts_of_the_posterior_reach_any_mixture_with_the_same_directions(mode
     tensors = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
     tensors["means"][c] += torch.einsum("bjdr,bjr->bjd", mixture.bases[c], mixture.scales[c] * moved[None])
     tensors["log_weights"][c] += logits
-    other = Mixture(tensors, torch.float64)
+    other = Mixture(tensors, model.mixture.names, torch.float64)
     z, component = other.draw(c, np.random.default_rng(0))
     alpha, s = torch.tensor(0.7).double(), torch.tensor(0.6).double()
     before, after = (one.posterior(0.7 * z, c, alpha, s) for one in (mixture, other))
