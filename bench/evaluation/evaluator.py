@@ -136,10 +136,10 @@ class Evaluator:
         self.rewards: dict[str, Reward] = trained | loaded
         self.spaces: dict[str, FeatureSpace] = {}
 
-    @property
-    def rows(self) -> int:
-        """Samples in each of the sets."""
-        return len(self.names)
+    def rows(self, name: str) -> int:
+        """Samples in a set; those of "target" are for all prompts together."""
+        prompts = {prompt for prompt, _ in self.names}
+        return DRAWS * len(prompts) if name == "target" else len(self.names)
 
     def evaluate(
         self, on_batch: Callable[[str, int], None] = lambda name, rows: None

@@ -20,7 +20,7 @@ from bench.metric import Evaluation, Measurement, Samples
 from bench.models.mixture import Mixture, Posterior
 from bench.sampling.noise import generator
 
-DRAWS = 4096  # of the prior, for each prompt
+DRAWS = 2048  # of the prior, for each prompt
 ENOUGH = 100  # effective draws of a prompt; below, its target is refused
 
 
@@ -74,7 +74,7 @@ class Tilted:
 
     def posterior(self, latents: Tensor) -> Posterior:
         """Of the components and the coordinates of clean latents [n, D]."""
-        one = torch.ones((), dtype=self.mixture.means.dtype)
+        one = torch.ones((), dtype=self.mixture.frame.dtype)
         return self.mixture.posterior(latents, torch.full((len(latents),), self.prompt), one, 0 * one)
 
     @cached_property

@@ -52,25 +52,28 @@ def test_density_and_score_are_those_of_the_covariance_matrices(alpha, s):
     (score,) = torch.autograd.grad(density.sum(), z)
     level = torch.tensor(alpha, dtype=torch.float64), torch.tensor(s, dtype=torch.float64)
     posterior = mixture.posterior(z, c, *level)
-    weights = posterior.log_weights.exp()[..., None]
+    weights = posterior.log_weights.exp()
+    noise, clean = mixture.noise(c, *level, posterior, weights), mixture.clean(c, level[0], posterior, weights)
     assert torch.allclose(posterior.log_density, density, rtol=0, atol=1e-10)
     assert torch.allclose(posterior.log_weights, logs.log_softmax(1), rtol=0, atol=1e-10)
-    assert torch.allclose(-(weights * posterior.offsets).sum(1), score, rtol=0, atol=1e-9)
+    assert torch.allclose(-noise.vector(z, posterior.frame), s * score, rtol=0, atol=1e-9)
     # Tweedie: α x̂ = z + s² score
-    assert torch.allclose(alpha * (weights * posterior.clean).sum(1), z + s**2 * score, rtol=0, atol=1e-9)
+    assert torch.allclose(alpha * clean.vector(z, posterior.frame), z + s**2 * score, rtol=0, atol=1e-9)
 
 
 def test_one_component_has_the_posterior_of_a_gaussian():
     mixture, alpha, s = small(1), 0.6, 0.5
     z = torch.from_numpy(generator(2, "select", "points").standard_normal((2, 4)))
-    posterior = mixture.posterior(z, torch.tensor([0, 1]), torch.tensor(alpha).double(), torch.tensor(s).double())
+    rows, level = torch.tensor([0, 1]), torch.tensor(alpha).double()
+    posterior = mixture.posterior(z, rows, level, torch.tensor(s).double())
+    clean = mixture.clean(rows, level, posterior, torch.ones(2, 1).double()).vector(z, posterior.frame)
     for c in range(2):
         data = gaussian(mixture, c, 0)
         gain = alpha * data.covariance_matrix @ torch.linalg.inv(gaussian(mixture, c, 0, alpha, s).covariance_matrix)
-        assert torch.allclose(posterior.clean[c, 0], data.loc + gain @ (z[c] - alpha * data.loc), atol=1e-10)
+        assert torch.allclose(clean[c], data.loc + gain @ (z[c] - alpha * data.loc), atol=1e-10)
         standard = mixture.bases[c, 0] / mixture.scales[c, 0]  # x − m to its coordinates
         covariance = standard.T @ (data.covariance_matrix - alpha * gain @ data.covariance_matrix) @ standard
-        assert torch.allclose(posterior.coordinates[c, 0], (posterior.clean[c, 0] - data.loc) @ standard, atol=1e-10)
+        assert torch.allclose(posterior.coordinates[c, 0], (clean[c] - data.loc) @ standard, atol=1e-10)
         assert torch.allclose(covariance, posterior.deviations[c, 0].square().diag(), atol=1e-10)
 
 
@@ -118,17 +121,21 @@ def test_shifts_of_the_posterior_reach_any_mixture_with_the_same_directions(mode
     rng = generator(6, "select", "other")
     logits = torch.from_numpy(rng.standard_normal(6))
     moved = torch.from_numpy(rng.standard_normal((6, mixture.scales.shape[2])))
-    tensors = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
+    tensors = {"log_weights": mixture.log_weights, "means": mixture.means, "bases": mixture.bases}
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     tensors["means"][c] += torch.einsum("bjdr,bjr->bjd", mixture.bases[c], mixture.scales[c] * moved[None])
     tensors["log_weights"][c] += logits
-    other = Mixture(tensors, model.mixture.names, torch.float64)
-    z, component = other.draw(c, np.random.default_rng(0))
-    alpha, s = torch.tensor(0.7).double(), torch.tensor(0.6).double()
-    before, after = (one.posterior(0.7 * z, c, alpha, s) for one in (mixture, other))
+    other = Mixture(tensors | {"scales": mixture.scales, "floor": mixture.floor}, mixture.names, torch.float64)
+    x, _ = other.draw(c, np.random.default_rng(0))
+    z, alpha, s = 0.7 * x, torch.tensor(0.7).double(), torch.tensor(0.6).double()
+    before, after = (one.posterior(z, c, alpha, s) for one in (mixture, other))
     moves = (after.coordinates + moved - before.coordinates) / before.deviations
-    assert torch.allclose(before.clean + mixture.moved(before, moves, c), after.clean, atol=1e-9)
-    # a component whose mean has moved has another likelihood too, so its log-weight shifts by more than `logits`
-    assert not torch.allclose((before.log_weights + logits).log_softmax(1), after.log_weights)
+    weights = after.log_weights.exp()
+    for mine, wanted in (
+        (mixture.clean(c, alpha, before, weights, moves), other.clean(c, alpha, after, weights)),
+        (mixture.noise(c, alpha, s, before, weights, moves), other.noise(c, alpha, s, after, weights)),
+    ):
+        assert torch.allclose(mine.vector(z, before.frame), wanted.vector(z, after.frame), atol=1e-9)
 
 
 def test_latent_networks_start_at_zero_and_hold_no_prior(model):
