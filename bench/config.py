@@ -4,18 +4,17 @@ Layers, later ones win: built-in defaults, the method's recipe, the suite, the s
 for this reward and for this method, the command line's `--set`.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError, create_model
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config, explain, leaves
 from bench.renames import current
+from bench.runtime import yaml_text
 from bench.settings import Named, RewardSection, RunConfig
 
 SUITES = Path(__file__).parent / "suites"
@@ -29,28 +28,16 @@ OPTIONS = {  # settings that decide which other settings there are, and so are o
 CHOICES = ("method.name", "reward.name", "suite")  # of these, the ones that hold a name alone
 
 
-class Loader(yaml.SafeLoader):
-    """YAML as it is written: of YAML 1.1's readings, 010 as 8, 1:30 as 90, dates and yes as true are left out."""
-
-    yaml_implicit_resolvers: dict = {}
-
-
-Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
-Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), ["t", "f"])
-Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$"), list("-+.0123456789")
-)
-Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
+def suite_names() -> list[str]:
+    """Names of the suites that ship."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
 def load_suite(name: str) -> dict[str, Any]:
     """A suite's settings, merged over those of its `base` if it names one. Raises BenchError for an unknown name."""
-    path = SUITES / f"{name}.yaml"
-    if not path.is_file():
-        raise BenchError(f"unknown suite {name!r}{did_you_mean(name, (p.stem for p in SUITES.glob('*.yaml')))}")
-    settings = yaml.safe_load(path.read_text(encoding="utf8"))
+    if name not in suite_names():
+        raise BenchError(f"unknown suite {name!r}{did_you_mean(name, suite_names())}")
+    settings = yaml_text.parse((SUITES / f"{name}.yaml").read_text(encoding="utf8"))
     tree = load_suite(settings.pop("base")) if "base" in settings else {}
     _merge(tree, settings)
     return tree
@@ -76,7 +63,7 @@ def resolve(
     model = (overrides or {}).get("model.name")
     reward = reward and reward.replace(" ", "")
     natural = registry.load("rewards", reward).suite if reward else "emoji"
-    suite = suite or str(model if (SUITES / f"{model}.yaml").is_file() else natural)
+    suite = suite or str(model if model in suite_names() else natural)
     settings = load_suite(suite)
     reward = reward or settings["reward"]["name"]
     reward_class = registry.load("rewards", reward)
@@ -137,10 +124,16 @@ def build(tree: dict[str, Any], method_class: Any, reward_class: Any) -> RunConf
 def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     """A run's stored configuration, changed by `key=value` assignments."""
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf8"))
+        stored = yaml_text.parse(path.read_text(encoding="utf8"))
+        if missing := [name for name in RunConfig.model_fields if name not in stored]:  # a run writes all of them
+            raise ValueError(f"it lacks {', '.join(missing)}")
         method, reward = stored["method"]["name"], stored["reward"]["name"]
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise BenchError(f"{path} is not the configuration of a run of this version: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        reason = "it names no method and reward" if isinstance(error, KeyError | TypeError) else str(error)
+        raise BenchError(
+            f"{path} is not the configuration of a run of this version ({reason}): put it back, or begin anew in "
+            "another folder."
+        ) from None
     tree: dict[str, Any] = {}
     _merge(tree, current(dict(leaves(stored))))
     _merge(tree, _parsed(assignments))
@@ -177,10 +170,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not separator or not key:
         raise BenchError(f"--set takes key=value, got {text!r}: for example --set train.updates=50")
     try:
-        return key.strip(), yaml.load(value, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "problem", None) or error
-        raise BenchError(f"--set {key.strip()}: cannot read {value!r}: {reason}.") from None
+        return key.strip(), yaml_text.parse(value)
+    except ValueError as error:
+        raise BenchError(f"--set {key.strip()}: cannot read {value!r}: {error}.") from None
 
 
 def _merge(tree: dict[str, Any], settings: dict[str, Any], prefix: str = "") -> None:

@@ -18,7 +18,7 @@ from rich.progress import wrap_file
 
 from bench.errors import BenchError
 from bench.runtime.digests import digest_files
-from bench.runtime.files import home_path, write_atomic
+from bench.runtime.files import home_path, unpack, write_atomic
 
 PROBE_SECONDS = 3
 # size → the revision that bench.models.random_weights writes: no real commit is called so
@@ -193,9 +193,9 @@ class Download:
                     shutil.copyfileobj(file, data)
             write_atomic(target, data.getvalue())
             if target.suffix == ".zip":
-                shutil.unpack_archive(target, self.path)
+                unpack(target, self.path)
                 target.unlink()
-        except (OSError, shutil.ReadError) as error:
+        except OSError as error:
             raise BenchError(f"downloading {self.url} failed: {error}") from error
         if absent := self.missing():
             raise BenchError(f"{self.url} does not hold {', '.join(absent)}.")

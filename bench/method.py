@@ -162,7 +162,10 @@ class Method(ABC):
         return False
 
     def unfit(self, steps: int, group: int) -> str | None:
-        """Why the method could do nothing with K sampling steps and `group` samples of a prompt in a round, or None."""
+        """Why the method could do nothing with K sampling steps and `group` samples of a prompt, or None.
+
+        group: in a round; in an update, where the loss takes whole ones.
+        """
         return None
 
     def nfe(self, core: Core, batch: Batch) -> NFE | None:

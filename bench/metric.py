@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -100,6 +100,10 @@ class Metric(ABC):
     """A measure of finished samples; `version` changes whenever its numbers would.
 
     space: the feature space that it always uses (see bench.evaluation.features); None: the evaluation's, or none.
+    support: the values that it can take: "real", "positive" (intervals are taken of logarithms) or "share" (0 to 1, of
+        logits). An unbiased estimate that may come out negative is real, whatever it estimates.
+    prior_is_best: no model does better than the prior, for the metric counts what training lost. Values beyond the
+        prior's count as equal to it, and tables mark only rows that learned: doing nothing wins nothing.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
@@ -107,6 +111,8 @@ class Metric(ABC):
     unit: ClassVar[str] = ""
     version: ClassVar[int] = 1
     space: ClassVar[str | None] = None
+    support: ClassVar[Literal["real", "positive", "share"]] = "real"
+    prior_is_best: ClassVar[bool] = False
 
     def __init__(self, config: options.Config):
         self.config = config

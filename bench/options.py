@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
 from bench.errors import did_you_mean
 from bench.runtime.files import expanded
@@ -31,6 +31,15 @@ class Config(BaseModel):
         return expanded(value)
 
 
+def _distinct(values: list[Any]) -> list[Any]:
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{twice[0]!r} stands there twice")
+    return values
+
+
+Distinct = AfterValidator(_distinct)  # of a list's annotation: no value stands in it twice
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything in nested settings; an empty mapping is a value."""
     for name, value in tree.items():
@@ -52,7 +61,8 @@ def explain(mistake: Any, keys: list[str]) -> str:
         return f"unknown setting {where!r}{did_you_mean(where, siblings)}"
     if mistake["type"] == "value_error" and isinstance(value, dict | BaseModel):  # of a whole section
         return f"{where}{': ' * bool(where)}{mistake['ctx']['error']}."
-    return f"{where} = {value!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."
+    reason = mistake["msg"].removeprefix("Value error, ")
+    return f"{where} = {value!r}: {reason[0].lower()}{reason[1:]}."
 
 
 def paths(options: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.errors import BenchError, did_you_mean
+from bench.errors import BenchError, did_you_mean, disk_error
 from bench.hub import Repository
 from bench.runtime.digests import digest
 
@@ -41,7 +41,7 @@ def split(name: str, prompts: list[str]) -> PromptSet:
 def _emoji() -> list[str]:
     from bench.models import emoji
 
-    return [concept["name"] for concept in json.loads((emoji.path() / "concepts.json").read_text())]
+    return [concept["name"] for concept in json.loads((emoji.path() / "concepts.json").read_text(encoding="utf8"))]
 
 
 # The animals of DDPO (Black et al., 2023).
@@ -98,7 +98,9 @@ def _prompts(path: Path) -> list[str]:
         prompts = [prompt.strip() for prompt in _read(path)]
         for prompt in prompts:
             prompt.encode()  # JSON can hold half a character, which nothing can encode
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except OSError as error:
+        raise BenchError(disk_error(error, path)) from error
+    except (ValueError, RecursionError, csv.Error) as error:
         raise BenchError(f"cannot read prompts from {str(path)!r}: {error}") from error
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from bench import config as configs
 from bench.errors import BenchError
@@ -21,6 +20,7 @@ from bench.runs.log import read_log
 from bench.runs.preflight import preflight
 from bench.runs.rows import default_folder
 from bench.runs.run import Run
+from bench.runtime.console import TextConsole
 from bench.runtime.files import home_path
 from bench.settings import RunConfig
 
@@ -66,7 +66,7 @@ def run(
     folder = home_path(out) if out else default_folder(config)
     preflight(config)
     with ExitStack() as locks:
-        Run(config, folder, Console(quiet=not progress)).go(force=False, locks=locks)
+        Run(config, folder, TextConsole(quiet=not progress)).go(force=False, locks=locks)
     return load(folder)
 
 
@@ -82,7 +82,7 @@ def load(folder: str | Path) -> FinishedRun:
 
 def evaluate(folder: str | Path, settings: Mapping[str, Any] | None = None, *, progress: bool = False) -> pd.DataFrame:
     """`bench eval`: the rows of a finished run, evaluated again with other settings ("evaluation.…")."""
-    console = Console(quiet=not progress)
+    console = TextConsole(quiet=not progress)
     return read_rows(evaluate_again(home_path(folder), _texts(settings), console) / "rows.parquet")
 
 

@@ -1,4 +1,4 @@
-"""What result rows and stored configurations of earlier versions call settings, and what these are now.
+"""What result rows and stored configurations of earlier versions call settings, what these are now, and what they lack.
 
 A published row carries the settings of the version that made it. `current` is the one place that translates them: for
 reading rows, for `bench reproduce`, and for the configuration of an old run's folder.
@@ -22,8 +22,8 @@ class Renamed:
 # The priors that ship have not changed, but their fingerprints have: configurations and tokenizers are in them since.
 # former fingerprint → that of the same prior now, of those that published rows carry
 FINGERPRINTS: Mapping[str, str] = {
-    "bb1d55366112": "4e5111af39bf",  # emoji, guidance 3
-    "8897e974af0b": "685f21102fa2",  # emoji_flow, guidance 3
+    "bb1d55366112": "11245e131c06",  # emoji, guidance 3
+    "8897e974af0b": "a40b441f5a16",  # emoji_flow, guidance 3
 }
 
 # former key → what it is now, of every method
@@ -31,6 +31,17 @@ GENERAL: Mapping[str, Renamed] = {
     "model.fingerprint": Renamed("model.fingerprint", lambda value: FINGERPRINTS.get(value, value)),
     "model.lora_rank": Renamed("model.lora.rank"),
     "model.lora_alpha": Renamed("model.lora.alpha"),
+}
+
+# Settings that came later → what held before they were there. A row that lacks one was made with this value, whatever
+# the default is now. All rows have schema 2: a missing key is all that tells the versions of the settings apart.
+ADDED: Mapping[str, Any] = {
+    "train.guidance": None,
+    "evaluation.sampler.guidance": None,
+    "model.negative_prompt": "",
+    "model.lora.target_modules": None,
+    "model.lora.use_dora": False,
+    "model.lora.init": "gaussian",
 }
 
 _NO_BUFFER = {"method.buffer": 32, "method.minimum": 16}  # options that had no effect, at their defaults
@@ -137,11 +148,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key in the names of this version, `method.name` among them.
+    """Settings by dotted key in the names of this version, `method.name` among them, with those that came later.
 
     A former setting whose value is none of its method's any more stays as it was.
     """
-    former, translated = {**GENERAL, **METHODS.get(settings.get("method.name", ""), {})}, {}
+    former, translated = {**GENERAL, **METHODS.get(settings.get("method.name", ""), {})}, dict(ADDED)
     for key, value in settings.items():
         now = former.get(key, Renamed(key))
         if isinstance(now, Renamed):

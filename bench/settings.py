@@ -5,12 +5,12 @@ from collections.abc import Collection
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config
+from bench.runtime import yaml_text
 from bench.runtime.digests import digest
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
@@ -234,6 +234,8 @@ class RunConfig(Config):
     def hash(self) -> str:
         """Canonical hash, 16 hex digits, of all but `EXECUTION`; equal settings hash equal whatever wrote them.
 
+        It names a run's folder, so it also holds the suite and what is measured when. A setting that is added changes
+        it: rows of several versions are compared by `bench.reporting.identity` instead.
         Runs of equal hash agree to rounding; to the bit, on a CPU, where the settings of `EXECUTION` agree too.
         """
         tree = self.model_dump(mode="json")
@@ -248,4 +250,4 @@ class RunConfig(Config):
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(self.model_dump(mode="json"))

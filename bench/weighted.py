@@ -1,5 +1,6 @@
 """Weighted sums of rewards: `--reward "hps+0.1*aesthetic"`."""
 
+import math
 import re
 from typing import Any, Literal
 
@@ -20,12 +21,13 @@ def parse(expression: str) -> dict[str, float]:
     rest = expression
     while rest:
         term = TERM.match(rest)
-        if not term or (weights and not term[1]) or term[3] in weights:
+        weight = float(f"{term[1]}{term[2] or 1}") if term else math.nan
+        if not term or (weights and not term[1]) or term[3] in weights or not math.isfinite(weight):
             raise BenchError(
                 f"cannot read the reward {expression!r} at {rest!r}: write different rewards with numbers before them, "
                 'for example "hps+0.1*aesthetic".'
             )
-        weights[term[3]] = float(f"{term[1]}{term[2] or 1}")
+        weights[term[3]] = weight
         rest = rest[term.end() :]
     return weights
 
@@ -41,8 +43,8 @@ class Combination(options.Config):
 def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Reward]:
     """The class of a weighted sum; each term's options lie under its name (`--set reward.emoji_style.style=noto`).
 
-    classes: the terms' own, by name. An instance has them in `parts`, in the order of `weights`. Raises BenchError for
-    terms of different inputs.
+    classes: the terms' own, by name, which are the class's `names`. An instance has them in `parts`, in the order of
+    `weights`. Raises BenchError for terms of different inputs.
     """
     weights = parse(expression)
     if len({term.inputs for term in classes.values()}) > 1:
@@ -54,6 +56,7 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
 
     class WeightedSum(Reward):
         Config = config_class
+        names = tuple(classes)
         differentiable = all(term.differentiable for term in classes.values())
         inputs = first.inputs
         scale = f"{expression} of: " + "; ".join(f"{name}: {term.scale}" for name, term in classes.items())

@@ -38,6 +38,10 @@ class OnlineDPO(Method):
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
     config: OnlineDPOConfig
 
+    def unfit(self, steps: int, group: int) -> str | None:
+        """A group of one has no pair."""
+        return "a winner and a loser need train.samples_per_prompt ≥ 2" if group < 2 else None
+
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Put each row's pair in place of its latents, loser then winner; advantages are 1, or 0 without a pair."""
         best, worst = best_and_worst(data.prompts, data.rewards)

@@ -29,6 +29,8 @@ class Coverage(Metric):
     """
 
     direction = "higher"
+    support = "share"
+    prior_is_best = True
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         name = f"coverage/{evaluation.feature_space}"

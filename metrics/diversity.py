@@ -19,6 +19,8 @@ class Diversity(Metric):
     """Mean pairwise cosine distance of features within a prompt, averaged over prompts, paired with the prior."""
 
     direction = "higher"
+    support = "positive"
+    prior_is_best = True
     name = "diversity"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

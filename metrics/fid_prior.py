@@ -15,6 +15,8 @@ class FidPrior(Metric):
     """
 
     direction = "lower"
+    support = "positive"
+    prior_is_best = True
     version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
@@ -36,6 +38,8 @@ class FidPriorPerPrompt(Metric):
     """
 
     direction = "lower"
+    support = "positive"
+    prior_is_best = True
     version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

@@ -16,6 +16,7 @@ class FidTarget(Metric):
     """
 
     direction = "lower"
+    support = "positive"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         name = f"fid_target/{evaluation.feature_space}"

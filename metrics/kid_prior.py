@@ -11,6 +11,7 @@ class KidPrior(Metric):
     """
 
     direction = "lower"
+    prior_is_best = True
     version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

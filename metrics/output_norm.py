@@ -15,6 +15,7 @@ class OutputNorm(Metric):
     """
 
     direction = "none"
+    support = "positive"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         samples = evaluation.finetuned

@@ -17,6 +17,8 @@ class PathKl(Metric):
     """
 
     direction = "lower"
+    support = "positive"
+    prior_is_best = True
     unit = "nats"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
@@ -28,6 +30,8 @@ class PathKlSteps(Metric):
     """`path_kl` step by step: `path_kl_steps/01` is the first step's part; the parts of all sum to `path_kl`."""
 
     direction = "lower"
+    support = "positive"
+    prior_is_best = True
     unit = "nats"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

@@ -13,6 +13,8 @@ class SamplerGap(Metric):
     """
 
     direction = "lower"
+    support = "positive"
+    prior_is_best = True
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         name = f"sampler_gap/{evaluation.feature_space}"

@@ -13,6 +13,7 @@ class ShareTv(Metric):
     """
 
     direction = "lower"
+    support = "share"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         def distance(latents: Tensor, target: Tilted) -> float:

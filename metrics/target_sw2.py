@@ -1,6 +1,5 @@
 """Sliced Wasserstein distance of latents to the target, prior × exp(β r), where it is known."""
 
-import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric
@@ -15,6 +14,7 @@ class TargetSw2(Metric):
     """
 
     direction = "lower"
+    support = "positive"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         def distance(latents: Tensor, target: Tilted) -> float:

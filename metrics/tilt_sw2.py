@@ -15,6 +15,7 @@ class TiltSw2(Metric):
     """
 
     direction = "lower"
+    support = "positive"
     version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

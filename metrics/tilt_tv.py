@@ -16,6 +16,7 @@ class TiltTv(Metric):
     """
 
     direction = "lower"
+    support = "share"
     version = 2
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

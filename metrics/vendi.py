@@ -18,6 +18,8 @@ class Vendi(Metric):
     """Vendi score (Friedman and Dieng, 2023) within a prompt, averaged over prompts, paired with the prior."""
 
     direction = "higher"
+    support = "positive"
+    prior_is_best = True
     unit = "images"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

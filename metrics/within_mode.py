@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric
@@ -18,6 +17,7 @@ class WithinMode(Metric):
     """
 
     direction = "lower"
+    support = "positive"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         measurements = []

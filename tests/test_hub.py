@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
+import torch
+from bench.rewards.aesthetic import HEAD
 
 from bench import hub as hubs
 from bench.config import load_suite, resolve
@@ -92,6 +94,17 @@ def test_the_three_settings_differ_in_reward_prompts_and_tilt():
 def test_a_reward_alone_selects_its_setting():
     assert resolve("nabla_gfn", reward="hps").suite == "sd15-hps"
     assert resolve("nabla_gfn", reward="hps + 0.1*aesthetic").reward.name == "hps+0.1*aesthetic"
+
+
+def test_random_weights_of_another_size_are_not_taken_for_these(cache):
+    """In one cache: the size that was asked for last is the one that is found."""
+    widths = []
+    for size in ("tiny", "full", "tiny"):
+        write([HEAD], cache, size)
+        assert hubs.is_random([HEAD]) and HEAD.path().name == hubs.RANDOM[size]
+        state = torch.load(HEAD.path(HEAD.files[0]), weights_only=True)
+        widths.append(state["layers.0.weight"].shape[1])
+    assert widths == [16, 768, 16]
 
 
 @pytest.mark.slow

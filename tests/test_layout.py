@@ -91,3 +91,18 @@ def test_every_registered_plugin_loads_and_says_what_it_is():
     for kind in registry.BUILT_IN:
         for name in registry.BUILT_IN[kind]:
             assert registry.load(kind, name).__doc__.strip(), name
+
+
+def test_text_is_read_and_written_in_a_named_encoding():
+    """Else it is the locale's, which may be ASCII."""
+    for path in (ROOT / "bench").rglob("*.py"):
+        for call in (
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))) if isinstance(node, ast.Call)
+        ):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            given = {option.arg: ast.unparse(option.value) for option in call.keywords}
+            modes = [one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            text = bool(name == "open" and modes and "b" not in modes[-1])
+            text |= name in ("read_text", "write_text") and len(call.args) < {"read_text": 1, "write_text": 2}[name]
+            text |= given.get("text") == "True"
+            assert not text or "encoding" in given, f"{path}:{call.lineno}"

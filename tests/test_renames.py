@@ -1,6 +1,7 @@
 """Settings of earlier versions' rows, in the names of this version."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,8 +10,13 @@ from scaffold import ROOT
 
 from bench.config import from_settings
 from bench.errors import BenchError
-from bench.renames import current
-from bench.reporting.rows import FINGERPRINT
+from bench.publish.compare import compare
+from bench.publish.merge import _strange
+from bench.renames import FINGERPRINTS, current
+from bench.reporting.agreement import agreement
+from bench.reporting.rows import FINGERPRINT, read_rows, write_rows
+from bench.reporting.selection import collect
+from bench.reporting.selection import settings as tables
 from bench.runs.rows import comparable_settings
 
 
@@ -32,9 +38,39 @@ PUBLISHED = published()
 def test_published_rows_are_settings_of_this_version(name: str) -> None:
     for settings in PUBLISHED[name]:
         now = comparable_settings(from_settings(settings, []))
-        assert current(settings).items() <= now.items()
+        assert current(settings) == now  # a new setting needs an entry in ADDED
 
 
 def test_a_setting_that_is_now_another_methods_is_refused() -> None:
     with pytest.raises(BenchError, match=r"method.surrogate = 'mask' was a setting of 'grpo_guard'"):
         current({"method.name": "grpo_guard", "method.surrogate": "mask"})
+
+
+@pytest.fixture(params=list(FINGERPRINTS.items()), ids=str)
+def rows(request: pytest.FixtureRequest) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a published run, and the same as this version makes them, with its fingerprint of the prior."""
+    before, now = request.param
+    for path in sorted((ROOT / "results" / "published").glob("emoji*/rows.parquet")):
+        whole = read_rows(path)
+        if before in whole["settings"].iloc[0]:
+            old = whole[whole["run"] == whole["run"].iloc[0]]
+            return old, old.assign(settings=old["settings"].str.replace(before, now))
+    raise AssertionError(f"no published row has {before}")
+
+
+def test_an_earlier_fingerprint_is_that_of_the_same_prior(rows: tuple, tmp_path: Path) -> None:
+    """In a report, where packed runs join published ones, and where a run is done again."""
+    old, new = rows
+    assert (old["settings"] != new["settings"]).all()
+    for name, frame in (("old", old), ("new", new.assign(seed=77, run="another"))):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "rows.parquet", frame.astype(object).where(frame.notna(), None).to_dict("records"))
+    frame, _ = collect([tmp_path])
+    assert len(list(tables(frame))) == 1
+    assert frame["settings"].nunique() == 1
+    assert not _strange(new, old) and compare(new, old).known
+    other = new.assign(settings=new["settings"].str.replace('"model.fingerprint": "', '"model.fingerprint": "f'))
+    assert _strange(other, old) and not compare(other, old).known
+    assert set(agreement(old, new)["verdict"]) == {"equal"}
+    found = agreement(old, other)
+    assert set(found.loc[found["verdict"] == "differs", "column"]) == {"settings"}

@@ -1,5 +1,6 @@
 """A setting is taken as it is written, or refused in one sentence before anything loads."""
 
+import math
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from bench import registry
 from bench.config import resolve
 from bench.errors import BenchError
+from bench.options import leaves
 from bench.runs.preflight import check
 
 
@@ -57,6 +59,26 @@ def test_a_vector_of_another_length_is_refused(reward: str, option: str) -> None
         config = resolve("rtb", reward=reward, suite="ring", assignments=[f"reward.{option}={value}"])
         with pytest.raises(BenchError, match=rf"reward.{option} has \d numbers, and a point has 2"):
             check(config)
+
+
+@pytest.mark.parametrize("method", ["nabla_gfn", "rtb"])
+def test_no_setting_takes_a_number_that_is_none(method: str) -> None:
+    known = dict(leaves(resolve(method, suite="ring").model_dump()))
+    words = ("nan", ".nan", "inf", "-.inf", "1e999")
+    for key in known.keys() - {"suite", "method.name", "reward.name"}:
+        for given in (*({"assignments": [f"{key}={word}"]} for word in words), {"overrides": {key: math.nan}}):
+            try:
+                config = resolve(method, suite="ring", **given)
+            except BenchError as error:
+                assert key in str(error), given
+            else:
+                values = [value for _, value in leaves(config.model_dump()) if isinstance(value, float)]
+                assert all(map(math.isfinite, values)), given
+
+
+def test_a_weight_of_a_sum_that_is_no_number_is_refused() -> None:
+    with pytest.raises(BenchError, match=r"cannot read the reward 'linear\+1e999\*quadratic' at"):
+        resolve("rtb", suite="ring", reward="linear+1e999*quadratic")
 
 
 def test_values_are_read_as_written() -> None:

@@ -3,14 +3,14 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bench import __version__
 from bench.cli.checks import doctor, profile_setting, test_plugin
@@ -31,7 +31,8 @@ from bench.cli.options import (
 )
 from bench.cli.publish import merge, pack, reproduce, verify
 from bench.cli.report import report, serve
-from bench.errors import BenchError
+from bench.errors import BenchError, disk_error
+from bench.runtime.console import TextConsole, print_anything
 from bench.runtime.stopping import Interrupted, end_with_launcher, signals_stop
 
 application = typer.Typer(
@@ -151,7 +152,7 @@ def run(
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
-    console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).", highlight=False)
+    console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).")
     with processes.main_first():
         preflight(config)
     with ExitStack() as locks:
@@ -263,18 +264,20 @@ def sweep(
 
     read = sweeps.read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
+    planned = sweeps.plan(read)  # what is impossible is told before anything runs
+    engine = sweeps.make_engine(read, on, address)
     if dry_run:
-        for job in sweeps.plan(read):
+        for job in planned:
             typer.echo(f"{job.state:8} {job.command}")
-        return
-    sweeps.plan_sweep(read)  # what is impossible is told before anything runs
-    with sweeps.make_engine(read, on, address) as engine:
+        with sweeps.reserved(read, create=False):
+            return
+    with sweeps.reserved(read, create=True), engine:
         choices, trials = sweeps.tune(read, console, engine)
         jobs = sweeps.plan_sweep(read, choices)
         failed = sweeps.run_sweep(jobs, console, engine)
     for job in [*trials, *failed]:
         words = sweeps.last_words(job.log)
-        console.print(f"[red]failed:[/red] {job.folder.name}: {words} (see {job.log})", soft_wrap=True)
+        console.print(Text("failed:", "red"), f"{job.folder.name}: {words} (see {job.log})")
     if trials:
         console.print("Methods with a failed trial were not run; the same command tries it again.")
     console.print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are in {read.out}. Compare: bench report {read.out}")
@@ -293,21 +296,32 @@ for registered in application.registered_commands:
 
 def app() -> None:
     """Entry point: errors meant for people are printed as they are and exit with status 2."""
+    print_anything()
     try:
         with signals_stop():
             if "LOCAL_RANK" in os.environ:  # one of several processes
                 end_with_launcher()
+            _require_text(sys.argv[1:])
             application()
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # of several processes one speaks and a launcher ends the others; unless this failed alone
-        Console(stderr=True).print("[red]Error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
+        told = disk_error(error) if isinstance(error, OSError) else str(error)
+        TextConsole(stderr=True).print(Text("Error:", "red"), told)
         sys.exit(2)
-    except OSError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":
             resumes = " The same command resumes from the last checkpoint." * (sys.argv[1:2] in (["run"], ["sweep"]))
-            Console(stderr=True).print(f"Interrupted.{resumes}", highlight=False)
+            TextConsole(stderr=True).print(f"Interrupted.{resumes}")
         sys.exit(error.status)
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Raise BenchError for a word that is no text, in a locale without UTF-8 any that is not ASCII."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise BenchError(
+                f"{word!r} is no text in this locale: set LC_ALL=C.UTF-8 and unset PYTHONUTF8, or use other letters."
+            ) from None

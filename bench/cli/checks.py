@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from bench.cli.options import Kind, MethodName, ModelName, RewardName, Set, SuiteName, console, show_warnings
 from bench.errors import BenchError, did_you_mean
@@ -61,7 +61,7 @@ def profile_setting(
         except BenchError as error:
             if not every:
                 raise
-            console.print(f"left out: {escape(str(error))}", highlight=False)
+            console.print(f"left out: {error}")
         else:
             if not every or registry.load("methods", name).needs.training:
                 configs.append(config)
@@ -122,8 +122,8 @@ def test_plugin(
     with console.status(f"testing {name}"):
         for outcome in selftest(kinds[0], name):
             failed |= outcome.status == "failed"
-            mark, detail = f"[{colors[outcome.status]}]{outcome.status:7}[/]", escape(outcome.detail)
-            console.print(f"{mark} [bold]{outcome.check}[/bold]: {detail}", highlight=False, soft_wrap=True)
+            mark, check = (f"{outcome.status:7}", colors[outcome.status]), (outcome.check, "bold")
+            console.print(Text.assemble(mark, " ", check, f": {outcome.detail}"))
     if failed:
         raise typer.Exit(1)
 

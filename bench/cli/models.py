@@ -35,7 +35,7 @@ def sample(
     from bench.runs.sample import sample as draw
 
     asked = [*(listed(prompts) if prompts else []), *(prompt or [])]
-    console.print(f"Images in {draw(folder, asked, n, seed, out, console)}", soft_wrap=True)
+    console.print(f"Images in {draw(folder, asked, n, seed, out, console)}")
 
 
 def push(
@@ -50,7 +50,7 @@ def push(
     show_warnings()
     from bench.runs.adapter import push as upload
 
-    console.print(f"Uploaded to {upload(folder, name, public)}", soft_wrap=True)
+    console.print(f"Uploaded to {upload(folder, name, public)}")
 
 
 def convert(
@@ -80,5 +80,4 @@ def convert(
     console.print(
         f"Wrote {out}. It predicts {output}, as {like} does; a file does not say it, so look at samples: "
         f"bench run --model {out.resolve()} --method prior",
-        soft_wrap=True,
     )

@@ -7,12 +7,12 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
+from bench.runtime.console import TextConsole
 from bench.runtime.files import expanded
 
-console = Console()
+console = TextConsole()
 
 
 class Kind(StrEnum):

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from bench.cli.options import console
 from bench.errors import BenchError
 
 Out = Annotated[Path | None, typer.Option(help="Folder to write.")]
@@ -30,13 +30,13 @@ def reproduce(
         bench reproduce results/published/ring --method rtb --seed 3
         bench reproduce results/published/emoji --run draft-seed0 --setting reward.name=emoji_clip
 
-    Exits with status 1 if a value differs by more than rounding and three standard errors.
+    Exits with status 1 if a value differs by more than rounding, three standard errors, or what training makes of
+    rounding on another processor: the same at first, and later no farther apart than two seeds.
     """
-    from bench.publish.reproduce import find_run, run_again, show
+    from bench.publish.reproduce import compare_again, find_run
 
     run_rows = find_run(rows, run, method, seed, setting or [])
-    console = Console()
-    if not show(run_rows, run_again(run_rows, assignments or [], out, console), console):
+    if not compare_again(rows, run_rows, assignments or [], out, console):
         raise typer.Exit(1)
 
 
@@ -51,12 +51,12 @@ def verify(
 
         bench verify runs/ring/rtb-seed0-1a2b3c4d
 
-    Exits with status 1 if a value differs by more than rounding and three standard errors.
+    Compares every column that a table reads, and lists what cannot be verified without training. Exits with status 1 if
+    a number differs by more than rounding and three standard errors.
     """
-    from bench.publish.reproduce import last_rows, show, verify_adapter
+    from bench.publish.reproduce import verify as verify_run
 
-    console = Console()
-    if not show(last_rows(folder), verify_adapter(folder, assignments or [], console), console):
+    if not verify_run(folder, assignments or [], console):
         raise typer.Exit(1)
 
 
@@ -85,16 +85,19 @@ def merge(
 ) -> None:
     """Add packed runs to a published folder, if they were made as the rows there.
 
-    Checked are schema, configuration, evaluation set, metric versions, contents behind names, tuning, and that the code
-    was a commit of this repository without changes. Nothing is written if anything is wrong.
+    Checked are schema, configuration, evaluation set, metric versions, contents behind names, tuning, that the code was
+    a commit of this repository without changes, and that no value contradicts one of the same run. Nothing is written
+    if anything is wrong.
 
         bench merge ring-mymethod.zip results/published/ring
     """
-    from bench.publish.pack import merge_packs
+    from bench.publish.merge import merge_packs
 
     if len(packs) < 2:
         raise BenchError(
             "bench merge takes packs and then the published folder: bench merge PACK results/published/ring"
         )
-    added, present = merge_packs(packs[:-1], packs[-1])
-    typer.echo(f"{added} runs added to {packs[-1]}" + (f"; {present} were there already." if present else "."))
+    merged = merge_packs(packs[:-1], packs[-1])
+    text = f"{merged.added} runs added to {packs[-1]}"
+    text += f"; {merged.extended} that were there have new rows" if merged.extended else ""
+    typer.echo(text + (f"; {merged.present} were there already." if merged.present else "."))

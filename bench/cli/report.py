@@ -1,5 +1,6 @@
 """The commands that compare finished runs: `bench report` and `bench serve`."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,9 @@ class Format(StrEnum):
 def report(
     paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated metrics; default the usual ones.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All metrics that have values.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="All metrics that have values, and levels of distances to the prior.")
+    ] = False,
     at_reward_gain: Annotated[
         str | None, typer.Option(metavar="X[,X…]", help="Compare where every run first gains so much reward.")
     ] = None,
@@ -64,6 +67,8 @@ def report(
             raise BenchError(f"--at-reward-gain {at_reward_gain}: numbers separated by commas are wanted.") from None
         if min(asked["gain"]) <= 0:
             raise BenchError("--at-reward-gain: a gain over the prior is larger than 0.")
+    if not all(math.isfinite(limit) for limits in asked.values() for limit in limits):
+        raise BenchError("--at-... takes finite numbers: without it every run counts with its last evaluation.")
     if len(asked) > 1:
         raise BenchError("--at-... options are comparisons of their own: give one of them.")
     axis, limits = next(iter(asked.items()), (None, (0.0,)))
@@ -94,12 +99,12 @@ def report(
     else:
         formats.show(results.boards_of(sections), console)
         for sentence in left_out:
-            console.print(f"Left out: {sentence}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"Left out: {sentence}")
 
 
 def serve(
     paths: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")] = None,
-    port: Annotated[int, typer.Option(help="On this machine alone; 0: any free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0: any free one.")] = 0,
 ) -> None:
     """Open the page of bench report --format html in a browser, until Ctrl-C.
 
@@ -119,7 +124,11 @@ def serve(
             write_page(Path(folder), *collect(paths or [Path("runs")]), Question())
         except (FileNotFoundError, ValueError) as error:
             raise BenchError(str(error)) from None
-        with ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        try:
+            server = ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=folder))
+        except OSError as error:
+            raise BenchError(f"--port {port}: {error.strerror}; give another, or 0 for any free one.") from None
+        with server:
             address = f"http://127.0.0.1:{server.server_port}/report.html"
             console.print(f"{address} (Ctrl-C ends it)")
             webbrowser.open(address)

@@ -6,8 +6,8 @@ from importlib.metadata import packages_distributions
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bench import environment, registry
 from bench.errors import BenchError
@@ -24,7 +24,7 @@ def report(console: Console) -> None:
     """Print the report; nothing is loaded or downloaded."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in _lines():
-        table.add_row(f"[bold]{name}[/bold]", escape(text))
+        table.add_row(Text(name, "bold"), text)
     console.print(table)
 
 

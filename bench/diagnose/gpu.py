@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from bench import environment
 from bench.diagnose.gpu_steps import Found, steps
@@ -64,7 +64,7 @@ def check_device(
 
     outcomes: list[Outcome] = []
     report: dict[str, Any] = {"environment": environment.describe(), "device": device_facts(device), "full": full}
-    columns = [TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns = [TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TimeElapsedColumn()]
     with ExitStack() as stack:
         stack.enter_context(stand_ins([Repository(name, ()) for name in WRITERS], "tiny", console))
         own_cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-doctor-"))
@@ -84,7 +84,7 @@ def check_device(
             write_atomic(out, json.dumps(report | {"steps": [asdict(one) for one in outcomes]}, indent=1).encode())
     _show(outcomes, console)
     failed = sum(one.status == "failed" for one in outcomes)
-    console.print(f"{failed or 'None'} of {len(outcomes)} steps failed. The report to send: {out}", highlight=False)
+    console.print(f"{failed or 'None'} of {len(outcomes)} steps failed. The report to send: {out}")
     return not failed
 
 
@@ -99,7 +99,9 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     facts |= {"cudnn": torch.backends.cudnn.version(), "bfloat16": torch.cuda.is_bf16_supported()}
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used,power.limit", "--format=csv"]
     try:
-        facts["nvidia-smi"] = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
+        facts["nvidia-smi"] = subprocess.run(
+            query, capture_output=True, encoding="utf8", errors="replace", timeout=30
+        ).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired) as error:
         facts["nvidia-smi"] = [str(error)]
     return facts
@@ -128,5 +130,5 @@ def _show(outcomes: Sequence[Outcome], console: Console) -> None:
         table.add_column(heading, justify="right" if heading == "seconds" else "left")
     for one in outcomes:
         first = (one.note.splitlines() or [""])[0][:160]
-        table.add_row(one.step, f"[{colors[one.status]}]{one.status}[/]", f"{one.seconds:.1f}", escape(first))
+        table.add_row(one.step, Text(one.status, colors[one.status]), f"{one.seconds:.1f}", first)
     console.print(table)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from bench import environment, registry
@@ -30,6 +29,7 @@ from bench.runs.log import read_log
 from bench.runs.requirements import training_requirements
 from bench.runs.run import Run
 from bench.runtime import processes
+from bench.runtime.console import TextConsole
 from bench.sampling.noise import generator
 from bench.settings import ModelConfig, RunConfig
 from bench.training.trainer import Record, Trainer
@@ -196,7 +196,7 @@ def _whole_run(device: torch.device, cache: Path) -> Found:
 
 def _run(config: RunConfig, folder: Path) -> list[Record]:
     with ExitStack() as held:
-        Run(config, folder, Console(quiet=True)).go(False, held)
+        Run(config, folder, TextConsole(quiet=True)).go(False, held)
     require((folder / "rows.parquet").is_file(), "the run has no rows")
     return read_log(folder).to_dict("records")
 
@@ -218,7 +218,11 @@ def two_processes(cache: Path) -> Found:
         sets.append(f"--set=method.fraction={config.method.model_dump()['fraction']}")
         command = [sys.executable, "-m", "bench", "run", "--method", "nabla_gfn", "--suite", SUITE, *sets]
         done = subprocess.run(
-            [*command, "--out", str(two), "--num-processes", "2"], capture_output=True, text=True, timeout=600
+            [*command, "--out", str(two), "--num-processes", "2"],
+            capture_output=True,
+            encoding="utf8",
+            errors="replace",
+            timeout=600,
         )
         require(done.returncode == 0, f"status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
         theirs = read_log(two).to_dict("records")
@@ -241,7 +245,7 @@ class _FullSize:
         """The core; its weights stay until the stack is closed."""
         if self.device.type != "cuda":
             raise Skipped("minutes a step without a GPU; bench profile --random-weights measures it all the same")
-        self.stack.enter_context(stand_ins(training_requirements(self.config), "full", Console(quiet=True)))
+        self.stack.enter_context(stand_ins(training_requirements(self.config), "full", TextConsole(quiet=True)))
         return build_core(self.config, self.device)
 
     def sampler(self) -> Found:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich.markup import escape
+from rich.text import Text
 
 from bench import config, registry
 from bench import prompts as prompt_sets
@@ -16,27 +16,27 @@ from bench.models.cards import CARDS
 def names(kind: str) -> list[str]:
     """What can be named of a kind: "methods", "rewards", "metrics", "models", "prompts" or "suites"."""
     if kind == "suites":
-        return sorted(path.stem for path in config.SUITES.glob("*.yaml"))
+        return config.suite_names()
     if kind == "prompts":
         return [*prompt_sets.NAMED, *prompt_sets.HUB]
     return catalogue.names() if kind == "models" else list(registry.plugins(kind))
 
 
-def describe(kind: str) -> Iterator[tuple[str, str, str]]:
-    """Name, a line of description and what it asks for (a GPU, a download), in rich markup."""
+def describe(kind: str) -> Iterator[tuple[str, Text, Text]]:
+    """Name, a line of description and what it asks for (a GPU, a download)."""
     for name in names(kind):
         try:
             text, needs = _text(kind, name), _needs(kind, name)
             missing = sum(need.size for need in needs if need.missing())
-            state = f"{size_text(missing)} to download" if missing else "[green]downloaded[/green]"
+            state = Text(f"{size_text(missing)} to download") if missing else Text("downloaded", "green")
             if kind == "suites":  # whose rewards and metrics need more than the model
-                state = "downloads"
-            gpu = ["a GPU"] * any(
+                state = Text("downloads")
+            gpu = [Text("a GPU")] * any(
                 need == card.repository() for need in needs for card in CARDS.values() if isinstance(card, HubCard)
             )
-            yield name, escape(text), ", ".join([*gpu, *[state] * bool(needs)])
+            yield name, Text(text), Text(", ").join([*gpu, *[state] * bool(needs)])
         except BenchError as error:
-            yield name, f"[red]broken:[/red] {escape(str(error))}", ""
+            yield name, Text.assemble(("broken:", "red"), f" {error}"), Text()
 
 
 def _text(kind: str, name: str) -> str:

@@ -1,10 +1,15 @@
-"""A method's NFE as rows through the denoiser, beside which `bench profile --all` puts what it measured."""
+"""A method's NFE as rows through the denoiser: `bench profile --all` and `bench verify` compare counts with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.core import Core
 from bench.method import Method
+from bench.model import Conditioning
+from bench.prompts import load_prompts
+from bench.runs.build import build_method
 from bench.sampling.trajectory import Batch
+from bench.settings import RunConfig
+from bench.training.rounds import sample_names
 
 
 @dataclass(frozen=True)
@@ -26,3 +31,27 @@ def required_rows(core: Core, method: Method, batch: Batch) -> Rows | None:
     if not (nfe := method.nfe(core, batch)):
         return None
     return Rows(rows * nfe.rollout, rows * nfe.forward + nfe.unguided, rows * nfe.backward)
+
+
+def least_counts(core: Core, config: RunConfig) -> dict[str, int]:
+    """Count of `bench.runtime.meter.Meter` → what a run has at the least, from its configuration alone.
+
+    Of the denoiser's rows by `Method.nfe`, where the method has it, with the choices that it makes in every update.
+    """
+    train, method = config.train, build_method(config)
+    core = replace(core, model=core.model.with_guidance(min(config.sampler.guidance, config.loss_guidance())))
+    prompts = load_prompts(config.prompts.name, config.prompts.limit).train
+    parts, rounds = train.updates_per_round, -(-train.updates // train.updates_per_round)
+    counts = (
+        {"reward_calls": rounds * train.prompts_per_round * train.samples_per_prompt} if method.needs.rewards else {}
+    )
+    forwards = backwards = 0
+    for update in range(train.updates if method.needs.training else 0):
+        number, part = divmod(update, parts)
+        names = sample_names(number, prompts, train, config.seed)[part::parts]
+        rows = required_rows(core, method, Batch([prompt for prompt, _ in names], names, Conditioning({})))
+        if rows is None:
+            return counts
+        forwards += rows.rollout + rows.forward
+        backwards += rows.backward
+    return counts | {"network_forwards": forwards, "network_backwards": backwards}

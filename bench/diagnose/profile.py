@@ -172,7 +172,7 @@ def _show_updates(updates: list[Row], config: RunConfig, console: Console) -> No
     table.add_row("all", f"{total:.3f}", "")
     console.print(table)
     counts = ", ".join(f"{mean[name]:,.0f} {name.replace('_', ' ')}" for name in COUNTS)
-    console.print(f"an update: {counts}; peak memory {mean['peak_memory'] / 2**30:.2f} GiB", highlight=False)
+    console.print(f"an update: {counts}; peak memory {mean['peak_memory'] / 2**30:.2f} GiB")
 
 
 # Every method --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -130,7 +131,8 @@ class Evaluator:
         self.core, self.config, self.cache, self.method = core, config, cache, method
         self.seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
         self.names, self.splits = sample_names(prompts, config.evaluation)
-        trained = {config.reward.name: core.reward_model} | getattr(core.reward_model, "parts", {})  # terms of a sum
+        # the terms of a sum before it, so that of one that is not finite it is the term that is named
+        trained = getattr(core.reward_model, "parts", {}) | {config.reward.name: core.reward_model}
         others = [name for name in config.evaluation.rewards if name not in trained]
         loaded = {name: load_reward(name, device=core.model.device) for name in others}
         self.rewards: dict[str, Reward] = trained | loaded
@@ -319,13 +321,25 @@ def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
     try:
         with memory.phase():
             metric = registry.load("metrics", name)
-            return metric(metric.Config())(evaluation)
+            return [_without_nonfinite(one) for one in metric(metric.Config())(evaluation)]
     except OutOfMemoryError:
         raise  # the run advises what to lower, and can resume
     except Exception as error:
         reason = f"failed: {type(error).__name__}: {error}"
         log.warning("metric %s %s; the others go on", name, reason)
         return [Measurement(name, None, direction="none", note=reason)]
+
+
+def _without_nonfinite(measured: Measurement) -> Measurement:
+    """The measurement with nothing in the place of NaN and infinities; of a value, its note and a warning say which."""
+    names = ("value", "prior", "difference", "standard_error", "degrees")
+    numbers = {name: number for name in names if (number := getattr(measured, name)) is not None}
+    bad = {name: number for name, number in numbers.items() if not math.isfinite(number)}
+    if told := ", ".join(f"{name} is {bad[name]}" for name in names[:3] if name in bad):
+        log.warning("metric %s: its %s, and is left out", measured.name, told)
+        measured = replace(measured, note=f"not finite: {told}" + f"; {measured.note}" * bool(measured.note))
+    nothing: dict[str, Any] = dict.fromkeys(bad)
+    return replace(measured, **nothing)
 
 
 def _cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

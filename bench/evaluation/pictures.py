@@ -79,12 +79,9 @@ def _components(
         images = core.model.decode(drawn.view(-1, *core.model.latent_shape).to(core.model.device)).cpu()
         sets = {"prior": evaluation.prior, "finetuned": evaluation.finetuned}
         shown = {name: (samples.images[rows], samples.latents[rows]) for name, samples in sets.items()}
-        shown = {"prior": shown["prior"], "target": ((images * 255).round().byte(), drawn), **shown}
+        shown["target"] = (images * 255).round().byte(), drawn
         panels[heading] = {
-            name: (
-                pictures.permute(0, 2, 3, 1).numpy(),
-                target.posterior(latents.flatten(1)).log_weights.argmax(1).numpy(),
-            )
+            name: (pictures.permute(0, 2, 3, 1).numpy(), target.nearest(latents).numpy())
             for name, (pictures, latents) in shown.items()
         }
     names = next(iter(targets.values())).mixture.names

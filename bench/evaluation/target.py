@@ -113,7 +113,9 @@ def compare(
         return []
     fewest = min(targets.values(), key=lambda target: target.effective)
     if fewest.effective < ENOUGH:
-        note = f"refused: {fewest.effective:.0f} effective draws of a prompt's target, below {ENOUGH}: lower reward.beta"
+        note = (
+            f"refused: {fewest.effective:.0f} effective draws of a prompt's target, below {ENOUGH}: lower reward.beta"
+        )
         return [Measurement(name, None, note=note, **rest)]
     groups = evaluation.finetuned.rows()
 

@@ -162,7 +162,7 @@ class _Residual(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-        dtype = self.layers[0].weight.dtype
+        dtype = next(self.layers.parameters()).dtype
         return self.layers(torch.cat([z.to(dtype), time_features(t, dtype)], 1))
 
 

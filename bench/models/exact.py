@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.model import Conditioning, DiffusionModel
+from bench.runtime.finite import require_finite_weights
 from bench.settings import ModelConfig
 
 FILE = "analytic.safetensors"
@@ -61,10 +62,11 @@ class ExactModel(DiffusionModel):
         save_file({name: parameter.detach().cpu() for name, parameter in self.adapters().items()}, folder / FILE)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. Raises FileNotFoundError or ValueError."""
+        """Read what `save` wrote. Raises FileNotFoundError, ValueError, or BenchError if it is not finite."""
         state, adapters = load_file(folder / FILE), self.adapters()
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in adapters.items()}:
             raise ValueError(f"{folder / FILE} does not fit this model (another number of dimensions?)")
+        require_finite_weights(state.items(), folder / FILE)
         for name, parameter in adapters.items():
             parameter.data.copy_(state[name])
 

@@ -68,6 +68,7 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
         "special": tokenizer.special_tokens_map,
         "length": tokenizer.model_max_length,
         "sides": [tokenizer.padding_side, tokenizer.truncation_side],
+        "split": tokenizer.split_special_tokens,
         "inputs": tokenizer.model_input_names,
         "template": tokenizer.chat_template,
     }

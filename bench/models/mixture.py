@@ -9,7 +9,6 @@ which component a latent belongs to, where in it, and how likely the prior finds
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +20,10 @@ from bench.errors import BenchError, did_you_mean
 from bench.model import Conditioning, ModelSpec
 from bench.models import emoji
 from bench.models.emoji_mixture import COMPONENTS, FILE
-from bench.models.fingerprint import identity
 from bench.models.exact import TIMES, ExactModel, time_features
+from bench.models.fingerprint import identity
 from bench.runtime.digests import digest
 from bench.sampling.noise import seeded
-from bench.settings import ModelConfig
 
 LATENT = (4, 8, 8)
 
@@ -251,6 +249,7 @@ class EmojiMixture(ExactModel):
 
     is_flow = False
     decoder_batch = 8  # as for `emoji`
+    mixture: Mixture
 
     def __init__(
         self,
@@ -278,8 +277,8 @@ class EmojiMixture(ExactModel):
         self.concepts = {concept["name"]: place for place, concept in enumerate(emoji.concepts())}
         with seeded(seed, "adapter"):
             self.finetuned = self._shifts()
-        levels = None if alphas is None else alphas.to(dtype)
-        self.network = _Denoiser(self.mixture, levels, self.finetuned).to(self.device)
+        self._alphas = None if alphas is None else alphas.to(self.device, dtype)
+        self.network = _Denoiser(self.mixture, self._alphas, self.finetuned).to(self.device)
         self.vae = AutoencoderKL.from_pretrained(emoji.WEIGHTS / "vae", torch_dtype=torch.float32).to(self.device)
         self.vae.requires_grad_(False).eval()
         self._replaced: dict[str, Tensor] = {}
@@ -303,8 +302,7 @@ class EmojiMixture(ExactModel):
 
     def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:
         """The gradient of a log-density that shifts of the finetuned part's kind add. Sizes are ignored."""
-        alphas = self.network.alphas
-        return _LogDensityGradient(self.mixture, alphas, self._shifts().to(self.device))
+        return _LogDensityGradient(self.mixture, self._alphas, self._shifts().to(self.device))
 
     def fingerprint(self) -> str:
         """A hash of mixture, decoder, schedule and precision."""

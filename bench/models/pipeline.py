@@ -26,6 +26,7 @@ from bench.models.lora import LoraAdapter
 from bench.models.precision import network_dtype
 from bench.models.spec import PipelineSpec
 from bench.runtime.digests import digest
+from bench.runtime.finite import require_finite_weights
 from bench.sampling.kernel import Kernel
 from bench.settings import ModelConfig
 
@@ -120,9 +121,10 @@ class PipelineModel(Family):
             **absent | dict(self.unused) | self._components,
         )
         pipe.set_progress_bar_config(disable=True)
-        for part in pipe.components.values():
+        for name, part in pipe.components.items():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
+                require_finite_weights(part.state_dict(prefix=f"{name}.").items(), self.folder)
         return pipe
 
     def with_guidance(self, guidance: float) -> "PipelineModel":
@@ -270,12 +272,14 @@ class PipelineModel(Family):
             self.network.save_pretrained(folder / self.denoiser)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. Raises FileNotFoundError or ValueError."""
+        """Read what `save` wrote. Raises FileNotFoundError, ValueError, or BenchError if it is not finite."""
         if not self._lora:
             whole = type(self.network).from_pretrained(folder / self.denoiser, local_files_only=True)
+            require_finite_weights(whole.state_dict().items(), folder / self.denoiser)
             self.network.load_state_dict(whole.state_dict())
             return
         state = load_file(folder / LORA_FILE)
+        require_finite_weights(state.items(), folder / LORA_FILE)
         try:
             self._lora.load_state({n.removeprefix(f"{self.denoiser}."): tensor for n, tensor in state.items()})
         except ValueError as error:

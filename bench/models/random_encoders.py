@@ -54,7 +54,7 @@ def clip(architecture: Literal["clip-l", "clip-h"]) -> Callable[[Path, Size], No
         alive(CLIPModel(config)).save_pretrained(folder)
         clip_tokenizer(folder)
         settings = {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD, "size": {"shortest_edge": vision["image_size"]}}
-        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf8")
 
     return write_clip
 
@@ -96,7 +96,7 @@ def image_reward(folder: Path, size: Size) -> None:
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
             "max_position_embeddings", "layer_norm_eps", "hidden_act", "hidden_dropout_prob")  # fmt: skip
     med = {key: getattr(text_config, key) for key in keys}
-    (folder / "med_config.json").write_text(json.dumps(med | {"encoder_width": vision["hidden_size"]}))
+    (folder / "med_config.json").write_text(json.dumps(med | {"encoder_width": vision["hidden_size"]}), encoding="utf8")
 
 
 def aesthetic(folder: Path, size: Size) -> None:
@@ -116,7 +116,7 @@ def bert_vocabulary(folder: Path, size: Size) -> None:
         *(f"##{chr(i)}" for i in range(33, 127)),
     ]
     words += [f"[unused{i}]" for i in range(30522 - len(words))]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf8")
 
 
 WRITERS: dict[str, Callable[[Path, Size], None]] = {
@@ -137,11 +137,11 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     words = SimpleTokenizer()
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {special.get(word, word): i for word, i in words.encoder.items()}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf8")
     merges = [" ".join(pair) for pair, _ in sorted(words.bpe_ranks.items(), key=lambda item: item[1])]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf8")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}), encoding="utf8")
     return tokenizer
 
 

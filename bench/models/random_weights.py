@@ -45,7 +45,7 @@ def write(needs: Iterable[Requirement], cache: Path, size: Size = "full") -> Non
             with seeded(0, need.name), torch.no_grad():
                 WRITERS[need.name](folder, size)
         (root / "refs").mkdir(exist_ok=True)
-        (root / "refs" / "main").write_text(RANDOM[size])
+        (root / "refs" / "main").write_text(RANDOM[size], encoding="utf8")
 
 
 def write_pipeline(card: HubCard, folder: Path, size: Size) -> None:
@@ -81,7 +81,7 @@ def _shard(folder: Path, index: str, shards: Sequence[str]) -> None:
         places |= dict.fromkeys(part, Path(shard).name)
     whole.unlink()
     size = sum(tensor.nbytes for tensor in state.values())
-    (folder / index).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}))
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}), encoding="utf8")
 
 
 def _t5_tokenizer(folder: Path) -> T5Tokenizer:

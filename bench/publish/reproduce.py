@@ -8,25 +8,33 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bench import config as configs
-from bench import environment, registry
+from bench import registry
+from bench.diagnose.nfe import least_counts
 from bench.errors import BenchError, did_you_mean
-from bench.renames import current, renamed
-from bench.reporting.agreement import agreement, sentence
-from bench.reporting.rows import FINGERPRINT, read_rows
+from bench.renames import current
+from bench.reporting.agreement import AGREE, COUNTED, NAMED, TOLD, agreement, measurements, sentence
+from bench.reporting.amplified import AMPLIFIED, amplified, began_alike
+from bench.reporting.identity import RUN, canonical
+from bench.reporting.rows import FINGERPRINT, SCHEMA, read_rows
+from bench.reporting.selection import collect, differing
 from bench.runs.evaluate import evaluate_stored
 from bench.runs.preflight import preflight
 from bench.runs.rows import comparable_settings
 from bench.runs.run import Run
 from bench.settings import EXECUTION, RunConfig
 
-COLORS = {"equal": "green", "rounding": "green", "noise": "yellow"}
+COLORS = {"equal": "green", "rounding": "green", "noise": "yellow", AMPLIFIED: "yellow"}
 
 
 def find_run(path: Path, run: str | None, method: str | None, seed: int | None, settings: list[str]) -> pd.DataFrame:
     """The rows of the one run below `path` that is meant. Raises BenchError if none or several are."""
-    frame = _read(path)
+    try:
+        frame, _ = collect([path])
+    except (OSError, ValueError) as error:
+        raise BenchError(str(error)) from None
     frame = frame[frame["status"] != "failed"]
     for name, value in (("method", method), ("seed", seed)):
         if value is not None and value not in set(frame[name]):
@@ -36,10 +44,10 @@ def find_run(path: Path, run: str | None, method: str | None, seed: int | None, 
         frame = frame if value is None else frame[frame[name] == value]
     frame = frame if run is None else frame[frame["run"].str.startswith(run)]
     for key, value in map(configs.parse_assignment, settings):
-        chosen = {text: renamed(json.loads(text)).get(key) for text in frame["settings"].unique()}
+        chosen = {text: json.loads(text).get(key) for text in frame["settings"].unique()}
         frame = frame[frame["settings"].map(chosen).map(lambda setting, value=value: setting == value)]
-    runs = list(frame["run"].unique())
-    if len(runs) != 1:
+    if len(frame[RUN].drop_duplicates()) != 1:
+        runs = list(frame["run"].unique())
         shown = ", ".join(runs[:6]) + (", …" if len(runs) > 6 else "")
         which = f"{len(runs)} runs ({shown})" if runs else "no run"
         raise BenchError(f"{which} in {path}: choose one with --run, or --method, --seed and --setting.")
@@ -91,44 +99,90 @@ def run_again(rows: pd.DataFrame, assignments: list[str], out: Path | None, cons
     return _read(job.folder)
 
 
-def last_rows(folder: Path) -> pd.DataFrame:
-    """The rows of a run's last evaluation. Raises BenchError if it has none."""
+def compare_again(path: Path, rows: pd.DataFrame, assignments: list[str], out: Path | None, console: Console) -> bool:
+    """Do the run of these rows again (see `run_again`) and print how far it agrees; whether all of it does.
+
+    path: where the rows are from; those of the other seeds there tell how far apart two runs may be.
+    """
+    again = run_again(rows, assignments, out, console)
+    frame, first = collect([path])[0], rows.iloc[0]
+    seeds = frame[(frame["status"] != "failed") & (frame[RUN] == first[RUN])[["method", "settings"]].all(axis=1)]
+    compared = amplified(agreement(rows, again, COUNTED), seeds)
+    agrees = _show(rows, again, compared, console)
+    if AMPLIFIED in set(compared["verdict"]):
+        console.print(
+            "Amplified: the first evaluation agrees, and what differs later does so by no more than the seeds do, as "
+            "training amplifies rounding. That the values are those of the adapter, bench verify says.",
+            soft_wrap=True,
+        )
+    elif "differs" in set(compared["verdict"]) and not began_alike(compared):
+        console.print("The first evaluation differs already: rounding is not the reason.", soft_wrap=True)
+    return agrees
+
+
+def verify(folder: Path, assignments: list[str], console: Console) -> bool:
+    """Evaluate the adapter in the folder of a run, or of a packed one, and print how far its rows agree.
+
+    Whether all of them do. Raises BenchError if the folder holds no finished run.
+    """
+    if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
+        raise BenchError(f"--set {foreign[0]} would measure something else: only {', '.join(EXECUTION)} may change.")
     rows = _read(folder / "rows.parquet")
     if "failed" in set(rows["status"]):
         raise BenchError(f"the run in {folder} failed: it left no adapter.")
-    return rows
+    stored = evaluate_stored(folder, assignments, console)
+    again = pd.DataFrame(stored.rows).assign(schema=SCHEMA)
+    named = NAMED if set(rows["settings"]) == set(again["settings"]) else []  # else of another version, with its names
+    counted = COUNTED if stored.counted else []
+    agrees = _show(rows, again, agreement(rows, again, [*named, *counted], same_noise=True), console)
+    least = {} if stored.counted else least_counts(stored.core, configs.read(folder / "config.yaml"))
+    fewer = [f"{name} is {n:,}, at least {least[name]:,}" for name in least if (n := rows[name].min()) < least[name]]
+    if fewer:
+        console.print(f"Fewer than such a run needs: {'; '.join(fewer)}.", soft_wrap=True)
+    unknown = [name for name in (*NAMED, *COUNTED, *TOLD) if name not in (*named, *counted)]
+    unknown = [f"{name} (only that it is at least {least[name]:,})" if name in least else name for name in unknown]
+    unknown += [f"all of {path.name}" for path in sorted(folder.glob("rows-at-*.parquet"))]
+    console.print(f"Not verified, as nothing is trained: {', '.join(unknown)}.", highlight=False, soft_wrap=True)
+    return agrees and not fewer
 
 
-def verify_adapter(folder: Path, assignments: list[str], console: Console) -> pd.DataFrame:
-    """Evaluate the adapter in the folder of a run again; the new values as rows."""
-    if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
-        raise BenchError(f"--set {foreign[0]} would measure something else: only {', '.join(EXECUTION)} may change.")
-    return pd.DataFrame(evaluate_stored(folder, assignments, console)[-1])
-
-
-def show(published: pd.DataFrame, again: pd.DataFrame, console: Console) -> bool:
+def _show(published: pd.DataFrame, again: pd.DataFrame, compared: pd.DataFrame, console: Console) -> bool:
     """Print how far each value agrees, and what else was different; whether all agree."""
-    compared = agreement(published, again)
     table = Table(box=None, pad_edge=False, title=published["run"].iloc[0], title_justify="left")
     for name in ("updates", "metric", "published", "again", "difference", "s.e.", "agrees"):
         table.add_column(name, justify="left" if name in ("metric", "agrees") else "right")
-    for row in compared.itertuples():
+    others = compared[(compared["column"] != "value") & (compared["verdict"] == "differs")]
+    lines = pd.concat([measurements(compared), others]).sort_values(["budget", "metric"], kind="stable")
+    for row in lines.itertuples():
         color = COLORS.get(row.verdict, "red")
-        numbers = [_number(value) for value in (row.published, row.again, row.difference, row.errors)]
-        table.add_row(str(row.budget), row.metric, *numbers, f"[{color}]{row.verdict}[/]")
+        name = row.metric if row.column == "value" else f"{row.metric}: {row.column}"
+        cells = _cells(row.column, row.published, row.again)
+        table.add_row(str(row.budget), name, *cells, _cell(row.difference), _cell(row.errors), Text(row.verdict, color))
     console.print(table)
-    console.print(sentence(compared), highlight=False)
-    first, here = published.iloc[0], environment.describe()
-    then = {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
-    now = {"revision": here["revision"], "hardware": here["hardware"], **here["packages"]}
-    settings = (renamed(json.loads(frame["settings"].iloc[0])) for frame in (published, again))
-    before, after = (of.get(FINGERPRINT, "") for of in settings)
-    then, now = then | {"weights": before[:8]}, now | {"weights": after[:8]}
-    different = [f"{name} {then[name]} → {now[name]}" for name in then if then[name] and then[name] != now.get(name)]
+    console.print(sentence(compared))
+    then, now = (_told(frame) for frame in (published, again))
+    names = [name for name in then if then[name] and then[name] != now.get(name)]
+    different = [f"{name} {then[name]} → {now.get(name, '–')}" for name in names]
     if different:
-        console.print(f"Published with other: {', '.join(different)}.", highlight=False, soft_wrap=True)
-    return set(compared["verdict"]) <= set(COLORS)
+        console.print(f"Published with other: {', '.join(different)}.")
+    return set(compared["verdict"]) <= set(AGREE)
 
 
-def _number(value: Any) -> str:
-    return "–" if pd.isna(value) else f"{value:.4g}"
+def _told(rows: pd.DataFrame) -> dict[str, Any]:
+    """Where a run was made: what is said where it is different, but need not be the same."""
+    first = rows.iloc[0]
+    return {"revision": first["revision"], "hardware": first["hardware"], **json.loads(first["packages"])}
+
+
+def _cells(column: str, published: Any, again: Any) -> tuple[str, str]:
+    """Two entries of a column as text; of two settings what is different."""
+    if column == "settings" and not pd.isna(published) and not pd.isna(again):
+        one, two = (dict(json.loads(canonical(text))) for text in (published, again))
+        return differing(one, [two]), differing(two, [one])
+    return _cell(published), _cell(again)
+
+
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return "–"
+    return value if isinstance(value, str) else f"{value:.4g}"

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bench.models.emoji import STYLES, WEIGHTS
+from bench.models.emoji import WEIGHTS
 from bench.models.emoji_mixture import BACKGROUNDS, FILE
 from bench.recipe.art import ART_SIZE, SIZE, load
 

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
+from bench.errors import BenchError
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.leaderboard import heading, meaning, ranked
-from bench.reporting.plots import FINETUNED, PRIOR
+from bench.reporting.plots import FINETUNED, PRIOR, legend, save, shortened, wrapped
 from bench.reporting.selection import floors, is_robust, priors, summary
-from bench.reporting.statistics import over_seeds, profile
+from bench.reporting.statistics import intervals, profile
 from bench.reporting.table import number
 
 FAMILIES = {  # what a method learns from; one of another package is among the others
@@ -43,14 +44,16 @@ def _figure(path: Path, size: tuple[float, float], title: str, note: str = "") -
     """A figure that is written to `path` and beside it as SVG, with the same bytes every time."""
     style = {"svg.hashsalt": "nabla-bench", "svg.fonttype": "none"}
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.8), matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        title = wrapped(title, 12 * size[0])
+        more = 0.2 * max(0, title.count("\n") - 1)  # inches that a long title takes
+        figure = Figure(figsize=(size[0], size[1] + more), layout="constrained")
         yield figure
-        figure.suptitle(textwrap.fill(title, round(12 * size[0])), fontsize=11, parse_math=False)
+        figure.suptitle(title, fontsize=11, parse_math=False)
         if note:
             figure.supxlabel(textwrap.fill(note, round(17 * size[0])), fontsize=8, parse_math=False)
-        figure.savefig(path, dpi=130)
+        save(figure, path, dpi=130)
         figure.set_layout_engine("none")  # found once
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        save(figure, path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def family(name: str) -> str:
@@ -73,7 +76,10 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     order = ranked(rows, table, metrics)
     place = {name: i for i, name in enumerate(reversed(order))}
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
-    size = 0.6 + 0.07 * max(map(len, order)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order)
+    names = [shortened(name) for name in place]
+    above = {name: wrapped(title.replace("/", "/ "), 26).replace("/ ", "/") for name, title in titles.items()}
+    lines = max(above[name].count("\n") for name in metrics)
+    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order) + 0.2 * max(0, lines - 1)
     note = f"-- prior, ·· sampling floor; dots: runs; bars, as square brackets in the table. {meaning(rows, metrics)}"
     note = note.partition(" Round brackets")[0]
     with _figure(path, size, title, note) as figure:
@@ -94,9 +100,9 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
                 side, x = ("left", 0.03) if value < ax.get_xlim()[0] else ("right", 0.97)
                 text = f"◂ {number(value)}" if side == "left" else f"{number(value)} ▸"
                 ax.text(x, place[name], text, transform=ax.get_yaxis_transform(), ha=side, va="bottom", fontsize=8)
-            ax.set_title(textwrap.fill(titles[metric].replace("/", "/ "), 26).replace("/ ", "/"), fontsize=10)
+            ax.set_title(above[metric], fontsize=10, parse_math=False)
             ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
-            ax.set_yticks(range(len(place)), list(place))
+            ax.set_yticks(range(len(names)), names, parse_math=False)
             ax.set_ylim(-0.7, len(place) - 0.3)
 
 
@@ -110,7 +116,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     before, least = priors(rows), floors(rows)
     title = f"{title}: {metric}"
     if metric == GAIN:
-        rows, before = rows.assign(value=rows["difference"]), before.assign(value=0.0)
+        rows, before = rows.assign(value=rows["difference"], support="real"), before.assign(value=0.0)
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
@@ -120,20 +126,22 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
         grid = figure.subplots(len(families), len(COSTS), squeeze=False, sharex="col", sharey=True)
         for axes, (kind, names) in zip(grid, families.items(), strict=True):
             for ax, column in zip(axes, COSTS, strict=True):
+                handles = []
                 for name, line in lines.items():
                     if name not in names:
                         ax.plot(line[column], line["value"], color=FAINT, linewidth=0.8, zorder=1)
                 for i, name in enumerate(names):
                     line, color = lines[name], palette[i % len(palette)]
                     look = {"color": color, "marker": "osD^vPX*<>"[i % 10], "markersize": 4, "linewidth": 1.4}
-                    ax.plot(line[column], line["value"], label=name, **look)
+                    handles += ax.plot(line[column], line["value"], label=name, **look)
                     ax.fill_between(line[column], line["low"], line["high"], color=color, alpha=0.18, linewidth=0)
                 _references(ax, metric, before, least, "y")
                 ax.set(xscale="log")
                 ax.minorticks_off()
             _scale(axes[0], rows, metric, "y")
             axes[0].set_ylabel(kind)
-            axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
+            beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8}
+            legend(axes[-1], handles, names, **beside)
         for ax, (label, unit) in zip(grid[-1], COSTS.values(), strict=True):
             ax.set_xlabel(f"{label} [{unit}]" if unit else label)
             low, high = np.log10(ax.get_xlim())
@@ -170,14 +178,14 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
         for axes, (kind, names) in zip(grid, groups.items(), strict=True):
             for ax, metric in zip(axes, panels, strict=True):
                 ends = _trades(ax, rows, reward, metric, {name: looks[name] for name in names})
-                ax.set_ylabel(f"{kind}\n{titles[metric]}" if apart and ax is axes[0] else titles[metric])
+                price = shortened(titles[metric])
+                ax.set_ylabel(f"{kind}\n{price}" if apart and ax is axes[0] else price, parse_math=False)
                 if not apart:
                     _label_ends(ax, ends, size[1] - 1.2)
             if apart:
-                handles = [matplotlib.lines.Line2D([], [], **looks[name], markersize=4, label=name) for name in names]
-                axes[-1].legend(
-                    handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8
-                )
+                handles = [matplotlib.lines.Line2D([], [], **looks[name], markersize=4) for name in names]
+                beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8}
+                legend(axes[-1], handles, names, **beside)
         for ax in grid[-1]:
             ax.set_xlabel(titles[GAIN])
         if not apart:
@@ -230,12 +238,14 @@ def plot_steps(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str 
         for ax, (kind, names) in zip(grid, families.items(), strict=True):
             for name in [name for name in lines if name not in names]:
                 ax.plot(steps, lines[name], color=FAINT, linewidth=0.8, zorder=1)
+            handles = []
             for i, name in enumerate(names):
                 look = {"color": palette[i % 10], "marker": "osD^vPX*<>"[i % 10], "markersize": 3.5, "linewidth": 1.4}
-                ax.plot(steps, lines[name], label=name, **look)
-            ax.set(title=kind, xlabel="sampling step", yscale="log")
+                handles += ax.plot(steps, lines[name], label=name, **look)
+            log = any((lines[name] > 0).any() for name in lines)  # nothing was learned in a run of zeros
+            ax.set(title=kind, xlabel="sampling step", yscale="log" if log else "linear")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            ax.legend(fontsize=7, loc="best")
+            legend(ax, handles, names, fontsize=7, loc="best")
         grid[0].set_ylabel("path_kl of the step [nats]")
 
 
@@ -252,13 +262,16 @@ def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: st
     splits = {split: columns for split, columns in splits.items() if columns}
     widths = [len(columns) for columns in splits.values()]
     reach = float(np.nanpercentile(gains.abs().to_numpy(), 98)) or 1.0
-    size = 0.36 * sum(widths) + 0.07 * max(map(len, gains.index)) + 2.2, 0.26 * len(gains) + 3.0
+    labels = [shortened(name) for name in gains.index]
+    size = 0.36 * sum(widths) + 0.07 * max(map(len, labels)) + 2.2, 0.26 * len(gains) + 3.0
     with _figure(path, size, title, "paired difference to the prior, means over seeds as in the table") as figure:
         grid = figure.subplots(1, len(splits), sharey=True, squeeze=False, width_ratios=widths)[0]
         for ax, (split, columns) in zip(grid, splits.items(), strict=True):
             look = {"cmap": "vlag", "vmin": -reach, "vmax": reach, "cbar": ax is grid[-1], "linewidths": 0.5}
-            sns.heatmap(gains[columns], ax=ax, cbar_kws={"label": "reward gain", "extend": "both"}, **look)
-            prompts = [textwrap.shorten(name.split("/", 2)[2], 32, placeholder=" …") for name in columns]
+            look |= {"xticklabels": False, "yticklabels": False, "cbar_kws": {"label": "reward gain", "extend": "both"}}
+            sns.heatmap(gains[columns], ax=ax, **look)
+            ax.set_yticks(np.arange(len(labels)) + 0.5, labels, parse_math=False)
+            prompts = [shortened(name.split("/", 2)[2], 32) for name in columns]
             ax.set_xticks(np.arange(len(columns)) + 0.5, prompts, rotation=60, ha="right", fontsize=8, parse_math=False)
             ax.set(xlabel="", ylabel="", title=f"{'held-out' if split == 'heldout' else 'training'} prompts")
             ax.tick_params(axis="y", rotation=0)
@@ -279,11 +292,12 @@ def plot_profiles(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path, ti
         for ax, (kind, names) in zip(grid, families.items(), strict=True):
             for name in [name for name in lines if name not in names]:
                 ax.step(levels, lines[name], color=FAINT, linewidth=0.8, zorder=1)
+            handles = []
             for i, name in enumerate(names):
-                n = sum(map(len, scores[name].values()))
-                ax.step(levels, lines[name], color=palette[i % 10], linewidth=1.5, label=f"{name} (n = {n})")
+                handles += ax.step(levels, lines[name], color=palette[i % 10], linewidth=1.5)
             ax.set(title=kind, ylim=(-0.03, 1.03))
-            ax.legend(fontsize=7, loc="upper right")
+            counts = [f"{shortened(name)} (n = {sum(map(len, scores[name].values()))})" for name in names]
+            legend(ax, handles, counts, fontsize=7, loc="upper right")
         grid[0].set_ylabel("share of runs")
 
 
@@ -299,10 +313,17 @@ def plot_sheet(shots: Mapping[str, Sequence[tuple[str, Path]]], path: Path, titl
         for axes, (prompt, column) in zip(grid.T, columns.items(), strict=True):
             axes[0].set_title(textwrap.fill(prompt, 16, max_lines=3, placeholder=" …"), fontsize=8, parse_math=False)
             for ax, (_, file) in zip(axes, column, strict=True):
-                ax.imshow(np.asarray(Image.open(file)), interpolation="nearest")
+                ax.imshow(_picture(file), interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
         for ax, name in zip(grid[:, 0], names, strict=True):
-            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+            ax.set_ylabel(wrapped(name, 26), rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+
+
+def _picture(file: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(file))
+    except OSError as error:
+        raise BenchError(f"{file} is no whole image ({error}): remove it, and the figures go without it.") from None
 
 
 def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -312,7 +333,8 @@ def lines_of(rows: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
     for name, line in evaluations.groupby("row", sort=False):
         groups = line.groupby("budget")
         table = groups[list(COSTS)].mean()
-        table[["value", "low", "high"]] = over_seeds([group.to_numpy() for _, group in groups["value"]], robust)
+        values = [group.to_numpy() for _, group in groups["value"]]
+        table[["value", "low", "high"]] = intervals(values, line["support"].iloc[0], robust)
         table = table[groups["seed"].nunique() == line["seed"].nunique()]
         yield str(name), table.reset_index()
 
@@ -342,7 +364,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, tuple[float, .
         x, y, name, color = ends[i]
         arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6}
         ax.annotate(
-            name, (x, y), (1.03, place), textcoords="axes fraction", fontsize=7, color=color, va="center",
+            shortened(name), (x, y), (1.03, place), textcoords="axes fraction", fontsize=7, color=color, va="center",
             arrowprops=arrow, parse_math=False,
         )  # fmt: skip
 

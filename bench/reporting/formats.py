@@ -1,5 +1,6 @@
 """A board as Markdown, CSV, LaTeX (booktabs), or in a terminal."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,23 +10,41 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.reporting.leaderboard import Board, Cell
-from bench.reporting.table import number
+from bench.reporting.table import markdown_text, number
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
+TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "\n": " "}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "≈": r"$\approx$", "–": "--", "β": r"$\beta$", "★": r"$\star$"}
+TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 
 
 def interval(value: float, low: float, high: float, sign: bool = False) -> tuple[str, str]:
-    """The value and "[low, high]", to the interval's half's first digit, or second after a 1 or 2; "" without one."""
-    half = (high - low) / 2
-    if pd.isna(half) or half <= 1e-12 * abs(value):
+    """The value and "[low, high]", "" without one.
+
+    Each side to its own half's first digit, or second after a 1 or 2; the value to the shorter one's. A positive low
+    end keeps a digit of its own, so that it is never shown as zero.
+    """
+    below, above = value - low, high - value
+    if pd.isna(below + above) or below + above <= 2e-12 * abs(value):
         return number(value, sign), ""
-    digit, exponent = f"{half:.0e}".split("e")
-    decimals = max(0, (int(digit) < 3) - int(exponent))
-    show = [f"{x + 0.0:{'+' if sign else ''},.{decimals}f}" for x in (value, low, high)]
+    if max(below, above) < 4 * min(below, above):  # not very skewed
+        below = above = (below + above) / 2
+    short = min(filter(None, (below, above)))
+    least = min(below or short, low) if low > 0 else below or short
+    sizes = (value, short), (low, least), (high, above or short)
+    show = [_rounded(x + 0.0, size, sign) for x, size in sizes]
     return show[0], f"[{show[1]}, {show[2]}]"
+
+
+def _rounded(value: float, size: float, sign: bool) -> str:
+    """To the first digit of `size`, or second after a 1 or 2; with an exponent from a thousand million on."""
+    plus = "+" if sign else ""
+    if abs(value) >= 1e9:
+        return f"{value:{plus}.2g}"
+    digit, exponent = f"{size:.0e}".split("e")
+    return f"{value:{plus},.{max(0, (int(digit) < 3) - int(exponent))}f}"
 
 
 def parts(cell: Cell) -> tuple[str, str, str]:
@@ -34,48 +53,55 @@ def parts(cell: Cell) -> tuple[str, str, str]:
         return cell.text or "–", "", ""
     value, ends = interval(cell.value, cell.low, cell.high)
     difference = " ".join(interval(*cell[3:6], sign=True)).strip() if pd.notna(cell.difference) else ""
-    return value, ends, difference
+    return f"{value} ‡" if cell.from_prior else value, ends, difference
 
 
-def _joined(cell: Cell, value: str) -> str:
+def _behind(cell: Cell) -> str:
+    """What stands behind the value, on one line."""
     _, ends, difference = parts(cell)
     rest = [ends, difference and f"({difference})", f"({cell.text})" if cell.text and pd.notna(cell.value) else ""]
-    return " ".join(filter(None, [value, *rest]))
+    return " ".join(filter(None, rest))
 
 
 def markdown(board: Board) -> str:
-    """A table, the best in bold, and its notes."""
+    """A table, the best in bold, and its notes. Names, prompts and settings are escaped: they show as they are."""
 
     def text(cell: Cell) -> str:
         value = parts(cell)[0]
-        return _joined(cell, {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value))
+        marked = {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value)
+        return " ".join(filter(None, [marked, _behind(cell)]))
 
-    lines = [("method", *board.headings, "n"), ["---"] * (len(board.headings) + 2)]
-    lines += [(line.name, *(text(cell) for cell in line.cells), line.n) for line in board.lines]
-    table = "\n".join("| " + " | ".join(part.replace("|", r"\|") for part in line) + " |" for line in lines)
-    return "\n\n".join([table, *board.notes]) + "\n"
+    names = [("method", *map(markdown_text, board.headings), "n"), ["---"] * (len(board.headings) + 2)]
+    lines = [(markdown_text(line.name), *map(text, line.cells), line.runs) for line in board.lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [*names, *lines])
+    return "\n\n".join([table, *map(markdown_text, board.notes)]) + "\n"
 
 
 def latex(board: Board) -> str:
-    """A `table` with booktabs' rules; ties are underlined."""
+    """A `table` with booktabs' rules; ties are underlined.
+
+    What TeX would interpret is escaped. Other letters stay Unicode: a script or an emoji that pdfLaTeX does not know
+    needs LuaLaTeX or XeLaTeX and a font that has it.
+    """
 
     def text(cell: Cell) -> str:
-        value = _tex(parts(cell)[0])
+        value = latex_text(parts(cell)[0])
         marked = {"best": rf"\textbf{{{value}}}", "tie": rf"\underline{{{value}}}"}.get(cell.mark, value)
-        return " ".join(filter(None, [marked, _tex(_joined(cell, ""))]))
+        return " ".join(filter(None, [marked, latex_text(_behind(cell))]))
 
-    def row(*texts: str) -> str:
-        return " & ".join(texts) + r" \\"
+    def row(first: str, *texts: str) -> str:
+        first = f"{{}}{first}" if first.startswith(("[", "*")) else first  # else an option of the line break before it
+        return " & ".join([first, *texts]) + r" \\"
 
-    body = [row(_tex(line.name), *map(text, line.cells), _tex(line.n)) for line in board.lines]
+    body = [row(latex_text(line.name), *map(text, line.cells), latex_text(line.runs)) for line in board.lines]
     first = sum(line.name in ("prior", "sampling floor") for line in board.lines[:2])
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{_tex(' '.join([f'{board.title}.', *board.notes]))}}}",
+            rf"\caption{{{latex_text(' '.join([f'{board.title}.', *board.notes]))}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(board.headings) + 1)}}}",
             r"\toprule",
-            row("method", *map(_tex, board.headings), "n"),
+            row("method", *map(latex_text, board.headings), "n"),
             r"\midrule",
             *body[:first],
             *([r"\midrule"] if first else []),
@@ -88,8 +114,12 @@ def latex(board: Board) -> str:
     )
 
 
-def _tex(text: str) -> str:
-    return "".join(TEX.get(letter, letter) for letter in text)
+def latex_text(text: str) -> str:
+    """LaTeX that shows a text as it is, but for letters of our own that become symbols."""
+    pairs = r"([-',])(?=\1)"  # which would become one sign
+    return re.sub(
+        f"{pairs}|.", lambda found: f"{found[1]}{{}}" if found[1] else TEX.get(found[0], found[0]), text, flags=re.S
+    )
 
 
 def to_csv(boards: Sequence[Board]) -> str:
@@ -101,7 +131,7 @@ def to_csv(boards: Sequence[Board]) -> str:
         for metric, cell in zip(board.columns, line.cells, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["table", "row", "metric", *Cell._fields, "n"])
-    numbers = list(Cell._fields[:6])
+    numbers = list(Cell._fields[:9])
     return table.astype(dict.fromkeys(numbers, float)).to_csv(index=False, lineterminator="\n")
 
 
@@ -109,7 +139,7 @@ def terminal(board: Board, width: int) -> Group:
     """Tables no wider than `width`, one below the other where the columns do not fit; intervals below the values."""
     names = min(max(len(line.name) for line in board.lines), max(16, width // 4)) if board.lines else 6
     columns = [[_stacked(cell) for cell in cells] for cells in zip(*(line.cells for line in board.lines), strict=True)]
-    room = width - names - 2 - max(len(line.n) for line in board.lines) - 2 if board.lines else width
+    room = width - names - 2 - max(len(line.runs) for line in board.lines) - 2 if board.lines else width
     blocks: list[list[int]] = [[]]
     left = room
     for i, (title, cells) in enumerate(zip(board.headings, columns, strict=True)):
@@ -128,7 +158,7 @@ def terminal(board: Board, width: int) -> Group:
         table.add_column("n", justify="right")
         for place, line in enumerate(board.lines):
             style = "dim" if line.name in ("prior", "sampling floor") else ""
-            table.add_row(Text(line.name), *(columns[i][place] for i in block), line.n, style=style)
+            table.add_row(Text(line.name), *(columns[i][place] for i in block), line.runs, style=style)
         tables.append(table)
     return Group(Text(board.title, style="bold"), *tables, *(Text(note, style="dim") for note in board.notes), Text())
 
@@ -156,4 +186,4 @@ def _stacked(cell: Cell) -> Text:
 def show(boards: Sequence[Board], console: Console) -> None:
     """Print boards to a terminal."""
     for board in boards:
-        console.print(terminal(board, console.width), highlight=False)
+        console.print(terminal(board, console.width))

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.registry import BUILT_IN
-from bench.reporting.budgets import COSTS, GAIN, at, with_costs
-from bench.reporting.selection import floors, has_seeds, is_robust, priors, standings, summary
-from bench.reporting.statistics import MANY
+from bench.reporting.budgets import COSTS, GAIN, Missing, at, with_costs
+from bench.reporting.selection import Standing, floors, has_seeds, is_robust, learners, priors, standings, summary
+from bench.reporting.statistics import FEW, MANY
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
@@ -37,16 +37,26 @@ class Cell(NamedTuple):
     difference: float = float("nan")  # only where it says more than the value
     difference_low: float = float("nan")
     difference_high: float = float("nan")
+    gap: float = float("nan")  # to the best of the column (see `selection.Standing`); a tie where its interval holds 0
+    gap_low: float = float("nan")
+    gap_high: float = float("nan")
     mark: str = ""  # "best" or "tie", of the column
     text: str = ""  # instead of a value, or behind it
+    from_prior: bool = False  # interpolated between the prior and a first evaluation
 
 
 class Line(NamedTuple):
-    """A row of a table; n: the runs behind it, in words."""
+    """A row of a table; n: the runs behind it, in words; few: whether intervals rest on hardly any."""
 
     name: str
     cells: tuple[Cell, ...]
     n: str = ""
+    few: bool = False
+
+    @property
+    def runs(self) -> str:
+        """`n` as a table prints it."""
+        return f"{self.n} †" if self.few else self.n
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ def leaderboard(
     failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
     rows = with_costs(rows, "lower" if axis == "gain" else "none")
     table, least, before = summary(rows), floors(rows), priors(rows)
-    marks = standings(rows[rows["metric"].isin(names)], table)
+    bounded = any(one.costs for one in missing.values())  # then nobody knows whose costs are least
+    marks = standings(rows, table, [name for name in names if not (bounded and name in COST_NAMES)])
     lines = []
     if not rows.empty:
         lines.append(Line("prior", tuple(_plain(before, name) for name in names)))
@@ -103,18 +114,19 @@ def leaderboard(
     broken, runs = failed.groupby("row")["seed"].nunique(), rows.groupby("row")["seed"].nunique()
     failures = {name: f", {n} failed" for name, n in broken.items()}
     for name in ranked(rows, table, names):
-        cells = tuple(_cell(table, name, metric, runs[name], marks.get((name, metric), "")) for metric in names)
-        lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}"))
+        cells = tuple(_cell(table, name, metric, runs[name], marks.get((name, metric))) for metric in names)
+        lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}", 1 < runs[name] < FEW))
     others = broken.index.difference([*rows["row"], *missing])
-    without = missing | dict.fromkeys(others, "failed")
-    nothing = tuple(Cell() for _ in names[1:])
-    lines += [Line(name, (Cell(text=why), *nothing), f"0{failures.get(name, '')}") for name, why in without.items()]
+    for name, one in (missing | dict.fromkeys(others, Missing("failed"))).items():
+        bounds = (Cell(text=one.costs.get(metric, "")) for metric in names[1:])
+        lines.append(Line(name, (Cell(text=one.why), *bounds), f"{one.runs}{failures.get(name, '')}"))
     notes += [f"{row['row']}, seed {row['seed']}, failed: {row['note']}" for row in failed.to_dict("records")]
     headings, space = _headings(rows, names)
     if space:
         notes.insert(0, f"Feature space: {space}.")
     if not rows.empty:
-        notes.insert(0, meaning(rows, names))
+        notes[:0] = [meaning(rows, names), *_warnings(rows, table, names, lines)]
+    notes = [note.replace(f"/{space}", "") if space else note for note in notes]
     return Board(title, tuple(names), headings, tuple(lines), tuple(notes))
 
 
@@ -123,19 +135,49 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
     if not has_seeds(rows):
         centre, kind = "Values of one run each", WITHIN
     else:
-        robust = is_robust(rows).reindex([name for name in names if name not in COST_NAMES]).dropna()
+        robust = is_robust(rows).reindex(names).dropna()
+        supports = rows.drop_duplicates("metric").set_index("metric")["support"].reindex(robust.index)
         means = [name for name, kind in robust.items() if not kind]
         centre = "Means over seeds, intervals by Student's t"
-        if robust.any():
+        if len(means) < len(robust):
             centre = "Interquartile means over seeds, intervals by bootstrap"
             if means:
                 centre += f" (means and Student's t where a row has under {MANY} values: {', '.join(means)})"
+        for kind, scale in (("positive", "of logarithms"), ("share", "on the scale of logits")):
+            if own := [name for name in means if supports[name] == kind]:
+                centre += f"; {scale}: {', '.join(own)}"
         seeds = {json.loads(text).get("evaluation.seed") for text in rows["settings"].unique()}
         kind = OVER_SEEDS if seeds == {None} else OVER_TRAINING
     return (
         f"{centre}. Square brackets: 95 % {kind}. Round brackets: paired difference to the prior on the same noise. "
         "Marked are the best of a column (★ or bold) and what is not told apart from it (≈)."
     )
+
+
+def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lines: Sequence[Line]) -> list[str]:
+    """Notes that keep numbers of the table from saying more than they do."""
+    notes = []
+    if any(line.few for line in lines):
+        notes.append(
+            f"† Fewer than {FEW} runs, too few to show how they scatter: the interval holds as far as values (of a "
+            "positive metric their logarithms) are normal."
+        )
+    shown = rows[rows["metric"].isin(names)]
+    first = shown[shown["direction"] != "none"].drop_duplicates("metric").set_index("metric")
+    if limited := list(first.index[first["prior_is_best"]]):
+        learned, half = learners(rows, table)
+        trained = rows.loc[rows["method"] != "prior", "row"].unique()
+        who = "all rows" if set(learned) == set(trained) else ", ".join(sorted(learned)) or "no row"
+        reached = f" ({half:+.3g})" if half > 0 else ""
+        notes.append(
+            f"At {', '.join(limited)} the prior is best, so doing nothing would win: values beyond the prior's count "
+            "as equal to it, and marked are only rows with at least half the best gain of the training "
+            f"reward{reached}: {who}."
+        )
+    for metric, own in shown.groupby("metric", sort=False)["note"]:
+        if own.nunique() == 1 and own.iloc[0]:
+            notes.append(f"{metric}: {own.iloc[0]}.")
+    return notes
 
 
 def ranked(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
@@ -170,13 +212,15 @@ def _plain(table: pd.DataFrame, name: str) -> Cell:
     return Cell(*table.loc[name, ["value", "value_low", "value_high"]]) if name in table.index else Cell()
 
 
-def _cell(table: pd.DataFrame, name: str, metric: str, runs: int, mark: str) -> Cell:
+def _cell(table: pd.DataFrame, name: str, metric: str, runs: int, standing: Standing | None) -> Cell:
     if (name, metric) not in table.index:
         return Cell()
     entry = table.loc[(name, metric)]
     text = f"{entry['seeds']} of {runs} seeds" if entry["seeds"] != runs else ""
     value, low, high = entry[["value", "value_low", "value_high"]]
-    cell = Cell(value, low, high, mark=mark, text=text)
+    cell = Cell(value, low, high, text=text, from_prior=bool(entry["from_prior"]))
+    if standing:
+        cell = cell._replace(**standing._asdict())
     if not entry["paired"]:
         return cell
     difference, low, high = entry[["difference", "difference_low", "difference_high"]]

@@ -1,6 +1,7 @@
 """The comparison as one self-contained page: tables that sort and filter, plots with hover, samples side by side."""
 
 import base64
+import html
 import math
 from collections.abc import Sequence
 from importlib.resources import files
@@ -17,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.figures import FAMILIES, TRADED, family, lines_of, scale_of
-from bench.reporting.formats import parts
+from bench.reporting.formats import interval, parts
 from bench.reporting.report import Question, Section, across, scores, sections
 
 IMAGES = 12_000_000  # bytes of samples that a page holds at most, so that a phone opens it
@@ -67,6 +68,7 @@ def write_page(out: Path, frame: pd.DataFrame, left_out: Sequence[str], question
         over=across(scores(all_sections)),
         left_out=left_out,
         parts=parts,
+        gap=lambda cell: " ".join(interval(cell.gap, cell.gap_low, cell.gap_high, sign=True)).strip(),
         order=lambda cell: "" if pd.isna(cell.value) else repr(float(cell.value)),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
@@ -107,11 +109,16 @@ def _axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Plotly's axis of a metric."""
     log, ends = scale_of(rows, metric)
     limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
-    return {"title": {"text": metric}, "type": "log" if log else "linear", **limits}
+    unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
+    return {
+        "title": {"text": html.escape(f"{metric} [{unit}]" if unit else metric)},
+        "type": "log" if log else "linear",
+        **limits,
+    }
 
 
 def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str, Any]]) -> Plot:
-    """Lines by name, and the axes, of every view."""
+    """Lines by name, and the axes, of every view. Plotly reads texts as HTML."""
     palette = dict(zip([*FAMILIES, "others"], sns.color_palette("colorblind").as_hex(), strict=False))
     names = sorted({name for lines in views.values() for name in lines}, key=lambda name: (family(name), name))
     marks = {name: mark for _, members in groupby(names, family) for name, mark in zip(members, cycle(MARKS))}
@@ -122,7 +129,7 @@ def _plot(title: str, views: dict[str, dict[str, Any]], axes: dict[str, dict[str
         for name in filter(lines.__contains__, names):
             (xs, ys, line), kind = lines[name], family(name)
             figure.add_scatter(
-                x=xs.tolist(), y=ys.tolist(), name=name, mode="lines+markers", visible=view == first,
+                x=xs.tolist(), y=ys.tolist(), name=html.escape(name), mode="lines+markers", visible=view == first,
                 line={"color": palette[kind]}, marker={"symbol": marks[name], "size": 8},
                 legendgroup=kind, legendgrouptitle={"text": kind}, text=line["budget"].tolist(),
                 hovertemplate="%{fullData.name}<br>%{x:.4g}, %{y:.4g}<br>at update %{text}<extra></extra>",

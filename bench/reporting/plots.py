@@ -2,6 +2,7 @@
 
 import itertools
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 PRIOR, FINETUNED = "#6b7280", "#c2410c"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text of at most so many letters; a longer one ends in an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def legend(ax: Axes, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
+    """A legend that reads no `$…$` as mathematics, and has names that begin with an underscore too."""
+    for text in ax.legend(handles, list(map(shortened, names)), **options).get_texts():
+        text.set_parse_math(False)
+
+
+def wrapped(text: str, width: float) -> str:
+    """A text in lines of about `width` letters, four at most."""
+    return textwrap.fill(text, round(width), max_lines=4, placeholder=" …")
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure; a letter that its font lacks, an emoji for one, is a box in PNG and itself in SVG."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, **options)
 
 
 def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.DataFrame | None = None) -> None:
@@ -51,8 +76,8 @@ def plot_curves(log: pd.DataFrame, path: Path, title: str = "", evaluations: pd.
             plot(ax, log, evaluations)
             ax.set(xlabel="update", xlim=(first - margin, last + margin))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-        figure.suptitle(title, fontsize=13, parse_math=False)
-        figure.savefig(path, dpi=120)
+        figure.suptitle(wrapped(title, 46 * columns), fontsize=13, parse_math=False)
+        save(figure, path, dpi=120)
 
 
 def _plot_reward(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
@@ -83,19 +108,23 @@ def _plot_loss(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) ->
 
 def _plot_norms(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
     names = [name for name in log if name.startswith("gradient_norm/")]
-    for name, color in zip(names, sns.color_palette("deep", len(names)), strict=True):
-        _points(ax, log, name, color, name.removeprefix("gradient_norm/"))
+    colors = sns.color_palette("deep", len(names))
+    dots = [_points(ax, log, name, color) for name, color in zip(names, colors, strict=True)]
     if (log[names] > 0).all(axis=None):
         ax.set_yscale("log")
     ax.set(ylabel="norm before clipping", title="Gradient norms")
-    ax.legend(frameon=True, fontsize="small")
+    networks = [name.removeprefix("gradient_norm/") for name in names]
+    legend(ax, dots, networks, frameon=True, fontsize="small")
 
 
-def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> None:
+def _points(ax: Axes, log: pd.DataFrame, name: str, color: Any, label: str | None = None) -> Artist:
     few = len(log) <= 60
-    ax.scatter(log["update"], log[name], s=30 if few else 12, alpha=0.8 if few else 0.45, color=color, label=label)
+    dots = ax.scatter(
+        log["update"], log[name], s=30 if few else 12, alpha=0.8 if few else 0.45, color=color, label=label
+    )
     middle = log[name].rolling(max(1, len(log) // 20), center=True).mean()
     ax.plot(log["update"], middle, color=color, linewidth=1.5, alpha=0.8)
+    return dots
 
 
 def _plot_phases(ax: Axes, log: pd.DataFrame, evaluations: pd.DataFrame | None) -> None:
@@ -129,19 +158,21 @@ def plot_samples(
     """Samples of both models from the same prompts and noise, written to `path` (PNG): prior above, finetuned below.
 
     prior, finetuned: uint8 [P, n, H, W, 3]; rewards: [P, N] of all samples of the prompts, n of which are shown; their
-    mean and standard deviation stand beside the strips.
+    mean and, of several, standard deviation stand beside the strips.
     """
     count, n, height, width = prior.shape[:4]
     columns = max(1, min(count, round((1.3 * 2 * count / n) ** 0.5)))  # a page a little wider than high
     inches = max(1.9, (0.95 if height <= 128 else 1.7) * n)
     scale = -(-512 // height)  # pixels stay squares: enlarged before anything is resampled
     rows = -(-count // columns)
-    spread = np.median(np.concatenate([prior_rewards, finetuned_rewards]).std(1, ddof=1))
+    all_rewards = np.concatenate([prior_rewards, finetuned_rewards])
+    several = all_rewards.shape[1] > 1  # one sample shows no spread
+    spread = np.median(all_rewards.std(1, ddof=1)) if several else all_rewards.std()
     digits = int(np.clip(1 - np.floor(np.log10(spread or 1)), 0, 6))  # one format in the whole picture
     with sns.axes_style("white"), sns.plotting_context("notebook"):
         size = columns * (inches + 1.2), rows * (2 * inches / n * height / width + 0.5) + 0.5
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
-        title = "\n".join(textwrap.fill(line, round(8 * size[0])) for line in title.splitlines())
+        title = "\n".join(wrapped(line, 8 * size[0]) for line in title.splitlines())
         figure.suptitle(title, fontsize=13, parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for i, ax in enumerate(grid):
@@ -152,7 +183,10 @@ def plot_samples(
             gap = np.full((strips[0].shape[0] // 24, *strips[0].shape[1:]), 255, np.uint8)
             ax.imshow(np.concatenate([strips[0], gap, strips[1]]))
             rewards = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
-            labels = [f"{name}\n{r.mean():.{digits}f} ± {r.std(ddof=1):.{digits}f}" for name, r in rewards.items()]
+            labels = [
+                f"{name}\n{r.mean():.{digits}f}" + (f" ± {r.std(ddof=1):.{digits}f}" if several else "")
+                for name, r in rewards.items()
+            ]
             heading = textwrap.fill(prompts[i], round(10 * inches), max_lines=3, placeholder=" …")
             ax.set_title(heading, fontsize=11, parse_math=False)
             ax.set_xticks([])
@@ -160,7 +194,7 @@ def plot_samples(
             for label, color in zip(ax.get_yticklabels(), (PRIOR, FINETUNED), strict=True):
                 label.set_color(color)
             sns.despine(ax=ax, left=True, bottom=True)
-        figure.savefig(path, dpi=150)
+        save(figure, path, dpi=150)
 
 
 def _strip(images: np.ndarray, scale: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from bench.reporting.plots import save, wrapped
+
 DOTS = "#1e3a5f"
 
 
@@ -43,7 +45,8 @@ def plot_points(
             ax.contourf(axis_x, axis_y, density, levels=[*levels, mass[0] * 1.01], cmap="Oranges", alpha=0.75)
             ax.scatter(points[:shown, 0], points[:shown, 1], s=2, color=DOTS, alpha=0.35, linewidths=0, rasterized=True)
             ax.set(xlim=extent[:2], ylim=extent[2:], aspect="equal", xticks=[], yticks=[])
-            ax.set_title(name, fontsize=10, parse_math=False)
+            heading = "\n".join(wrapped(line, 13 * size) for line in name.splitlines())
+            ax.set_title(heading, fontsize=10, parse_math=False)
         dots: Any = Line2D([], [], linestyle="", marker="o", markersize=4, color=DOTS)
         shades: Any = tuple(Patch(color=color) for color in sns.color_palette("Oranges", 3))
         count = min(shown, max(map(len, panels.values())))
@@ -52,5 +55,5 @@ def plot_points(
             ncols=2, frameon=False, fontsize=9, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         )  # fmt: skip
         if title:
-            figure.suptitle(title, fontsize=11, parse_math=False)
-        figure.savefig(path, dpi=130)
+            figure.suptitle(wrapped(title, 12 * size * columns), fontsize=11, parse_math=False)
+        save(figure, path, dpi=130)

@@ -1,9 +1,10 @@
 """Comparing finished runs: tables, figures, and the folder that holds both."""
 
 import csv
+import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,9 @@ from bench.reporting.figures import (
 from bench.reporting.formats import latex, markdown, to_csv
 from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
 from bench.reporting.points import plot_points
-from bench.reporting.selection import settings, summary
+from bench.reporting.selection import settings, summary, without_levels
 from bench.reporting.statistics import improvement, over_seeds
+from bench.reporting.table import markdown_text
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,25 @@ class Section:
         pictures: dict[tuple[str, str], list[Picture]] = {}
         count = 0
         for run in runs.sort_values("row", key=lambda names: names.map(order)).itertuples():
-            with (run.folder / "index.csv").open(newline="", encoding="utf8") as file:
-                for line in csv.DictReader(file):
-                    shots = pictures.setdefault((line["prompt"], line["sample"]), [])
-                    for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
-                        path = run.folder / Path(line[kind]).name
-                        shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}", "")))
+            for line in _index(run.folder):
+                shots = pictures.setdefault((line["prompt"], line["sample"]), [])
+                for kind, name in [("prior", "prior")] * (not shots) + [("finetuned", run.row)]:
+                    path = run.folder / line[kind]
+                    shots.append(Picture(name, path, line.get(f"{run.reward}/{kind}") or ""))
             count += 1
         return {key: shots for key, shots in pictures.items() if len(shots) == count + 1}
+
+
+def _index(folder: Path) -> list[dict[str, str]]:
+    """The lines of a folder of images whose files are there; of a damaged index none."""
+    try:
+        with (folder / "index.csv").open(newline="", encoding="utf8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    named = {"prompt", "sample", "prior", "finetuned"}
+    return [line for line in lines if named <= line.keys() and {line["prior"], line["finetuned"]} <= files]
 
 
 class Picture(NamedTuple):
@@ -100,15 +113,15 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
         raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(measured)}")
     result: list[Section] = []
     for title, rows in settings(frame):
+        rows = rows if question.every else without_levels(rows)
         asked = [(question, limit) for limit in question.limits]
         if with_gains and question.axis is None:
             asked += [(Question(metrics, "gain"), gain) for gain in common_gains(rows)]
-        first, *rest = (
+        boards = (
             leaderboard(rows, one.metrics, one.axis, limit, f"{title}{one.title(limit)}", question.every)
             for one, limit in asked
         )
-        rest = [replace(board, notes=tuple(note for note in board.notes if note not in first.notes)) for board in rest]
-        result.append(Section(title, rows, (first, *rest)))
+        result.append(Section(title, rows, tuple(boards)))
     return result
 
 
@@ -163,13 +176,14 @@ def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequ
     parts = []
     for i, section in enumerate(all_sections):
         for board in section.boards:
-            parts.append(f"### {board.title}\n\n{markdown(board)}")
-        parts += [f"![{name.split('-')[0]}: {section.heading}]({name})\n" for name in (figures[i] if figures else ())]
+            parts.append(f"### {markdown_text(board.title)}\n\n{markdown(board)}")
+        heading = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", markdown_text(section.heading))
+        parts += [f"![{name.split('-')[0]}: {heading}]({name})\n" for name in (figures[i] if figures else ())]
     if over := across(scores(all_sections)):
         parts.append(f"### {over.title}\n\n{markdown(over)}")
         parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
     if left_out:
-        parts.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out) + "\n")
+        parts.append("Left out:\n\n" + "\n".join(f"- {markdown_text(sentence)}" for sentence in left_out) + "\n")
     return "\n".join(parts)
 
 
@@ -211,7 +225,9 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
         trained = rows[rows["updates"] > 0]
         for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
-            plot_curves(trained, metric, path(f"curves-{metric.replace('/', '-')}"), order, section.heading)
+            plot_curves(
+                trained, metric, path(f"curves-{re.sub(r'[^A-Za-z0-9_.]+', '-', metric)[:60]}"), order, section.heading
+            )
     trades = path("trades")
     if not plot_trades(rows, panels, trades, order, section.heading):
         drawn.remove(trades.name)

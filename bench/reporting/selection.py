@@ -4,19 +4,18 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bench.renames import renamed
+from bench.reporting.budgets import GAIN
+from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
-from bench.reporting.statistics import MANY, over_seeds, student
+from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
-RUN = ["method", "configuration", "seed"]
-SAME = [*RUN, "evaluation", "metric", "budget"]  # what is counted once
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.", "model.dtype", FINGERPRINT)  # tables may differ in these
 
 
@@ -49,8 +48,7 @@ def collect(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         frame = frame[~random]
     if frame.empty:
         raise ValueError(" ".join(["there are no rows to compare.", *left_out]))
-    texts = {text: json.dumps(renamed(json.loads(text)), sort_keys=True) for text in frame["settings"].unique()}
-    frame, messages = _once(frame.assign(settings=frame["settings"].map(texts)))
+    frame, messages = _once(identified(frame))
     return frame, left_out + messages
 
 
@@ -60,6 +58,8 @@ def _folders(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
+        if path.is_file() and path.suffix != ".parquet":
+            raise ValueError(f"{path} is neither a folder nor a .parquet file of rows")
         below = sorted([*path.rglob("*.parquet"), *path.rglob("config.yaml")]) if path.is_dir() else [path]
         for file in below:
             adapter = file.name == "config.yaml" and (file.parent.parent / file.name).is_file()  # it carries its run's
@@ -80,9 +80,8 @@ def _last_words(folder: Path) -> str:
 
 
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Every (configuration, seed, evaluation, metric, budget) once, and what was different in a second one."""
+    """Every measurement of every run once, and what was different in a second one."""
     messages = []
-    frame = frame.assign(configuration=pd.factorize(frame["settings"])[0])  # a number for a long text
     place = frame["source"].map(lambda path: str(Path(path).parent))
     failed = frame[frame["status"] == "failed"].assign(place=place)
     broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
@@ -94,14 +93,14 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     # the newest version of a metric first, and a run's own rows before those of its `bench eval`
     second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
-    first = order.drop_duplicates(SAME)
-    compared = [*SAME, "value", "source", "metric_version"]
-    pairs = order[compared].merge(first[compared], on=SAME, suffixes=("", "_kept"))
+    first = order.drop_duplicates(MEASUREMENT)
+    compared = [*MEASUREMENT, "value", "source", "metric_version"]
+    pairs = order[compared].merge(first[compared], on=MEASUREMENT, suffixes=("", "_kept"))
     pairs = pairs[(pairs["metric_version"] == pairs["metric_version_kept"]) & pairs["value"].notna()]
     other = pairs[~np.isclose(pairs["value"], pairs["value_kept"], rtol=1e-3, atol=1e-9)]
     for first_path, path in other[["source_kept", "source"]].drop_duplicates().itertuples(index=False):
         messages.append(f"{path} holds a run of {first_path} with other values; the latter count.")
-    return first.sort_index().drop(columns=["second", "configuration"]), messages
+    return first.sort_index().drop(columns="second"), messages
 
 
 def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -120,7 +119,7 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         suffix = ""
         if len(alike) > 1:
             mine, *_ = parts = [_part(chosen[one["settings"].iloc[0]], MEASURED) for one in (rows, *alike)]
-            suffix = _differences(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
+            suffix = differing(mine, parts) or f"evaluation {rows['evaluation'].iloc[0]}"
         yield f"{heading}; {suffix}" if suffix else heading, _named(rows, chosen)
 
 
@@ -136,10 +135,7 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     texts = rows.groupby("method")["settings"].unique().to_dict()
 
     def name(method: str, text: str) -> str:
-        several = [chosen[other] for other in texts[method]]
-        common = set.intersection(*map(set, several))  # a setting that came later was as its default
-        mine, *others = ({key: one[key] for key in one if key in common} for one in (chosen[text], *several))
-        different = _differences(mine, others)
+        different = differing(chosen[text], [chosen[other] for other in texts[method]])
         return f"{method} ({different})" if different else method
 
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
@@ -148,8 +144,8 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     return rows.assign(row=[names[pair] for pair in pairs], network_rows=calls)
 
 
-def _differences(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
-    """`key = value` of all settings in which `several` differ, with the values of `own`; a dash for one it lacks."""
+def differing(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:
+    """`key = value` of all settings in which `several` differ, values of `settings`; a dash for one that it lacks."""
     keys = [key for key in settings | {key: None for one in several for key in one}]
     texts = {key: [json.dumps(one[key]) if key in one else "–" for one in (settings, *several)] for key in keys}
     return ", ".join(f"{key} = {values[0]}" for key, values in texts.items() if len(set(values)) > 1)
@@ -166,78 +162,155 @@ def is_robust(rows: pd.DataFrame) -> pd.Series:
     return counts.groupby("metric", sort=False).min() >= MANY
 
 
+def without_levels(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with distances to the prior and their floors as what they exceed the prior's own by.
+
+    The prior's own samples are at no distance but for their number: a Fréchet distance of 300 between small sets says
+    nothing. What is left is the difference within the seed, on the same noise.
+    """
+    base = rows["metric"].str.removesuffix("/floor")
+    measured = rows["prior"].notna() & (rows["direction"] == "lower") & rows["prior_is_best"]
+    levels = rows.loc[measured & (rows["prior"] != 0), "metric"].unique()
+    own = rows[measured & rows["metric"].isin(levels)].groupby(["run", "budget", "metric"])["prior"].first()
+    keys = pd.MultiIndex.from_arrays([rows["run"], rows["budget"], base])
+    before = pd.Series(own.reindex(keys).to_numpy(), index=rows.index)
+    excess = base.isin(levels) & before.notna()
+    unit = (rows["unit"] + " over the prior").str.strip()
+    zero = rows["prior"].where(rows["prior"].isna(), 0.0)
+    return rows.assign(
+        value=rows["value"].where(~excess, rows["value"] - before),
+        prior=rows["prior"].where(~excess, zero),
+        support=rows["support"].where(~excess, "real"),
+        unit=rows["unit"].where(~excess, unit),
+    )
+
+
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """(row, metric) → what a table prints and a figure draws, from rows that `bench.reporting.budgets.at` chose.
 
     Columns: `value` and `difference`, centres over seeds, and the ends of their intervals, `value_low` and so on: over
     seeds if the table has several, else by the evaluation's own error; `seeds`, those with a value; `paired`, whether
-    the difference says more than the value (the prior's is neither zero by definition nor the same in all seeds).
+    the difference says more than the value (the prior's is neither zero by definition nor the same in all seeds);
+    `from_prior`, whether a value is interpolated between the prior and a first evaluation.
     """
     several, robust = has_seeds(rows), is_robust(rows)
     rows = rows[rows["value"].notna()]
+    rows = rows.assign(from_prior=rows.get("from_prior", False))
     groups = rows.groupby(["row", "metric"], sort=False)
     table = groups.agg(
         seeds=("seed", "nunique"),
         priors=("prior", "nunique"),
         error=("standard_error", "first"),
         df=("degrees", "first"),
+        support=("support", "first"),
+        from_prior=("from_prior", "any"),
     )
     kinds = robust.reindex(table.index.get_level_values("metric")).to_numpy(bool)
-    for name in ("value", "difference"):
-        values = [group.dropna().to_numpy() for _, group in groups[name]]
+    values = [group.to_numpy() for _, group in groups["value"]]
+    both = [group.dropna().to_numpy().T for _, group in groups[["value", "difference"]]]
+    paired = [(value, value - difference) for value, difference in both]
+    unpaired = np.array([len(before) > 0 and not before.any() for _, before in paired], bool)  # the prior's is zero
+    for name, function, groups_of in (("value", intervals, values), ("difference", differences, paired)):
         ends = np.full((len(values), 3), np.nan)
-        for kind in (False, True):
-            places = np.flatnonzero(kinds == kind)
-            ends[places] = over_seeds([values[i] for i in places], kind)
+        for (kind, support), places in table.groupby([kinds, "support"]).indices.items():
+            ends[places] = function([groups_of[i] for i in places], support, kind)
         table[[name, f"{name}_low", f"{name}_high"]] = ends
-    zero = np.isclose(table["difference"], table["value"], rtol=1e-12, atol=0)
+    for end in ("", "_low", "_high"):
+        table[f"difference{end}"] = table[f"difference{end}"].mask(unpaired, table[f"value{end}"])
     if not several:
-        reach = (table["error"] * student(table["df"])).to_numpy()
-        unpaired = (table["difference"].isna() | zero).to_numpy()
-        for name, half_width in (("value", np.where(unpaired, reach, np.nan)), ("difference", reach)):
-            table[f"{name}_low"], table[f"{name}_high"] = table[name] - half_width, table[name] + half_width
-    table["paired"] = ~zero & table["difference_low"].notna() & ((table["priors"] > 1) | (not several))
-    return table.drop(columns=["error", "df", "priors"])
+        value, difference, error, degrees = (table[name].to_numpy() for name in ("value", "difference", "error", "df"))
+        own, between = np.full((len(table), 2), np.nan), around(difference, error, degrees, "real")
+        for support, places in table.groupby("support").indices.items():
+            own[places] = around(value[places], error[places], degrees[places], str(support))
+        alone = unpaired | np.isnan(difference)
+        table[["value_low", "value_high"]] = np.where(alone[:, None], own, np.nan)
+        table[["difference_low", "difference_high"]] = np.where(unpaired[:, None], own, between)
+    table["paired"] = ~unpaired & table["difference_low"].notna() & ((table["priors"] > 1) | (not several))
+    return table.drop(columns=["error", "df", "priors", "support"])
 
 
-def standings(rows: pd.DataFrame, table: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(row, metric) → "best", or "tie" where the interval of the difference to the best holds zero.
+def learners(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], float]:
+    """The rows whose gain of the training reward is at least half of the best one's, and that half; none if none gains.
+
+    The best is one of the rows with the most seeds.
+    """
+    if GAIN not in table.index.get_level_values("metric"):
+        return [], float("nan")
+    cells = table.xs(GAIN, level="metric").drop(rows.loc[rows["method"] == "prior", "row"].unique(), errors="ignore")
+    half = cells.loc[cells["seeds"] == cells["seeds"].max(), "difference"].max() / 2
+    return (list(cells.index[cells["difference"] >= half]), half) if half > 0 else ([], half)
+
+
+class Standing(NamedTuple):
+    """A row in a column: "best", "tie" or "", and its tested difference to the best with the interval.
+
+    The difference is one of logarithms where the metric is positive; where the best equals the prior, it is the
+    printed difference to the prior.
+    """
+
+    mark: str
+    gap: float = float("nan")
+    gap_low: float = float("nan")
+    gap_high: float = float("nan")
+
+
+def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -> dict[tuple[str, str], Standing]:
+    """(row, metric) → how it compares with the best; a tie where the interval of the difference to it holds zero.
 
     The best is one of the rows with the most seeds: others were drawn on other noise, or are the seeds that got there.
     Differences are taken within seeds, which share noise; of single evaluations their errors are added in squares.
+    Of a metric at which the prior is best only `learners` are compared, and what is beyond the prior's equals it.
     Nothing is marked where no error is known.
     """
-    several, robust, marks = has_seeds(rows), is_robust(rows), {}
-    rows = rows[(rows["direction"] != "none") & rows["value"].notna() & (rows["method"] != "prior")]
-    for metric, measured in rows.groupby("metric", sort=False):
-        centres, counts = (
-            table["value"].xs(metric, level="metric"),
-            measured.groupby("row", sort=False)["seed"].nunique(),
-        )
-        centres, whole = centres.loc[counts.index], counts.index[counts == counts.max()]
-        best = centres[whole].idxmax() if measured["direction"].iloc[0] == "higher" else centres[whole].idxmin()
-        others = centres.index.drop(best)
-        if several:
-            seeds = measured.pivot(index="row", columns="seed", values="value")
-            ends = over_seeds(
-                [(seeds.loc[name] - seeds.loc[best]).dropna().to_numpy() for name in others], robust[metric]
-            )
-        else:
-            single = measured.set_index("row")[["value", "standard_error", "degrees"]]
-            error = np.hypot(single.loc[others, "standard_error"], single.loc[best, "standard_error"])
-            reach = error * student(np.fmin(single.loc[others, "degrees"], single.loc[best, "degrees"]))
-            ends = np.stack([centres[others] - centres[best] + sign * reach for sign in (0, -1, 1)], 1)
-        if not len(others) or np.isnan(ends[:, 1]).all():
+    found: dict[tuple[str, str], Standing] = {}
+    robust = is_robust(rows)
+    learned, _ = learners(rows, table)
+    rows = rows[rows["metric"].isin(metrics) & (rows["direction"] != "none") & rows["value"].notna()]
+    for metric, measured in rows[rows["method"] != "prior"].groupby("metric", sort=False):
+        sign = 1 if measured["direction"].iloc[0] == "higher" else -1
+        limited = measured["prior_is_best"].iloc[0]
+        measured = measured[measured["row"].isin(learned)] if limited else measured
+        if measured["row"].nunique() < 2:
             continue
-        marks[best, metric] = "best"
-        marks |= {(name, metric): "tie" for name, (_, low, high) in zip(others, ends, strict=True) if low <= 0 <= high}
-    return marks
+        cells = table.xs(metric, level="metric").loc[measured["row"].unique()]
+        score = sign * cells["value"]
+        if limited:
+            score = (sign * cells["difference"]).clip(upper=0).fillna(score)
+        whole = score[cells["seeds"] == cells["seeds"].max()]
+        best = list(whole.index[whole == whole.max()]) if limited and whole.max() == 0 else [whole.idxmax()]
+        others = cells.index.drop(best)
+        if limited and whole.max() == 0:
+            ends = cells.loc[others, ["difference", "difference_low", "difference_high"]].to_numpy()
+            known = cells["difference_low"].notna().any()
+        else:
+            ends = _gaps(measured, best[0], others, has_seeds(rows), bool(robust[metric]))
+            known = not np.isnan(ends[:, 1]).all()
+        if known:
+            found |= {(name, metric): Standing("best") for name in best}
+            marks = ["tie" if low <= 0 <= high else "" for _, low, high in ends]
+            found |= {(name, metric): Standing(*one) for name, *one in zip(others, marks, *ends.T, strict=True)}
+    return found
+
+
+def _gaps(rows: pd.DataFrame, best: str, others: Sequence[str], several: bool, robust: bool) -> np.ndarray:
+    """Difference to the best of every other row, with its interval, [G, 3]; of logarithms if the metric is positive."""
+    support = rows["support"].iloc[0]
+    if several:
+        seeds = rows.pivot(index="row", columns="seed", values="value")
+        pairs = [seeds.loc[[name, best]].dropna(axis=1).to_numpy() for name in others]
+        return gaps([(pair[0], pair[1]) for pair in pairs], support, robust)[0]
+    single = rows.set_index("row")
+    value, error = single["value"], single["standard_error"]
+    if support == "positive" and value.min() > 0:
+        value, error = np.log(value), error / value
+    reach = np.hypot(error[others], error[best]) * student(np.fmin(single["degrees"][others], single["degrees"][best]))
+    return np.stack([value[others] - value[best] + shift * reach for shift in (0, -1, 1)], 1)
 
 
 def priors(rows: pd.DataFrame) -> pd.DataFrame:
     """Metric → the prior's `value`, and over seeds, if they differ, `value_low` and `value_high`."""
     means = rows.groupby(["metric", "seed"], sort=False)["prior"].mean().dropna()
-    return _ends(means, is_robust(rows))
+    return _ends(means, is_robust(rows), _supports(rows))
 
 
 def floors(rows: pd.DataFrame) -> pd.DataFrame:
@@ -246,21 +319,27 @@ def floors(rows: pd.DataFrame) -> pd.DataFrame:
     Over seeds, of the seeds' own floors, equal for all methods; else of the mean of the evaluation's draws.
     """
     floor_rows = rows[rows["metric"].str.endswith("/floor") & rows["value"].notna()]
-    seeds = floor_rows.groupby([floor_rows["metric"].str.removesuffix("/floor"), "seed"])[
-        ["value", "standard_error", "degrees"]
-    ].mean()
-    table = _ends(seeds["value"], is_robust(floor_rows).rename(lambda name: name.removesuffix("/floor")))
+    floor_rows = floor_rows.assign(metric=floor_rows["metric"].str.removesuffix("/floor"))
+    supports = _supports(floor_rows)
+    seeds = floor_rows.groupby(["metric", "seed"])[["value", "standard_error", "degrees"]].mean()
+    table = _ends(seeds["value"], is_robust(floor_rows), supports)
     if not has_seeds(rows):
         draws = seeds.groupby("metric").mean()
-        reach = student(draws["degrees"]) * draws["standard_error"] / (draws["degrees"] + 1) ** 0.5
-        table["value_low"], table["value_high"] = table["value"] - reach, table["value"] + reach
+        errors = draws["standard_error"] / (draws["degrees"] + 1) ** 0.5
+        for name, draw in draws.iterrows():
+            value, error, degrees = (np.array([x]) for x in (draw["value"], errors[name], draw["degrees"]))
+            table.loc[name, ["value_low", "value_high"]] = around(value, error, degrees, supports[name])[0]
     return table
 
 
-def _ends(means: pd.Series, robust: pd.Series) -> pd.DataFrame:
+def _supports(rows: pd.DataFrame) -> pd.Series:
+    return rows.groupby("metric", sort=False)["support"].first()
+
+
+def _ends(means: pd.Series, robust: pd.Series, supports: pd.Series) -> pd.DataFrame:
     """(metric, seed) → value, as metric → centre and interval; no interval where all seeds have one value."""
     names = means.index.get_level_values("metric").unique()
-    ends = [over_seeds([means[name].to_numpy()], bool(robust.get(name, False)))[0] for name in names]
+    ends = [intervals([means[name].to_numpy()], supports[name], bool(robust.get(name, False)))[0] for name in names]
     table = pd.DataFrame(ends, index=names, columns=["value", "value_low", "value_high"], dtype=float)
     same = table["value_low"] == table["value_high"]
     table.loc[same, ["value_low", "value_high"]] = np.nan

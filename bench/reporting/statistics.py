@@ -1,14 +1,36 @@
 """Intervals over seeds, probabilities of improvement and performance profiles. Every interval is one of 95 %."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
+import scipy.special
 import scipy.stats
 
 CONFIDENCE = 0.95
 MANY = 10  # seeds from which on tables print interquartile means
+FEW = 5  # seeds; fewer cannot show how they scatter
 RESAMPLES = 2000
+
+
+class Scale(NamedTuple):
+    """Where the intervals of a metric are symmetric.
+
+    ends: of its values; forward: from them to the scale; slope: the derivative of that; back: from the scale.
+    """
+
+    ends: tuple[float, float]
+    forward: Callable[[Any], Any]
+    slope: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+
+SCALES = {  # by the metric's `support`
+    "real": Scale((-np.inf, np.inf), np.positive, np.ones_like, np.positive),
+    "positive": Scale((0.0, np.inf), np.log, lambda x: 1 / x, np.exp),
+    "share": Scale((0.0, 1.0), scipy.special.logit, lambda x: 1 / (x * (1 - x)), scipy.special.expit),
+}
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
@@ -40,6 +62,73 @@ def over_seeds(groups: Sequence[np.ndarray], robust: bool = False) -> np.ndarray
             reach = student(n - 1) * values.std(1, ddof=1) / n**0.5
             ends[places, 1:] = ends[places, :1] + np.stack([-reach, reach], 1)
     return ends
+
+
+def on_scale(values: np.ndarray, support: str) -> np.ndarray | None:
+    """Values [n] of a group on the scale of their support: [n], whose centre and spread give the group's interval.
+
+    Positive values are their logarithms. Shares, and positive values with a zero among them, are expanded around their
+    mean c, `g(c) + g'(c) (x − c)`, so that single values of exactly 0 or 1 do no harm. None where that is impossible:
+    the mean is an end of the support, or a value lies outside it.
+    """
+    (low, high), forward, slope, _ = SCALES[support]
+    if support == "real" or not len(values):
+        return values
+    if support == "positive" and values.min() > 0:
+        return np.log(values)
+    mean = values.mean()
+    if not low < mean < high or values.min() < low or values.max() > high:
+        return None
+    return forward(mean) + slope(mean) * (values - mean)
+
+
+def intervals(groups: Sequence[np.ndarray], support: str, robust: bool = False) -> np.ndarray:
+    """As `over_seeds`, on the scale of the support, so that no interval leaves it; [G, 3].
+
+    Equal values, and those that have no place on the scale, are summarised as they are; so are all if `robust`, as a
+    bootstrap never leaves the support.
+    """
+    moved = [None if robust or len(set(values)) < 2 else on_scale(values, support) for values in groups]
+    ends = over_seeds([own if new is None else new for own, new in zip(groups, moved, strict=True)], robust)
+    places = [i for i, new in enumerate(moved) if new is not None]
+    ends[places] = SCALES[support].back(ends[places])
+    return ends
+
+
+def gaps(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, robust: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and interval of x − y within seeds, for pairs of values [n] and [n] of the same seeds: [G, 3].
+
+    Of positive values it is the difference of logarithms, unless one of them has none or `robust`; [G] tells whether it
+    is. Differences of shares are plain: between logits near 1, three seeds find differences where there are none.
+    """
+    logs = support == "positive" and not robust
+    scaled = np.array([logs and len(x) > 0 and min(x.min(), y.min()) > 0 for x, y in pairs], bool)
+    moved = zip(scaled, pairs, strict=True)
+    return over_seeds([np.log(x) - np.log(y) if log else x - y for log, (x, y) in moved], robust), scaled
+
+
+def differences(pairs: Sequence[tuple[np.ndarray, np.ndarray]], support: str, robust: bool = False) -> np.ndarray:
+    """The same in the metric's own unit, [G, 3]: what it adds to the centre of y, which never leaves the support."""
+    low, high = SCALES[support].ends
+    ends, scaled = gaps(pairs, support, robust)
+    starts = intervals([y for _, y in pairs], support, robust)[:, 0]
+    for i, (x, y) in enumerate(pairs):
+        if scaled[i]:
+            ends[i] = starts[i] * np.expm1(ends[i])
+        elif len(x) and low <= min(x.min(), y.min()) and max(x.max(), y.max()) <= high:
+            ends[i] = np.clip(ends[i], low - starts[i], high - starts[i])
+    return ends
+
+
+def around(value: np.ndarray, error: np.ndarray, degrees: np.ndarray, support: str) -> np.ndarray:
+    """Interval of single values [n] with standard errors [n], on the scale of the support: low and high, [n, 2]."""
+    (low, high), forward, slope, back = SCALES[support]
+    inside, reach = (low < value) & (value < high), student(degrees) * error
+    middle = np.where(inside, value, np.nan)
+    ends = np.stack([back(forward(middle) + sign * slope(middle) * reach) for sign in (-1, 1)], 1)
+    return np.where(inside[:, None], ends, value[:, None] + np.stack([-reach, reach], 1))
 
 
 def student(degrees: float | np.ndarray) -> float | np.ndarray:

@@ -1,5 +1,6 @@
 """The table at the end of a run: it against its prior."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -62,6 +63,13 @@ def is_clear(row: Mapping[str, Any]) -> bool:
     return abs(difference) > student(degrees) * error
 
 
+def markdown_text(text: str) -> str:
+    """Markdown that shows a text as it is, on one line, in a cell too; an underscore inside a word needs no escape."""
+    special = r"[\\`*<|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|&(?=#?\w+;)"
+    at_start = r"^\s*[>+=-]|(?<=^\d)[.)]"
+    return re.sub(f"{special}|{at_start}", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", text.replace("\n", " "))
+
+
 def _records(rows: Rows) -> list[Mapping[str, Any]]:
     return rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
 
@@ -91,5 +99,6 @@ def run_table(rows: Rows) -> Table:
 
 def run_markdown(rows: Rows) -> str:
     """The same as Markdown, without the notes."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, _records(rows))]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
+    lines = [(markdown_text(name), *numbers) for name, *numbers in map(_cells, _records(rows))]
+    table = [HEADINGS, ["---"] * len(HEADINGS), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"

@@ -1,19 +1,23 @@
 """What a run's adapter carries: a model card with lines of plain diffusers that redraw an image of the run; the hub."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
 
 from bench import registry
 from bench.errors import BenchError
 from bench.hub import reachable
+from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.pipeline import PipelineModel
-from bench.reporting.table import run_markdown
+from bench.reporting.table import markdown_text, run_markdown
 from bench.sampling.noise import key
 from bench.settings import RunConfig
 
@@ -33,10 +37,26 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
     config = read(folder / "config.yaml")
     if not registry.load("methods", config.method.name).needs.training:
         raise BenchError(f"{folder} holds a run of {config.method.name!r}, which trains nothing: it has no adapter.")
+    if catalogue.is_analytic(config.model.name):
+        raise BenchError(
+            f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them, and "
+            "diffusers has no use for its adapter."
+        )
     adapter = folder if (folder / "README.md").is_file() else folder / adapter_name(config)
     if not (adapter / "README.md").is_file():
         raise BenchError(f"{folder} has no adapter with a model card: finish the run with the command that began it.")
     return config, adapter
+
+
+def load_adapter(model: DiffusionModel, folder: Path) -> None:
+    """Load an adapter's weights into the model. Raises BenchError for files that are damaged or do not fit it."""
+    try:
+        model.load(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BenchError(
+            f"the adapter in {folder} is damaged or of another version ({error}): run the command that made it again, "
+            "with another --out."
+        ) from error
 
 
 def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], prompt: str) -> None:
@@ -64,14 +84,14 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
     base, card = catalogue.repository(config.model.name), CARDS.get(config.model.name)
     licence = card.licence if card else "that of the base model, which is not known here"
     facts = {
-        "base": f"`{base.name if base else config.model.name}` ({model.pipeline_class.__name__})",
+        "base": f"{_code(base.name if base else config.model.name)} ({model.pipeline_class.__name__})",
         "licence of the base": licence,
-        "method": f"`{config.method.name}`, {config.train.updates} updates, seed {config.seed}",
-        "reward": f"`{config.reward.name}`, β = {config.reward.beta:g}",
+        "method": f"{_code(config.method.name)}, {config.train.updates} updates, seed {config.seed}",
+        "reward": f"{_code(config.reward.name)}, β = {config.reward.beta:g}",
         "sampler": f"{sampler.steps} steps of `{sampler.rule}`, η = {sampler.eta:g}, grid `{_spacing(config, model)}`",
         "guidance": f"{sampler.guidance:g} in sampling, {config.sampler.guidance:g} in training, "
         f"{config.loss_guidance():g} in its losses",
-        "prompts": f"`{config.prompts.name}`",
+        "prompts": _code(config.prompts.name),
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in facts.items())
     note = "These lines redraw the run's first image, `000-…-0-finetuned`, to rounding in the network's precision:"
@@ -81,11 +101,19 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
             "own, from the same first noise:"
         )
     lines = redraw(config, model, prompt, config.seed if seed is None else seed)
+    title = markdown_text(f"{config.method.name} on {config.reward.name}")
     return (
-        f"# {config.method.name} on {config.reward.name}\n\nFinetuned by nabla-bench; `config.yaml` holds all settings."
+        f"# {title}\n\nFinetuned by nabla-bench; `config.yaml` holds all settings."
         f"\n\n| | |\n| --- | --- |\n{table}\n\n![Prior and finetuned, same prompts and noise](samples.png)\n\n"
         f"{note}\n\n```python\n{lines}```\n\n## Measured\n\n{run_markdown(rows)}\n"
     )
+
+
+def _code(text: str) -> str:
+    """A text as code in a cell of a Markdown table."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " * ("`" in text)
+    return f"{ticks}{space}{text}{space}{ticks}".replace("|", r"\|").replace("\n", " ")
 
 
 def _spacing(config: RunConfig, model: PipelineModel) -> str:
@@ -103,7 +131,11 @@ def _exact(config: RunConfig, model: PipelineModel) -> bool:
 def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> str:
     """Python that draws the first sample of a prompt with plain diffusers, run in the folder of the adapter."""
     sampler, kind, name = config.evaluation_sampler(), model.pipeline_class.__name__, config.model.name
-    base, options, imports = f'"{catalogue.locate(name)}"', "", ["import numpy as np", "import torch"]
+    base, options, imports = (
+        json.dumps(str(catalogue.locate(name)), ensure_ascii=False),
+        "",
+        ["import numpy as np", "import torch"],
+    )
     if repository := catalogue.repository(name):
         base = f'"{repository.name}"'
     elif isinstance(CARDS.get(name), EmbeddedCard):

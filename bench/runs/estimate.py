@@ -146,8 +146,12 @@ def _of_folder(name: str, family: type[Family], t5: bool) -> tuple[dict[str, Any
     for part, kind in used_parts(folder, family, t5).items():
         if not part.startswith("tokenizer"):
             file = "scheduler_config.json" if part == "scheduler" else "config.json"
-            place = lender if lender and not (folder / part / file).is_file() else folder
-            described[part] = (kind, read(place / part / file))
+            path = folder / part / file
+            if lender and not path.is_file():
+                path = lender / part / file
+                if not path.is_file():  # the lender's other encoder serves as this one too
+                    continue
+            described[part] = (kind, read(path))
     return read(folder / "model_index.json"), described
 
 

@@ -1,10 +1,10 @@
 """Evaluate the adapter of a finished run again."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
-from safetensors import SafetensorError
+from torch import Tensor
 
 from bench import config as configs
 from bench import registry
@@ -15,9 +15,11 @@ from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
+from bench.model import DiffusionModel
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
+from bench.runs.adapter import load_adapter
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
 from bench.runs.out_of_memory import explain_out_of_memory
@@ -39,21 +41,32 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
             f"--set {others[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
             f"{', '.join(EXECUTION)}."
         )
-    core, evaluation, measurements, rows = evaluate_stored(folder, assignments, console)
+    stored = evaluate_stored(folder, assignments, console)
     config = configs.read(folder / "config.yaml", assignments)
     out = folder / f"eval-{config.hash()[:8]}"
     out.mkdir(exist_ok=True)
-    write_rows(out / "rows.parquet", rows)
+    write_rows(out / "rows.parquet", stored.rows)
     title = f"{config.method.name} on {config.reward.name} ({config.model.name})"
-    draw_samples(evaluation, measurements, core, out, title)
+    draw_samples(stored.evaluation, stored.measurements, stored.core, out, title)
     console.print(run_table(read_rows(out / "rows.parquet")))
     return out
 
 
-def evaluate_stored(
-    folder: Path, assignments: list[str], console: Console
-) -> tuple[Core, Evaluation, list[Measurement], list[dict[str, Any]]]:
-    """Evaluate the adapter in the folder of a run; returns the core, the samples, what was measured and the rows.
+class Stored(NamedTuple):
+    """A stored run, evaluated: its samples, what was measured on them, and the rows.
+
+    counted: whether the rows' counts are those of the training, which a packed run does not hold.
+    """
+
+    core: Core
+    evaluation: Evaluation
+    measurements: list[Measurement]
+    rows: list[dict[str, Any]]
+    counted: bool
+
+
+def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> Stored:
+    """Evaluate the adapter in the folder of a run.
 
     Raises BenchError if it holds no finished run, or one begun with other contents behind the same names.
     """
@@ -68,36 +81,46 @@ def evaluate_stored(
     with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
-            if trained:
-                _load_trained(core, config, folder)
+            counted = _load_trained(core, config, folder) if trained else True
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     updates, counts = config.train.updates if trained else 0, core.meter.total()
     noted = Alarms(config.reward.beta).noted(measurements)
     rows = [row(config, prompts, counts, info, measurement, updates) for measurement in noted]
-    return core, evaluation, measurements, rows
+    return Stored(core, evaluation, measurements, rows, counted)
 
 
-def _load_trained(core: Core, config: RunConfig, folder: Path) -> None:
-    """Load the adapter, the copies and the counts of the finished run in `folder`; a packed run has no counts.
+def _load_trained(core: Core, config: RunConfig, folder: Path) -> bool:
+    """Load the adapter, the copies and the counts of the finished run in `folder`; whether it has counts.
 
-    Raises BenchError for another run.
+    A packed run has none, and of the copies the one that was evaluated. Raises BenchError for another run.
     """
     if packed := (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir():
-        state: dict[str, Any] | None = {"update": config.train.updates, "copies": {}}
+        state: dict[str, Any] | None = {"update": config.train.updates}
     else:
         state = checkpoint.load(folder / "checkpoints")
     if state is None or state["update"] < config.train.updates or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
+    load_adapter(core.model, folder / "adapter")
     try:
-        core.model.load(folder / "adapter")
-        for name, stored in state["copies"].items():
+        copies = _packed_copies(core.model, folder) if packed else state["copies"]
+        for name, stored in copies.items():
             core.copies[name] = {key: value.to(core.model.device) for key, value in stored.items()}
         if not packed:
             core.meter.restore(state["meter"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise BenchError(f"the run in {folder} is damaged or of another version: {error}.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BenchError(f"the checkpoint in {folder} is damaged or of another version: {error}.") from error
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         available = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} has {available}.")
+    return not packed
+
+
+def _packed_copies(model: DiffusionModel, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Name → parameters of the copies of the adapters in `folder`; they stand in the model for a moment."""
+    copies = {}
+    for path in sorted(folder.glob("adapter-*")):
+        model.load(path)
+        copies[path.name.removeprefix("adapter-")] = {k: p.detach().clone() for k, p in model.adapters().items()}
+    return copies

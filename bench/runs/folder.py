@@ -99,7 +99,7 @@ def _go_on(folder: Path, config: RunConfig, earlier: RunConfig, console: Console
     before = earlier.execution()
     if changes := {key: new for key, new in config.execution().items() if new != before[key]}:
         text = ", ".join(f"{key} = {json.dumps(new)} (was {json.dumps(before[key])})" for key, new in changes.items())
-        console.print(f"The run goes on with {text}: results agree to rounding.", soft_wrap=True)
+        console.print(f"The run goes on with {text}: results agree to rounding.")
         _store(folder, config)
 
 
@@ -137,7 +137,10 @@ def changed_contents(folder: Path, config: RunConfig) -> list[str]:
     except FileNotFoundError:  # of an earlier version, which stored none
         return []
     except (ValueError, AttributeError) as error:
-        raise BenchError(f"{folder / CONTENTS} is damaged: {error}") from None
+        raise BenchError(
+            f"{folder / CONTENTS} is damaged ({error}): put it back, or remove it, and what names stand for is not "
+            "compared."
+        ) from None
 
 
 class traceback_log:

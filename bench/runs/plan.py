@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bench import registry
 from bench.config import beta_origin
@@ -20,25 +21,24 @@ from bench.settings import RunConfig
 
 def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:
     """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
-    console.print(config.to_yaml(), markup=False, highlight=False)
-    console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})", highlight=False)
+    console.print(config.to_yaml())
+    console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = with_batches(config, device, processes)
     for name, value in plan(config, processes).items():
-        console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}", highlight=False)
+        console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
     dtype = network_dtype(config.model, device)
     memory = estimate_memory(config, dtype)
     if memory:
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
         total = sum(memory.values()) / 2**30
-        console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)", highlight=False)
+        console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)")
     if not config.model.t5:
         console.print(
             "model.t5 = false: the T5 encoder is neither fetched nor loaded, and its text states are zeros. CLIP alone "
-            "reads a prompt, 77 tokens of it: long prompts and written words suffer. It is another prior.",
-            soft_wrap=True,
+            "reads a prompt, 77 tokens of it: long prompts and written words suffer. It is another prior."
         )
-    console.print(f"folder: {folder}", highlight=False)
+    console.print(f"folder: {folder}")
     if needs := requirements(config):
         show_requirements(needs, console)
 
@@ -85,7 +85,9 @@ def show_requirements(needs: Sequence[Requirement], console: Console) -> None:
         table.add_column(heading, overflow="fold")
     for need in needs:
         missing = need.missing()
-        state = f"[yellow]missing[/yellow] {len(missing)} of its files" if missing else "[green]here[/green]"
+        state = Text("here", "green")
+        if missing:
+            state = Text.assemble(("missing", "yellow"), f" {len(missing)} of its files")
         table.add_row(need.source, size_text(need.size), state)
     console.print(table)
     absent = [need for need in needs if need.missing()]

@@ -83,7 +83,10 @@ def _check_model(config: RunConfig, method: Method) -> None:
         if method.needs.density:
             kernel.require_density(f"method {config.method.name!r}")
         config.optimizer.require_networks(_networks(method, model))
-    if why := method.unfit(config.sampler.steps, config.train.samples_per_prompt):
+    group = config.train.samples_per_prompt
+    if method.needs.whole_update:
+        group = -(-group // config.train.updates_per_round)  # an update takes every so many-th trajectory of a round
+    if why := method.unfit(config.sampler.steps, group):
         raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
 
 

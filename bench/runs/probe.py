@@ -38,8 +38,8 @@ def show_probe(config: RunConfig, console: Console) -> None:
         samples = draw(kernel, names, ["train"] * len(names), seed=config.seed, purpose="reference", prior=True)
         samples = score_samples(samples, {core.reward_name: core.reward_model}, core.micro_batch, "the prior's own")
     rewards = samples.rewards[core.reward_name].view(len(prompts), each)
-    console.print(_summary(config, rewards), highlight=False)
-    console.print(_table(config, rewards), highlight=False)
+    console.print(_summary(config, rewards))
+    console.print(_table(config, rewards))
 
 
 def _summary(config: RunConfig, rewards: Tensor) -> str:

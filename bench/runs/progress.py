@@ -13,7 +13,7 @@ from bench.metric import Evaluation, Measurement
 def training_progress(console: Console) -> Progress:
     """The progress bar of training: update, reward, time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("reward {task.fields[reward]:.3f}"),

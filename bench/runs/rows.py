@@ -1,12 +1,15 @@
 """From measurements and accounting to result rows."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench import config as configs
 from bench import environment, registry
+from bench.errors import BenchError
 from bench.hub import is_random
-from bench.metric import Measurement
+from bench.metric import Measurement, Metric
 from bench.model import DiffusionModel
 from bench.models.catalogue import draws_points
 from bench.options import leaves
@@ -25,7 +28,19 @@ def run_name(config: RunConfig) -> str:
 def default_folder(config: RunConfig) -> Path:
     """`runs/<suite>/<reward>/<method>-seed<n>-<hash>`: another configuration never shares a folder."""
     reward = config.reward.name.replace("*", "x")  # of a weighted sum; a shell would expand the star
-    return Path("runs") / config.suite / reward / run_name(config)
+    return run_folder(Path("runs") / config.suite / reward, config)
+
+
+def run_folder(parent: Path, config: RunConfig) -> Path:
+    """The folder of a run in `parent`: `run_name`, unless an earlier version, with another hash, has begun it there."""
+    folder = parent / run_name(config)
+    if folder.exists():
+        return folder
+    for other in sorted(parent.glob(f"{config.method.name}-seed{config.seed}-????????")):
+        with suppress(BenchError, OSError, KeyError, TypeError):  # no run, or one that this version cannot read
+            if configs.read(other / "config.yaml").hash() == config.hash():
+                return other
+    return folder
 
 
 def comparable_settings(config: RunConfig) -> dict[str, Any]:
@@ -83,6 +98,7 @@ def row(
     counts: `Meter.total()`; info: `provenance`, and `prior_settings` under "prior".
     """
     base = measurement.name.partition("/")[0]
+    metric = registry.load("metrics", base) if base in registry.plugins("metrics") else Metric  # a run that failed
     return {
         "run": run_name(config),
         "config_hash": config.hash(),
@@ -97,7 +113,7 @@ def row(
         "budget": updates,
         "budget_unit": "updates",
         "metric": measurement.name,
-        "metric_version": registry.load("metrics", base).version if base in registry.plugins("metrics") else 1,
+        "metric_version": metric.version,
         "value": measurement.value,
         "prior": measurement.prior,
         "difference": measurement.difference,
@@ -105,6 +121,8 @@ def row(
         "degrees": measurement.degrees,
         "n": measurement.n,
         "direction": measurement.direction,
+        "support": metric.support,
+        "prior_is_best": metric.prior_is_best,
         "unit": measurement.unit,
         "note": measurement.note,
         "status": "random weights" if info["random_weights"] else "ok" if measurement.value is not None else "refused",

@@ -6,15 +6,13 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
-from bench.errors import BenchError
 from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.image_folder import save_images
 from bench.hub import obtain
 from bench.metric import Samples
-from bench.models.catalogue import draws_points
 from bench.prompts import load_prompts
 from bench.reporting.plots import plot_samples
-from bench.runs.adapter import trained
+from bench.runs.adapter import load_adapter, trained
 from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.runs.requirements import training_requirements
 
@@ -28,10 +26,6 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
     its prompts are those of the run. Returns the folder. Raises BenchError for a folder without an adapter of images.
     """
     config, weights = trained(folder)
-    if draws_points(config.model.name):
-        raise BenchError(
-            f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them."
-        )
     if not prompts:
         prompt_set = load_prompts(config.prompts.name, config.prompts.limit)
         prompts = (prompt_set.heldout or prompt_set.train)[: SHOWN[0]]
@@ -39,7 +33,7 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
     obtain(training_requirements(config))
     use_threads(config)
     core = evaluation_core(build_core(config), config)
-    core.model.load(weights)
+    load_adapter(core.model, weights)
     names = [(prompt, index) for prompt in prompts for index in range(each)]
     sets: dict[str, Samples] = {}
     for name, prior in {"finetuned": False, "prior": True}.items():

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, filter_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 
 from bench.errors import BenchError, did_you_mean
 from bench.runs.rows import comparable_settings, run_name
@@ -24,7 +25,9 @@ def require_trackers(names: Sequence[str]) -> None:
                 f"unknown tracker {name!r}{did_you_mean(name, LOGGER_TYPE_TO_CLASS)} "
                 "Each needs its own package; pip install 'nabla-bench[track]' brings wandb and trackio."
             )
-        if not filter_trackers([name], logging_dir="."):
+        if (
+            name in LoggerType.list() and LoggerType(name) not in get_available_trackers()
+        ):  # else registered by a package
             package = "'nabla-bench[track]'" if name in EXTRA else name
             raise BenchError(f"tracker {name!r} needs its package: pip install {package}")
 

@@ -1,7 +1,12 @@
 """Files that appear whole or not at all, and folders that one process has to itself."""
 
 import fcntl
+import lzma
 import os
+import shutil
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bench.errors import BenchError
+from bench.errors import BenchError, disk_error
 
 LOCK = ".lock"
 
@@ -41,17 +46,29 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive into `folder`; nothing of it lands elsewhere.
+
+    Raises BenchError for what is none, is damaged, is locked by a password, or would write or link outside.
+    """
+    damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+    try:
+        shutil.unpack_archive(archive, folder, filter=None if archive.suffix == ".zip" else "data")
+    except shutil.ReadError as error:
+        raise BenchError(f"{archive} is no archive: {error}.") from None
+    except OSError as error:
+        raise BenchError(disk_error(error, archive)) from None
+    except (*damage, ValueError, RuntimeError) as error:  # the last: a password, or an unknown compression
+        raise BenchError(f"{archive} cannot be unpacked ({error}): have it sent or fetched again.") from None
+
+
 @contextmanager
 def naming_disk_errors(folder: Path) -> Iterator[None]:
     """Turn a disk error in the block into a BenchError that names the file, or else the folder."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
-        raise BenchError(
-            f"cannot read or write {place}: {reason}. What was stored before is intact: once the disk works again, "
-            "the same command goes on."
-        ) from error
+        raise BenchError(disk_error(error if isinstance(error, OSError) else OSError(str(error)), folder)) from error
 
 
 @contextmanager
@@ -61,7 +78,7 @@ def locked(folder: Path) -> Iterator[None]:
     Half-written files of such a process are removed. Raises BenchError if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK).open("a", encoding="utf8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

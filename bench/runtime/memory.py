@@ -54,5 +54,7 @@ def available(device: torch.device) -> tuple[int, int] | None:
     path = Path("/proc/meminfo")
     if device.type != "cpu" or not path.is_file():
         return None
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (s.partition(":") for s in path.open())}
+    sizes = {
+        name: int(rest.split()[0]) * 1024 for name, _, rest in (s.partition(":") for s in path.open(encoding="utf8"))
+    }
     return sizes["MemAvailable"], sizes["MemTotal"]

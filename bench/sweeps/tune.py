@@ -8,28 +8,29 @@ a trial measured stands there too, so that what another rule would have chosen c
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
-import yaml
 from pydantic import Field, model_validator
 
 from bench.errors import BenchError, did_you_mean
-from bench.options import Config
+from bench.options import Config, Distinct
 from bench.reporting.statistics import student
+from bench.runtime import yaml_text
 from bench.runtime.files import write_atomic
 from bench.settings import Seed
 
 COST = ("updates", "reward_calls", "network_forwards", "network_backwards", "train_seconds", "wall_seconds")
 FILE = "tuned.yaml"
+Values = Annotated[list[Any], Field(min_length=1), Distinct]  # of a setting, in a grid
 
 
 class Tune(Config):
     """How settings are chosen; `smallest` or `largest` and the bounds name metrics of a trial's last evaluation."""
 
-    grid: dict[str, list[Any]] = Field(min_length=1, description="setting → values; every combination is a trial")
+    grid: dict[str, Values] = Field(min_length=1, description="setting → values; every combination is a trial")
     seed: Seed = Field(description="of the trials; none of the sweep's own")
     smallest: str | None = Field(None, description="the metric (column `metric` of the rows, its `value`) to minimise")
     largest: str | None = Field(None, description="or the one to maximise")
@@ -42,6 +43,8 @@ class Tune(Config):
     def _one_rule(self) -> "Tune":
         if (self.smallest is None) == (self.largest is None):
             raise ValueError("name one metric, under smallest: or under largest:")
+        if apart := [name for name, most in self.at_most.items() if self.at_least.get(name, most) > most]:
+            raise ValueError(f"no trial can keep both bounds of {apart[0]}: at_least is above at_most")
         return self
 
     @property
@@ -156,7 +159,7 @@ def write_choices(path: Path, tune: Tune, choices: Sequence[Mapping[str, Any]]) 
 
 def dump(tree: Mapping[str, Any]) -> bytes:
     """The text of `tuned.yaml`."""
-    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=120).encode()
+    return yaml_text.dump(dict(tree)).encode()
 
 
 def read_choices(path: Path, tune: Tune, planned: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
@@ -164,19 +167,36 @@ def read_choices(path: Path, tune: Tune, planned: Mapping[str, Sequence[str]]) -
 
     The key is `key_of` of method and point of the sweep's grid. Raises BenchError for a damaged file.
     """
+    tree, choices = _read(path)
+    runs = {key: [trial["run"] for trial in choice["trials"]] for key, choice in choices.items()}
+    same_rule = tree.get("rule") == tune.rule()
+    return {key: choices[key] for key, names in planned.items() if same_rule and runs.get(key) == names}
+
+
+def other_choices(path: Path, tune: Tune, planned: Collection[str]) -> list[dict[str, Any]]:
+    """The choices in `tuned.yaml` with none of the planned keys: of other methods, or at other points.
+
+    Raises BenchError if they were made otherwise than `tune` says, so that one file cannot hold both.
+    """
+    tree, choices = _read(path)
+    others = [choice for key, choice in choices.items() if key not in planned]
+    if others and tree["tune"] != tune.model_dump(mode="json"):
+        names = ", ".join(dict.fromkeys(choice["method"] for choice in others))
+        raise BenchError(f"{path} holds choices of another sweep, tuned otherwise ({names}): choose another out.")
+    return others
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The contents of `tuned.yaml`, and its choices by `key_of`; nothing where there is none."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+        tree = yaml_text.parse(path.read_text(encoding="utf8"))
         choices = {key_of(choice["method"], choice["at"]): choice for choice in tree["choices"]}
-        runs = {key: [trial["run"] for trial in choice["trials"]] for key, choice in choices.items()}
-        return {
-            key: choices[key]
-            for key, names in planned.items()
-            if tree["rule"] == tune.rule() and runs.get(key) == names
-        }
+        _ = tree["rule"], tree["tune"], [trial["run"] for choice in choices.values() for trial in choice["trials"]]
     except FileNotFoundError:
-        return {}
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        return {}, {}
+    except (KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path} is damaged ({error}): remove it, and the sweep chooses again.") from None
+    return tree, choices
 
 
 def key_of(method: str, at: Mapping[str, Any]) -> str:

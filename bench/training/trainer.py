@@ -15,6 +15,7 @@ from bench.core import Core
 from bench.errors import BenchError, NonFiniteError
 from bench.method import Copy, Method
 from bench.runtime import processes
+from bench.runtime.finite import nonfinite
 from bench.runtime.stopping import STOP, Interrupted
 from bench.sampling.noise import seeded
 from bench.sampling.trajectory import Batch, Trajectory
@@ -22,7 +23,7 @@ from bench.settings import OptimizerConfig, TrainConfig
 from bench.training import checkpoint
 from bench.training.copies import move_copies
 from bench.training.gradients import Parameters, clip_gradients, require_finite
-from bench.training.nonfinite import nonfinite_advice
+from bench.training.nonfinite import REMEDY, nonfinite_advice
 from bench.training.rounds import sample_names, sample_paths, with_rewards
 from bench.training.totals import LossTotals, averages
 
@@ -220,6 +221,11 @@ class Trainer:
     # State --------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        weights = [(f"{name} of the policy", p) for name, p in self.core.model.adapters().items()]
+        for name, network in self.core.networks.items():
+            weights += [(f"{key} of {name}", p) for key, p in network.named_parameters()]
+        if found := nonfinite(weights):
+            raise NonFiniteError(f"update {self.update} left weights that are not finite: {found}. {REMEDY}")
         with self.core.meter.phase("checkpoint"):
             state = self.state_dict()
             if processes.is_main():

@@ -41,6 +41,11 @@ class SoftmaxRTB(Method):
         """Always."""
         return True
 
+    def unfit(self, steps: int, group: int) -> str | None:
+        """In a group of one the softmax is 1, whatever the policy."""
+        why = "a softmax over one update's samples of a prompt needs train.samples_per_prompt > train.updates_per_round"
+        return why if group < 2 else None
+
     def log_reference(self, core: Core, data: Trajectory) -> Tensor:
         """What `Σ_k log p_θ` is compared with: `Σ_k log p_#` [B], float64."""
         return log_density(core, data, prior=True)

@@ -88,6 +88,10 @@ class AdvantageRegression(Regression):
         """Always."""
         return True
 
+    def unfit(self, steps: int, group: int) -> str | None:
+        """In a group of one every advantage is 0."""
+        return "advantages within a prompt's group need train.samples_per_prompt ≥ 2" if group < 2 else None
+
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add `clip(A, ±c)/c` [B] to the round."""
         return replace(data, advantages=clipped_advantages(core, data, self.config) / self.config.advantage_clip)

@@ -38,6 +38,10 @@ class TiltMatching(Regression):
         rounds = self.config.stage_rounds
         return {"old": Copy(lambda updates: 0.0, rounds, until=(self.config.stages - 1) * rounds)}
 
+    def unfit(self, steps: int, group: int) -> str | None:
+        """In a group of one every weight is 1."""
+        return "weights over a prompt's other samples need train.samples_per_prompt ≥ 2" if group < 2 else None
+
     def collect(self, core: Core, batch: Batch, number: int) -> Trajectory:
         """Samples of the policy at the start of the stage."""
         return core.rollout(batch, weights="old")

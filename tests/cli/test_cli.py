@@ -168,7 +168,7 @@ def test_a_flow_setting_without_a_flow_is_refused(bench, tmp_path, pipeline_fold
         ("empty.txt", "\n  \n", "holds no prompt"),
         ("broken.json", "{", "cannot read prompts"),
         ("table.csv", "a,b\n1,2\n", "no column named prompt"),
-        ("absent.txt", None, "cannot read prompts"),
+        ("absent.txt", None, "No such file"),
         ("picture.png", "x", "unknown file type '.png'"),
     ],
 )
@@ -371,7 +371,7 @@ def test_the_shell_completes_names():
 def test_methods_are_listed_without_torch_each_with_a_line_of_its_own():
     code = (
         "import sys; from bench.diagnose.listing import describe; rows = list(describe('methods'));"
-        "print(len({text for _, text, _ in rows}), len(rows), 'torch' in sys.modules)"
+        "print(len({str(text) for _, text, _ in rows}), len(rows), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     lines, methods, torch_loaded = done.stdout.split()

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from bench.models.catalogue import load_model, make_kernel
 from bench.prompts import load_prompts
 from bench.runs.estimate import estimate_memory
 from bench.runs.preflight import check
+from bench.runtime import yaml_text
 
 EXAMPLES = {"ordinary": 1, "slow": 25}
 
@@ -110,7 +110,7 @@ def test_settings(level: str) -> None:
             return  # its entries are settings of their own
         found = attrgetter(key)(config)
         found = list(found) if isinstance(found, tuple) else found
-        assert found == yaml.load(json.dumps(value), configs.Loader), text
+        assert found == yaml_text.parse(json.dumps(value)), text
 
     one(level=level)
 

@@ -148,6 +148,15 @@ class NotANumber(Metric):
         return [Measurement("broken", float("nan"), n=1)]
 
 
+class NoShare(NotANumber):
+    """Declares a share and measures two."""
+
+    support = "share"
+
+    def __call__(self, evaluation: Evaluation) -> list[Measurement]:
+        return [Measurement("broken", 2.0, n=1)]
+
+
 class Restless(NotANumber):
     """Never measures the same twice."""
 
@@ -277,6 +286,7 @@ def test_a_broken_family_fails_the_check_that_is_meant_for_it(
         ("rewards", Detached, {"the gradient is the derivative"}),
         ("rewards", Halved, {"the gradient is the derivative"}),
         ("metrics", NotANumber, {"measurements are well formed", "hard cases are notes"}),
+        ("metrics", NoShare, {"measurements are well formed"}),
         ("metrics", Restless, {"measuring twice gives the same"}),
         ("metrics", Biased, {"an unchanged model differs by nothing"}),
         ("metrics", Brittle, {"hard cases are notes"}),

@@ -58,7 +58,8 @@ def evaluation(prior: Mixture, finetuned: dict[str, torch.Tensor], count: int = 
 
 def from_target(prior: Mixture, count: int = 400) -> dict[str, torch.Tensor]:
     return {
-        prompt: tilted(prior, c, seed=5).draws(count, generator(1, "select", "mine")) for c, prompt in enumerate(PROMPTS)
+        prompt: tilted(prior, c, seed=5).draws(count, generator(1, "select", "mine"))
+        for c, prompt in enumerate(PROMPTS)
     }
 
 
@@ -135,7 +136,9 @@ def test_a_target_with_few_effective_draws_is_refused():
     few = evaluation(prior, from_target(prior))
     targets = {prompt: replace(target, tilt=100 * target.tilt) for prompt, target in few.targets.items()}
     measured = ShareTv(Config())(replace(few, targets=targets))
-    assert measured[0].value is None and "effective draws" in measured[0].note and "lower reward.beta" in measured[0].note
+    assert (
+        measured[0].value is None and "effective draws" in measured[0].note and "lower reward.beta" in measured[0].note
+    )
 
 
 def test_other_models_have_no_such_rows():

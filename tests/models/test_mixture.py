@@ -42,12 +42,15 @@ def test_density_and_score_are_those_of_the_covariance_matrices(alpha, s):
     mixture = small()
     c = torch.tensor([0, 1, 1])
     z = torch.from_numpy(generator(1, "select", "points").standard_normal((3, 4))).requires_grad_()
-    logs = torch.stack(
-        [
-            torch.stack([gaussian(mixture, int(c[i]), j, alpha, s).log_prob(z[i]) for j in range(3)])
-            for i in range(3)
-        ]
-    ) + mixture.log_weights[c]
+    logs = (
+        torch.stack(
+            [
+                torch.stack([gaussian(mixture, int(c[i]), j, alpha, s).log_prob(z[i]) for j in range(3)])
+                for i in range(3)
+            ]
+        )
+        + mixture.log_weights[c]
+    )
     density = logs.logsumexp(1)
     (score,) = torch.autograd.grad(density.sum(), z)
     level = torch.tensor(alpha, dtype=torch.float64), torch.tensor(s, dtype=torch.float64)
@@ -156,4 +159,4 @@ def test_draws_decode_to_pictures(model):
     x, _ = model.mixture.draw(c, np.random.default_rng(0))
     images = model.decode(x.view(-1, 4, 8, 8))
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
-    assert 0 <= float(images.min()) and float(images.max()) <= 1 and float(images.std()) > 0.1
+    assert float(images.min()) >= 0 and float(images.max()) <= 1 and float(images.std()) > 0.1

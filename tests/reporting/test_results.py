@@ -15,19 +15,22 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 from scaffold import ROOT
 
-from bench import config
+from bench import config, registry
 from bench.errors import BenchError
+from bench.metric import Metric
 from bench.prompts import load_prompts
 from bench.reporting import report as reports
 from bench.reporting.budgets import at
 from bench.reporting.figures import _scale, plot_methods
-from bench.reporting.formats import markdown
+from bench.reporting.formats import interval, markdown
+from bench.reporting.identity import identified
 from bench.reporting.leaderboard import Board, leaderboard, selected
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.report import Question, sections, write_report
@@ -70,6 +73,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "degrees": 3.0,
         "n": 64,
         "direction": "higher",
+        "support": "real",
+        "prior_is_best": False,
         "unit": "",
         "note": "",
         "status": "ok",
@@ -89,12 +94,14 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def fid(**changes: Any) -> dict[str, Any]:
-    own = {"metric": "fid_prior/space", "value": 90.0, "prior": 70.0, "difference": 20.0, "standard_error": None}
+    own = {"support": "positive", "prior_is_best": True}
+    own |= {"metric": "fid_prior/space", "value": 90.0, "prior": 70.0, "difference": 20.0, "standard_error": None}
     return row(**({"direction": "lower"} | own | changes))
 
 
 def floor(**changes: Any) -> dict[str, Any]:
-    own = {"metric": "fid_prior/space/floor", "value": 65.0, "prior": None, "difference": None, "standard_error": 2.0}
+    own = {"support": "positive", "prior_is_best": True}
+    own |= {"metric": "fid_prior/space/floor", "value": 65.0, "prior": None, "difference": None, "standard_error": 2.0}
     return row(**({"direction": "none"} | own | changes))
 
 
@@ -148,6 +155,42 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"rows\.parquet cannot be read \(.+\): remove it"):
         read_rows(tmp_path)
+
+
+def test_rows_of_schema_2_are_given_what_metrics_declare(tmp_path: Path) -> None:
+    """What was published before is read as what the metrics' classes declare now."""
+    names = [*registry.BUILT_IN["metrics"], "run"]
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [row(metric=f"{name}/space") for name in names])
+    old = pq.read_table(path).drop_columns(["support", "prior_is_best"])
+    old = old.set_column(0, "schema", pa.array([2] * len(old), pa.int32()))
+    pq.write_table(old, path)
+    frame = read_rows(path)
+    classes = [registry.load("metrics", name) for name in names[:-1]] + [Metric]
+    assert list(frame["support"]) == [one.support for one in classes]
+    assert list(frame["prior_is_best"]) == [one.prior_is_best for one in classes]
+    assert set(frame["schema"]) == {3}
+    write_rows(path, frame.to_dict("records"))
+    pd.testing.assert_frame_equal(read_rows(path), frame)
+
+
+FLOATS = [name for name, column in COLUMNS.items() if pa.types.is_floating(column.type)]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", FLOATS)
+def test_a_number_that_is_none_is_named(tmp_path: Path, column: str, number: float, bench) -> None:
+    path = tmp_path / "rows.parquet"
+    with pytest.raises(ValueError, match=f"{column} of fid_prior/space of the run r1 after 60 updates is {number}"):
+        write_rows(path, [row(), fid(**{column: number})])
+    assert not path.exists()
+    write_rows(path, [row(), fid()])
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array([1.0, number], pa.float64())), path)
+    for command in ("report", "reproduce"):
+        status, text = bench(command, path)
+        assert (status, f"{column} of fid_prior/space of the run r1 after 60 updates is {number}" in text) == (2, True)
 
 
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
@@ -245,8 +288,9 @@ def test_comparison_of_methods() -> None:
     assert lines[5] == "| ddpo | 32 (+2.0 [+1.6, +2.4]) | – | – | 12,000 | 30 | 1 |"
     assert lines[6] == "| broken | failed | – | – | – | – | 0, 1 failed |"
     assert "95 % within the one evaluation" in lines[8]
-    assert lines[10] == "Feature space: space."
-    assert lines[12] == "broken, seed 0, failed: a | b"
+    assert lines[10].startswith("At fid_prior the prior is best")
+    assert lines[12] == "Feature space: space."
+    assert lines[14] == r"broken, seed 0, failed: a \| b"
     every = comparison(row(), row(metric="path_kl/late"), every=True)[0]
     assert "path_kl/late" in every
     assert "reward calls" in every
@@ -280,11 +324,11 @@ def test_comparison_over_seeds_takes_the_error_over_seeds_and_nothing_else() -> 
     earlier = row(seed=1, value=0.0, budget=30)
     alone = row(method="ddpo", value=33.0)
     lines = comparison(*seeds(35.25, 37.25), earlier, alone)
-    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 120 | 2 |"  # 36.25 ± 12.7 · 1.0
+    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 120 | 2 † |"  # 36.25 ± 12.7 · 1.0
     assert lines[4].startswith("| ddpo | 33 | 12,000 |")  # the one evaluation's error is something else
     assert "95 % over seeds, each with evaluation noise of its own." in lines[6]
     fixed = comparison(*seeds(35.25, 37.25, settings=chosen(evaluation__seed=0)))
-    assert "of training alone: all share one draw of evaluation noise." in fixed[-1]
+    assert "of training alone: all share one draw of evaluation noise." in fixed[-3]
 
 
 def test_paired_differences_over_seeds_leave_out_the_evaluation_noise() -> None:
@@ -312,16 +356,16 @@ def test_rows_name_the_settings_in_which_they_differ() -> None:
         "| draft (optimizer.lr = 0.1, train.updates = 60)",
         "| ddpo",
     ]
-    assert lines[3].endswith("| 2 |")
+    assert lines[3].endswith("| 2 † |")
     assert lines[4].endswith("| 1 |")
 
 
 def test_a_setting_that_came_later_makes_no_other_row() -> None:
     newer = {"settings": chosen(model__negative_prompt=""), "run": "r2"}
-    ((_, found),) = settings(pd.DataFrame([row(), row(seed=1, **newer), row(seed=2, **newer)]))
+    ((_, found),) = settings(identified(pd.DataFrame([row(), row(seed=1, **newer), row(seed=2, **newer)])))
     assert set(found["row"]) == {"draft"}
     changed = {"settings": chosen(model__negative_prompt="", optimizer__lr=0.1), "run": "r3"}
-    ((_, found),) = settings(pd.DataFrame([row(), row(seed=1, **newer), row(**changed)]))
+    ((_, found),) = settings(identified(pd.DataFrame([row(), row(seed=1, **newer), row(**changed)])))
     assert list(found["row"]) == ["draft (optimizer.lr = 0.002)"] * 2 + ["draft (optimizer.lr = 0.1)"]
 
 
@@ -573,7 +617,8 @@ def test_comparison_at_equal_cost(axis: str | None, limit: float, expected: dict
     means = found[found["metric"] == "reward/train"].groupby("method")["difference"].mean().to_dict()
     assert means == pytest.approx(expected)
     assert not missing
-    assert told == ([f"Not given as much: {short}."] if short else [])
+    from_prior = ["‡ Interpolated between the prior and a run's first evaluation."] * (limit in (100, 60))
+    assert told == ([f"Not given as much: {short}."] if short else []) + from_prior
     if axis in ("updates", "reward_calls") and not short:
         assert set(found.loc[found["updates"] > 0, axis]) == {limit}
 
@@ -605,12 +650,76 @@ def test_a_gain_that_is_not_reached_is_told() -> None:
     assert not missing
     assert told == ["Not reached by all seeds, and values are of those that did: dear (1 of 2)."]
     _, missing, _ = at(rows, "gain", 9.0)
-    assert missing == {"cheap": "never, at most +4", "dear": "never, at most +4"}
+    assert {name: one.why for name, one in missing.items()} == dict.fromkeys(("cheap", "dear"), "never, at most +4")
     shown = leaderboard(rows, axis="gain", limit=9.0)
     assert [(line.name, line.cells[0].text, line.n) for line in shown.lines] == [
         ("cheap", "never, at most +4", "0"),
         ("dear", "never, at most +4", "0"),
     ]
+
+
+def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
+    """The first evaluation has five times the gain: its cost is a bound, and nobody's cost is marked as least."""
+    frame = budgets()
+    early = (frame["method"] == "cheap") & (frame["budget"] == 10)
+    frame.loc[early, "difference"] = 2.5  # asked for 0.5
+    frame.loc[early & (frame["seed"] == 0), "difference"] = 0.9  # one seed near enough does not speak for the row
+    ((_, rows),) = settings(frame)
+    found, missing, told = at(rows, "gain", 0.5)
+    assert set(found["method"]) == {"dear"}
+    assert set(found["from_prior"]) == {True}
+    assert missing["cheap"].why == "passed before its first evaluation"
+    assert missing["cheap"].costs == {
+        "updates": "< 10", "reward calls": "< 100", "network rows": "< 12,000", "training time": "< 120",
+    }  # fmt: skip
+    assert any(note.startswith("< and –") for note in told) and any(note.startswith("‡") for note in told)
+    lines = markdown(leaderboard(rows, axis="gain", limit=0.5)).splitlines()
+    assert lines[3].startswith("| dear | 5 ‡ | 100 ‡ | 6000 ‡ | 60 ‡ | 2 † |")
+    assert lines[4] == "| cheap | passed before its first evaluation | < 100 | < 12,000 | < 120 | 2 |"
+    frame.loc[(frame["method"] == "dear") & (frame["budget"] == 40), "difference"] = 40.0  # from 2, and asked for 9
+    frame = frame[(frame["method"] == "dear")]
+    ((_, rows),) = settings(frame)
+    _, missing, _ = at(rows, "gain", 9.0)
+    assert missing["dear"].costs["updates"] == "20 – 40"
+    _, missing, _ = at(rows, "reward_calls", 60.0)
+    assert missing["dear"].why == "not evaluated between 0 and 200"
+
+
+def test_distances_to_the_prior_are_what_they_exceed_its_own_by() -> None:
+    """A Fréchet distance of 307 beside a floor of 306 says nothing; `--all` prints it."""
+    kl = {"metric": "path_kl", "direction": "lower", "prior": 0.0, "support": "positive", "prior_is_best": True}
+    note = "rank-deficient covariance: 9 images in 99 dimensions"
+    rows = [row(seed=s, run=f"r{s}") for s in range(3)]
+    for s, (value, prior) in enumerate([(310.0, 300.0), (330.0, 310.0), (350.0, 320.0)]):
+        same = {"seed": s, "run": f"r{s}"}
+        rows += [
+            fid(value=value, prior=prior, difference=value - prior, note=note, **same),
+            row(value=5.0, **kl, **same),
+        ]
+        rows.append(floor(value=prior - 1, **same))
+    frame = pd.DataFrame(rows)
+    (shown,) = sections(frame, Question())[0].boards
+    assert shown.headings[1] == "fid_prior [over the prior] ↓"
+    cells = {line.name: line.cells[1] for line in shown.lines}
+    assert (cells["prior"].value, cells["draft"].value, cells["sampling floor"].value) == (0, 20, -1)
+    assert cells["draft"].low == pytest.approx(20 - 4.303 * 10 / 3**0.5, abs=0.01)
+    assert f"fid_prior: {note}." in shown.notes
+    (levels,) = sections(frame, Question(every=True))[0].boards
+    assert {line.name: line.cells[1].value for line in levels.lines}["prior"] == pytest.approx(309.9, abs=0.1)
+
+
+def test_an_end_of_an_interval_is_not_rounded_to_zero() -> None:
+    assert interval(17.0, 0.4, 700.0) == ("17", "[0.4, 700]")
+    assert interval(0.6, 0.04, 0.98) == ("0.6", "[0.04, 1.0]")
+    assert interval(5.0, 4.8, 5.2) == ("5.00", "[4.80, 5.20]")
+    assert interval(5e18, 1e9, 2e28) == ("5e+18", "[1e+09, 2e+28]")
+
+
+def test_few_runs_are_flagged() -> None:
+    shown = board(*seeds(35.0, 36.0, 37.0), *(one | {"method": "ddpo"} for one in seeds(1.0, 2.0, 3.0, 4.0, 5.0)))
+    assert [(line.name, line.runs) for line in shown.lines] == [("prior", ""), ("draft", "3 †"), ("ddpo", "5")]
+    assert any(note.startswith("† Fewer than 5 runs") for note in shown.notes)
+    assert not any("†" in note for note in board(row()).notes)
 
 
 def test_report_writes_a_page_and_its_figures(tmp_path: Path) -> None:
@@ -783,7 +892,7 @@ def test_every_suite_but_the_demo_has_a_curve() -> None:
     assert found.pop("demo") == [20]
     assert all(len(updates) >= 4 for updates in found.values())
     shares = config.resolve("rtb", suite="ring", assignments=["train.updates=3"])
-    assert shares.evaluated_at() == [1, 2, 3]
+    assert shares.evaluated_at() == [1, 3]
 
 
 def test_metrics_of_plugins_stand_in_the_table_unasked() -> None:

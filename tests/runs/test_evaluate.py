@@ -12,6 +12,7 @@ from bench.config import resolve
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import NonFiniteError
 from bench.evaluation.evaluator import Evaluator, draw, sample_names
+from bench.metric import Measurement
 from bench.options import Config
 from bench.prompts import load_prompts, split
 from bench.runs.build import build_core, evaluation_core
@@ -94,6 +95,25 @@ def test_a_metric_that_raises_fails_alone(core, config, tmp_path, monkeypatch, c
     assert found[1].value == 0
     assert "metric vendi failed: ValueError: no eigenvalues" in caplog.text
     assert len(evaluation.finetuned.images)  # for the pictures
+
+
+def test_numbers_of_a_metric_that_are_none_are_missing(core, config, tmp_path, monkeypatch, caplog):
+    """With a note, if they stand for the model; an error of one sample shows no spread, which needs none."""
+    nan, inf = float("nan"), float("inf")
+    made = [
+        Measurement("vendi/a", nan, 1.0, nan, 0.5, 3.0, note="few"),
+        Measurement("vendi/b", 2.0, -inf, inf, inf, 3.0),
+        Measurement("vendi/c", 2.0, 1.0, 1.0, nan, nan),
+    ]
+    monkeypatch.setattr(Vendi, "__call__", lambda self, evaluation: made)
+    metrics = config.evaluation.model_copy(update={"metrics": ["vendi"]})
+    found = Evaluator(core, config.model_copy(update={"evaluation": metrics}), PROMPTS, tmp_path).evaluate()[1]
+    assert found == [
+        Measurement("vendi/a", None, 1.0, None, 0.5, 3.0, note="not finite: value is nan, difference is nan; few"),
+        Measurement("vendi/b", 2.0, None, None, None, 3.0, note="not finite: prior is -inf, difference is inf"),
+        Measurement("vendi/c", 2.0, 1.0, 1.0),
+    ]
+    assert caplog.text.count("and is left out") == 2
 
 
 def test_path_divergence_is_the_expected_log_ratio(core, config):

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from bench import registry
 from bench.config import resolve
 from bench.errors import BenchError
 from bench.evaluation.evaluator import Evaluator
+from bench.hub import RANDOM
+from bench.models.random_weights import write
 from bench.prompts import split
+from bench.runs.contents import contents
+from bench.runs.rows import run_folder, run_name
 from bench.runtime.files import locked
+from bench.sweeps.sweep import Sweep, plan_sweep
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 HOLD = (
@@ -67,6 +74,22 @@ def test_changed_weights_are_not_taken_for_the_runs_own(tiny_run, bench, pipelin
     tiny_run("draft_1")
 
 
+def test_weights_of_the_reward_are_part_of_a_runs_contents(tmp_path: Path, monkeypatch) -> None:
+    """Another revision of the repository is told apart; before it is fetched there is nothing to tell."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    config = resolve("prior", reward="hps", overrides={"model.name": "emoji"})
+    before = contents(config, PROMPTS)
+    write(registry.load("rewards", "hps").files, tmp_path, "tiny")
+    whole = contents(config, PROMPTS)
+    assert whole == contents(config, PROMPTS)
+    assert whole.keys() - before.keys() == {"reward.name"}
+    repository = tmp_path / "models--xswu--HPSv2"
+    (repository / "snapshots" / RANDOM["tiny"]).rename(repository / "snapshots" / ("b" * 40))
+    (repository / "refs" / "main").write_text("b" * 40)
+    now = contents(config, PROMPTS)
+    assert {key for key in whole if whole[key] != now[key]} == {"reward.name"}
+
+
 @pytest.mark.parametrize("fault", ["flipped", "cut", "empty"])
 def test_a_damaged_cache_is_drawn_anew(core, tmp_path: Path, caplog, fault: str) -> None:
     config = resolve("prior", reward="colorfulness", assignments=["evaluation.samples_per_prompt=2"])
@@ -92,3 +115,23 @@ def test_an_owner_lets_go(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_run_that_an_earlier_version_began_is_found_by_its_settings(tmp_path: Path) -> None:
+    """Its folder is named by another hash, for its configuration lacks a setting that came later."""
+    config = resolve("rtb", suite="ring", assignments=["train.updates=3"])
+    assert run_folder(tmp_path, config) == tmp_path / run_name(config)
+    tree = yaml.safe_load(config.to_yaml())
+    del tree["train"]["guidance"]
+    for name, stored in (("rtb-seed0-00000000", ""), ("rtb-seed0-11111111", yaml.safe_dump(tree))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(stored)
+    assert run_folder(tmp_path, config) == tmp_path / "rtb-seed0-11111111"
+    spec = Sweep(suite="ring", methods=["rtb"], set={"train.updates": 3}, out=tmp_path)
+    (job,) = plan_sweep(spec)
+    assert job.folder == tmp_path / "rtb-seed0-11111111"
+    for other in ("train.guidance=2", "train.updates=4", "seed=1"):
+        another = resolve("rtb", suite="ring", assignments=["train.updates=3", other])
+        assert run_folder(tmp_path, another) == tmp_path / run_name(another)
+    (tmp_path / run_name(config)).mkdir()
+    assert run_folder(tmp_path, config) == tmp_path / run_name(config)

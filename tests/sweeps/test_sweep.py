@@ -1,5 +1,6 @@
 """`bench sweep`: what it plans, what it runs, what it skips."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from bench.reporting.rows import read_rows
 from bench.reporting.selection import collect
 from bench.runs.log import last_record
 from bench.runtime.files import locked
-from bench.sweeps.sweep import plan_sweep, read_sweep
-from bench.sweeps.tune import COST, Tune, choose
+from bench.sweeps.sweep import make_engine, plan, plan_sweep, read_sweep, reserved
+from bench.sweeps.tune import COST, Tune, choose, other_choices, total, write_choices
 
 
 def write(folder: Path, **spec: object) -> Path:
@@ -64,8 +65,146 @@ def test_mistakes_are_told_all_at_once_before_anything_runs(tmp_path: Path) -> N
     assert all(word in str(caught.value) for word in ("draft: ", "train.update", "unknown method 'rbt'"))
     with pytest.raises(BenchError, match="needs the gradient"):
         plan_sweep(read_sweep(write(tmp_path, methods=["draft"], reward="jpeg_compressibility")))
-    with pytest.raises(BenchError, match="cannot read the sweep"):
+    with pytest.raises(BenchError, match=r"missing\.yaml: No such file"):
         read_sweep(tmp_path / "missing.yaml")
+
+
+SEVERAL = {"suite": "ring", "methods": ["rtb", "draft_1"]}
+RULE = {
+    "grid": {"optimizer.lr": [1e-4, 1e-3]}, "seed": 9, "smallest": "tilt_sw2",
+    "set": {"evaluation.samples_per_prompt": 128},
+}  # fmt: skip
+IMPOSSIBLE: dict[str, tuple[dict, str]] = {
+    "no seed": ({"seeds": 0}, "seeds"),
+    "an empty list of seeds": ({"seeds": []}, "seeds"),
+    "a negative count": ({"seeds": -1}, "seeds"),
+    "half a seed": ({"seeds": [0.5]}, "seeds.0 = 0.5"),
+    "a seed that is a whole float": ({"seeds": [1.0]}, "seeds.0 = 1.0"),
+    "a seed that is a word": ({"seeds": ["1"]}, "seeds.0 = '1'"),
+    "a count that is a bool": ({"seeds": True}, "seeds = True"),
+    "a seed twice": ({"seeds": [3, 4, 3]}, "3 stands there twice"),
+    "a method twice": ({"methods": ["rtb", "rtb"]}, "'rtb' stands there twice"),
+    "a tracker twice": ({"track": ["wandb", "wandb"]}, "'wandb' stands there twice"),
+    "no values": ({"grid": {"reward.beta": []}}, "grid.reward.beta"),
+    "a value twice": ({"grid": {"reward.beta": [1, 2, 1.0]}}, "grid.reward.beta = [1, 2, 1.0]: 1.0 stands there twice"),
+    "a value twice, written otherwise": (
+        {"grid": {"reward.beta": [1, "1"]}}, r'rtb: reward.beta = "1" makes the same run as reward.beta = 1:',
+    ),
+    "a value twice, in a group": (
+        {"grid": {"train": [{"micro_batch": 1}, {"micro_batch": 2}]}}, "train.* makes the same run as",
+    ),
+    "an unknown setting": ({"set": {"train.update": 3}}, "train.update"),
+    "another method's setting": ({"settings": {"rtb": {"method.depth": 1}}}, "rtb: unknown setting 'method.depth'"),
+    "a word for a number": ({"set": {"optimizer.lr": "fast"}}, "optimizer.lr = 'fast'"),
+    "not a number": ({"set": {"optimizer.lr": math.nan}}, "optimizer.lr = 'nan'|optimizer.lr = '.nan'"),
+    "an infinite value of a grid": ({"grid": {"reward.beta": [1, math.inf]}}, "reward.beta = "),
+    "no update": ({"set": {"train.updates": 0}}, "train.updates = 0"),
+    "half an update": ({"set": {"train.updates": 0.5}}, "train.updates = 0.5"),
+    "an evaluation after the end": ({"set": {"evaluation.at": [500]}}, "lies beyond train.updates"),
+    "a metric that there is not": ({"set": {"evaluation.metrics": ["fid"]}}, "unknown metric 'fid'"),
+    "a reward that there is not": ({"set": {"evaluation.rewards": ["score"]}}, "unknown reward 'score'"),
+    "a reward of images on points": ({"set": {"evaluation.rewards": ["colorfulness"]}}, "scores images"),
+    "seeds among the settings": ({"set": {"seed": 3}}, "seed under set: give it as seeds"),
+    "threads among the settings": ({"settings": {"rtb": {"train": {"threads": 2}}}}, "train.threads under settings of"),
+    "methods in a grid": ({"grid": {"method.name": ["rtb", "ddpo"]}}, "method.name under grid: give it as methods"),
+    "rewards in a grid": ({"grid": {"reward": ["linear"]}}, "reward under grid: give it as reward"),
+    "a setting twice": ({"set": {"optimizer.lr": 1, "optimizer": {"lr": 2}}}, "optimizer.lr is given twice under set"),
+    "more threads than cores": ({"threads": 4096}, "this machine has"),
+    "a tracker that is not installed": ({"track": ["comet_ml"]}, "comet_ml"),
+    "a folder that is a file": ({"out": __file__}, "is no folder"),
+    "a folder in a file": ({"out": f"{__file__}/a/b"}, "is no folder"),
+    "a metric of tuning that there is not": ({"tune": RULE | {"smallest": "tilt_sw3"}}, "'tilt_sw3' is not measured"),
+    "a split that there is not": ({"tune": RULE | {"smallest": "reward/heldout"}}, "did you mean 'reward/train'"),
+    "another feature space": ({"tune": RULE | {"smallest": "kid_prior/inception_v3"}}, "inception_v3' is not"),
+    "a metric that is not measured": ({"tune": RULE | {"smallest": "path_kl_steps/01"}}, "add 'path_kl_steps' to"),
+    "a metric that trials leave out": (
+        {"tune": RULE | {"set": {"evaluation.metrics": ["reward"]}}}, "add 'tilt_sw2' to",
+    ),
+    "a metric without a value": (
+        {"tune": RULE | {"smallest": "tilt_gap", "set": {"evaluation.samples_per_prompt": 30}}},
+        "'tilt_gap' has no value in this setting: refused",
+    ),
+    "a bound's metric that there is not": ({"tune": RULE | {"at_most": {"path_lk": 2}}}, "did you mean 'path_kl'"),
+    "a bound that is no number": ({"tune": RULE | {"at_least": {"path_kl": math.inf}}}, "at_least.path_kl"),
+    "bounds that exclude each other": (
+        {"tune": RULE | {"at_most": {"path_kl": 1}, "at_least": {"path_kl": 2}}}, "both bounds of path_kl",
+    ),
+    "no rule": ({"tune": {"grid": RULE["grid"], "seed": 9}}, "name one metric"),
+    "two rules": ({"tune": RULE | {"largest": "path_kl"}}, "name one metric"),
+    "no values to try": ({"tune": RULE | {"grid": {"optimizer.lr": []}}}, "tune.grid.optimizer.lr"),
+    "a value to try twice": ({"tune": RULE | {"grid": {"optimizer.lr": [1e-4, 1e-4]}}}, "0.0001 stands there twice"),
+    "the table's seed": ({"tune": RULE | {"seed": 0}}, "seed = 0 is a seed of the table"),
+    "no update of a trial": ({"tune": RULE | {"updates": 0}}, "tune.updates = 0"),
+    "two numbers of updates": (
+        {"tune": RULE | {"updates": 5, "set": {"train": {"updates": 4}}}}, "train.updates of a trial",
+    ),
+    "tuned and set": ({"tune": RULE, "set": {"optimizer": {"lr": 1e-3}}}, "is tuned, and stands under set"),
+    "a trial's seed among the settings": ({"tune": RULE | {"set": {"seed": 4}}}, "seed under tune.set"),
+    "an evaluation after a trial's end": (
+        {"tune": RULE | {"updates": 5, "set": {"evaluation.at": [6]}}}, "lies beyond train.updates = 5",
+    ),
+    "a run that is impossible though its trials are not": (
+        {"tune": RULE, "set": {"evaluation.at": [500]}}, "lies beyond",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_is_impossible_is_told_before_anything_runs(case: str, tmp_path: Path) -> None:
+    changed, words = IMPOSSIBLE[case]
+    with pytest.raises(BenchError, match=words.replace("[", r"\[")):
+        plan(read_sweep(write(tmp_path, **SEVERAL | {"out": str(tmp_path / "out")} | changed)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plain_sweep_with_every_part_is_possible(tmp_path: Path) -> None:
+    whole = {"grid": {"reward.beta": [1, 2]}, "seeds": [4, 2], "tune": RULE | {"at_most": {"path_kl/late": 2}}}
+    jobs = plan(read_sweep(write(tmp_path, **SEVERAL, **whole, out=str(tmp_path / "out"))))
+    assert len(jobs) == 2 * 2 * 2  # trials of both methods at both points; the runs wait for the choice
+
+
+def test_a_later_setting_wins_however_it_is_written(tmp_path: Path) -> None:
+    layers = {"set": {"optimizer.lr": 1e-3}, "settings": {"rtb": {"optimizer": {"lr": 2e-3}}}}
+    spec = read_sweep(write(tmp_path, **SEVERAL, **layers, grid={"optimizer.lr": [3e-3, 4e-3]}))
+    assert {job.config.optimizer.lr for job in plan_sweep(spec)} == {3e-3, 4e-3}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "methods: [rtb]\nmethods: [ddpo]", "methods: [rtb]\nset: {a: 1, a: 2}", "{"]
+)
+def test_a_file_that_is_no_sweep_is_told_in_one_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=r"^cannot read the sweep .*\.$") as caught:
+        read_sweep(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_has_its_folder_and_its_engine_to_itself(tmp_path: Path, bench) -> None:
+    path = write(tmp_path, suite="ring", methods=["prior"], out=str(tmp_path / "out"))
+    with reserved(read_sweep(path), create=True):
+        for options, listed in (((), False), (("--dry-run",), True)):
+            status, text = bench("sweep", path, *options)
+            assert (status, "another sweep is at work" in text, "new " in text) == (2, True, listed)
+    status, text = bench("sweep", path, "--dry-run", "--address", "here:1")
+    assert (status, "give --on ray too" in text) == (2, True)
+    with pytest.raises(BenchError, match="gpus = 4096 a run"):
+        make_engine(read_sweep(write(tmp_path, suite="ring", methods=["prior"], gpus=4096)), "local", None)
+
+
+def test_choices_of_another_sweep_are_kept_or_else_refused(tmp_path: Path) -> None:
+    out, path = tmp_path / "out", tmp_path / "out" / "tuned.yaml"
+    spec = {"suite": "ring", "out": str(out), "tune": RULE}
+    tune = read_sweep(write(tmp_path, methods=["rtb"], **spec)).tune
+    other = {"method": "ddpo", "at": {}, "trials": [], "cost": total([])}
+    out.mkdir()
+    write_choices(path, tune, [other])
+    plan(read_sweep(write(tmp_path, methods=["rtb"], **spec)))
+    assert other_choices(path, tune, ["rtb {}"]) == [other]
+    changed = spec | {"tune": RULE | {"seed": 8}}
+    with pytest.raises(BenchError, match=r"choices of another sweep, tuned otherwise \(ddpo\)"):
+        plan(read_sweep(write(tmp_path, methods=["rtb"], **changed)))
+    plan(read_sweep(write(tmp_path, methods=["ddpo"], **changed)))  # its own, to be chosen again
 
 
 def test_a_sweep_runs_skips_and_reports_failures(tmp_path: Path, bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,15 +339,3 @@ def test_the_rule_of_tuning() -> None:
         chosen(largest="q")
     with pytest.raises(BenchError, match="no trial of m has a value"):
         choose(Tune(grid={"optimizer.lr": rates}, seed=1, largest="r"), "m", trials[3:])
-
-
-def test_mistakes_in_tuning_are_told_before_anything_runs(tmp_path: Path) -> None:
-    def read(**tune: object) -> None:
-        plan_sweep(read_sweep(write(tmp_path, **tuned_spec(tmp_path, **tune))))
-
-    with pytest.raises(BenchError, match="name one metric"):
-        read(smallest="tilt_sw2")
-    with pytest.raises(BenchError, match="seed = 0 is a seed of the table"):
-        read(seed=0)
-    with pytest.raises(BenchError, match="updates is tuned, and stands under set too"):
-        read(grid={"train.updates": [1, 2]})

@@ -10,6 +10,7 @@ import torch
 from bench import registry
 from bench.diagnose.selftest.checking import global_random_state, require
 from bench.metric import Evaluation, Measurement, Samples
+from bench.reporting.statistics import SCALES
 from bench.sampling.noise import generator
 
 
@@ -48,6 +49,9 @@ def _measure(name: str, **options: Any) -> list[Measurement]:
 def measurements_are_well_formed(name: str) -> None:
     """named after the metric, with n, a known direction, and a finite value or a note"""
     require((registry.load("metrics", name).__doc__ or "").strip(), "the class has no docstring: say what it measures.")
+    support = registry.load("metrics", name).support
+    require(support in SCALES, f"support is {support!r}, none of {', '.join(SCALES)}.")
+    low, high = SCALES[support].ends
     measurements = _measure(name)
     require(measurements, "the metric measured nothing, neither on images nor on points.")
     for one in measurements:
@@ -56,6 +60,8 @@ def measurements_are_well_formed(name: str) -> None:
         require(one.direction in ("higher", "lower", "none"), f"{one.name}: unknown direction {one.direction!r}.")
         good = one.note if one.value is None else math.isfinite(one.value)
         require(good, f"{one.name}: the value is {one.value}; give a finite one, or None with a note that says why.")
+        inside = one.value is None or low <= one.value <= high
+        require(inside, f"{one.name}: the value {one.value} is not {support}, as the class declares.")
         require(one.n > 0 or one.value is None, f"{one.name}: n is {one.n}.")
         require(one.standard_error is None or one.standard_error >= 0, f"{one.name}: the standard error is negative.")
 

@@ -38,6 +38,7 @@ GUIDANCE = 3.0
 def present(name: str) -> Iterator[str]:
     """A name that loads inside the block. For a family's class, which has no weights, small random ones are written."""
     if name not in registry.plugins("pipelines"):
+        catalogue.model_class(name)  # raises for a name or folder that is none
         yield name
         return
     cards = (c for c in CARDS.values() if isinstance(c, HubCard) and c.architecture.pipeline == name)
