@@ -72,7 +72,7 @@ def test_a_dry_run_says_everything_without_weights(bench, cache, tmp_path, suite
     assert status == 0, text
     shards = re.search(r"shards of an update: (\d+), shared by 2 processes\n", text)
     assert int(shards[1]) >= 2, text
-    assert "denoiser rows of training rollouts: 640,000" in text
+    assert "NFE of training rollouts: 640,000" in text
     assert "estimated memory a process: " in text
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in text
     total = sum(need.size for need in requirements(resolve("nabla_gfn", suite=suite)))

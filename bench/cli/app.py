@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import __version__
+from bench.cli.advise import advise
 from bench.cli.checks import doctor, profile_setting, test_plugin
 from bench.cli.models import convert, push, sample
 from bench.cli.options import (
@@ -287,7 +288,7 @@ def sweep(
 
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
-for command in (report, serve, sample, push, convert, doctor, reproduce, verify, pack, merge):
+for command in (report, serve, advise, sample, push, convert, doctor, reproduce, verify, pack, merge):
     application.command()(command)
 for registered in application.registered_commands:
     if registered.callback:

@@ -32,9 +32,10 @@ def report(
     ] = None,
     at_updates: Annotated[float | None, typer.Option(min=1, help="Compare every run at so many updates.")] = None,
     at_reward_calls: Annotated[float | None, typer.Option(min=1, help="The same at so many reward calls.")] = None,
-    at_network_rows: Annotated[
-        float | None, typer.Option(min=1, help="The same at so many rows through the denoiser, back and forth.")
+    at_nfe: Annotated[
+        float | None, typer.Option(min=1, help="The same at an NFE: passes of samples through the denoiser.")
     ] = None,
+    at_network_rows: Annotated[float | None, typer.Option(min=1, hidden=True, help="Former name of --at-nfe.")] = None,
     at_seconds: Annotated[float | None, typer.Option(min=0, help="The same at so many seconds of training.")] = None,
     form: Annotated[
         Format, typer.Option("--format", help="Of what is printed; html: one self-contained page.")
@@ -56,7 +57,7 @@ def report(
     costs = {
         "updates": at_updates,
         "reward_calls": at_reward_calls,
-        "network_rows": at_network_rows,
+        "nfe": at_nfe or at_network_rows,
         "train_seconds": at_seconds,
     }
     asked: dict[str, tuple[float, ...]] = {axis: (limit,) for axis, limit in costs.items() if limit is not None}

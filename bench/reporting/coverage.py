@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.stats
 
 from bench.environment import ROOT
-from bench.reporting.budgets import NEAR
+from bench.reporting.budgets import ENOUGH, NEAR
 from bench.reporting.rows import read_rows
 from bench.reporting.statistics import FEW, MANY, gaps, improvement, intervals
 from bench.reporting.table import is_clear
@@ -92,13 +92,22 @@ below the table names them.
 
 **A floor** is a mean over draws: three per evaluation, and over seeds those of all.
 
-**At an equal gain or cost** (`--at-reward-gain`, `--at-updates`, `--at-reward-calls`, `--at-network-rows`,
-`--at-seconds`) every run is read off where it first reaches the value, by linear interpolation between its evaluations
-(`evaluation.at`); it starts as the prior at no cost. Intervals are over the runs that got there, and the table says how
-many did not. ‡ marks values between the prior and a run's first evaluation, where a straight line is a guess. If
-neither evaluation around the value is within a factor of {near} of it, nothing is interpolated: of a gain the table has
-bounds of the cost, "< N" where the first evaluation has passed it already. If one run of a row is refused, so is the
-row: the runs left would be the slower ones.
+**At an equal gain or cost** (`--at-reward-gain`, `--at-updates`, `--at-nfe`, `--at-reward-calls`, `--at-seconds`) every
+run is read off where it first reaches the value, by linear interpolation between its evaluations (`evaluation.at`); it
+starts as the prior at no cost. Intervals at a gain are over the runs that got there, and the table says how many did
+not. A row of which a run ends before {enough} % of a cost has no values there, and a sentence above the table says so;
+a run that ends later, but before the cost, counts with its last evaluation. ‡ marks values between the prior and a
+run's first evaluation, where a straight line is a guess. If neither evaluation around the value is within a factor of
+{near} of it, nothing is interpolated: of a gain the table has bounds of the cost, "< N" where the first evaluation has
+passed it already. If one run of a row is refused, so is the row: the runs left would be the slower ones.
+
+**The cost of `best_of_n`** is per finished sample, the NFE and reward calls of its n draws: it trains nothing, and what
+it spends grows with the number of samples wanted. All other rows have spent theirs before the first sample, which then
+takes a single draw and no reward call. So these costs are not compared, and at an equal cost `best_of_n` stays in the
+table. A method that has spent the NFE of C samples on training has the lower NFE in all from C / (n − 1) samples on.
+
+**Sentences below a table** repeat its numbers and marks: "not separated" are the values with ≈, "significantly lower"
+those without a mark, "not tested" those of which no error is known.
 
 **Over settings**, each gain is divided by the best method's mean gain in that setting. The probability that a run of
 one method gains more than a run of another counts pairs of runs, with equal weight for each setting and ties as half.
@@ -210,9 +219,8 @@ def page() -> str:
     colours = [["values", *(f"{n} prompts" for n in prompts)]]
     colours += [[name, *(coloured(KINDS[name][0], n, rng) for n in prompts)] for name in ("normal", "skewed")]
     tables = {"coverage": coverage, "ties": ties, "better": better, "colours": colours}
-    return PAGE.format(
-        draws=DRAWS, many=MANY, few=FEW, near=NEAR, **{name: _table(lines) for name, lines in tables.items()}
-    )
+    numbers = {"draws": DRAWS, "many": MANY, "few": FEW, "near": NEAR, "enough": f"{100 * ENOUGH:.0f}"}
+    return PAGE.format(**numbers, **{name: _table(lines) for name, lines in tables.items()})
 
 
 def _law(draw: Draw, support: str, rng: np.random.Generator) -> Law:

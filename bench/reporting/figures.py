@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from PIL import Image
 
 from bench.errors import BenchError
-from bench.reporting.budgets import COSTS, GAIN
+from bench.reporting.budgets import AXES, COSTS, GAIN
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED, PRIOR, legend, save, shortened, wrapped
 from bench.reporting.selection import floors, is_robust, priors, summary
@@ -120,12 +120,12 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}
     families = _families([name for name in order if name in lines])
-    size = 2.9 * len(COSTS) + 2.2, 2.3 * len(families) + 1.1
+    size = 2.9 * len(AXES) + 2.2, 2.3 * len(families) + 1.1
     palette = sns.color_palette("colorblind")
     with _figure(path, size, title, "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor") as figure:
-        grid = figure.subplots(len(families), len(COSTS), squeeze=False, sharex="col", sharey=True)
+        grid = figure.subplots(len(families), len(AXES), squeeze=False, sharex="col", sharey=True)
         for axes, (kind, names) in zip(grid, families.items(), strict=True):
-            for ax, column in zip(axes, COSTS, strict=True):
+            for ax, column in zip(axes, AXES, strict=True):
                 handles = []
                 for name, line in lines.items():
                     if name not in names:
@@ -142,7 +142,7 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
             axes[0].set_ylabel(kind)
             beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8}
             legend(axes[-1], handles, names, **beside)
-        for ax, (label, unit) in zip(grid[-1], COSTS.values(), strict=True):
+        for ax, (label, unit) in zip(grid[-1], (COSTS[column] for column in AXES), strict=True):
             ax.set_xlabel(f"{label} [{unit}]" if unit else label)
             low, high = np.log10(ax.get_xlim())
             ticks = (1, 2, 5) if high - low < 1.3 else (1, 3) if high - low < 2.5 else (1,)

@@ -74,7 +74,8 @@ def markdown(board: Board) -> str:
     names = [("method", *map(markdown_text, board.headings), "n"), ["---"] * (len(board.headings) + 2)]
     lines = [(markdown_text(line.name), *map(text, line.cells), line.runs) for line in board.lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [*names, *lines])
-    return "\n\n".join([table, *map(markdown_text, board.notes)]) + "\n"
+    said = "\n".join(f"- {markdown_text(sentence)}" for sentence in board.answers)
+    return "\n\n".join(filter(None, [markdown_text(board.lead), table, said, *map(markdown_text, board.notes)])) + "\n"
 
 
 def latex(board: Board) -> str:
@@ -98,7 +99,7 @@ def latex(board: Board) -> str:
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{latex_text(' '.join([f'{board.title}.', *board.notes]))}}}",
+            rf"\caption{{{latex_text(' '.join(filter(None, [f'{board.title}.', board.lead, *board.notes])))}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(board.headings) + 1)}}}",
             r"\toprule",
             row("method", *map(latex_text, board.headings), "n"),
@@ -160,17 +161,15 @@ def terminal(board: Board, width: int) -> Group:
             style = "dim" if line.name in ("prior", "sampling floor") else ""
             table.add_row(Text(line.name), *(columns[i][place] for i in block), line.runs, style=style)
         tables.append(table)
-    return Group(Text(board.title, style="bold"), *tables, *(Text(note, style="dim") for note in board.notes), Text())
+    lead = [Text(board.lead, style="bold")] if board.lead else []
+    said = [Text(f"• {sentence}") for sentence in board.answers]
+    notes = [Text(note, style="dim") for note in board.notes]
+    return Group(Text(board.title, style="bold"), *lead, *tables, *said, *notes, Text())
 
 
 def _folded(title: str) -> str:
     """A heading on several lines, its parts and unit below one another."""
-    return (
-        title.replace("/", "/\n")
-        .replace(" [", "\n[")
-        .replace("network rows", "network\nrows")
-        .replace("g time", "g\ntime")
-    )
+    return title.replace("/", "/\n").replace(" [", "\n[").replace("reward ", "reward\n").replace("g time", "g\ntime")
 
 
 def _stacked(cell: Cell) -> Text:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.registry import BUILT_IN
-from bench.reporting.budgets import COSTS, GAIN, Missing, at, with_costs
+from bench.reporting.budgets import COSTS, GAIN, Draws, Missing, at, draws, nobody, with_costs
 from bench.reporting.selection import Standing, floors, has_seeds, is_robust, learners, priors, standings, summary
 from bench.reporting.statistics import FEW, MANY
 
@@ -18,7 +18,7 @@ DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt:
 # What a table shows unless told otherwise: these metrics where there are values, in every feature space, then those of
 # installed plugins, then the costs.
 MEASURES = ("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage")
-COSTLY = ("path_kl", "network rows", "training time")
+COSTLY = ("path_kl", "NFE", "reward calls", "reward gradients", "training time")
 COST_NAMES = tuple(name for name, _ in COSTS.values())
 OVER_SEEDS = "over seeds, each with evaluation noise of its own"
 OVER_TRAINING = "over seeds, of training alone: all share one draw of evaluation noise"
@@ -61,13 +61,18 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Board:
-    """A table: `columns` are metrics, `headings` what stands above them; prior and floor come first among `lines`."""
+    """A table: `columns` are metrics, `headings` what stands above them; prior and floor come first among `lines`.
+
+    lead: what a reader must know before the numbers; answers: what they say (see `bench.reporting.answers`).
+    """
 
     title: str
     columns: tuple[str, ...]
     headings: tuple[str, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    lead: str = ""
+    answers: tuple[str, ...] = ()
 
 
 def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bool = False) -> list[str]:
@@ -97,12 +102,27 @@ def leaderboard(
     `bench.reporting.budgets.at`. At an equal gain the columns leave out the gain's reward and hold all costs, of which
     the least is best.
     """
+    trained = rows.loc[(rows["updates"] > 0) & (rows["status"] != "failed"), "row"].nunique()
     rows, missing, notes = at(rows, axis, limit)
     names = selected(rows, metrics, every)
     if axis == "gain" and not metrics:
         names = [*(name for name in names if name not in (GAIN, *COST_NAMES)), *COST_NAMES]
+    lead = nobody(missing, axis, limit, trained)
+    return tabulate(rows, names, missing, notes, title, lead, "lower" if axis == "gain" else "none")
+
+
+def tabulate(
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    missing: Mapping[str, Missing],
+    notes: Sequence[str],
+    title: str,
+    lead: str,
+    costs: str = "none",
+) -> Board:
+    """The table of `names` of rows that were chosen; missing: row → why it has no values; costs: their direction."""
     failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
-    rows = with_costs(rows, "lower" if axis == "gain" else "none")
+    rows = with_costs(rows, costs)
     table, least, before = summary(rows), floors(rows), priors(rows)
     bounded = any(one.costs for one in missing.values())  # then nobody knows whose costs are least
     marks = standings(rows, table, [name for name in names if not (bounded and name in COST_NAMES)])
@@ -113,13 +133,19 @@ def leaderboard(
         lines.append(Line("sampling floor", tuple(_plain(least, name) for name in names)))
     broken, runs = failed.groupby("row")["seed"].nunique(), rows.groupby("row")["seed"].nunique()
     failures = {name: f", {n} failed" for name, n in broken.items()}
+    selecting = draws(rows)
     for name in ranked(rows, table, names):
         cells = tuple(_cell(table, name, metric, runs[name], marks.get((name, metric))) for metric in names)
+        if name in selecting:
+            own = {"NFE": selecting[name].nfe, "reward calls": selecting[name].n}
+            both = zip(names, cells, strict=True)
+            cells = tuple(Cell(text=f"{own[m]:,} per sample") if m in own else cell for m, cell in both)
         lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}", 1 < runs[name] < FEW))
     others = broken.index.difference([*rows["row"], *missing])
-    for name, one in (missing | dict.fromkeys(others, Missing("failed"))).items():
+    for name, one in ({**missing} | dict.fromkeys(others, Missing("failed"))).items():
         bounds = (Cell(text=one.costs.get(metric, "")) for metric in names[1:])
         lines.append(Line(name, (Cell(text=one.why), *bounds), f"{one.runs}{failures.get(name, '')}"))
+    notes = [*notes, *(_selection(name, one) for name, one in selecting.items())]
     notes += [f"{row['row']}, seed {row['seed']}, failed: {row['note']}" for row in failed.to_dict("records")]
     headings, space = _headings(rows, names)
     if space:
@@ -127,7 +153,15 @@ def leaderboard(
     if not rows.empty:
         notes[:0] = [meaning(rows, names), *_warnings(rows, table, names, lines)]
     notes = [note.replace(f"/{space}", "") if space else note for note in notes]
-    return Board(title, tuple(names), headings, tuple(lines), tuple(notes))
+    return Board(title, tuple(names), headings, tuple(lines), tuple(notes), lead)
+
+
+def _selection(name: str, cost: Draws) -> str:
+    return (
+        f"{name} trains nothing and spends as it samples: a finished sample is the best of {cost.n} draws and takes "
+        f"{cost.nfe:,} NFE and {cost.n} reward calls; of a trained model it takes {cost.nfe // cost.n:,} NFE and no "
+        "reward call."
+    )
 
 
 def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:

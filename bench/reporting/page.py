@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from bench.reporting.budgets import COSTS, GAIN
+from bench.reporting.budgets import AXES, COSTS, GAIN
 from bench.reporting.figures import FAMILIES, TRADED, family, lines_of, scale_of
 from bench.reporting.formats import interval, parts
 from bench.reporting.report import Question, Section, across, scores, sections
@@ -89,7 +89,8 @@ def plots_of(section: Section) -> list[Plot]:
     traded = [name for name in board.columns if name.startswith(TRADED)]
     if not reward:
         return []
-    labels = {column: f"{label} [{unit}]" if unit else label for column, (label, unit) in COSTS.items()}
+    named = {column: COSTS[column] for column in AXES}
+    labels = {column: f"{label} [{unit}]" if unit else label for column, (label, unit) in named.items()}
     curves = {
         label: {n: (line[column], line["value"], line) for n, line in reward.items()}
         for column, label in labels.items()

@@ -4,14 +4,15 @@ import csv
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from bench.reporting.budgets import COSTS, GAIN, at, common_gains
+from bench.reporting.answers import answers
+from bench.reporting.budgets import GAIN, at, common_gains, spelled
 from bench.reporting.figures import (
     plot_curves,
     plot_methods,
@@ -44,8 +45,7 @@ class Question:
             return ""
         if self.axis == "gain":
             return f", at a reward gain of {limit:+g}"
-        label, unit = COSTS[self.axis]
-        return f", at {limit:,g} {'seconds of training' if unit else label}"
+        return f", at {spelled(limit, self.axis)}"
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,29 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
     result: list[Section] = []
     for title, rows in settings(frame):
         rows = rows if question.every else without_levels(rows)
-        asked = [(question, limit) for limit in question.limits]
-        if with_gains and question.axis is None:
-            asked += [(Question(metrics, "gain"), gain) for gain in common_gains(rows)]
-        boards = (
-            leaderboard(rows, one.metrics, one.axis, limit, f"{title}{one.title(limit)}", question.every)
-            for one, limit in asked
-        )
-        result.append(Section(title, rows, tuple(boards)))
+        result.append(Section(title, rows, tuple(_boards(title, rows, question, with_gains))))
     return result
+
+
+def _boards(title: str, rows: pd.DataFrame, question: Question, with_gains: bool) -> list[Board]:
+    """The tables of a setting with what they say in sentences, some of which need the table at a gain, shown or not."""
+    gains = common_gains(rows) if question.axis is None else ()
+    main = [_board(title, rows, question, limit) for limit in question.limits]
+    if question.axis == "gain":
+        limited = zip(main, question.limits, strict=True)
+        return [replace(board, answers=answers(board, board, limit)) for board, limit in limited]
+    if not gains:
+        return [replace(board, answers=answers(board)) for board in main]
+    at_gains = replace(question, axis="gain")
+    equal = [_board(title, rows, at_gains, gain) for gain in (gains if with_gains else gains[-1:])]
+    hint = "" if with_gains else f"--at-reward-gain {gains[-1]:g} has the table"
+    main = [replace(board, answers=answers(board, equal[-1], gains[-1], hint)) for board in main]
+    shown = zip(equal, gains, strict=True) if with_gains else ()
+    return main + [replace(board, answers=answers(board, board, gain)) for board, gain in shown]
+
+
+def _board(title: str, rows: pd.DataFrame, question: Question, limit: float) -> Board:
+    return leaderboard(rows, question.metrics, question.axis, limit, f"{title}{question.title(limit)}", question.every)
 
 
 def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
@@ -222,7 +236,7 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     plot_methods(values, panels, path("methods"), section.heading)
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
     order = ranked(values, summary(values), panels)
-    if (rows.groupby(["row", "seed"])["budget"].nunique() > 1).any():
+    if (rows[rows["row"].isin(order)].groupby(["row", "seed"])["budget"].nunique() > 1).any():
         trained = rows[rows["updates"] > 0]
         for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
             plot_curves(

@@ -141,7 +141,7 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
     names = {pair: name(*pair) for pair in dict.fromkeys(pairs)}
     calls = rows["network_forwards"] + rows["network_backwards"]
-    return rows.assign(row=[names[pair] for pair in pairs], network_rows=calls)
+    return rows.assign(row=[names[pair] for pair in pairs], nfe=calls)
 
 
 def differing(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:

@@ -69,7 +69,7 @@ def on_scale(values: np.ndarray, support: str) -> np.ndarray | None:
 
     Positive values are their logarithms. Shares, and positive values with a zero among them, are expanded around their
     mean c, `g(c) + g'(c) (x − c)`, so that single values of exactly 0 or 1 do no harm. None where that is impossible:
-    the mean is an end of the support, or a value lies outside it.
+    the mean is an end of the support, or too near to it for a number, or a value lies outside it.
     """
     (low, high), forward, slope, _ = SCALES[support]
     if support == "real" or not len(values):
@@ -79,7 +79,9 @@ def on_scale(values: np.ndarray, support: str) -> np.ndarray | None:
     mean = values.mean()
     if not low < mean < high or values.min() < low or values.max() > high:
         return None
-    return forward(mean) + slope(mean) * (values - mean)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = forward(mean) + slope(mean) * (values - mean)
+    return moved if np.isfinite(moved).all() else None
 
 
 def intervals(groups: Sequence[np.ndarray], support: str, robust: bool = False) -> np.ndarray:

@@ -44,7 +44,7 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
 
 
 def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
-    """What a run will compute, from its configuration alone: samples, and rows through the denoiser outside losses."""
+    """What a run will compute, from its configuration alone: samples, and its NFE outside losses."""
     train, evaluation = config.train, config.evaluation
     needs = registry.load("methods", config.method.name).needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
@@ -70,11 +70,11 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "trajectories per update": update,
         "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
         + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
-        "denoiser rows of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
+        "NFE of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
         "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
         f"{evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
-        "denoiser rows of evaluation": samples * evaluation_rows * (3 + 2 * len(config.evaluated_at())),
+        "NFE of evaluation": samples * evaluation_rows * (3 + 2 * len(config.evaluated_at())),
     }
 
 

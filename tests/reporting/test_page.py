@@ -1,10 +1,12 @@
 """The page in a browser: it sorts, filters, shows samples and settings, quotes what it was given, asks for nothing."""
 
 import csv
+import html
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -146,9 +148,22 @@ def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:
     assert [plot.title for plot in plots_of(section)] == ["reward/train against"]
 
 
+def test_the_page_says_it_in_words(tmp_path: Path) -> None:
+    """The sentences below every table, and above it what a reader must know first."""
+    frame, _ = collect([runs(tmp_path)])
+    page = html.unescape(write_page(tmp_path, frame, [], Question()).read_text())
+    for section in sections(frame, Question(), with_gains=True):
+        for board in section.boards:
+            assert board.answers
+            assert all(f"<li>{sentence}</li>" in page for sentence in board.answers)
+    page = write_page(tmp_path, frame, [], Question(axis="updates", limits=(1e6,))).read_text()
+    assert page.count('<p class="lead">No run here reaches 1,000,000 updates: the most is 60, of ddpo.</p>') == 2
+
+
 def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
     ((_, rows), _) = settings(collect([runs(tmp_path)])[0])
-    board = leaderboard(rows, title="100 % & more_of_it")
+    said = {"lead": "Read this first.", "answers": ("ddpo gains most.",)}
+    board = replace(leaderboard(rows, title="100 % & more_of_it"), **said)
     cells = {line.name: dict(zip(board.columns, line.cells, strict=True)) for line in board.lines}
     assert cells["ddpo"]["reward/train"].mark == "best"
     table = pd.read_csv(StringIO(to_csv([board]))).set_index(["row", "metric"])
@@ -157,6 +172,9 @@ def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
     text = latex(board)
     assert r"100 \% \& more\_of\_it" in text
     assert text.count(r"\midrule") == 2
+    assert "more\\_of\\_it. Read this first. Means" in text and "ddpo gains" not in text
+    assert markdown(board).startswith("Read this first.\n\n| method ")
+    assert "|\n\n- ddpo gains most.\n\nMeans" in markdown(board)
     assert text.index(r"\toprule") < text.index(r"reward/train $\uparrow$") < text.index(r"\bottomrule")
     assert r"\textbf{" in text.split("ddpo & ")[1].split(" & ")[0]
     for width in (50, 80, 200):
@@ -165,6 +183,7 @@ def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
         shown = console.export_text()
         assert max(map(len, shown.splitlines())) <= width
         assert "★" in shown
+        assert shown.index("Read this first.") < shown.index("★") < shown.index("• ddpo gains most.")
         assert "…" not in shown
 
 

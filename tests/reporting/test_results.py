@@ -42,6 +42,7 @@ from bench.runs.log import UpdateLog, read_log
 from bench.runs.rows import comparable_settings, evaluation_id
 
 PUBLISHED = ROOT / "results" / "published"
+COSTS = "NFE | reward calls | reward gradients | training time [s] | n |"  # the columns that end every table
 
 
 def chosen(**changes: Any) -> str:
@@ -280,13 +281,13 @@ def test_comparison_of_methods() -> None:
     kl = {"metric": "path_kl", "unit": "nats", "direction": "lower", "value": 5.25, "prior": 0.0}
     failed = {"run": "r3", "method": "broken", "metric": "run", "value": None, "status": "failed", "note": "a | b"}
     lines = comparison(row(), fid(), floor(), row(**kl), row(**ddpo), row(**failed))
-    columns = "reward/train ↑ | fid_prior ↓ | path_kl [nats] ↓ | network rows | training time [s] | n |"
+    columns = f"reward/train ↑ | fid_prior ↓ | path_kl [nats] ↓ | {COSTS}"
     assert lines[0] == f"| method | {columns}"
-    assert lines[2] == "| prior | 30 | 70 | 0 | – | – |  |"
-    assert lines[3] == "| sampling floor | – | 65 [62, 68] | – | – | – |  |"  # ± 3.2 · 2/√4, of four draws
-    assert lines[4] == "| draft | **35.25** (+5.2 [+4.9, +5.6]) | 90 | 5.2 [4.9, 5.6] | 12,000 | 120 | 1 |"
-    assert lines[5] == "| ddpo | 32 (+2.0 [+1.6, +2.4]) | – | – | 12,000 | 30 | 1 |"
-    assert lines[6] == "| broken | failed | – | – | – | – | 0, 1 failed |"
+    assert lines[2] == "| prior | 30 | 70 | 0 | – | – | – | – |  |"
+    assert lines[3] == "| sampling floor | – | 65 [62, 68] | – | – | – | – | – |  |"  # ± 3.2 · 2/√4, of four draws
+    assert lines[4] == "| draft | **35.25** (+5.2 [+4.9, +5.6]) | 90 | 5.2 [4.9, 5.6] | 12,000 | 960 | 960 | 120 | 1 |"
+    assert lines[5] == "| ddpo | 32 (+2.0 [+1.6, +2.4]) | – | – | 12,000 | 960 | 960 | 30 | 1 |"
+    assert lines[6] == "| broken | failed | – | – | – | – | – | – | 0, 1 failed |"
     assert "95 % within the one evaluation" in lines[8]
     assert lines[10].startswith("At fid_prior the prior is best")
     assert lines[12] == "Feature space: space."
@@ -324,7 +325,7 @@ def test_comparison_over_seeds_takes_the_error_over_seeds_and_nothing_else() -> 
     earlier = row(seed=1, value=0.0, budget=30)
     alone = row(method="ddpo", value=33.0)
     lines = comparison(*seeds(35.25, 37.25), earlier, alone)
-    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 120 | 2 † |"  # 36.25 ± 12.7 · 1.0
+    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 960 | 960 | 120 | 2 † |"  # 36.25 ± 12.7 · 1.0
     assert lines[4].startswith("| ddpo | 33 | 12,000 |")  # the one evaluation's error is something else
     assert "95 % over seeds, each with evaluation noise of its own." in lines[6]
     fixed = comparison(*seeds(35.25, 37.25, settings=chosen(evaluation__seed=0)))
@@ -597,29 +598,51 @@ def budgets() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_a_report_at_a_cost_that_no_training_reaches_is_written(tmp_path: Path) -> None:
+    frame = budgets().assign(source="x/rows.parquet")
+    page = write_report(tmp_path, frame, [], Question(axis="nfe", limits=(1e9,))).read_text()
+    assert "\nNo run here reaches 1,000,000,000 NFE: the most is 48,000, of cheap.\n" in page
+    assert re.findall(r"\]\((.*?)\)", page) == ["methods-0.png"]  # of what trains nothing; there is no curve
+    frame = frame[frame["method"] != "best_of_n"]
+    assert "![" not in write_report(tmp_path, frame, [], Question(axis="nfe", limits=(1e9,))).read_text()
+
+
+def test_limits_have_the_names_of_columns(tmp_path: Path, bench: Callable[..., tuple[int, str]]) -> None:
+    """NFE has one; what was written with its former name still runs."""
+    for name, rows in budgets().groupby("run"):
+        (tmp_path / str(name)).mkdir()
+        write_rows(tmp_path / str(name) / "rows.parquet", rows.to_dict("records"))
+    for option in ("--at-nfe", "--at-network-rows"):
+        status, text = bench("report", tmp_path, option, 12_000, "--format", "md")
+        assert status == 0, text
+        assert ", at 12,000 NFE\n" in text
+        assert "| cheap | **2** [-5, 8] (+1) | 12,000 | 100 |" in text
+    assert "network" not in bench("report", "--help")[1]
+
+
 @pytest.mark.parametrize(
-    ("axis", "limit", "expected", "short"),
+    ("axis", "limit", "expected", "near"),
     [
         (None, 0, {"cheap": 4.0, "dear": 4.0, "best_of_n": 9.0}, ""),
         ("updates", 20, {"cheap": 2.0, "dear": 2.0, "best_of_n": 9.0}, ""),
         ("updates", 30, {"cheap": 3.0, "dear": 3.0, "best_of_n": 9.0}, ""),
         ("reward_calls", 400, {"cheap": 4.0, "dear": 2.0, "best_of_n": 9.0}, ""),
         ("reward_calls", 100, {"cheap": 1.0, "dear": 0.5, "best_of_n": 9.0}, ""),  # half way from the prior
-        ("reward_calls", 900, {"cheap": 4.0, "dear": 4.0, "best_of_n": 9.0}, "cheap"),  # it ended at 400
-        ("network_rows", 12_000, {"cheap": 1.0, "dear": 1.0, "best_of_n": 9.0}, ""),
+        ("reward_calls", 850, {"dear": 4.0, "best_of_n": 9.0}, "dear"),  # it ends at 800, and cheap at 400
+        ("nfe", 12_000, {"cheap": 1.0, "dear": 1.0, "best_of_n": 9.0}, ""),
         ("train_seconds", 60, {"cheap": 0.5, "dear": 0.5, "best_of_n": 9.0}, ""),
         ("gain", 3.0, {"cheap": 3.0, "dear": 3.0}, ""),
     ],
 )
-def test_comparison_at_equal_cost(axis: str | None, limit: float, expected: dict[str, float], short: str) -> None:
+def test_comparison_at_equal_cost(axis: str | None, limit: float, expected: dict[str, float], near: str) -> None:
     ((_, rows),) = settings(budgets())
     found, missing, told = at(rows, axis, limit)
     means = found[found["metric"] == "reward/train"].groupby("method")["difference"].mean().to_dict()
     assert means == pytest.approx(expected)
-    assert not missing
+    assert {name: one.why for name, one in missing.items()} == ({"cheap": "ends at 400"} if near else {})
     from_prior = ["‡ Interpolated between the prior and a run's first evaluation."] * (limit in (100, 60))
-    assert told == ([f"Not given as much: {short}."] if short else []) + from_prior
-    if axis in ("updates", "reward_calls") and not short:
+    assert told == from_prior + [f"Up to 10% short of this cost, and read off at their end: {near}."] * bool(near)
+    if axis in ("updates", "reward_calls") and not near:
         assert set(found.loc[found["updates"] > 0, axis]) == {limit}
 
 
@@ -637,8 +660,8 @@ def test_at_an_equal_gain_all_else_is_interpolated_within_a_run() -> None:
     assert own["fid_prior/space/floor"] == 65.0
     assert set(found.loc[found["method"] == "dear", "reward_calls"]) == {600.0}
     shown = leaderboard(rows, axis="gain", limit=3.0)
-    assert shown.columns == ("path_kl", "updates", "reward calls", "network rows", "training time")
-    marks = {line.name: line.cells[2].mark for line in shown.lines if line.n}
+    assert shown.columns == ("path_kl", "updates", "NFE", "reward calls", "reward gradients", "training time")
+    marks = {line.name: line.cells[3].mark for line in shown.lines if line.n}
     assert marks == {"cheap": "best", "dear": ""}  # 300 reward calls against 600
 
 
@@ -656,6 +679,40 @@ def test_a_gain_that_is_not_reached_is_told() -> None:
         ("cheap", "never, at most +4", "0"),
         ("dear", "never, at most +4", "0"),
     ]
+    assert shown.lead == "No run here reaches a reward gain of +9: the most is +4, of cheap."
+
+
+def test_a_table_at_a_cost_has_no_values_of_runs_that_end_before_it_and_says_so_on_top() -> None:
+    """Of some rows, of all; a row of which one run ends earlier is none of those that got there."""
+    ((_, rows),) = settings(budgets())
+    some = leaderboard(rows, axis="reward_calls", limit=700)
+    assert some.lead == "1 of 2 trained rows have no values here, as runs of theirs end before 700 reward calls."
+    found = {line.name: line.cells[0] for line in some.lines}
+    assert (found["cheap"].text, found["dear"].value) == ("ends at 400", 4.0)
+    none = leaderboard(rows, axis="nfe", limit=1e6, title="T")
+    assert none.lead == "No run here reaches 1,000,000 NFE: the most is 48,000, of cheap."
+    assert [line.name for line in none.lines if pd.notna(line.cells[0].value) and line.n] == ["best_of_n"]
+    assert markdown(none).startswith(none.lead)
+    assert leaderboard(rows, axis="reward_calls", limit=400).lead == ""
+    frame = budgets()
+    ((_, rows),) = settings(frame[(frame["seed"] == 0) | (frame["budget"] < 40) | (frame["method"] == "cheap")])
+    shown = leaderboard(rows, axis="reward_calls", limit=700)
+    assert {line.name: line.cells[0].text for line in shown.lines}["dear"] == "1 of 2 runs end before"
+    assert shown.lead == "2 of 2 trained rows have no values here, as runs of theirs end before 700 reward calls."
+
+
+def test_best_of_n_is_charged_per_finished_sample() -> None:
+    """Eight draws of 20 guided steps, in whatever sampler the evaluation has."""
+    options = {"method__n": 8, "sampler__steps": 10, "sampler__guidance": 3.0, "evaluation__sampler__steps": 20}
+    free = {"updates": 0, "budget": 0, "reward_calls": 0, "method": "best_of_n", "settings": chosen(**options)}
+    shown = board(row(), row(**free))
+    cells = dict(zip(shown.columns, next(line for line in shown.lines if line.name == "best_of_n").cells, strict=True))
+    assert (cells["NFE"].text, cells["reward calls"].text) == ("320 per sample", "8 per sample")
+    assert np.isnan(cells["NFE"].value)
+    assert any("320 NFE and 8 reward calls; of a trained model it takes 40 NFE" in note for note in shown.notes)
+    unguided = chosen(**options | {"sampler__guidance": 1.0, "evaluation__sampler__steps": None})
+    shown = board(row(), row(**free | {"settings": unguided}))
+    assert "| 80 per sample | 8 per sample |" in markdown(shown)
 
 
 def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
@@ -670,12 +727,13 @@ def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
     assert set(found["from_prior"]) == {True}
     assert missing["cheap"].why == "passed before its first evaluation"
     assert missing["cheap"].costs == {
-        "updates": "< 10", "reward calls": "< 100", "network rows": "< 12,000", "training time": "< 120",
+        "updates": "< 10", "reward calls": "< 100", "NFE": "< 12,000", "training time": "< 120",
+        "reward gradients": "< 960",
     }  # fmt: skip
     assert any(note.startswith("< and –") for note in told) and any(note.startswith("‡") for note in told)
     lines = markdown(leaderboard(rows, axis="gain", limit=0.5)).splitlines()
-    assert lines[3].startswith("| dear | 5 ‡ | 100 ‡ | 6000 ‡ | 60 ‡ | 2 † |")
-    assert lines[4] == "| cheap | passed before its first evaluation | < 100 | < 12,000 | < 120 | 2 |"
+    assert lines[3].startswith("| dear | 5 ‡ | 6000 ‡ | 100 ‡ | 480 ‡ | 60 ‡ | 2 † |")
+    assert lines[4] == "| cheap | passed before its first evaluation | < 12,000 | < 100 | < 960 | < 120 | 2 |"
     frame.loc[(frame["method"] == "dear") & (frame["budget"] == 40), "difference"] = 40.0  # from 2, and asked for 9
     frame = frame[(frame["method"] == "dear")]
     ((_, rows),) = settings(frame)
@@ -898,4 +956,5 @@ def test_every_suite_but_the_demo_has_a_curve() -> None:
 def test_metrics_of_plugins_stand_in_the_table_unasked() -> None:
     names = ("reward/train", "vendi", "contrast/train", "path_kl")
     frame = pd.DataFrame([row(metric=name) for name in names]).assign(row="draft", source="rows.parquet")
-    assert selected(frame) == ["reward/train", "contrast/train", "path_kl", "network rows", "training time"]
+    costs = ["NFE", "reward calls", "reward gradients", "training time"]
+    assert selected(frame) == ["reward/train", "contrast/train", "path_kl", *costs]
