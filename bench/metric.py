@@ -3,15 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from bench import options
-
-if TYPE_CHECKING:
-    from bench.evaluation.target import Tilted
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Evaluation:
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
     features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
     modes: [M, d], centres of the prior's modes where the model knows them.
-    targets: prompt → its target, prior × exp(βr), where the prior's density is known.
+    targets: prompt → its `bench.evaluation.target.Tilted`, prior × exp(βr), where the prior's density is known.
     prior_on: `(sampler, purpose) → Samples`: a prior set on the "training" sampler or an "accurate" one, with the noise
         of a purpose ("reference", "floor"); drawn when asked for.
     """
@@ -67,7 +64,7 @@ class Evaluation:
     features: Callable[..., Tensor]
     feature_space: str
     modes: Tensor | None = None
-    targets: "Mapping[str, Tilted] | None" = None
+    targets: Mapping[str, Any] | None = None
     prior_on: Callable[[str, str], Samples] | None = None
 
 

@@ -5,15 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bench.settings import ModelConfig
-
-if TYPE_CHECKING:
-    from bench.models.mixture import Mixture
 
 Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx, velocity ε − x
 
@@ -79,7 +76,7 @@ class DiffusionModel(ABC):
     decoder_batch: how many rows are decoded and scored at a time when the reward is differentiated. Those graphs are
     the largest of a run. points: whether samples are points and not images.
     modes: [M, d], the centres of the prior's modes, of a model that knows them.
-    mixture: the prior's exact density, of a model that knows it.
+    mixture: the prior's density, `bench.models.mixture.Mixture`, of a model that knows it, else None.
     """
 
     spec: ModelSpec
@@ -89,7 +86,7 @@ class DiffusionModel(ABC):
     decoder_batch: int = 1 << 20
     points: ClassVar[bool] = False
     modes: Tensor | None = None
-    mixture: "Mixture | None" = None
+    mixture: Any = None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -77,12 +77,13 @@ def _components(
         target = targets[prompt]
         drawn = target.draws(len(rows), generator(0, "select", "picture", prompt))
         images = core.model.decode(drawn.view(-1, *core.model.latent_shape).to(core.model.device)).cpu()
-        sets = {"prior": evaluation.prior, "finetuned": evaluation.finetuned}
-        shown = {name: (samples.images[rows], samples.latents[rows]) for name, samples in sets.items()}
-        shown["target"] = (images * 255).round().byte(), drawn
+        shown = {"target": ((images * 255).round().byte(), drawn)}
+        for name, samples in (("prior", evaluation.prior), ("finetuned", evaluation.finetuned)):
+            assert samples.latents is not None
+            shown[name] = samples.images[rows], samples.latents[rows]
         panels[heading] = {
-            name: (pictures.permute(0, 2, 3, 1).numpy(), target.nearest(latents).numpy())
-            for name, (pictures, latents) in shown.items()
+            name: (shown[name][0].permute(0, 2, 3, 1).numpy(), target.nearest(shown[name][1]).numpy())
+            for name in ("prior", "target", "finetuned")
         }
     names = next(iter(targets.values())).mixture.names
     plot_components(panels, names, path, f"{title}\nsamples in the order of their components")

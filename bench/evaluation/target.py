@@ -72,6 +72,17 @@ class Tilted:
         """Probability of every component, float64 [J]."""
         return self.weights @ self.posteriors.log_weights.double().exp()
 
+    @classmethod
+    def flat(cls, mixture: Mixture, prompt: int, count: int = 2 * ENOUGH) -> "Tilted":
+        """The target of a constant reward, from exact draws."""
+        rng = generator(0, "select", "flat target", prompt)
+        latents, _ = mixture.draw(torch.full((count,), prompt), rng)
+        return cls(mixture, prompt, latents, torch.zeros(count, dtype=torch.float64))
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """The likeliest component of latents [n, …]: long [n]."""
+        return self.posterior(latents.flatten(1)).log_weights.argmax(1)
+
     def posterior(self, latents: Tensor) -> Posterior:
         """Of the components and the coordinates of clean latents [n, D]."""
         one = torch.ones((), dtype=self.mixture.frame.dtype)

@@ -20,8 +20,8 @@ def plot_components(
 ) -> None:
     """A panel a prompt, a row in it for each set of samples, written to `path` (PNG).
 
-    prompts: heading → name of the set → its samples. names: of the components. Of each set, samples at even distances in
-    the order of components are shown, over a bar of the component's colour: lengths of the bar are shares.
+    prompts: heading → name of the set → its samples. names: of the components. Of each set, samples at even distances
+    in the order of components are shown, over a bar of the component's colour: lengths of the bar are shares.
     """
     columns = min(2, len(prompts))
     rows, sets = -(-len(prompts) // columns), len(next(iter(prompts.values())))

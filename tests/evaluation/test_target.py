@@ -64,7 +64,7 @@ def from_target(prior: Mixture, count: int = 400) -> dict[str, torch.Tensor]:
 
 
 def test_importance_sampling_finds_the_closed_form():
-    """Weights e^{favour_j} times a standard Gaussian tilted by e^{PUSH y}: normaliser, KL, shares and means are known."""
+    """Weights e^{favour_j} and a standard Gaussian tilted by e^{PUSH y}: normaliser, KL, shares and means are known."""
     prior = mixture()
     for c in range(2):
         target, weights = tilted(prior, c), prior.log_weights[c].exp()

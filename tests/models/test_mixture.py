@@ -150,7 +150,7 @@ def test_latent_networks_start_at_zero_and_hold_no_prior(model):
 
 
 def test_a_prompt_that_is_no_concept_is_refused(model):
-    with pytest.raises(BenchError, match="'tigre'.*tiger"):
+    with pytest.raises(BenchError, match=r"'tigre'.*tiger"):
         model.encode(["tigre"])
 
 
