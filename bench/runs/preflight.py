@@ -40,7 +40,9 @@ def check(config: RunConfig) -> None:
     requirements(config)  # loads every reward, metric and feature space that is named
     _check_inputs(config)
     if config.prompts.name not in HUB:
-        load_prompts(config.prompts.name)
+        prompts = load_prompts(config.prompts.name, config.prompts.limit)
+        if is_analytic(config.model.name):  # it may know no others than its own
+            load_model(config.model, config.sampler).encode([*prompts.train, *prompts.heldout])
 
 
 def _check_method(config: RunConfig, method: Method) -> None:

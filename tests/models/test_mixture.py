@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from bench.errors import BenchError
+from bench.evaluation import evaluator
 from bench.models.mixture import EmojiMixture, EmojiMixtureFlow, Mixture
+from bench.reporting.rows import read_rows
 from bench.sampling.noise import generator
 
 PROMPTS = ["tiger", "penguin", "tiger", "carrot"]
@@ -160,3 +162,33 @@ def test_draws_decode_to_pictures(model):
     images = model.decode(x.view(-1, 4, 8, 8))
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
     assert float(images.min()) >= 0 and float(images.max()) <= 1 and float(images.std()) > 0.1
+
+
+def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch):
+    """Rows with floors, samples by component, and a target that a second run finds in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(evaluator, "DRAWS", 300)
+    settings = ["prompts.limit=1", "evaluation.train_prompts=1", "evaluation.heldout_prompts=1", "evaluation.at=[]"]
+    settings += ["evaluation.samples_per_prompt=16", "train.prompts_per_round=1", "sampler.steps=6"]
+    settings += ["evaluation.metrics=[reward,share_tv,within_mode,prior_nll,target_sw2,path_kl]"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    run = ["run", "nabla_gfn", "--model", "emoji_mixture_flow", "--updates", 2, *words]
+    status, text = bench(*run, "--out", tmp_path / "one")
+    assert status == 0, text
+    rows = read_rows(tmp_path / "one" / "rows.parquet").set_index("metric")
+    for name in ("share_tv", "within_mode/mean", "within_mode/spread", "target_sw2"):
+        assert rows.loc[[name, f"{name}/floor"], "value"].between(0, 10).all()
+    assert (tmp_path / "one" / "components.png").is_file()
+    before = sorted((tmp_path / "cache").rglob("*.checked"))
+    status, text = bench(*run, "--out", tmp_path / "two", "--set", "reward.beta=0.2")
+    assert status == 0, text
+    assert sorted((tmp_path / "cache").rglob("*.checked")) == before  # rewards do not depend on β
+    assert "model.fingerprint" in rows["settings"].iloc[0]
+
+
+def test_an_unknown_prompt_is_told_before_anything_is_loaded(bench, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("tiger\nunicycle\n", encoding="utf8")
+    status, text = bench("run", "ddpo", "--model", "emoji_mixture", "--prompts", prompts, "--dry-run")
+    assert status == 2
+    assert "'unicycle'" in text
