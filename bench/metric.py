@@ -1,9 +1,9 @@
 """What a metric is: the samples that it looks at, and the numbers that it returns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Samples:
     step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
     log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.
     output_norm: [N, K], `‖o_θ‖ / ‖o_#‖` at the sampled states, or None (the prior's own, or no path).
+    latents: float32 [N, *latent], of a model whose density is known, or None.
     """
 
     images: Tensor
@@ -30,6 +31,7 @@ class Samples:
     step_kl: Tensor | None = None
     log_ratio: Tensor | None = None
     output_norm: Tensor | None = None
+    latents: Tensor | None = None
 
     def rows(self, split: str | None = None) -> dict[str, Tensor]:
         """Prompt → long tensor of its rows, in order of appearance; one split or all."""
@@ -48,6 +50,7 @@ class Evaluation:
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
     features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
     modes: [M, d], centres of the prior's modes where the model knows them.
+    targets: prompt → its `bench.evaluation.target.Tilted`, prior × exp(βr), where the prior's density is known.
     prior_on: `(sampler, purpose) → Samples`: a prior set on the "training" sampler or an "accurate" one, with the noise
         of a purpose ("reference", "floor"); drawn when asked for.
     """
@@ -61,6 +64,7 @@ class Evaluation:
     features: Callable[..., Tensor]
     feature_space: str
     modes: Tensor | None = None
+    targets: Mapping[str, Any] | None = None
     prior_on: Callable[[str, str], Samples] | None = None
 
 

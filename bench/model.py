@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ class DiffusionModel(ABC):
     spec: what sampling has to know of it. device: where it runs. network: the denoiser, whose calls are counted.
     guidance: the scale of classifier-free guidance; 1: none.
     decoder_batch: how many rows are decoded and scored at a time when the reward is differentiated. Those graphs are
-    the largest of a run. modes: [M, d], the centres of the prior's modes, of a model that knows them.
+    the largest of a run. points: whether samples are points and not images.
+    modes: [M, d], the centres of the prior's modes, of a model that knows them.
+    mixture: the prior's density, `bench.models.mixture.Mixture`, of a model that knows it, else None.
     """
 
     spec: ModelSpec
@@ -82,7 +84,9 @@ class DiffusionModel(ABC):
     network: nn.Module
     guidance: float = 1
     decoder_batch: int = 1 << 20
+    points: ClassVar[bool] = False
     modes: Tensor | None = None
+    mixture: Any = None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

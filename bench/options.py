@@ -1,6 +1,7 @@
 """Options: the base of everything that can be set, and how a mistake in them is told."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
@@ -62,3 +63,12 @@ def explain(mistake: Any, keys: list[str]) -> str:
         return f"{where}{': ' * bool(where)}{mistake['ctx']['error']}."
     reason = mistake["msg"].removeprefix("Value error, ")
     return f"{where} = {value!r}: {reason[0].lower()}{reason[1:]}."
+
+
+def paths(options: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Dotted key and value of every option that is a file or folder."""
+    for key, value in options:
+        if isinstance(value, Config):
+            yield from paths(value, f"{prefix}{key}.")
+        elif isinstance(value, Path):
+            yield prefix + key, value

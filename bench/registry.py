@@ -100,12 +100,18 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "tilt_tv": Plugin("bench.metrics.tilt_tv:TiltTv"),
         "tilt_sw2": Plugin("bench.metrics.tilt_sw2:TiltSw2"),
         "fid_target": Plugin("bench.metrics.fid_target:FidTarget"),
+        "share_tv": Plugin("bench.metrics.share_tv:ShareTv"),
+        "within_mode": Plugin("bench.metrics.within_mode:WithinMode"),
+        "prior_nll": Plugin("bench.metrics.prior_nll:PriorNll"),
+        "target_sw2": Plugin("bench.metrics.target_sw2:TargetSw2"),
     },
-    "models": {  # code alone, without weights
+    "models": {  # a class each, whose weights, if any, ship with it
         "ring": Plugin("bench.models.analytic:RingModel"),
         "ring_flow": Plugin("bench.models.analytic:RingFlowModel"),
         "gaussian": Plugin("bench.models.analytic:GaussianModel"),
         "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
+        "emoji_mixture": Plugin("bench.models.mixture:EmojiMixture"),
+        "emoji_mixture_flow": Plugin("bench.models.mixture:EmojiMixtureFlow"),
     },
     "pipelines": {  # families of pipelines, by the class that their model_index.json names
         "StableDiffusionPipeline": Plugin("bench.models.stable_diffusion:StableDiffusion"),

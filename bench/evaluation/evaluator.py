@@ -1,9 +1,10 @@
 """Evaluation: every method is measured on the same prompts and the same named noise."""
 
+import copy
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,15 @@ from bench import environment, registry
 from bench.core import Core
 from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.evaluation.features import FeatureSpace, find_space
+from bench.evaluation.target import DRAWS, Tilted
 from bench.method import Method
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import make_kernel
+from bench.options import paths
 from bench.prompts import PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
-from bench.runtime.digests import digest
+from bench.runtime.digests import digest, digest_files
 from bench.runtime.files import write_atomic
 from bench.sampling import noise
 from bench.sampling.noise import Purpose
@@ -31,6 +34,7 @@ from bench.sampling.trajectory import Batch, Trajectory, step_kl
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
+SHOWN = ("images", "latents")  # what is kept of a set of prior samples
 CHECKSUM = 16  # bytes, in front of a cached tensor
 LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
     "nabla-bench",
@@ -88,6 +92,8 @@ def draw(
             remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
             raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
         tensors = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
+        if core.model.mixture is not None:
+            tensors["latents"] = path.latents[:, -1]
         if path.model_output is not None and path.prior_output is not None:
             policy, prior_output = path.model_output.flatten(2), path.prior_output.flatten(2)
             tensors["output_norm"] = policy.norm(dim=2) / prior_output.norm(dim=2)
@@ -131,10 +137,10 @@ class Evaluator:
         self.rewards: dict[str, Reward] = trained | loaded
         self.spaces: dict[str, FeatureSpace] = {}
 
-    @property
-    def rows(self) -> int:
-        """Samples in each of the sets."""
-        return len(self.names)
+    def rows(self, name: str) -> int:
+        """Samples in a set; those of "target" are for all prompts together."""
+        prompts = {prompt for prompt, _ in self.names}
+        return DRAWS * len(prompts) if name == "target" else len(self.names)
 
     def evaluate(
         self, on_batch: Callable[[str, int], None] = lambda name, rows: None
@@ -155,6 +161,7 @@ class Evaluator:
         )
         evaluation = Evaluation(
             **sets,
+            targets=self.targets(partial(on_batch, "target")),
             reward=self.config.reward.name,
             beta=self.config.reward.beta,
             features=self.features,
@@ -184,21 +191,57 @@ class Evaluator:
         purpose = PRIOR_SETS[name]
         path = self.cache / f"{self._set_key(purpose, core)}.checked"
 
-        def draw_images() -> Tensor:
+        def draw_set() -> dict[str, Tensor]:
             names, splits = self.names, self.splits
-            return draw(core, names, splits, seed=self.seed, purpose=purpose, prior=True, on_batch=on_batch).images
+            drawn = draw(core, names, splits, seed=self.seed, purpose=purpose, prior=True, on_batch=on_batch)
+            return {name: value for name in SHOWN if (value := getattr(drawn, name)) is not None}
 
-        images = _cached(path, "images", draw_images)
-        return self._score(name, Samples(images, [prompt for prompt, _ in self.names], self.splits, {}))
+        tensors = _cached(path, draw_set)
+        return self._score(name, Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors))
 
-    def _set_key(self, purpose: Purpose, core: Core) -> str:
+    def targets(self, on_batch: Callable[[int], None] = lambda rows: None) -> dict[str, Tilted] | None:
+        """Prompt → its target, from `DRAWS` samples of the prior on noise of their own; None without a known density.
+
+        They are the same for every method and seed, and so are drawn and scored once.
+        """
+        mixture, reward = self.core.model.mixture, self.config.reward
+        if mixture is None:
+            return None
+        known = copy.deepcopy(mixture).cpu()
+        targets = {}
+        for prompt in dict.fromkeys(prompt for prompt, _ in self.names):
+            names = [(prompt, i) for i in range(DRAWS)]
+            key = {"draws": self._set_key("target", self.core, names, seed=0), "reward": self._reward_key()}
+
+            def draw_target(names: list[tuple[str, int]] = names) -> dict[str, Tensor]:
+                splits = ["target"] * DRAWS
+                drawn = draw(self.core, names, splits, seed=0, purpose="target", prior=True, on_batch=on_batch)
+                scored = self._score("target", drawn, {reward.name: self.core.reward_model})
+                assert drawn.latents is not None
+                return {"latents": drawn.latents.flatten(1), "rewards": scored.rewards[reward.name]}
+
+            drawn = _cached(self.cache / f"{digest(key)}.checked", draw_target)
+            number = int(self.core.model.encode([prompt]).parts["concept"])
+            targets[prompt] = Tilted(known, number, drawn["latents"], reward.beta * drawn["rewards"].double())
+        return targets
+
+    def _reward_key(self) -> list[Any]:
+        """What decides the scores of the reward that is trained on."""
+        reward = self.config.reward
+        files = {key: digest_files(path) for key, path in paths(reward)}
+        weights = [need.identity() for need in self.core.reward_model.files]
+        return [reward.model_dump(mode="json", exclude={"beta"}), files, weights, self.core.micro_batch]
+
+    def _set_key(
+        self, purpose: Purpose, core: Core, names: Sequence[tuple[str, int]] | None = None, seed: int | None = None
+    ) -> str:
         model = self.config.model
         return digest(
             {
                 "prior": core.model.fingerprint(),
                 "kernel": core.kernel.key(),
-                "samples": self.names,
-                "noise": [noise.VERSION, self.seed, purpose],
+                "samples": self.names if names is None else names,
+                "noise": [noise.VERSION, self.seed if seed is None else seed, purpose],
                 "batch": core.sample_batch,
                 "execution": [model.attention, model.compile, model.vae_slicing],
                 **self._rounding(),
@@ -229,10 +272,10 @@ class Evaluator:
             "versions": [versions[name] for name in LIBRARIES],
         }
 
-    def _score(self, name: str, samples: Samples) -> Samples:
-        """All rewards of a set; name: of the set."""
-        whose = "the prior's own" if name in PRIOR_SETS else "the finetuned model's"
-        return score_samples(samples, self.rewards, self.core.micro_batch, whose)
+    def _score(self, name: str, samples: Samples, rewards: Mapping[str, Reward] | None = None) -> Samples:
+        """All rewards of a set, or these; name: of the set."""
+        whose = "the finetuned model's" if name == "finetuned" else "the prior's own"
+        return score_samples(samples, rewards or self.rewards, self.core.micro_batch, whose)
 
     def features(self, samples: Samples, space: str | None = None) -> Tensor:
         """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
@@ -246,7 +289,7 @@ class Evaluator:
                 return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
 
         parts = samples.images.split(self.core.micro_batch)
-        return _cached(path, "features", lambda: processes.map_parts(parts, extract)["features"].cpu())
+        return _cached(path, lambda: processes.map_parts(parts, extract))["features"]
 
 
 def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:
@@ -298,14 +341,14 @@ def _without_nonfinite(measured: Measurement) -> Measurement:
     return replace(measured, **nothing)
 
 
-def _cached(path: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """The tensor in `path`; if it is not there, all processes compute it together and store it."""
+def _cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in `path`; if they are not there, all processes compute them together and store them."""
     stored = _stored(path)
     if processes.everywhere(stored is not None) and stored is not None:
-        return load(stored)[name]
-    computed = compute().contiguous()
+        return load(stored)
+    computed = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
     if processes.state().is_local_main_process:
-        data = save({name: computed})
+        data = save(computed)
         try:
             write_atomic(path, _checksum(data) + data)
         except OSError as error:  # the cache only saves time

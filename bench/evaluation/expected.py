@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench import registry
 from bench.evaluation.evaluator import sample_names
+from bench.evaluation.target import Tilted
 from bench.metric import Evaluation, Samples
 from bench.models import catalogue
 from bench.prompts import load_prompts
@@ -47,7 +48,8 @@ def _made_up(config: RunConfig) -> Evaluation:
     names, splits = sample_names(load_prompts(config.prompts.name, config.prompts.limit), config.evaluation)
     sampler = config.evaluation_sampler()
     model, kernel = next(iter(catalogue.check(config.model, [sampler])), (None, None))
-    points: Any = model if catalogue.is_analytic(config.model.name) else None
+    points: Any = model if catalogue.draws_points(config.model.name) else None
+    targets = _targets(model, names)
     density = kernel.has_density if kernel else sampler.eta > 0
     terms = getattr(registry.load("rewards", config.reward.name), "names", ())
     rewards = [config.reward.name, *terms, *config.evaluation.rewards]
@@ -61,7 +63,9 @@ def _made_up(config: RunConfig) -> Evaluation:
         scores = dict.fromkeys(rewards, 1e-3 / config.reward.beta * normal())
         zero = torch.zeros(len(names), sampler.steps)
         records = {"step_kl": zero, "log_ratio": zero[:, 0].double()} if density else {}
-        return Samples(images, [prompt for prompt, _ in names], splits, scores, **records, output_norm=1 + zero)
+        latents = torch.cat([targets[prompt].latents[i % 2 : i % 2 + 1] for prompt, i in names]) if targets else None
+        prompts = [prompt for prompt, _ in names]
+        return Samples(images, prompts, splits, scores, **records, output_norm=1 + zero, latents=latents)
 
     finetuned, reference, floor = map(samples, range(3))
     return Evaluation(
@@ -74,5 +78,16 @@ def _made_up(config: RunConfig) -> Evaluation:
         features=lambda samples, space=None: samples.images.flatten(1).float(),
         feature_space=config.evaluation.features,
         modes=points.modes if points else None,
+        targets=targets,
         prior_on=lambda sampler, purpose: {"reference": reference, "floor": floor}[purpose],
     )
+
+
+def _targets(model: Any, names: list[tuple[str, int]]) -> dict[str, Tilted] | None:
+    """Those of a model with a known density, under a constant reward."""
+    mixture = getattr(model, "mixture", None)
+    if mixture is None:
+        return None
+    prompts = list(dict.fromkeys(prompt for prompt, _ in names))
+    numbers = model.encode(prompts).parts["concept"].tolist()
+    return {prompt: Tilted.flat(mixture, number) for prompt, number in zip(prompts, numbers, strict=True)}

@@ -1,7 +1,7 @@
 """Pictures of finished samples: images beside the prior's, or points over the exact target's density."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,28 @@ import torch
 
 from bench.core import Core
 from bench.evaluation.statistics import target_draws, target_points
+from bench.evaluation.target import Tilted
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.analytic import AnalyticModel
+from bench.reporting.components import plot_components
 from bench.reporting.plots import plot_samples
 from bench.reporting.points import plot_points
 from bench.runtime.files import write_atomic
+from bench.sampling.noise import generator
 
 
 def draw_samples(
     evaluation: Evaluation, measurements: Sequence[Measurement], core: Core, folder: Path, title: str
 ) -> None:
-    """Write `samples.png`; for an analytic model also `points.npz`, what the picture shows."""
+    """Write `samples.png`; for an analytic model also `points.npz`, what the picture shows.
+
+    Where the target is known, `components.png` has samples of it too, sorted by component.
+    """
     if isinstance(core.model, AnalyticModel):
         _points(evaluation, {one.name: one for one in measurements}, core, folder, title)
     else:
+        if evaluation.targets:
+            _components(evaluation, evaluation.targets, core, folder / "components.png", title)
         _images(evaluation, folder / "samples.png", title)
 
 
@@ -56,6 +64,29 @@ def _points(
         heading = "draws of the target itself" if set_name == "target" else set_name
         panels[f"{heading}\n{distance}reward {reward:.3f}"] = arrays[set_name]
     plot_points(panels, density, extent, folder / "samples.png", title)
+
+
+@torch.no_grad()
+def _components(
+    evaluation: Evaluation, targets: Mapping[str, Tilted], core: Core, path: Path, title: str, most: int = 6
+) -> None:
+    """Samples of the prior, the target and the finetuned model, by component, for a few prompts of both splits."""
+    panels = {}
+    for heading, rows in pairs(evaluation, most).items():
+        prompt = evaluation.finetuned.prompts[int(rows[0])]
+        target = targets[prompt]
+        drawn = target.draws(len(rows), generator(0, "select", "picture", prompt))
+        images = core.model.decode(drawn.view(-1, *core.model.latent_shape).to(core.model.device)).cpu()
+        shown = {"target": ((images * 255).round().byte(), drawn)}
+        for name, samples in (("prior", evaluation.prior), ("finetuned", evaluation.finetuned)):
+            assert samples.latents is not None
+            shown[name] = samples.images[rows], samples.latents[rows]
+        panels[heading] = {
+            name: (shown[name][0].permute(0, 2, 3, 1).numpy(), target.nearest(shown[name][1]).numpy())
+            for name in ("prior", "target", "finetuned")
+        }
+    names = next(iter(targets.values())).mixture.names
+    plot_components(panels, names, path, f"{title}\nsamples in the order of their components")
 
 
 def pairs(evaluation: Evaluation, prompts: int = 8) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from bench.metric import Evaluation, Measurement, Samples
 from bench.sampling.noise import generator
 
 PARTS = 16  # of the samples, for errors of statistics that are no means
+DIRECTIONS = 128  # of a sliced distance
 FLOORS = 3  # draws of a sampling floor in one evaluation; several seeds make more
 
 
@@ -163,6 +165,26 @@ def distance_to_target(
         Measurement(name, value, before, value - before, error, degrees, n=n, **rest),
         floor(name, (distance(*draw) for draw in target_draws(evaluation)), n=n),
     ]
+
+
+def random_directions(dimensions: int) -> Tensor:
+    """Unit vectors for `sliced_distance`, the same in every call: float64 [DIRECTIONS, d]."""
+    rng = generator(0, "select", "directions")
+    directions = torch.from_numpy(rng.standard_normal((dimensions, DIRECTIONS)))
+    return (directions / directions.norm(dim=0)).T.contiguous()
+
+
+def sliced_distance(x: Tensor, points: Tensor, weights: Tensor, directions: Tensor) -> float:
+    """Sliced 2-Wasserstein distance (Rabin et al., 2011) of `x` [n, d] to `points` [m, d] with weights [m].
+
+    `(mean over directions of W₂² of the projections)^½`; directions: unit vectors [L, d]. Weights need not sum to one.
+    """
+    target, order = (directions @ points.double().T).sort(1)
+    projected = torch.from_numpy(np.sort((directions @ x.double().T).numpy(), 1))  # ten times as fast as torch's
+    levels = (torch.arange(len(x), dtype=torch.float64) + 0.5) / len(x) * weights.sum()
+    place = torch.searchsorted(weights[order].cumsum(1), levels.repeat(len(directions), 1))
+    quantiles = target.gather(1, place.clamp(max=len(points) - 1))
+    return math.sqrt(float((projected - quantiles).square().mean()))
 
 
 def floor(name: str, draws: Iterable[float], **rest: Any) -> Measurement:

@@ -1,27 +1,19 @@
 """Priors whose exact noise prediction is known, so that methods can be checked against the truth."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from bench.model import Conditioning, DiffusionModel, ModelSpec
+from bench.model import Conditioning, ModelSpec
+from bench.models.exact import TIMES, ExactModel, time_features
 from bench.runtime.digests import digest
-from bench.runtime.finite import require_finite_weights
 from bench.sampling.noise import seeded
-from bench.settings import ModelConfig
-
-FILE = "analytic.safetensors"
-TIMES = 1000
 
 
-class AnalyticModel(DiffusionModel):
+class AnalyticModel(ExactModel):
     """Prior data from an equal mixture of M Gaussians `N(m_i, v I)` in d dimensions, with the exact prediction.
 
     On the path `z = α x + s ε`, w the posterior of the component, `e_i = (z − α m_i) / (α² v + s²)`:
@@ -32,8 +24,10 @@ class AnalyticModel(DiffusionModel):
     see points. Prompts are accepted and ignored: conditioning is zeros, and there is no guidance.
 
     means: [M, d]; std: `√v`; alphas_cumprod: [T], or None for a rectified flow; finetuned, and any latent network: made
-    by `network_class`. dtype: of parameters, schedule and predictions; float64 shows whether an equation holds exactly.
+    by `network_class`.
     """
+
+    points = True
 
     def __init__(
         self,
@@ -62,33 +56,10 @@ class AnalyticModel(DiffusionModel):
         with seeded(seed, "adapter"):
             self.finetuned = network_class(shape[0], dtype)
         self.network = _Denoiser(levels, self.means, std, self.finetuned).to(self.device)
-        self._replaced: dict[str, Tensor] = {}
-
-    @classmethod
-    def create(
-        cls, folder: Path | None, config: ModelConfig, *, guidance: float, device: torch.device | str, seed: int
-    ) -> "AnalyticModel":
-        """See `DiffusionModel.create`; nothing but the device can be configured."""
-        return cls(device=device, seed=seed)  # type: ignore[call-arg]  # of the classes below, which have a name
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Zeros [B, 1]."""
         return Conditioning({"text": torch.zeros(len(prompts), 1, dtype=self.dtype, device=self.device)})
-
-    def predict(
-        self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
-    ) -> Tensor:
-        """See `DiffusionModel.predict`; [B, d] in the model's dtype. Without conditions there is no guidance."""
-        return functional_call(self.network, self._replaced, (z.to(self.dtype), t.to(z.device).expand(len(z)), prior))
-
-    @contextmanager
-    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """See `DiffusionModel.using`."""
-        before, self._replaced = self._replaced, {f"finetuned.{name}": value for name, value in weights.items()}
-        try:
-            yield
-        finally:
-            self._replaced = before
 
     def decode(self, z: Tensor) -> Tensor:
         """The latent itself, [B, d]."""
@@ -99,24 +70,6 @@ class AnalyticModel(DiffusionModel):
         squares = (x[:, None].to(self.means) - self.means).square().sum(2) / (2 * self.std**2)
         constant = len(self.means) * (2 * math.pi * self.std**2) ** (x.shape[1] / 2)
         return torch.logsumexp(-squares, 1) - math.log(constant)
-
-    def adapters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the finetuned part."""
-        return dict(self.finetuned.named_parameters())
-
-    def save(self, folder: Path) -> None:
-        """Write the finetuned part as safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: parameter.detach().cpu() for name, parameter in self.adapters().items()}, folder / FILE)
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote. Raises FileNotFoundError, ValueError, or BenchError if it is not finite."""
-        state, adapters = load_file(folder / FILE), self.adapters()
-        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in adapters.items()}:
-            raise ValueError(f"{folder / FILE} does not fit this model (another number of dimensions?)")
-        require_finite_weights(state.items(), folder / FILE)
-        for name, parameter in adapters.items():
-            parameter.data.copy_(state[name])
 
     def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:
         """A network of the finetuned part's kind, zero at the start. Sizes are ignored."""
@@ -200,20 +153,17 @@ class _Affine(nn.Module):
 class _Residual(nn.Module):
     """`(z [B, d], t [B]) → [B, d]`: two hidden layers of 64, sinusoidal time features, zero at the start."""
 
-    frequencies: Tensor
-
-    def __init__(self, dim: int, dtype: torch.dtype, width: int = 64, frequencies: int = 8):
+    def __init__(self, dim: int, dtype: torch.dtype, width: int = 64):
         super().__init__()
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, frequencies - 1, dtype=dtype))
-        hidden = [nn.Linear(dim + 2 * frequencies, width, dtype=dtype), nn.Linear(width, width, dtype=dtype)]
+        hidden = [nn.Linear(dim + 16, width, dtype=dtype), nn.Linear(width, width, dtype=dtype)]
         last = nn.Linear(width, dim, dtype=dtype)
         self.layers = nn.Sequential(hidden[0], nn.SiLU(), hidden[1], nn.SiLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-        phase = (t / TIMES).to(self.frequencies)[:, None] * self.frequencies
-        return self.layers(torch.cat([z.to(phase), phase.sin(), phase.cos()], 1))
+        dtype = next(self.layers.parameters()).dtype
+        return self.layers(torch.cat([z.to(dtype), time_features(t, dtype)], 1))
 
 
 class _Denoiser(nn.Module):
@@ -228,7 +178,7 @@ class _Denoiser(nn.Module):
         self.register_buffer("means", means.clone())
         self.variance, self.finetuned = std**2, finetuned
 
-    def forward(self, z: Tensor, t: Tensor, prior: bool) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:
         if self.alphas is None:
             noise = t.to(z)[:, None] / TIMES
             signal = 1 - noise

@@ -33,8 +33,13 @@ def names() -> list[str]:
 
 
 def is_analytic(name: str) -> bool:
-    """Whether a model is code alone, without weights; the samples of those that ship are points."""
+    """Whether a model is a class of its own, and no pipeline."""
     return name in registry.plugins("models")
+
+
+def draws_points(name: str) -> bool:
+    """Whether a model's samples are points and not images."""
+    return is_analytic(name) and registry.load("models", name).points
 
 
 def ships(name: str) -> bool:

@@ -26,12 +26,13 @@ STATE = ("version", "truncation", "padding")  # of a tokenizer's file: what its 
 
 def fingerprint(pipe: Any, **settings: Any) -> str:
     """32 hex digits of a diffusers pipeline on the CPU; settings: whatever else decides what it computes."""
-    parts = {name: _part(part) for name, part in pipe.components.items() if part is not None}
+    parts = {name: identity(part) for name, part in pipe.components.items() if part is not None}
     options = {key: value for key, value in pipe.config.items() if key not in pipe.components}
     return digest({"pipeline": _chosen(options, _defaults(pipe)), "parts": parts, "settings": settings})
 
 
-def _part(part: Any) -> dict[str, Any]:
+def identity(part: Any) -> dict[str, Any]:
+    """What decides what a part of a pipeline computes: its class, configuration and weights, or its rules."""
     kind = type(part).__name__
     if isinstance(part, PreTrainedTokenizerBase):
         return {"class": kind, **_tokenizer(part)}

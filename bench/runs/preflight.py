@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.hub import obtain
 from bench.method import Method
 from bench.models import catalogue
-from bench.models.catalogue import is_analytic, load_model
+from bench.models.catalogue import draws_points, is_analytic, load_model
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score
 from bench.runs.requirements import requirements
@@ -40,7 +40,9 @@ def check(config: RunConfig) -> None:
     requirements(config)  # loads every reward, metric and feature space that is named
     _check_inputs(config)
     if config.prompts.name not in HUB:
-        load_prompts(config.prompts.name)
+        prompts = load_prompts(config.prompts.name, config.prompts.limit)
+        if is_analytic(config.model.name):  # it may know no others than its own
+            load_model(config.model, config.sampler).encode([*prompts.train, *prompts.heldout])
 
 
 def _check_method(config: RunConfig, method: Method) -> None:
@@ -101,7 +103,7 @@ def _check_model(config: RunConfig, method: Method) -> None:
 
 def _check_inputs(config: RunConfig) -> None:
     """Images or points: the model's samples against rewards and features."""
-    kind = "points" if is_analytic(config.model.name) else "images"
+    kind = "points" if draws_points(config.model.name) else "images"
     for name in (config.reward.name, *config.evaluation.rewards):
         if (inputs := registry.load("rewards", name).inputs) != kind:
             fit = [other for other, plugin in _working("rewards") if plugin.inputs == kind]

@@ -37,7 +37,7 @@ def evaluating(evaluator: Evaluator, console: Console) -> Iterator[Callable[[str
 
         def on_batch(name: str, rows: int) -> None:
             if name not in tasks:
-                tasks[name] = progress.add_task(name, total=evaluator.rows)
+                tasks[name] = progress.add_task(name, total=evaluator.rows(name))
             progress.advance(tasks[name], rows)
 
         with evaluator.core.meter.paused("evaluation"):

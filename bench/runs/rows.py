@@ -11,7 +11,7 @@ from bench.errors import BenchError
 from bench.hub import is_random
 from bench.metric import Measurement, Metric
 from bench.model import DiffusionModel
-from bench.models.catalogue import is_analytic
+from bench.models.catalogue import draws_points
 from bench.options import leaves
 from bench.prompts import PromptSet
 from bench.reporting.rows import FINGERPRINT
@@ -88,8 +88,8 @@ def provenance(config: RunConfig) -> dict[str, Any]:
 
 
 def prior_settings(config: RunConfig, model: DiffusionModel) -> dict[str, str]:
-    """What a row's settings say of its prior: the fingerprint of its weights; nothing for an analytic model."""
-    return {} if is_analytic(config.model.name) else {FINGERPRINT: model.fingerprint()[:12]}
+    """What a row's settings say of its prior: the fingerprint of its weights; nothing for a model of points."""
+    return {} if draws_points(config.model.name) else {FINGERPRINT: model.fingerprint()[:12]}
 
 
 def row(

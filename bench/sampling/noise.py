@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 VERSION = 1
-Purpose = Literal["train", "evaluate", "reference", "floor", "renoise", "select", "weights"]
+Purpose = Literal["train", "evaluate", "reference", "floor", "target", "renoise", "select", "weights"]
 
 
 def generator(seed: int, purpose: Purpose, *name: str | int, step: int = 0) -> np.random.Generator:

@@ -9,7 +9,9 @@ import torch
 
 from bench import registry
 from bench.diagnose.selftest.checking import global_random_state, require
+from bench.evaluation.target import Tilted
 from bench.metric import Evaluation, Measurement, Samples
+from bench.models.mixture import Mixture
 from bench.reporting.statistics import SCALES
 from bench.sampling.noise import generator
 
@@ -27,17 +29,31 @@ def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prom
         kl = torch.from_numpy(rng.standard_normal((len(names), 5), np.float32)).square() * (number != 1)
         records = {"step_kl": kl, "log_ratio": -kl.sum(1)} if density else {}
         records["output_norm"] = 1 + kl
-        return Samples(images, names, splits, rewards, **records)
+        latents = None if points else mixture.draw(numbers, rng)[0]
+        return Samples(images, names, splits, rewards, **records, latents=latents)
 
-    sets = {key: samples(i) for i, key in enumerate(("finetuned", "prior", "reference", "floor"))}
+    mixture, numbers = _mixture(prompts), torch.arange(prompts).repeat_interleave(40)
+    sets: dict[str, Any] = {key: samples(i) for i, key in enumerate(("finetuned", "prior", "reference", "floor"))}
     if equal:
         sets["finetuned"] = samples(1)
+    if not points:
+        sets["targets"] = {f"prompt {i}": Tilted.flat(mixture, i) for i in range(prompts)}
     modes = torch.tensor([[2.0, 0], [-2, 0], [0, 2]]) if points else None
     return Evaluation(
         **sets, reward="trained", beta=0.5, feature_space="flat", modes=modes,
         prior_on=lambda sampler, purpose: sets[purpose],
         features=lambda samples, space=None: samples.images.flatten(1)[:, :8].float() / 64,
     )  # fmt: skip
+
+
+def _mixture(prompts: int) -> Mixture:
+    """A prior with a known density: two components in four dimensions."""
+    rng = generator(0, "select", "selftest mixture")
+    means = torch.from_numpy(3 * rng.standard_normal((prompts, 2, 4)))
+    shape = prompts, 2, 4, 1
+    bases, scales = torch.eye(4)[:, :1].expand(shape), torch.ones(prompts, 2, 1)
+    tensors = {"log_weights": torch.zeros(prompts, 2), "means": means, "bases": bases, "scales": scales}
+    return Mixture(tensors | {"floor": torch.tensor(0.3)}, ("first", "second"))
 
 
 def _measure(name: str, **options: Any) -> list[Measurement]:
