@@ -51,19 +51,19 @@ Each component was fitted to one drawing under shifts of at most 1.3 pixels, siz
 colour of its kind: its mean and {rank} principal directions, which hold {held:.0%} of the variance of fresh pictures. All
 other directions have the standard deviation {floor:g}. File: {size:.1f} MB (float16).
 
-Measured on {count} samples, 4 of each prompt, with the suites' samplers of 20 steps. The judge is that of `emoji`'s card:
-the share of samples whose concept is the first, or among the first five or ten, of {concepts}. The width is the root mean
-square of coordinates along the principal directions; 1 is exact, and what is missing is the sampler's: 20 steps that each
-take the mean of what may follow. The target of a run is therefore the tilt of what this sampler draws. Shares are those
-of the six components.
+Measured on {count} samples, 4 of each prompt, with the suites' samplers of 20 steps. The judge is that of `emoji`'s
+card: the share of samples whose concept is the first, or among the first five or ten, of {concepts}. The width is the root
+mean square of coordinates along the principal directions; 1 is exact, and what is missing is lost by 20 steps, each of
+which takes the mean of what may follow. The target of a run is therefore the tilt of what this sampler draws. Shares
+are those of the six components.
 
 | model | judge, 1 | judge, 5 | judge, 10 | width | shares |
 |---|---|---|---|---|---|
 {rows}
 
 The finetuned part is a network of two hidden layers that sees the posterior of component and coordinates, the text
-encoder's state of the prompt and the time, and shifts that posterior. `python -m bench.recipe.floor` measures how near it
-can come to a target.
+encoder's state of the prompt and the time, and shifts that posterior. `python -m bench.recipe.floor` measures how near
+it can come to a target.
 
 The art: Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0), Fluent Emoji 3D (MIT). See NOTICE at the repository's root.
 """

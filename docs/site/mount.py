@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 SHOWN = (
     *("README.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "NOTICE", "docs/*.md", "docs/*.ipynb"),
     *(f"results/published/**/*.{kind}" for kind in ("md", "png", "yaml")),
-    *("bench/models/emoji/README.md", "bench/models/emoji/*.png"),
+    *("bench/models/emoji*/README.md", "bench/models/emoji*/*.png"),
 )
 
 
