@@ -20,8 +20,8 @@ ENOUGH = 100  # effective samples a prompt; below, the log-mean-exp is too biase
 class TiltGap(Metric):
     """`log E_#[exp(βr)] − (β E_θ[r] − path_kl)`, never negative in population; per prompt, then averaged.
 
-    `tilt_gap` estimates the first term from all prior samples, `tilt_gap/importance` from the finetuned samples with
-    weights `exp(βr) P_#/P_θ`. Each is refused when its smallest effective sample size of a prompt is below 100. The
+    `tilt_gap` estimates the first term from all prior samples (or from those of a target that is known),
+    `tilt_gap/importance` from the finetuned samples with weights `exp(βr) P_#/P_θ`. Each is refused when its smallest effective sample size of a prompt is below 100. The
     difference to the prior on the same noise, `path_kl − β × gain`, holds no such term and is always reported.
     """
 
@@ -41,9 +41,14 @@ class TiltGap(Metric):
         groups = finetuned.rows()
         above = finetuned.step_kl.double().sum(1) - tilt(finetuned), -tilt(evaluation.prior)
         gap = paired_samples(names[0], *above, groups, direction=self.direction, unit=self.unit)  # but for log Z
-        priors = (evaluation.prior, evaluation.reference, evaluation.floor)
-        pooled = torch.cat([tilt(samples) for samples in priors])
-        sources = (pooled, pooled_rows(*priors)), (tilt(finetuned) + finetuned.log_ratio.double(), groups)
+        if evaluation.targets is None:
+            priors = (evaluation.prior, evaluation.reference, evaluation.floor)
+            known = torch.cat([tilt(samples) for samples in priors]), pooled_rows(*priors)
+        else:  # many more samples of the prior
+            tilts = {prompt: evaluation.targets[prompt].tilt for prompt in groups}
+            places = torch.arange(sum(map(len, tilts.values()))).split([len(one) for one in tilts.values()])
+            known = torch.cat(list(tilts.values())), dict(zip(tilts, places, strict=True))
+        sources = known, (tilt(finetuned) + finetuned.log_ratio.double(), groups)
         return [
             self._measure(replace(gap, name=name), log_weights, rows)
             for name, (log_weights, rows) in zip(names, sources, strict=True)

@@ -47,15 +47,15 @@ background: {components}, with weights {weights}.
 
 ![Samples of emoji_mixture, below each row those of emoji, for: {prompts}](samples.png)
 
-Each component was fitted to one drawing under shifts of at most 1.3 pixels, sizes of 90 to 100 % and backgrounds of any
-colour of its kind: its mean and {rank} principal directions, which hold {held:.0%} of the variance of fresh pictures. All
-other directions have the standard deviation {floor:g}. File: {size:.1f} MB (float16).
+Each component was fitted to one drawing under shifts of at most 1.3 pixels, sizes of 90 to 100 % and backgrounds of
+any colour of its kind: its mean and {rank} principal directions, which hold {held:.0%} of the variance of fresh
+pictures. All other directions have the standard deviation {floor:g}. File: {size:.1f} MB (float16).
 
 Measured on {count} samples, 4 of each prompt, with the suites' samplers of 20 steps. The judge is that of `emoji`'s
-card: the share of samples whose concept is the first, or among the first five or ten, of {concepts}. The width is the root
-mean square of coordinates along the principal directions; 1 is exact, and what is missing is lost by 20 steps, each of
-which takes the mean of what may follow. The target of a run is therefore the tilt of what this sampler draws. Shares
-are those of the six components.
+card: the share of samples whose concept is the first, or among the first five or ten, of {concepts}. The width is
+the root mean square of coordinates along the principal directions; 1 is exact, and what is missing is lost by 20 steps,
+each of which takes the mean of what may follow. The target of a run is therefore the tilt of what this sampler draws.
+Shares are those of the six components.
 
 | model | judge, 1 | judge, 5 | judge, 10 | width | shares |
 |---|---|---|---|---|---|

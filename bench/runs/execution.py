@@ -172,7 +172,7 @@ class Execution:
     def _left(self, record: Record) -> str:
         """How long the run will still take, from its latest log record."""
         pace = Pace.of(self.config, record)
-        return time_text(*seconds_left(self.config, pace, self.evaluator.rows, record["update"]))
+        return time_text(*seconds_left(self.config, pace, self.evaluator.rows("finetuned"), record["update"]))
 
     def _prior_rewards(self) -> dict[str, float]:
         """Mean reward of the prior for each training prompt, on a set that the evaluation needs anyway."""
