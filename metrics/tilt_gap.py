@@ -21,8 +21,9 @@ class TiltGap(Metric):
     """`log E_#[exp(βr)] − (β E_θ[r] − path_kl)`, never negative in population; per prompt, then averaged.
 
     `tilt_gap` estimates the first term from all prior samples (or from those of a target that is known),
-    `tilt_gap/importance` from the finetuned samples with weights `exp(βr) P_#/P_θ`. Each is refused when its smallest effective sample size of a prompt is below 100. The
-    difference to the prior on the same noise, `path_kl − β × gain`, holds no such term and is always reported.
+    `tilt_gap/importance` from the finetuned samples with weights `exp(βr) P_#/P_θ`. Each is refused when its smallest
+    effective sample size of a prompt is below 100. The difference to the prior on the same noise, `path_kl − β × gain`,
+    holds no such term and is always reported.
     """
 
     direction = "lower"
