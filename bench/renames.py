@@ -42,6 +42,7 @@ ADDED: Mapping[str, Any] = {
     "model.lora.target_modules": None,
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",
+    "train.max_path_kl": None,
 }
 
 _NO_BUFFER = {"method.buffer": 32, "method.minimum": 16}  # options that had no effect, at their defaults

@@ -109,4 +109,4 @@ def test_the_wheel_holds_one_package_and_of_the_results_the_rows(wheel) -> None:
     assert not [name for name in names if "test_" in name]
     for name in ("bench/methods/prior.py", "bench/metrics/reward.py", "bench/reporting/page.html.j2"):
         assert name in names
-    assert wheel.stat().st_size < 36e6
+    assert wheel.stat().st_size < 42e6

@@ -106,7 +106,6 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> tuple[int, boo
     ended = state is not None and (packed or state.get("ended_at_kl") is not None)
     if state is None or not (ended or state["update"] >= config.train.updates) or not (folder / "adapter").is_dir():
         raise BenchError(f"the run in {folder} is not finished: resume it first with the command that began it.")
-    load_adapter(core.model, folder / "adapter")
     try:
         copies = _packed_copies(core.model, folder) if packed else state["copies"]
         for name, stored in copies.items():
@@ -115,6 +114,7 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> tuple[int, boo
             core.meter.restore(state["meter"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchError(f"the checkpoint in {folder} is damaged or of another version: {error}.") from error
+    load_adapter(core.model, folder / "adapter")  # after the copies, which stood in the model for a moment
     if (name := config.evaluation.weights) not in ("policy", *core.copies):
         available = ", ".join(["policy", *core.copies])
         raise BenchError(f"evaluation.weights = {name!r}: the run in {folder} has {available}.")
@@ -125,6 +125,6 @@ def _packed_copies(model: DiffusionModel, folder: Path) -> dict[str, dict[str, T
     """Name → parameters of the copies of the adapters in `folder`; they stand in the model for a moment."""
     copies = {}
     for path in sorted(folder.glob("adapter-*")):
-        model.load(path)
+        load_adapter(model, path)
         copies[path.name.removeprefix("adapter-")] = {k: p.detach().clone() for k, p in model.adapters().items()}
     return copies

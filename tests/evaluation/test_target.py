@@ -33,7 +33,7 @@ def mixture() -> Mixture:
     return Mixture(tensors, "abc", torch.float64)
 
 
-def tilted(prior: Mixture, c: int, count: int = 20_000, seed: int = 0) -> Tilted:
+def tilted(prior: Mixture, c: int, count: int = 8_000, seed: int = 0) -> Tilted:
     """The target whose weights are `FAVOUR` of the component plus `PUSH` times the first coordinate."""
     x, component = prior.draw(torch.full((count,), c), generator(seed, "select", "draws", PROMPTS[c]))
     target = Tilted(prior, c, x, torch.zeros(count, dtype=torch.float64))

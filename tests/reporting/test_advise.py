@@ -126,6 +126,7 @@ def test_a_prior_or_a_reward_that_has_no_rows_is_an_error() -> None:
         of_setting(frame, "emoji", "hps")
 
 
+@pytest.mark.slow
 def test_the_command_prints_commands_that_run(tmp_path: Path, bench: Callable[..., tuple[int, str]]) -> None:
     """Published rows and one's own in one ranking; the rate is that of the row, the updates those of the bound."""
     frame = collect([PUBLISHED / "emoji"])[0]

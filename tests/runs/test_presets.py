@@ -72,6 +72,7 @@ def test_nothing_is_chosen_for_a_model_of_points() -> None:
     assert "nothing is chosen" in preset_text("16gb", found)
 
 
+@pytest.mark.slow
 def test_a_full_size_run_fits_or_is_refused_with_what_takes_least(bench) -> None:
     status, text = bench("run", "ddpo", "--reward", "hps", "--preset", "24gb", "--dry-run")
     assert status == 0, text

@@ -41,7 +41,7 @@ def test_tables_states_and_bars_show_strings_as_they_are() -> None:
     with console.status(TEXT):
         pass
     with training_progress(console) as progress:
-        progress.add_task(TEXT, total=1, reward=0.0)
+        progress.add_task(TEXT, total=1, reward=0.0, left="")
     assert console.file.getvalue().count("[red]r[/red]") >= 2
 
 

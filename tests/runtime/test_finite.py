@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from scaffold import pipeline_model, small_method, trainer_of
 
 from bench.errors import BenchError, NonFiniteError
-from bench.models.analytic import FILE, RingModel
+from bench.models.analytic import RingModel
+from bench.models.exact import FILE
 from bench.models.pipeline import LORA_FILE
 from bench.training import checkpoint
 
