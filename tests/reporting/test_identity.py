@@ -24,6 +24,7 @@ BEFORE = {
     "model.lora.target_modules": None,
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",
+    "train.max_path_kl": None,
 }
 OPTIONAL = {
     "train.guidance": st.sampled_from([None, 1.0, 5.0]),
