@@ -50,7 +50,8 @@ class Evaluation:
     own (unpaired), same prompts. reward: name of the reward that was trained on; beta: its inverse temperature.
     features: `(Samples, space=None) → float32 [N, d]`, computed once per set; feature_space: the space if none is said.
     modes: [M, d], centres of the prior's modes where the model knows them.
-    targets: prompt → its `bench.evaluation.target.Tilted`, prior × exp(βr), where the prior's density is known.
+    targets: prompt → its `bench.evaluation.target.Tilted`, prior × exp(βr), where the prior's density is known and a
+        metric asks for it.
     prior_on: `(sampler, purpose) → Samples`: a prior set on the "training" sampler or an "accurate" one, with the noise
         of a purpose ("reference", "floor"); drawn when asked for.
     """
@@ -99,6 +100,7 @@ class Metric(ABC):
     space: the feature space that it always uses (see bench.evaluation.features); None: the evaluation's, or none.
     support: the values that it can take: "real", "positive" (intervals are taken of logarithms) or "share" (0 to 1, of
         logits). An unbiased estimate that may come out negative is real, whatever it estimates.
+    target: whether it compares with `Evaluation.targets`, which are drawn only for such metrics.
     prior_is_best: no model does better than the prior, for the metric counts what training lost. Values beyond the
         prior's count as equal to it, and tables mark only rows that learned: doing nothing wins nothing.
     """
@@ -109,6 +111,7 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     space: ClassVar[str | None] = None
     support: ClassVar[Literal["real", "positive", "share"]] = "real"
+    target: ClassVar[bool] = False
     prior_is_best: ClassVar[bool] = False
 
     def __init__(self, config: options.Config):

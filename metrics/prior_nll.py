@@ -13,6 +13,7 @@ class PriorNll(Metric):
     target, prior × exp(β r), does. Zero is right, so neither direction is better.
     """
 
+    target = True
     direction = "none"
     unit = "nats"
 

@@ -12,6 +12,7 @@ class ShareTv(Metric):
     A sample counts with its posterior probabilities. `share_tv/floor` is what as many draws of the target score.
     """
 
+    target = True
     direction = "lower"
     support = "share"
 

@@ -13,6 +13,7 @@ class TargetSw2(Metric):
     Latents are measured in the prior's deviations, the root mean square over dimensions. It sees shares and shapes.
     """
 
+    target = True
     direction = "lower"
     support = "positive"
 

@@ -16,6 +16,7 @@ class WithinMode(Metric):
     samples' own means over the target's variance, pooled over components: 0 for the right width, 0.7 for half of it.
     """
 
+    target = True
     direction = "lower"
     support = "positive"
 

@@ -200,12 +200,14 @@ class Evaluator:
         return self._score(name, Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors))
 
     def targets(self, on_batch: Callable[[int], None] = lambda rows: None) -> dict[str, Tilted] | None:
-        """Prompt → its target, from `DRAWS` samples of the prior on noise of their own; None without a known density.
+        """Prompt → its target, from `DRAWS` samples of the prior on noise of their own.
+
+        None without a known density, or if no configured metric asks for it.
 
         They are the same for every method and seed, and so are drawn and scored once.
         """
         mixture, reward = self.core.model.mixture, self.config.reward
-        if mixture is None:
+        if mixture is None or not any(registry.load("metrics", name).target for name in self.config.evaluation.metrics):
             return None
         known = copy.deepcopy(mixture).cpu()
         targets = {}

@@ -9,6 +9,7 @@ which component a latent belongs to, where in it, and how likely the prior finds
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -304,11 +305,15 @@ class EmojiMixture(ExactModel):
         """The gradient of a log-density that shifts of the finetuned part's kind add. Sizes are ignored."""
         return _LogDensityGradient(self.mixture, self._alphas, self._shifts().to(self.device))
 
-    def fingerprint(self) -> str:
-        """A hash of mixture, decoder, schedule and precision."""
+    @cached_property
+    def _fingerprint(self) -> str:
         levels = None if self.spec.alphas_cumprod is None else self.spec.alphas_cumprod.tolist()
         parts = {"mixture": identity(self.mixture), "decoder": identity(self.vae), "levels": levels}
         return digest(parts | {"concepts": list(self.concepts)})
+
+    def fingerprint(self) -> str:
+        """A hash of mixture, decoder, schedule and precision."""
+        return self._fingerprint
 
 
 class EmojiMixtureFlow(EmojiMixture):

@@ -12,6 +12,7 @@ from bench import registry
 from bench.errors import BenchError
 from bench.hub import obtain
 from bench.method import Method
+from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.catalogue import draws_points, is_analytic, load_model
 from bench.prompts import HUB, PromptSet, load_prompts
@@ -40,9 +41,7 @@ def check(config: RunConfig) -> None:
     requirements(config)  # loads every reward, metric and feature space that is named
     _check_inputs(config)
     if config.prompts.name not in HUB:
-        prompts = load_prompts(config.prompts.name, config.prompts.limit)
-        if is_analytic(config.model.name):  # it may know no others than its own
-            load_model(config.model, config.sampler).encode([*prompts.train, *prompts.heldout])
+        load_prompts(config.prompts.name)
 
 
 def _check_method(config: RunConfig, method: Method) -> None:
@@ -94,6 +93,9 @@ def _check_model(config: RunConfig, method: Method) -> None:
         if config.train.max_path_kl is not None:
             kernel.require_density("train.max_path_kl")
         config.optimizer.require_networks(_networks(method, model))
+        if isinstance(model, DiffusionModel) and config.prompts.name not in HUB:  # it may know no others than its own
+            prompts = load_prompts(config.prompts.name, config.prompts.limit)
+            model.encode([*prompts.train, *prompts.heldout])
     group = config.train.samples_per_prompt
     if method.needs.whole_update:
         group = -(-group // config.train.updates_per_round)  # an update takes every so many-th trajectory of a round
