@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from bench import environment, registry
 from bench.core import Core
 from bench.errors import NonFiniteError, OutOfMemoryError
+from bench.evaluation.cache import cached
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.target import DRAWS, Tilted
 from bench.method import Method
@@ -27,7 +27,6 @@ from bench.prompts import PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
 from bench.runtime.digests import digest, digest_files
-from bench.runtime.files import write_atomic
 from bench.sampling import noise
 from bench.sampling.noise import Purpose
 from bench.sampling.trajectory import Batch, Trajectory, step_kl
@@ -35,7 +34,6 @@ from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 SHOWN = ("images", "latents")  # what is kept of a set of prior samples
-CHECKSUM = 16  # bytes, in front of a cached tensor
 LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
     "nabla-bench",
     "torch",
@@ -196,7 +194,7 @@ class Evaluator:
             drawn = draw(core, names, splits, seed=self.seed, purpose=purpose, prior=True, on_batch=on_batch)
             return {name: value for name in SHOWN if (value := getattr(drawn, name)) is not None}
 
-        tensors = _cached(path, draw_set)
+        tensors = cached(path, draw_set)
         return self._score(name, Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors))
 
     def targets(self, on_batch: Callable[[int], None] = lambda rows: None) -> dict[str, Tilted] | None:
@@ -222,7 +220,7 @@ class Evaluator:
                 assert drawn.latents is not None
                 return {"latents": drawn.latents.flatten(1), "rewards": scored.rewards[reward.name]}
 
-            drawn = _cached(self.cache / f"{digest(key)}.checked", draw_target)
+            drawn = cached(self.cache / f"{digest(key)}.checked", draw_target)
             number = int(self.core.model.encode([prompt]).parts["concept"])
             targets[prompt] = Tilted(known, number, drawn["latents"], reward.beta * drawn["rewards"].double())
         return targets
@@ -291,7 +289,7 @@ class Evaluator:
                 return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
 
         parts = samples.images.split(self.core.micro_batch)
-        return _cached(path, lambda: processes.map_parts(parts, extract))["features"]
+        return cached(path, lambda: processes.map_parts(parts, extract))["features"]
 
 
 def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:
@@ -341,41 +339,6 @@ def _without_nonfinite(measured: Measurement) -> Measurement:
         measured = replace(measured, note=f"not finite: {told}" + f"; {measured.note}" * bool(measured.note))
     nothing: dict[str, Any] = dict.fromkeys(bad)
     return replace(measured, **nothing)
-
-
-def _cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `path`; if they are not there, all processes compute them together and store them."""
-    stored = _stored(path)
-    if processes.everywhere(stored is not None) and stored is not None:
-        return load(stored)
-    computed = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
-    if processes.state().is_local_main_process:
-        data = save(computed)
-        try:
-            write_atomic(path, _checksum(data) + data)
-        except OSError as error:  # the cache only saves time
-            log.warning("cannot store %s for the next run: %s", path, error)
-    processes.state().wait_for_everyone()
-    return computed
-
-
-def _stored(path: Path) -> bytes | None:
-    """The contents of `path` after the checksum; None if there are none, or, with a warning, if they are damaged."""
-    try:
-        whole = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.warning("cannot read %s, computing it anew: %s", path, error)
-        return None
-    if whole[:CHECKSUM] == _checksum(whole[CHECKSUM:]):
-        return whole[CHECKSUM:]
-    log.warning("%s is damaged (its contents do not match its checksum); computing it anew", path)
-    return None
-
-
-def _checksum(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=CHECKSUM).digest()
 
 
 def as_seen(images: Tensor) -> Tensor:
