@@ -184,6 +184,14 @@ def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch)
     assert status == 0, text
     assert sorted((tmp_path / "cache").rglob("*.checked")) == before  # rewards do not depend on β
     assert "model.fingerprint" in rows["settings"].iloc[0]
+    # nothing is drawn that no metric asks for
+    status, text = bench(
+        *run, "--out", tmp_path / "three", "--set", "evaluation.metrics=[reward]", "--set", "sampler.steps=5"
+    )
+    assert status == 0, text
+    assert not (tmp_path / "three" / "components.png").exists()
+    drawn = len(list((tmp_path / "cache").rglob("*.checked"))) - len(before)
+    assert drawn == 3  # the prior's sets on another sampler
 
 
 def test_an_unknown_prompt_is_told_before_anything_is_loaded(bench, tmp_path):
