@@ -98,6 +98,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "output_norm": Plugin("bench.metrics.output_norm:OutputNorm"),
         "tilt_gap": Plugin("bench.metrics.tilt_gap:TiltGap"),
         "tilt_tv": Plugin("bench.metrics.tilt_tv:TiltTv"),
+        "tilt_within": Plugin("bench.metrics.tilt_within:TiltWithin"),
         "tilt_sw2": Plugin("bench.metrics.tilt_sw2:TiltSw2"),
         "fid_target": Plugin("bench.metrics.fid_target:FidTarget"),
         "share_tv": Plugin("bench.metrics.share_tv:ShareTv"),

@@ -1,10 +1,9 @@
 """How far samples lie, and how widely they scatter, inside their components, against the target, prior × exp(β r)."""
 
-import math
-
 from torch import Tensor
 
 from bench import Evaluation, Measurement, Metric
+from bench.evaluation.statistics import centre_error, spread_error
 from bench.evaluation.target import Tilted, compare
 
 
@@ -36,13 +35,9 @@ def _groups(latents: Tensor, target: Tilted) -> list[tuple[int, Tensor]]:
 
 def _mean(latents: Tensor, target: Tilted) -> float:
     means, _ = target.places
-    total = sum(len(own) * float((own.mean(0) - means[j]).square().mean()) for j, own in _groups(latents, target))
-    return math.sqrt(total / len(latents))
+    return centre_error(_groups(latents, target), means)
 
 
 def _spread(latents: Tensor, target: Tilted) -> float:
     _, deviations = target.places
-    groups = [(j, own) for j, own in _groups(latents, target) if len(own) > 1]
-    found = sum(float((own - own.mean(0)).square().sum()) for _, own in groups)
-    wanted = sum((len(own) - 1) * float(deviations[j].square().sum()) for j, own in groups)
-    return abs(math.log(found / wanted)) / 2 if found and wanted else math.inf
+    return spread_error(_groups(latents, target), deviations)

@@ -5,7 +5,7 @@ count equally: statistics are taken within a prompt, then over prompts, so that 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -165,6 +165,26 @@ def distance_to_target(
         Measurement(name, value, before, value - before, error, degrees, n=n, **rest),
         floor(name, (distance(*draw) for draw in target_draws(evaluation)), n=n),
     ]
+
+
+def centre_error(groups: Sequence[tuple[int, Tensor]], centres: Tensor) -> float:
+    """Root mean square distance of the samples' means to the centres [J, R] of their modes, over samples and dimensions.
+
+    groups: modes that have samples, each with these samples' coordinates [n, R].
+    """
+    squares = sum(len(own) * float((own.mean(0) - centres[j]).square().mean()) for j, own in groups)
+    return math.sqrt(squares / sum(len(own) for _, own in groups))
+
+
+def spread_error(groups: Sequence[tuple[int, Tensor]], deviations: Tensor) -> float:
+    """`|½ log|` of the samples' variance around their own means over that of the deviations [J, R], pooled over modes.
+
+    0 for the right width, 0.7 for half or double of it; infinite without two samples of a mode. groups: see above.
+    """
+    groups = [(j, own) for j, own in groups if len(own) > 1]
+    found = sum(float((own - own.mean(0)).square().sum()) for _, own in groups)
+    wanted = sum((len(own) - 1) * float(deviations[j].square().sum()) for j, own in groups)
+    return abs(math.log(found / wanted)) / 2 if found and wanted else math.inf
 
 
 def random_directions(dimensions: int) -> Tensor:
