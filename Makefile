@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint docs page
+.PHONY: demo test lint docs page claims
 
 demo: .venv/.installed
 	$(BIN)/bench run --method nabla_gfn --suite demo
@@ -16,6 +16,9 @@ lint: .venv/.installed-dev
 
 docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+
+claims: .venv/.installed
+	$(BIN)/python -m results.claims
 
 page: .venv/.installed
 	$(BIN)/bench report results/published --format html --out results/published/index.html

@@ -168,7 +168,7 @@ def distance_to_target(
 
 
 def centre_error(groups: Sequence[tuple[int, Tensor]], centres: Tensor) -> float:
-    """Root mean square distance of the samples' means to the centres [J, R] of their modes, over samples and dimensions.
+    """Root mean square, over samples and dimensions, of their means' distance to the centres [J, R] of their modes.
 
     groups: modes that have samples, each with these samples' coordinates [n, R].
     """

@@ -1,0 +1,184 @@
+"""Sentences that state results, as code: each is computed from published rows, and holds under stated conditions.
+
+A claim is a function that reads published tables and returns its wording with the numbers filled in, and what must be
+true of the rows for the wording to hold. A page has the wording between `<!-- claim: name -->` and `<!-- /claim -->`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench.errors import BenchError, did_you_mean
+from bench.reporting.budgets import at, with_costs
+from bench.reporting.formats import interval
+from bench.reporting.selection import collect, floors, is_robust, priors, settings, standings, summary
+from bench.reporting.statistics import gaps
+
+PLACE = re.compile(r"<!-- claim: (?P<name>\w+) -->(?P<text>.*?)<!-- /claim -->", re.DOTALL)
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval; as text "0.030 [0.022, 0.037]"."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, interval(*self)))
+
+    @property
+    def signed(self) -> str:
+        """The same with a sign."""
+        return " ".join(filter(None, interval(*self, sign=True)))
+
+    @property
+    def bare(self) -> str:
+        """The number alone, rounded as beside its interval."""
+        return interval(*self)[0]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+class Claim(NamedTuple):
+    """A wording and, in words, the conditions under which it holds → whether they do."""
+
+    text: str
+    conditions: Mapping[str, bool]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Published runs of one setting: at their ends, or at an equal gain or cost.
+
+    names: of published tables (`bench ls published`) or paths. axis, limit: see `bench.reporting.budgets.at`.
+    Raises BenchError where they hold several settings.
+    """
+
+    names: Sequence[str]
+    axis: str | None = None
+    limit: float = 0.0
+    every: pd.DataFrame = field(init=False, repr=False, compare=False)  # all rows, of the whole course of training
+
+    def __post_init__(self) -> None:
+        frame, _ = collect([Path(name) for name in self.names])
+        found = list(settings(frame))
+        if len(found) != 1:
+            raise BenchError(f"{', '.join(self.names)}: {len(found)} settings, and a claim is about one.")
+        object.__setattr__(self, "every", found[0][1])
+
+    def at(self, axis: str, limit: float) -> "Table":
+        """The same runs where they first reach so much of a cost, or of "gain"."""
+        return Table(self.names, axis, limit)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The rows that count, costs among them."""
+        return with_costs(at(self.every, self.axis, self.limit)[0])
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """See `bench.reporting.selection.summary`."""
+        return summary(self.rows)
+
+    @property
+    def methods(self) -> list[str]:
+        """Rows that trained and have values here."""
+        trained = self.rows[self.rows["updates"] > 0]
+        return list(dict.fromkeys(trained["row"]))
+
+    def __call__(self, method: str, metric: str) -> Estimate:
+        """A metric, or a cost by its name in tables. Raises BenchError where there is none."""
+        return Estimate(*self._cell(method, metric)[["value", "value_low", "value_high"]])
+
+    def gain(self, method: str, metric: str) -> Estimate:
+        """The paired difference to the prior."""
+        return Estimate(*self._cell(method, metric)[["difference", "difference_low", "difference_high"]])
+
+    def _cell(self, method: str, metric: str) -> pd.Series:
+        if (method, metric) not in self.cells.index:
+            known = [" ".join(pair) for pair in self.cells.index]
+            raise BenchError(f"{self}: no value{did_you_mean(f'{method} {metric}', known)}")
+        return self.cells.loc[(method, metric)]
+
+    def floor(self, metric: str) -> Estimate:
+        """What as many draws of the target, or of the prior, score."""
+        return Estimate(*floors(self.rows).loc[metric, ["value", "value_low", "value_high"]])
+
+    def prior(self, metric: str) -> Estimate:
+        """The prior's value."""
+        return Estimate(*priors(self.rows).loc[metric, ["value", "value_low", "value_high"]])
+
+    def by_seed(self, method: str, metric: str) -> pd.Series:
+        """Seed → value."""
+        own = self.rows[(self.rows["row"] == method) & (self.rows["metric"] == metric) & self.rows["value"].notna()]
+        return own.set_index("seed")["value"].sort_index()
+
+    def difference(self, first: str, second: str, metric: str) -> Estimate:
+        """First minus second, within seeds that both have."""
+        return _paired(self.by_seed(first, metric), self.by_seed(second, metric), "real", self._robust(metric))
+
+    def ratio(self, first: str, second: str, metric: str) -> Estimate:
+        """First over second: geometric mean over seeds that both have, with its interval."""
+        return Estimate(*np.exp(_paired(self.by_seed(first, metric), self.by_seed(second, metric), "positive", False)))
+
+    def since(self, earlier: "Table", method: str, metric: str) -> Estimate:
+        """What a metric has changed by since another point of the same runs."""
+        return _paired(self.by_seed(method, metric), earlier.by_seed(method, metric), "real", self._robust(metric))
+
+    def _robust(self, metric: str) -> bool:
+        return bool(is_robust(self.rows)[metric])
+
+    def best(self, metric: str) -> list[str]:
+        """The best row of a column, then those that are not told apart from it."""
+        marks = standings(self.rows, self.cells, [metric])
+        found = {name: one.mark for (name, _), one in marks.items() if one.mark}
+        return sorted(found, key=lambda name: (found[name] != "best", name))
+
+    def __str__(self) -> str:
+        return " and ".join(self.names) + (f" at {self.limit:g} {self.axis}" if self.axis else "")
+
+
+def _paired(first: pd.Series, second: pd.Series, support: str, robust: bool) -> Estimate:
+    both = pd.concat([first, second], axis=1, join="inner").to_numpy().T
+    return Estimate(*gaps([(both[0], both[1])], support, robust)[0][0])
+
+
+class Verdict(NamedTuple):
+    """What became of a page: its text with every claim's wording, and what is wrong with it."""
+
+    text: str
+    faults: tuple[str, ...]
+
+
+def render(page: str, claims: Mapping[str, Callable[[], Claim]]) -> Verdict:
+    """The page's text with every claim computed anew; the wording of a claim that fails stays as it is."""
+    faults: list[str] = []
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in claims:
+            faults.append(f"no claim {name}{did_you_mean(name, claims)}")
+            return match[0]
+        claim = claims[name]()
+        failed = [words for words, holds in claim.conditions.items() if not holds]
+        faults.extend(f"{name} no longer holds: {words}" for words in failed)
+        return match[0] if failed else f"<!-- claim: {name} -->{claim.text}<!-- /claim -->"
+
+    text = PLACE.sub(replaced, page)
+    return Verdict(text, tuple(faults))
+
+
+def used(pages: Sequence[str]) -> Iterator[str]:
+    """The names of the claims that pages have."""
+    for page in pages:
+        yield from (match["name"] for match in PLACE.finditer(page))

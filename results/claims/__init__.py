@@ -1,0 +1,22 @@
+"""What README and docs say of results: a function a sentence or table, a module a subject.
+
+A function's name is the claim's; it returns the wording, computed from published rows, and the conditions under which
+the wording holds. `python -m results.claims` writes the wordings into the pages.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.publish.claims import Claim
+from results.claims import points
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = (points,)
+CLAIMS: dict[str, Callable[[], Claim]] = {
+    name: function
+    for module in MODULES
+    for name, function in vars(module).items()
+    if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+}
