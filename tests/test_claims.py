@@ -26,7 +26,9 @@ def test_claim_that_fails_keeps_its_old_wording_and_is_named() -> None:
     text, faults = render(page, claims)
     assert text == page.replace("old<!-- /claim --> b", "new<!-- /claim --> b")
     assert faults == ("bad no longer holds: pigs fly",)
-    assert render("<!-- claim: god --><!-- /claim -->", claims).faults == ("no claim god; did you mean 'good'? Known: bad, good.",)
+    assert render("<!-- claim: god --><!-- /claim -->", claims).faults == (
+        "no claim god; did you mean 'good'? Known: bad, good.",
+    )
 
 
 def test_table_gives_values_paired_differences_and_ratios() -> None:
