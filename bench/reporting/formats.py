@@ -72,7 +72,7 @@ def markdown(board: Board) -> str:
         marked = {"best": f"**{value}**", "tie": f"{value} ≈"}.get(cell.mark, value)
         return " ".join(filter(None, [marked, _behind(cell)]))
 
-    names = [("method", *map(markdown_text, board.headings), "n"), ["---"] * (len(board.headings) + 2)]
+    names = [(board.of, *map(markdown_text, board.headings), "n"), ["---"] * (len(board.headings) + 2)]
     lines = [(markdown_text(line.name), *map(text, line.cells), line.runs) for line in board.lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [*names, *lines])
     said = "\n".join(f"- {markdown_text(sentence)}" for sentence in board.answers)
@@ -103,7 +103,7 @@ def latex(board: Board) -> str:
             rf"\caption{{{latex_text(' '.join(filter(None, [f'{board.title}.', board.lead, *board.notes])))}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(board.headings) + 1)}}}",
             r"\toprule",
-            row("method", *map(latex_text, board.headings), "n"),
+            row(board.of, *map(latex_text, board.headings), "n"),
             r"\midrule",
             *body[:first],
             *([r"\midrule"] if first else []),
@@ -155,7 +155,7 @@ def terminal(board: Board, width: int, wide: bool = False) -> Group:
     tables = []
     for block in blocks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("method", width=_names(board))
+        table.add_column(board.of, width=_names(board))
         for i in block:
             table.add_column(Text(titles[i]), justify="right", overflow="fold")
         table.add_column("n", justify="right")
@@ -171,7 +171,7 @@ def terminal(board: Board, width: int, wide: bool = False) -> Group:
 
 def _names(board: Board) -> int:
     """Letters of the first column: names are broken between words alone."""
-    names = [line.name for line in board.lines] or ["method"]
+    names = [line.name for line in board.lines] or [board.of]
     return max(*(len(word) for name in names for word in name.split()), min(20, max(map(len, names))))
 
 

@@ -65,7 +65,8 @@ class Line(NamedTuple):
 class Board:
     """A table: `columns` are metrics, `headings` what stands above them; prior and floor come first among `lines`.
 
-    lead: what a reader must know before the numbers; answers: what they say (see `bench.reporting.answers`).
+    lead: what a reader must know before the numbers; answers: what they say (see `bench.reporting.answers`); of: what
+    lines are.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Board:
     notes: tuple[str, ...]
     lead: str = ""
     answers: tuple[str, ...] = ()
+    of: str = "method"
 
 
 def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bool = False) -> list[str]:

@@ -138,6 +138,15 @@ def student(degrees: float | np.ndarray) -> float | np.ndarray:
     return scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees)
 
 
+def holm(p: np.ndarray) -> np.ndarray:
+    """Which of p-values [n] are significant when all n are tested: [n], by Holm's (1979) step-down correction."""
+    order = np.argsort(p)
+    passed = p[order] <= (1 - CONFIDENCE) / np.arange(len(p), 0, -1)
+    kept = np.zeros(len(p), bool)
+    kept[order[np.cumprod(passed, dtype=bool)]] = True
+    return kept
+
+
 def improvement(tasks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
     """Probability that a run of X scores above one of Y, averaged over tasks, and its interval.
 
