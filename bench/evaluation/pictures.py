@@ -52,7 +52,7 @@ def _points(
     data = io.BytesIO()
     np.savez_compressed(data, density=density.astype(np.float32), extent=extent, **arrays)
     write_atomic(folder / "points.npz", data.getvalue())
-    name, short = ("tilt_tv", "TV") if "tilt_tv/floor" in measurements else ("tilt_sw2", "SW2")
+    name = "tilt_sw2"
     distances = {}
     if f"{name}/floor" in measurements:
         one, floor = measurements[name], measurements[f"{name}/floor"]
@@ -60,7 +60,7 @@ def _points(
     panels = {}
     for set_name, samples in sets.items():
         reward = float(core.reward_model(samples.to(core.model.device), [""] * len(samples)).mean())
-        distance = f"{short} {distances[set_name]:.3f}, " if distances else ""
+        distance = f"SW2 {distances[set_name]:.3f}, " if distances else ""
         heading = "draws of the target itself" if set_name == "target" else set_name
         panels[f"{heading}\n{distance}reward {reward:.3f}"] = arrays[set_name]
     plot_points(panels, density, extent, folder / "samples.png", title)

@@ -13,6 +13,7 @@ from bench.reporting.statistics import FEW
 
 NAMED = 4  # methods that a list names; of more it says how many
 DIVERSITY = "diversity"
+DISTANCES = ("tilt_sw2", "target_sw2")  # to a known target
 
 
 class Verdict(NamedTuple):
@@ -36,6 +37,8 @@ def answers(board: Board, gain: Board | None = None, limit: float = 0.0, hint: s
     sentences.append(_diversity(gain, at_gain) if gain and not hint else _diversity(board))
     if gain:
         sentences.append(_first(gain, limit, hint))
+    if board is not gain:
+        sentences.insert(0, _closest(board))
     return tuple(filter(None, sentences))
 
 
@@ -46,6 +49,10 @@ def _cells(board: Board, metric: str) -> dict[str, Cell]:
 
 def _prior(board: Board, metric: str) -> Cell:
     return next((cell for line, cell in _column(board, metric) if line.name == "prior"), Cell())
+
+
+def _floor(board: Board, metric: str) -> Cell:
+    return next((cell for line, cell in _column(board, metric) if line.name == "sampling floor"), Cell())
 
 
 def _column(board: Board, metric: str) -> list[tuple[Line, Cell]]:
@@ -145,6 +152,24 @@ def _least_kl(board: Board, at_gain: str) -> str:
     best = " and ".join(f"{name}, {' '.join(filter(None, parts(cells[name])[:2]))}" for name in verdict.best)
     behind = _compared(verdict, lambda name: f"{name} ({_value(cells[name])})", "higher")
     return f"{at_gain} the KL is lowest with {best} nats{behind}.{_seeds(board, verdict.best)}"
+
+
+def _closest(board: Board) -> str:
+    """Where the target is known: who is nearest to it."""
+    metric = next((name for name in DISTANCES if _cells(board, name)), "")
+    cells = _cells(board, metric)
+    verdict = _verdict(cells, lower=True)
+    if not verdict.best:
+        return ""
+
+    def show(name: str) -> str:
+        return f"{name} ({_value(cells[name])})"
+
+    best, floor = verdict.best[0], _floor(board, metric)
+    behind = _compared(verdict._replace(worse=()), show, "")
+    least = f"; as many draws of it have {_value(floor)}" if pd.notna(floor.value) else ""
+    text = " ".join(filter(None, parts(cells[best])[:2]))
+    return f"{best} comes closest to the target, {metric} {text}{behind}{least}.{_seeds(board, verdict.best)}"
 
 
 def _diversity(board: Board, at_gain: str = "") -> str:

@@ -9,7 +9,17 @@ import pandas as pd
 
 from bench.registry import BUILT_IN
 from bench.reporting.budgets import COSTS, GAIN, Draws, Missing, at, draws, nobody, with_costs
-from bench.reporting.selection import Standing, floors, has_seeds, is_robust, learners, priors, standings, summary
+from bench.reporting.selection import (
+    WHOLES,
+    Standing,
+    floors,
+    has_seeds,
+    is_robust,
+    learners,
+    priors,
+    standings,
+    summary,
+)
 from bench.reporting.statistics import FEW, MANY
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
@@ -17,9 +27,13 @@ DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and s
 DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
 # What a table shows unless told otherwise: these metrics where there are values, in every feature space, then those of
 # installed plugins, then the costs.
-MEASURES = ("tilt_tv", "tilt_sw2", GAIN, "reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage")
+MEASURES = (
+    *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll", GAIN),
+    *("reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
+)
 COSTLY = ("path_kl", "NFE", "reward calls", "reward gradients", "training time")
-LATER = ("diversity_dreamsim", "coverage")  # what a narrow table leaves out before it leaves out costs
+# what a narrow table leaves out before it leaves out costs
+LATER = ("tilt_tv", "tilt_within", "share_tv", "within_mode", "prior_nll", "diversity_dreamsim", "coverage")
 NARROW = 5  # its columns
 COST_NAMES = tuple(name for name, _ in COSTS.values())
 OVER_SEEDS = "over seeds, each with evaluation noise of its own"
@@ -218,6 +232,9 @@ def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lin
             "as equal to it, and marked are only rows with at least half the best gain of the training "
             f"reward{reached}: {who}."
         )
+    parts = {whole: [name for name in names if WHOLES.get(name.partition("/")[0]) == whole] for whole in names}
+    for whole, own in ((whole, own) for whole, own in parts.items() if own):
+        notes.append(f"{', '.join(own)}: of {whole} a part alone, and marked only in rows that are marked there.")
     for metric, own in shown.groupby("metric", sort=False)["note"]:
         if own.nunique() == 1 and own.iloc[0]:
             notes.append(f"{metric}: {own.iloc[0]}.")

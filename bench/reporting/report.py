@@ -226,7 +226,7 @@ def points_of(rows: pd.DataFrame, order: Sequence[str]) -> tuple[dict[str, np.nd
             target = target or (data["density"], data["extent"])
             panels = panels or {"target": data["target"], "prior": data["prior"]}
             seed = f"{name}\nseed {run['seed'].iloc[0]}"
-            tv = run.loc[run["metric"] == "tilt_tv", "value"]
-            panels[seed if tv.empty else f"{seed}, TV {tv.iloc[0]:.3f}"] = data["finetuned"]
+            error = run.loc[run["metric"] == "tilt_sw2", "value"]
+            panels[seed if error.empty else f"{seed}, SW2 {error.iloc[0]:.3f}"] = data["finetuned"]
             break
     return (panels, *target) if target else None

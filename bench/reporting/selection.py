@@ -16,6 +16,7 @@ from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
 
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
+WHOLES = {"tilt_tv": "tilt_sw2", "tilt_within": "tilt_sw2", "share_tv": "target_sw2", "within_mode": "target_sw2"}
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
 MEASURED = ("evaluation.", "sampler.", "prompts.", "reward.", "model.dtype", FINGERPRINT)  # tables may differ in these
 
@@ -261,16 +262,22 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
 
     The best is one of the rows with the most seeds: others were drawn on other noise, or are the seeds that got there.
     Differences are taken within seeds, which share noise; of single evaluations their errors are added in squares.
-    Of a metric at which the prior is best only `learners` are compared, and what is beyond the prior's equals it.
+    Of a metric at which the prior is best only `learners` are compared, and what is beyond the prior's equals it. Of a
+    part of an error (`WHOLES`) only rows are compared that are marked at the whole: right shares of modes in the wrong
+    shape are no success.
     Nothing is marked where no error is known.
     """
     found: dict[tuple[str, str], Standing] = {}
     robust = is_robust(rows)
     learned, _ = learners(rows, table)
     rows = rows[rows["metric"].isin(metrics) & (rows["direction"] != "none") & rows["value"].notna()]
-    for metric, measured in rows[rows["method"] != "prior"].groupby("metric", sort=False):
+    compared = list(rows[rows["method"] != "prior"].groupby("metric", sort=False))
+    for metric, measured in sorted(compared, key=lambda one: one[0].partition("/")[0] in WHOLES):  # parts after wholes
         sign = 1 if measured["direction"].iloc[0] == "higher" else -1
         limited = measured["prior_is_best"].iloc[0]
+        if (whole := WHOLES.get(metric.partition("/")[0])) in set(rows["metric"]):
+            marked = [row for (row, name), one in found.items() if name == whole and one.mark]
+            measured = measured[measured["row"].isin(marked)]
         measured = measured[measured["row"].isin(learned)] if limited else measured
         if measured["row"].nunique() < 2:
             continue
@@ -278,10 +285,10 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
         score = sign * cells["value"]
         if limited:
             score = (sign * cells["difference"]).clip(upper=0).fillna(score)
-        whole = score[cells["seeds"] == cells["seeds"].max()]
-        best = list(whole.index[whole == whole.max()]) if limited and whole.max() == 0 else [whole.idxmax()]
+        full = score[cells["seeds"] == cells["seeds"].max()]
+        best = list(full.index[full == full.max()]) if limited and full.max() == 0 else [full.idxmax()]
         others = cells.index.drop(best)
-        if limited and whole.max() == 0:
+        if limited and full.max() == 0:
             ends = cells.loc[others, ["difference", "difference_low", "difference_high"]].to_numpy()
             known = cells["difference_low"].notna().any()
         else:

@@ -143,3 +143,17 @@ def test_every_number_of_a_sentence_is_in_the_tables(name: str) -> None:
             numbers = re.findall(r"(?<![\w.])[+-]?\d[\d,]*\.?\d*(?![\w])", re.sub(r"\w+_\w+", "", sentence))
             missing = [number for number in numbers if number.rstrip(",.") not in text]
             assert not missing, sentence
+
+
+def test_right_shares_on_shrunken_modes_are_no_success() -> None:
+    ((_, rows),) = settings(collect([PUBLISHED / "ring_flow"])[0])
+    board = leaderboard(rows)
+    marks = {line.name: dict(zip(board.columns, line.cells, strict=True)) for line in board.lines}
+    trained = {name: cells for name, cells in marks.items() if name not in ("prior", "sampling floor")}
+    assert min(trained, key=lambda name: trained[name]["tilt_tv"].value) == "dag_kl"
+    assert not trained["dag_kl"]["tilt_sw2"].mark and not trained["dag_kl"]["tilt_tv"].mark
+    marked = {name for name, cells in trained.items() if cells["tilt_tv"].mark}
+    assert marked and marked <= {name for name, cells in trained.items() if cells["tilt_sw2"].mark}
+    (first, *_) = answers(board)
+    assert first.startswith("tilt_matching comes closest to the target, tilt_sw2 0.2")
+    assert "not separated: rtb_softmax" in first and "as many draws of it have 0.099" in first

@@ -18,7 +18,7 @@ from bench.reporting.leaderboard import heading
 from bench.reporting.plots import shortened
 from bench.reporting.selection import floors, priors
 
-TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_tv")  # against the reward
+TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_sw2", "target_sw2")  # against the reward
 TOGETHER = 16  # lines in a panel that can still be told apart
 NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
 
