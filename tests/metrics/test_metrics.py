@@ -14,6 +14,7 @@ from bench.metrics.path_kl import PathKl, PathKlSteps
 from bench.metrics.reward import RewardGain, RewardPrompts
 from bench.metrics.tilt_gap import TiltGap
 from bench.metrics.tilt_tv import TiltTv
+from bench.metrics.tilt_within import TiltWithin
 from bench.metrics.vendi import Vendi
 from cleanfid import fid as clean_fid
 from torch import Tensor
@@ -336,6 +337,27 @@ def test_tilt_gap_of_gaussians(shift: float) -> None:
         assert found.prior == pytest.approx(beta**2 / 2, abs=0.02)
         assert found.difference == pytest.approx(shift**2 / 2 - beta * shift, abs=0.02)
         assert "effective sample size" in found.note
+
+
+@pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.3), (2.0, 0.0)])
+def test_within_modes_means_and_widths_are_told_apart(width: float, shift: float) -> None:
+    """Right shares of modes that are too narrow, or beside their place: in deviations of the target."""
+    size, std = 8000, 0.1
+    modes = 3 * torch.eye(4)
+
+    def draw(seed: int, width: float, shift: float) -> Samples:
+        rng = np.random.default_rng(seed)
+        chosen = torch.from_numpy(rng.integers(4, size=size))
+        points = modes[chosen] + std * (width * torch.from_numpy(rng.standard_normal((size, 4))) + shift)
+        return Samples(points.float(), [""] * size, ["train"] * size, {"main": torch.zeros(size)})
+
+    sets = [draw(0, width, shift), *(draw(seed, 1.0, 0.0) for seed in (1, 2, 3))]
+    given = Evaluation(*sets, "main", 1.0, lambda own, space=None: own.images, "points", modes)
+    found = measure(TiltWithin, given)
+    assert found["tilt_within/spread"].value == pytest.approx(abs(math.log(width)), abs=0.02)
+    assert found["tilt_within/mean"].value == pytest.approx(shift, abs=0.04 * max(width, 1))
+    assert found["tilt_within/spread/floor"].value < 0.02
+    assert measure(TiltTv, given)["tilt_tv"].value < 0.03
 
 
 def test_tilt_gap_is_refused_where_few_samples_carry_the_weight() -> None:
