@@ -5,7 +5,7 @@ A prompt's samples of one round are its group. Rewards are [B], one a sample, an
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.core import Core
 from bench.options import Config
+from bench.sampling.noise import upload
 from bench.sampling.trajectory import Trajectory
 
 
@@ -62,6 +63,15 @@ def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
     """Mean [B] of the group's other rewards: an unbiased baseline; 0 for a single sample."""
     same = _same_prompt(prompts, rewards)
     return (same @ rewards - rewards) / (same.sum(1) - 1).clamp(min=1)
+
+
+def group_mean(groups: Sequence[Hashable], values: Tensor) -> Tensor:
+    """The mean [n] of the values [n] that have the same group, for each of them."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = upload(torch.tensor([numbers[group] for group in groups]), values.device)
+    zeros = values.new_zeros(len(numbers))
+    total, count = zeros.index_add(0, index, values), zeros.index_add(0, index, torch.ones_like(values))
+    return (total / count)[index]
 
 
 def group_tilt(prompts: list[str], values: Tensor) -> Tensor:
