@@ -17,7 +17,7 @@ from bench.runtime import memory
 from bench.runtime.meter import Meter
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
-from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
+from bench.sampling.trajectory import Batch, Noised, Steer, Trajectory, join, rollout
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +73,20 @@ class Core:
         stop_at: int | None = None,
         noisy: tuple[int, int] | None = None,
         shared_start: int | None = None,
+        steer: Steer | None = None,
     ) -> Trajectory:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
 
         seed: of the noise; None means the run's. weights: the copy of the adapters that samples, in the place of the
         adapters. noisy: the steps [first, end) that add noise; None means all. shared_start: one z_0 for all samples
-        of a prompt, named by this number.
+        of a prompt, named by this number. steer: what makes the policy's output of the prior's, in the place of the
+        adapters.
         """
         kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
         seed = self.seed if seed is None else seed
         options: dict[str, Any] = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
         # merged weights round differently, and recorded densities must equal those of a later replay bit for bit
-        merge = grad_from is None and "log_prob" not in record and not prior
+        merge = grad_from is None and "log_prob" not in record and not prior and steer is None
         with self._using(weights), self.model.merged() if merge else nullcontext():
             parts = []
             for part in batch.split(self.sample_batch):
@@ -92,7 +94,7 @@ class Core:
                 if shared_start is not None:  # a negative index, which no sample has
                     start = Noise(seed, purpose, [(prompt, -1 - shared_start) for prompt in part.prompts])
                 noise = Noise(seed, purpose, part.samples)
-                parts.append(rollout(self.model, kernel, part, noise, start=start, **options))
+                parts.append(rollout(self.model, kernel, part, noise, start=start, steer=steer, **options))
         return join(parts)
 
     def predict(

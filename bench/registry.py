@@ -66,6 +66,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "leap_align": Plugin("bench.methods.backprop.leap_align:LeapAlign"),
         "alignprop": Plugin("bench.methods.backprop.alignprop:AlignProp"),
         "refl": Plugin("bench.methods.backprop.refl:ReFL"),
+        "value_matching": Plugin("bench.methods.value_matching:ValueMatching"),
         "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
         "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
         "prior": Plugin("bench.methods.prior:Prior"),

@@ -4,7 +4,7 @@
 it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.noise import Noise, upload
 
 RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
+Steer = Callable[[Tensor, int, Conditioning, Tensor], Tensor]  # z_k, k, conditioning, the prior's output → the policy's
 
 
 def _rows(value: Any, index: Tensor) -> Any:
@@ -214,6 +215,7 @@ def rollout(
     grad_from: int | None = None,
     stop_at: int | None = None,
     start: Noise | None = None,
+    steer: Steer | None = None,
 ) -> Trajectory:
     """Sample `z_0 … z_K` for every row of `batch` with named noise.
 
@@ -222,6 +224,7 @@ def rollout(
     grad_from: build the autograd graph from this step on; None means no graph.
     stop_at: sample only `z_0 … z_{stop_at}`.
     start: the noise of z_0; None means that of `noise`.
+    steer: what makes the policy's output of the prior's; None means that the adapters do.
     """
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
@@ -231,13 +234,16 @@ def rollout(
     for k in range(kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
             t = kernel.timesteps[k]
-            output = model.predict(z, t, batch.conditioning, prior=prior)
+            output = unsteered = model.predict(z, t, batch.conditioning, prior=prior or steer is not None)
+            if steer is not None:
+                output = steer(z, k, batch.conditioning, unsteered)
             mean, std = kernel.mean(z, output, k), kernel.std(k, z)
             if "model_output" in record:
                 recorded["model_output"].append(output)
             if "prior_output" in record:
+                known = prior or steer is not None
                 recorded["prior_output"].append(
-                    output if prior else model.predict(z, t, batch.conditioning, prior=True)
+                    unsteered if known else model.predict(z, t, batch.conditioning, prior=True)
                 )
             z = mean + std * upload(noise(k + 1, model.latent_shape), z.device).to(z.dtype) if kernel.eta > 0 else mean
             if "log_prob" in record:

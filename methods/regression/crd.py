@@ -1,4 +1,4 @@
-"""CRD: "Centered Reward Distillation", 2026."""
+"""CRD: "Diffusion Reinforcement Learning via Centered Reward Distillation", 2026."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ class CRD(GroupRegression):
     After each round the old policy and the one that samples follow, each as `o ← δ o + (1 − δ) o_θ`: the old one with
     `δ = .25 + .005 n` after n updates, the other with `.0075 (n − 75)` and at least 0, both at most .999.
 
-    "Centered Reward Distillation", 2026: https://arxiv.org/abs/2603.14128
+    "Diffusion Reinforcement Learning via Centered Reward Distillation", 2026: https://arxiv.org/abs/2603.14128
     """
 
     Config = CRDConfig

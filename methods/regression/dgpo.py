@@ -1,4 +1,4 @@
-"""DGPO: "Direct Group Preference Optimization", 2025."""
+"""DGPO: "Reinforcing Diffusion Models by Direct Group Preference Optimization", 2025."""
 
 from dataclasses import replace
 

@@ -77,8 +77,8 @@ class GroupRegression(ForwardProcess):
 def by_group(batch: Rows) -> Rows:
     """The batch with every sample named as the first of its prompt: what is drawn by the name is then shared."""
     first: dict[str, tuple[str, int]] = {}
-    for name in batch.samples:
-        first.setdefault(name[0], name)
+    for prompt, name in zip(batch.prompts, batch.samples, strict=True):
+        first.setdefault(prompt, name)
     return replace(batch, samples=[first[prompt] for prompt in batch.prompts])
 
 
