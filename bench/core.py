@@ -79,8 +79,8 @@ class Core:
 
         seed: of the noise; None means the run's. weights: the copy of the adapters that samples, in the place of the
         adapters. noisy: the steps [first, end) that add noise; None means all. start: the names of the rows' z_0, where
-        it is not the samples' own: rows of one name share it, and a negative index is that of no sample. steer: what makes the policy's output of the prior's, in the place of the
-        adapters.
+        it is not the samples' own: rows of one name share it, and a negative index is that of no sample. steer: what
+        makes the policy's output of the prior's, in the place of the adapters.
         """
         kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
         seed = self.seed if seed is None else seed

@@ -51,6 +51,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "mix_grpo": Plugin("bench.methods.policy_gradient.mix_grpo:MixGRPO"),
         "grpo_guard": Plugin("bench.methods.policy_gradient.grpo_guard:GRPOGuard"),
         "flow_dppo": Plugin("bench.methods.policy_gradient.flow_dppo:FlowDPPO"),
+        "gardo": Plugin("bench.methods.policy_gradient.gardo:GARDO"),
         "tempflow_grpo": Plugin("bench.methods.policy_gradient.tempflow_grpo:TempFlowGRPO"),
         "flash_grpo": Plugin("bench.methods.policy_gradient.flash_grpo:FlashGRPO"),
         "nft": Plugin("bench.methods.regression.nft:NFT"),

@@ -33,9 +33,9 @@ class ValueMatching(Method):
     `V = −log E_#[exp(βr) | z_k]`, where c_k does not vary. The prior's weights and the adapters stay as they are; every
     evaluation samples with the network.
 
-    The published code has `‖μ_φ(z_j) − μ_#(z_j)‖² / 2σ_j²` in the place of the log-ratio (`target: kl`), which is equal on
-    average; and it takes the gradient at z_k and step k in the place of μ_# and step k+1, which is exact in the limit of
-    many steps only. Published sampler: memoryless (rule `ddim`, η = 1).
+    The published code has `‖μ_φ(z_j) − μ_#(z_j)‖² / 2σ_j²` in the place of the log-ratio (`target: kl`), which is equal
+    on average; and it takes the gradient at z_k and step k in the place of μ_# and step k+1, which is exact in the
+    limit of many steps only. Published sampler: memoryless (rule `ddim`, η = 1).
 
     https://github.com/cristianpjensen/diffusiongym
     """

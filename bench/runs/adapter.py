@@ -46,8 +46,8 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
         raise BenchError(f"{folder} holds a run of {config.method.name!r}, which trains nothing: it has no adapter.")
     if not registry.load("methods", config.method.name).needs.adapters:
         raise BenchError(
-            f"{folder} holds a run of {config.method.name!r}, which steers the prior with a network of its own and trains "
-            "no adapter: bench eval draws with it, and diffusers has no use for it."
+            f"{folder} holds a run of {config.method.name!r}, which steers the prior with a network of its own and "
+            "trains no adapter: bench eval draws with it, and diffusers has no use for it."
         )
     if catalogue.is_analytic(config.model.name):
         raise BenchError(

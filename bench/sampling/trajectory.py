@@ -67,7 +67,7 @@ class Trajectory(Batch):
     log_prob: [B, K], log-density of each transition (sum over elements), or None.
     rewards: [B], or None where the method does not ask for them beforehand.
     terms: [B, R], the unweighted terms of a reward that is a sum, where they are normalised separately, or None.
-    advantages: [B], set by a method's `prepare`, or None.
+    advantages, weights: [B], set by a method's `prepare`, or None.
     noisy: long [B, S], the steps that had noise; None means all.
     """
 
@@ -78,6 +78,7 @@ class Trajectory(Batch):
     rewards: Tensor | None = None
     terms: Tensor | None = None
     advantages: Tensor | None = None
+    weights: Tensor | None = None
     noisy: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +129,7 @@ class Trajectory(Batch):
             log_prob=at(self.log_prob, row, k),
             rewards=at(self.rewards, row),
             advantages=at(self.advantages, row),
+            weights=at(self.weights, row),
         )
 
 
@@ -137,7 +139,7 @@ class Transitions(Batch):
 
     row: long [n], the row of the trajectory; k: long [n], the step.
     unfinished, finished: long, which of the n end before the finished sample (k + 1 < K), and which end with it.
-    z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages: [n].
+    z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages, weights: [n].
     """
 
     row: Tensor
@@ -151,6 +153,7 @@ class Transitions(Batch):
     log_prob: Tensor | None = None
     rewards: Tensor | None = None
     advantages: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def test_crd_at_the_old_policy():
 
 @pytest.mark.parametrize("method", [DGPO(DGPOConfig(fraction=0.5)), CRD(CRDConfig(fraction=0.5))], ids=["dgpo", "crd"])
 def test_prompts_are_compared_apart(method):
-    """An update of two prompts is the mean of an update on each; samples that lie between one another change nothing."""
+    """An update of two prompts is the mean of an update on each, also if their samples lie between one another."""
     core = core_of(method)
     data = round_of(core)
     apart = [gradients(method.losses(core, data[rows]), EACH, weights(core)) for rows in (slice(0, 3), slice(3, 6))]

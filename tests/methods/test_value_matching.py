@@ -46,8 +46,7 @@ def test_the_steered_steps_are_those_of_the_tilted_prior(path):
 @PATHS
 @pytest.mark.parametrize("target", ["log_ratio", "kl"])
 def test_the_cost_at_the_optimum(path, target):
-    """Less the value it is a constant at every step under log-ratios, and under divergences `Σ_{j≥k} σ_j² |b_{j+1}|²` is
-    its variance."""
+    """Less the value it is constant at every step under log-ratios; else its variance is `Σ_{j≥k} σ_j² |b_{j+1}|²`."""
     core, method, truth = at_the_optimum(path, target)
     rows = 20_000 if target == "kl" else 50
     data = round_of(core, method, rows)
