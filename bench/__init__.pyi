@@ -31,6 +31,7 @@ from .training.advantages import PromptStatistics as PromptStatistics
 from .training.advantages import best_and_worst as best_and_worst
 from .training.advantages import group_advantages as group_advantages
 from .training.advantages import group_baseline as group_baseline
+from .training.advantages import group_mean as group_mean
 from .training.advantages import group_normalised as group_normalised
 from .training.advantages import group_tilt as group_tilt
 from .training.advantages import leave_one_out as leave_one_out

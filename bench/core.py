@@ -1,6 +1,6 @@
 """The core that every method computes with: sampling, guided predictions, kernel arithmetic, rewards and accounting."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,7 @@ from bench.runtime import memory
 from bench.runtime.meter import Meter
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
-from bench.sampling.trajectory import Batch, Noised, Trajectory, join, rollout
+from bench.sampling.trajectory import Batch, Noised, Steer, Trajectory, join, rollout
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,27 +72,29 @@ class Core:
         grad_from: int | None = None,
         stop_at: int | None = None,
         noisy: tuple[int, int] | None = None,
-        shared_start: int | None = None,
+        start: Sequence[tuple[str, int]] | None = None,
+        steer: Steer | None = None,
     ) -> Trajectory:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
 
         seed: of the noise; None means the run's. weights: the copy of the adapters that samples, in the place of the
-        adapters. noisy: the steps [first, end) that add noise; None means all. shared_start: one z_0 for all samples
-        of a prompt, named by this number.
+        adapters. noisy: the steps [first, end) that add noise; None means all. start: the names of the rows' z_0, where
+        it is not the samples' own: rows of one name share it, and a negative index is that of no sample. steer: what
+        makes the policy's output of the prior's, in the place of the adapters.
         """
         kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
         seed = self.seed if seed is None else seed
         options: dict[str, Any] = {"record": record, "prior": prior, "grad_from": grad_from, "stop_at": stop_at}
+        options["steer"] = steer
         # merged weights round differently, and recorded densities must equal those of a later replay bit for bit
-        merge = grad_from is None and "log_prob" not in record and not prior
+        merge = grad_from is None and "log_prob" not in record and not prior and steer is None
         with self._using(weights), self.model.merged() if merge else nullcontext():
             parts = []
-            for part in batch.split(self.sample_batch):
-                start = None
-                if shared_start is not None:  # a negative index, which no sample has
-                    start = Noise(seed, purpose, [(prompt, -1 - shared_start) for prompt in part.prompts])
-                noise = Noise(seed, purpose, part.samples)
-                parts.append(rollout(self.model, kernel, part, noise, start=start, **options))
+            for first in range(0, len(batch), self.sample_batch):
+                part = batch[first : first + self.sample_batch]
+                names = start and start[first : first + self.sample_batch]
+                options["start"] = Noise(seed, purpose, names) if names else None
+                parts.append(rollout(self.model, kernel, part, Noise(seed, purpose, part.samples), **options))
         return join(parts)
 
     def predict(

@@ -34,6 +34,8 @@ class Needs:
     density: every sampling step must have a positive variance.
     record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
     whole_update: the loss normalises over an update's trajectories, so it is not the mean over parts of them.
+    adapters: the loss trains the adapters (False: the method's own networks steer the sampler, in `collect` and
+        `sample`, and are stored beside the adapters).
     """
 
     training: bool = True
@@ -43,6 +45,7 @@ class Needs:
     density: bool = False
     record: frozenset[str] = frozenset()
     whole_update: bool = False
+    adapters: bool = True
 
 
 @dataclass(frozen=True)

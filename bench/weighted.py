@@ -35,8 +35,9 @@ def parse(expression: str) -> dict[str, float]:
 class Combination(options.Config):
     """How the terms come together."""
 
-    combine: Literal["rewards", "advantages"] = Field(
-        "rewards", description="sum the rewards, or normalise each within a prompt's group and sum the advantages"
+    combine: Literal["rewards", "advantages", "gdpo"] = Field(
+        "rewards",
+        description="sum the rewards, or normalise each within a prompt's group and sum the advantages; gdpo: as GDPO",
     )
 
 

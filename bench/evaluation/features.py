@@ -3,12 +3,14 @@
 import contextlib
 import io
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from bench.core import Core
 from bench.errors import BenchError, did_you_mean
 from bench.hub import CLIP_L, Download, Requirement
 from bench.models.encoders import Clip, resize
@@ -140,6 +142,18 @@ class ClipL(FeatureSpace):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         return self.clip.images(images.to(self.device)).cpu()
+
+
+@cache
+def _space(name: str, device: torch.device) -> FeatureSpace:
+    return SPACES[name](device)
+
+
+@torch.no_grad()
+def sample_features(core: Core, z: Tensor) -> Tensor:
+    """Features [n, d] of finished samples z [n, *latent]: EfficientNet-Lite0's of images, of points the points."""
+    space = _space("points" if core.model.points else "efficientnet_lite0", core.model.device)
+    return torch.cat([space(core.model.decode(part)) for part in z.split(core.micro_batch)]).to(z)
 
 
 SPACES: dict[str, type[FeatureSpace]] = {

@@ -3,15 +3,20 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from bench import registry
+from bench.core import Core
 from bench.errors import BenchError
 from bench.hub import reachable
+from bench.method import Method
 from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.card import EmbeddedCard
@@ -20,6 +25,8 @@ from bench.models.pipeline import PipelineModel
 from bench.reporting.table import markdown_text, run_markdown
 from bench.sampling.noise import key
 from bench.settings import RunConfig
+
+NETWORKS = "networks.safetensors"  # in an adapter's folder, of a method whose networks steer the sampler
 
 
 def adapter_name(config: RunConfig) -> str:
@@ -37,6 +44,11 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
     config = read(folder / "config.yaml")
     if not registry.load("methods", config.method.name).needs.training:
         raise BenchError(f"{folder} holds a run of {config.method.name!r}, which trains nothing: it has no adapter.")
+    if not registry.load("methods", config.method.name).needs.adapters:
+        raise BenchError(
+            f"{folder} holds a run of {config.method.name!r}, which steers the prior with a network of its own and "
+            "trains no adapter: bench eval draws with it, and diffusers has no use for it."
+        )
     if catalogue.is_analytic(config.model.name):
         raise BenchError(
             f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them, and "
@@ -56,6 +68,30 @@ def load_adapter(model: DiffusionModel, folder: Path) -> None:
         raise BenchError(
             f"the adapter in {folder} is damaged or of another version ({error}): run the command that made it again, "
             "with another --out."
+        ) from error
+
+
+def save_networks(networks: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write the method's own networks, without which it cannot sample, beside the adapter in `folder`."""
+    weights = {f"{name}.{key}": p for name, network in networks.items() for key, p in network.state_dict().items()}
+    save_file({key: weight.contiguous() for key, weight in weights.items()}, folder / NETWORKS)
+
+
+def load_networks(method: Method, core: Core, folder: Path) -> None:
+    """Make the method's networks part of the core, with what `save_networks` wrote.
+
+    Raises BenchError for a file that is missing, damaged or of other networks.
+    """
+    try:
+        weights = load_file(folder / NETWORKS)
+        for name, network in method.networks(core.model).items():
+            own = {key.removeprefix(f"{name}."): w for key, w in weights.items() if key.startswith(f"{name}.")}
+            network.load_state_dict(own)
+            core.networks[name] = network.to(core.model.device)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BenchError(
+            f"{folder / NETWORKS} is missing, damaged or of another version ({error}): run the command that made it "
+            "again, with another --out."
         ) from error
 
 

@@ -7,7 +7,6 @@ from rich.console import Console
 from torch import Tensor
 
 from bench import config as configs
-from bench import registry
 from bench.core import Core
 from bench.errors import BenchError
 from bench.evaluation.alarms import Alarms
@@ -19,7 +18,7 @@ from bench.model import DiffusionModel
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
-from bench.runs.adapter import load_adapter
+from bench.runs.adapter import load_adapter, load_networks
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
 from bench.runs.out_of_memory import explain_out_of_memory
@@ -77,12 +76,14 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
     require_contents(folder, config)
     prompts = load_prompts(config.prompts.name, config.prompts.limit)
     use_threads(config)
-    trained = registry.load("methods", config.method.name).needs.training
+    method = build_method(config)
     with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
-            updates, counted = _load_trained(core, config, folder) if trained else (0, True)
-            evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
+            updates, counted = _load_trained(core, config, folder) if method.needs.training else (0, True)
+            if not method.needs.adapters:
+                load_networks(method, core, folder / "adapter")
+            evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), method)
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     counts = core.meter.total()

@@ -24,7 +24,7 @@ from bench.models.pipeline import PipelineModel
 from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
-from bench.runs.adapter import adapter_name, finish_adapter
+from bench.runs.adapter import adapter_name, finish_adapter, save_networks
 from bench.runs.build import build_core, build_method, evaluation_core
 from bench.runs.duration import Pace, seconds_left, time_text
 from bench.runs.log import UpdateLog, read_log
@@ -92,7 +92,7 @@ class Execution:
                 if self.trainer:
                     self._train(self.trainer)
                     if self.main:
-                        self._save_adapter()
+                        self._save_adapter(self.trainer)
                 evaluation, measurements = evaluate(self.evaluator, self.console)
                 if self.log:
                     self.log.evaluated(self._updates, evaluation, measurements)
@@ -108,7 +108,8 @@ class Execution:
             if evaluation.finetuned.images.ndim == 4:
                 sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
                 save_images(self.folder / "images", sets, seed=self.evaluator.seed, each=EACH)
-                if self.trainer and isinstance(self.core.model, PipelineModel):
+                adapted = self.trainer and self.trainer.method.needs.adapters
+                if adapted and isinstance(self.core.model, PipelineModel):
                     finish_adapter(self.folder, self.config, self.core.model, rows, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
 
@@ -189,10 +190,12 @@ class Execution:
             self.log.evaluated(update, evaluation, measurements)
             write_rows(self.folder / rows_at(update), rows)
 
-    def _save_adapter(self) -> None:
-        """Save the adapter, and beside it the copy that the evaluation samples with."""
+    def _save_adapter(self, trainer: Trainer) -> None:
+        """Save the adapter, and beside it what else the evaluation samples with: a copy, the method's networks."""
         model, name = self.core.model, self.config.evaluation.weights
         model.save(self.folder / "adapter")
+        if not trainer.method.needs.adapters:
+            save_networks(self.core.networks, self.folder / "adapter")
         if name != "policy":
             policy = {key: p.data for key, p in model.adapters().items()}
             for key, parameter in model.adapters().items():

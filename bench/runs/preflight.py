@@ -76,9 +76,12 @@ def _check_method(config: RunConfig, method: Method) -> None:
             )
         if is_analytic(config.model.name):
             raise BenchError(f"train.guidance: {config.model.name!r} knows no guidance; leave it out.")
-    if getattr(config.reward, "combine", "rewards") == "advantages" and not method.normalises():
+    if config.train.ema and not method.needs.adapters:
+        raise BenchError(f"train.ema averages the adapters, and {config.method.name!r} trains none: leave it out.")
+    combine = getattr(config.reward, "combine", "rewards")
+    if combine != "rewards" and not method.normalises():
         raise BenchError(
-            f"reward.combine = advantages normalises each reward within a prompt's group, and {config.method.name!r} "
+            f"reward.combine = {combine} normalises each reward within a prompt's group, and {config.method.name!r} "
             "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
             "method of normalised advantages, such as grpo, flow_grpo or nft."
         )

@@ -4,7 +4,7 @@
 it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from bench.sampling.kernel import Kernel, gaussian_log_prob
 from bench.sampling.noise import Noise, upload
 
 RECORDS = frozenset({"model_output", "prior_output", "log_prob"})
+Steer = Callable[[Tensor, int, Conditioning, Tensor], Tensor]  # z_k, k, conditioning, the prior's output → the policy's
 
 
 def _rows(value: Any, index: Tensor) -> Any:
@@ -66,7 +67,7 @@ class Trajectory(Batch):
     log_prob: [B, K], log-density of each transition (sum over elements), or None.
     rewards: [B], or None where the method does not ask for them beforehand.
     terms: [B, R], the unweighted terms of a reward that is a sum, where they are normalised separately, or None.
-    advantages: [B], set by a method's `prepare`, or None.
+    advantages, weights: [B], set by a method's `prepare`, or None.
     noisy: long [B, S], the steps that had noise; None means all.
     """
 
@@ -77,6 +78,7 @@ class Trajectory(Batch):
     rewards: Tensor | None = None
     terms: Tensor | None = None
     advantages: Tensor | None = None
+    weights: Tensor | None = None
     noisy: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +129,7 @@ class Trajectory(Batch):
             log_prob=at(self.log_prob, row, k),
             rewards=at(self.rewards, row),
             advantages=at(self.advantages, row),
+            weights=at(self.weights, row),
         )
 
 
@@ -136,7 +139,7 @@ class Transitions(Batch):
 
     row: long [n], the row of the trajectory; k: long [n], the step.
     unfinished, finished: long, which of the n end before the finished sample (k + 1 < K), and which end with it.
-    z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages: [n].
+    z, z_next, model_output, prior_output: [n, *latent]; log_prob, rewards, advantages, weights: [n].
     """
 
     row: Tensor
@@ -150,6 +153,7 @@ class Transitions(Batch):
     log_prob: Tensor | None = None
     rewards: Tensor | None = None
     advantages: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,7 @@ def rollout(
     grad_from: int | None = None,
     stop_at: int | None = None,
     start: Noise | None = None,
+    steer: Steer | None = None,
 ) -> Trajectory:
     """Sample `z_0 … z_K` for every row of `batch` with named noise.
 
@@ -222,6 +227,7 @@ def rollout(
     grad_from: build the autograd graph from this step on; None means no graph.
     stop_at: sample only `z_0 … z_{stop_at}`.
     start: the noise of z_0; None means that of `noise`.
+    steer: what makes the policy's output of the prior's; None means that the adapters do.
     """
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
@@ -231,13 +237,16 @@ def rollout(
     for k in range(kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
             t = kernel.timesteps[k]
-            output = model.predict(z, t, batch.conditioning, prior=prior)
+            output = unsteered = model.predict(z, t, batch.conditioning, prior=prior or steer is not None)
+            if steer is not None:
+                output = steer(z, k, batch.conditioning, unsteered)
             mean, std = kernel.mean(z, output, k), kernel.std(k, z)
             if "model_output" in record:
                 recorded["model_output"].append(output)
             if "prior_output" in record:
+                known = prior or steer is not None
                 recorded["prior_output"].append(
-                    output if prior else model.predict(z, t, batch.conditioning, prior=True)
+                    unsteered if known else model.predict(z, t, batch.conditioning, prior=True)
                 )
             z = mean + std * upload(noise(k + 1, model.latent_shape), z.device).to(z.dtype) if kernel.eta > 0 else mean
             if "log_prob" in record:

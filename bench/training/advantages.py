@@ -5,7 +5,7 @@ A prompt's samples of one round are its group. Rewards are [B], one a sample, an
 
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.core import Core
 from bench.options import Config
+from bench.sampling.noise import upload
 from bench.sampling.trajectory import Trajectory
 
 
@@ -29,15 +30,35 @@ def group_advantages(core: Core, data: Trajectory, deviation: Deviation) -> Tens
     """Advantages [B] of a round: its rewards, normalised by `group_normalised`.
 
     With `reward.combine: advantages` each term of a weighted sum of rewards is normalised apart, and the advantage is
-    their weighted sum: a term's weight then does not depend on the term's unit.
+    their weighted sum: a term's weight then does not depend on the term's unit. `reward.combine: gdpo` is
+    `decoupled_advantages`.
     """
     rewards, weighted = cast(Tensor, data.rewards), cast(Any, core.reward_model)
     if data.terms is None:
         return group_normalised(data.prompts, rewards, deviation)
+    if weighted.config.combine == "gdpo":
+        return decoupled_advantages(data.prompts, data.terms, weighted.weights)
     total = torch.zeros_like(rewards)
     for weight, term in zip(weighted.weights, data.terms.unbind(1), strict=True):
         total = total + weight * group_normalised(data.prompts, term, deviation)
     return total
+
+
+def decoupled_advantages(prompts: list[str], terms: Tensor, weights: Sequence[float]) -> Tensor:
+    """GDPO's advantages [B] for terms [B, R]: each normalised in its group, summed, normalised over the round.
+
+    Deviations are the population's. Where a group's deviation of a term is below 1e-4 of the mean, the values are equal
+    but for rounding, and count as equal.
+
+    Liu et al., "GDPO: Group reward-Decoupled Normalization Policy Optimization", 2026, https://arxiv.org/abs/2601.05242
+    """
+    total = terms.new_zeros(len(terms))
+    for weight, term in zip(weights, terms.unbind(1), strict=True):
+        mean = group_mean(prompts, term)
+        std = group_mean(prompts, (term - mean) ** 2).sqrt()
+        advantages = (term - mean) / std.clamp(min=1e-6)
+        total = total + weight * advantages.masked_fill(std < 1e-4 * mean.abs(), 0)
+    return (total - total.mean()) / total.std(correction=0).clamp(min=1e-6)
 
 
 def group_normalised(prompts: list[str], rewards: Tensor, deviation: Deviation | None = None) -> Tensor:
@@ -62,6 +83,15 @@ def group_baseline(prompts: list[str], rewards: Tensor) -> Tensor:
     """Mean [B] of the group's other rewards: an unbiased baseline; 0 for a single sample."""
     same = _same_prompt(prompts, rewards)
     return (same @ rewards - rewards) / (same.sum(1) - 1).clamp(min=1)
+
+
+def group_mean(groups: Sequence[Hashable], values: Tensor) -> Tensor:
+    """The mean [n] of the values [n] that have the same group, for each of them."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = upload(torch.tensor([numbers[group] for group in groups]), values.device)
+    zeros = values.new_zeros(len(numbers))
+    total, count = zeros.index_add(0, index, values), zeros.index_add(0, index, torch.ones_like(values))
+    return (total / count)[index]
 
 
 def group_tilt(prompts: list[str], values: Tensor) -> Tensor:

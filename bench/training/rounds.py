@@ -42,11 +42,11 @@ def sample_paths(core: Core, method: Method, batch: Batch, number: int) -> Traje
 
 
 @torch.no_grad()
-def path_kl(core: Core, batch: Batch) -> float:
+def path_kl(core: Core, method: Method, batch: Batch) -> float:
     """The policy's path KL to the prior in nats, a mean over the batch, sampled by all processes together."""
 
     def measure(part: Batch) -> dict[str, Tensor]:
-        path = core.rollout(part, record=frozenset({"model_output", "prior_output"}))
+        path = method.sample(core, part, record=frozenset({"model_output", "prior_output"}))
         return {"nats": step_kl(core.kernel, path).sum(1)}
 
     with core.meter.phase("rollout"):

@@ -138,7 +138,8 @@ class Trainer:
         if (bound := self.config.max_path_kl) is None:
             return {}
         names = self.names(self.round)
-        kl = path_kl(self.core, self.core.batch(names[:: max(1, len(names) // KL_SAMPLES)][:KL_SAMPLES]))
+        batch = self.core.batch(names[:: max(1, len(names) // KL_SAMPLES)][:KL_SAMPLES])
+        kl = path_kl(self.core, self.method, batch)
         if kl > bound:
             self.ended_at_kl = kl
         return {"path_kl": kl}

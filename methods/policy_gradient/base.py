@@ -21,6 +21,7 @@ from bench import (
     Transitions,
     gaussian_log_prob,
     group_advantages,
+    mean_square,
 )
 
 from .surrogate import Surrogate, gaussian_kl
@@ -65,6 +66,10 @@ class PolicyGradient(Method):
         """KL_k [n]: `‖μ_θ − μ_#‖² / 2σ²`, a mean over elements."""
         return gaussian_kl(mean, prior_mean, core.kernel.std(part.k, part.z).flatten())
 
+    def anchor(self, core: Core, part: Transitions) -> Tensor:
+        """The output [n, *latent] of what KL_k is the divergence from: the prior's."""
+        return core.predict(part.z, part.k, part.conditioning, prior=True)
+
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add clipped advantages [B] to the round."""
         advantages, limit = self.advantages(core, data), self.config.advantage_clip
@@ -82,8 +87,7 @@ class PolicyGradient(Method):
         mean = core.kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning), part.k)
         loss, metrics = self.surrogate(core, part, mean)
         if self.config.kl:
-            prior_mean = core.kernel.mean(part.z, core.predict(part.z, part.k, part.conditioning, prior=True), part.k)
-            kl = self.kl(core, part, mean, prior_mean)
+            kl = self.kl(core, part, mean, core.kernel.mean(part.z, self.anchor(core, part), part.k))
             loss = loss + self.config.kl * kl
             metrics["kl"] = kl.detach()
         return loss, metrics
@@ -144,6 +148,12 @@ class FlowPolicyGradient(GroupPolicyGradient):
 def old_policy(core: Core, part: Transitions) -> tuple[Tensor, Tensor]:
     """Mean μ_old [n, *latent] of the policy that sampled, from its recorded output, and the steps' σ [n]."""
     return core.kernel.mean(part.z, part.model_output, part.k), core.kernel.std(part.k, part.z).flatten()
+
+
+def kl_by_rate(core: Core, part: Transitions, mean: Tensor, other_mean: Tensor) -> Tensor:
+    """`‖μ_θ − μ‖² / 2g_k²` [n], a mean over elements; `g_k² = σ_k² / (s_k − s_{k+1})` is the rate of the noise."""
+    rate = (core.kernel.std(part.k, part.z) ** 2 / core.kernel.noise_decrease(part.k, part.z)).flatten()
+    return mean_square(mean - other_mean) / (2 * rate)
 
 
 def mean_log_ratio(core: Core, part: Transitions, mean: Tensor) -> Tensor:

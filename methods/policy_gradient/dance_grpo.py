@@ -31,7 +31,8 @@ class DanceGRPO(FlowPolicyGradient):
 
     def collect(self, core: Core, batch: Batch, number: int) -> Trajectory:
         """Trajectories that start from one z_0 for each prompt, a new one in every round."""
-        return core.rollout(batch, record=self.needs.record, shared_start=number)
+        start = [(prompt, -1 - number) for prompt in batch.prompts]
+        return core.rollout(batch, record=self.needs.record, start=start)
 
     def surrogate(self, core: Core, part: Transitions, mean: Tensor) -> Surrogate:
         """ℓ_k [n]."""

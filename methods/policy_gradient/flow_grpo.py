@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from bench import Core, Deviation, Transitions, mean_square
+from bench import Core, Deviation, Transitions
 
-from .base import Clip, FlowPolicyGradient, FlowPolicyGradientConfig, KLWeight, old_policy
+from .base import Clip, FlowPolicyGradient, FlowPolicyGradientConfig, KLWeight, kl_by_rate, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
 
 
@@ -40,5 +40,4 @@ class FlowGRPO(FlowPolicyGradient):
 
     def kl(self, core: Core, part: Transitions, mean: Tensor, prior_mean: Tensor) -> Tensor:
         """KL_k [n]."""
-        rate = (core.kernel.std(part.k, part.z) ** 2 / core.kernel.noise_decrease(part.k, part.z)).flatten()
-        return mean_square(mean - prior_mean) / (2 * rate)
+        return kl_by_rate(core, part, mean, prior_mean)

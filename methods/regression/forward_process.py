@@ -37,7 +37,7 @@ class AdvantageConfig(RegressionConfig):
     advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage, in deviations")
 
 
-class Regression(Method):
+class ForwardProcess(Method):
     """A loss in the network's output o at `z = αx + sε`, where x is a finished sample and ε new noise.
 
     u is the output that would give x back: ε, `αε − sx` or `ε − x`, by what the model predicts. Only x enters, so
@@ -50,6 +50,24 @@ class Regression(Method):
     config: RegressionConfig
     references: ClassVar[tuple[str, ...]]  # whose outputs the loss names besides the policy's: "prior", or copies
 
+    def steps(self, core: Core, data: Batch) -> Tensor:
+        """The sampler's steps [B, S] whose noise levels the samples get."""
+        return core.choose_steps(data, self.config.fraction, last="like any")
+
+    def outputs(self, core: Core, part: Noised) -> tuple[Tensor, dict[str, Tensor]]:
+        """o_θ [n, *latent], and the outputs of `references`, alike and without gradient."""
+        policy = core.predict(part.z, part.k, part.conditioning)
+        return policy, {name: predict(core, part, name) for name in self.references}
+
+    def nfe(self, core: Core, batch: Batch) -> NFE:
+        """At every noised sample the policy and each reference; the policy alone has a gradient."""
+        states = self.steps(core, batch).numel()
+        return NFE(core.kernel.steps * len(batch), (1 + len(self.references)) * states, states)
+
+
+class Regression(ForwardProcess):
+    """A loss that is a mean over noised samples."""
+
     @abstractmethod
     def loss(
         self, core: Core, part: Noised, policy: Tensor, reference: dict[str, Tensor]
@@ -59,24 +77,13 @@ class Regression(Method):
         policy: o_θ [n, *latent]. reference: the outputs of `references`, alike and without gradient.
         """
 
-    def steps(self, core: Core, data: Batch) -> Tensor:
-        """The sampler's steps [B, S] whose noise levels the samples get."""
-        return core.choose_steps(data, self.config.fraction, last="like any")
-
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over noised samples."""
         steps = self.steps(core, data)
         for part in core.noised(data, steps, core.micro_batch):
-            policy = core.predict(part.z, part.k, part.conditioning)
-            reference = {name: predict(core, part, name) for name in self.references}
+            policy, reference = self.outputs(core, part)
             values, metrics = self.loss(core, part, policy, reference)
-            metrics |= {f"distance/{name}": mean_square(policy.detach() - o) for name, o in reference.items()}
-            yield Loss(values / steps.shape[1], metrics)
-
-    def nfe(self, core: Core, batch: Batch) -> NFE:
-        """At every noised sample the policy and each reference; the policy alone has a gradient."""
-        states = self.steps(core, batch).numel()
-        return NFE(core.kernel.steps * len(batch), (1 + len(self.references)) * states, states)
+            yield Loss(values / steps.shape[1], metrics | distances(policy, reference))
 
 
 class AdvantageRegression(Regression):
@@ -102,6 +109,11 @@ def predict(core: Core, part: Noised, name: str) -> Tensor:
     if name == "prior":
         return core.predict(part.z, part.k, part.conditioning, prior=True)
     return core.predict(part.z, part.k, part.conditioning, weights=name)
+
+
+def distances(policy: Tensor, reference: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`‖o_θ − o‖²` [n] for every reference, for the log."""
+    return {f"distance/{name}": mean_square(policy.detach() - output) for name, output in reference.items()}
 
 
 def clipped_advantages(core: Core, data: Trajectory, config: AdvantageConfig) -> Tensor:

@@ -40,6 +40,13 @@ BY_HAND = {
     "ram": (APART, (4, 4, 2)),
     "rvm": (APART, (4, 4, 2)),
     "tilt_matching": (APART, (4, 4, 2)),
+    "iterative_tilting": (APART, (4, 4, 2)),
+    "dgpo": (APART, (4, 6, 2)),
+    "crd": (APART, (4, 6, 2)),
+    "tempflow_grpo": (APART, (4, 2, 2)),
+    "flash_grpo": (APART, (4, 2, 2)),
+    "gardo": (APART, (4, 4, 2)),
+    "value_matching": (APART, (4, 0, 0)),  # the prior alone, in the rollout; the losses see the value network
     "online_dpo": (APART, (4, 8, 4)),  # policy and prior at a winner and a loser
     # policy and prior at z_0, z_3, policy at z_1 (ahead) | parameters 2, prior's Jacobian 2
     "vgg_flow": (APART, (4, 5, 4)),

@@ -39,11 +39,12 @@ def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
     data = trainer.sample_round(0)
     _, start = update(core, method, data)
     adapters = core.model.adapters()
-    assert all(start[key].any() for key in adapters if ".lora_B." in key)
+    trained = method.needs.adapters
+    assert all(start[key].any() == trained for key in adapters if ".lora_B." in key)
     perturb(core.model)
     perturb_networks(core)
     _, later = update(core, method, data)
-    assert all(later[key].any() for key in adapters)
+    assert all(later[key].any() == trained for key in adapters)
     for network, modules in core.networks.items():
         at_start = {key for key in start if key.startswith(f"{network}.") and start[key].any()}
         assert at_start == {f"{network}.unet.conv_out.weight", f"{network}.unet.conv_out.bias"}
@@ -51,8 +52,8 @@ def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
         assert all(parameter.grad is not None for parameter in modules.parameters())
     pipe = core.model.pipeline
     others = [p for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
-    trained = {id(p) for p in adapters.values()}
-    others = [p for p in others if id(p) not in trained]
+    own = {id(p) for p in adapters.values()}
+    others = [p for p in others if id(p) not in own]
     assert len(others) > 100
     assert all(p.grad is None and not p.requires_grad for p in others)
 
@@ -79,7 +80,7 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
     for size in (2, 5):
         loss, gradients = found[size]
         assert loss == pytest.approx(reference[0], rel=5e-3 if name in LONG_SUMS else 1e-4)
-        for group in ("policy", *core.networks):
+        for group in (*["policy"] * method.needs.adapters, *core.networks):
             keys = [k for k in gradients if k.startswith(f"{group}.") or (group == "policy" and ".lora_" in k)]
             ours, theirs = (torch.cat([g[k].flatten() for k in keys]) for g in (gradients, reference[1]))
             assert theirs.any()

@@ -1,14 +1,20 @@
-"""DiffusionNFT, AWM and RVM against numbers of the published code."""
+"""Regressions on the forward process, and advantages, against numbers of the published code."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from bench.methods.regression.awm import AWM, AWMConfig
+from bench.methods.regression.crd import CRD, CRDConfig
+from bench.methods.regression.dgpo import DGPO, DGPOConfig
 from bench.methods.regression.nft import NFT, NFTConfig, weighted_error
 from bench.methods.regression.rvm import RVM, RVMConfig
 from golden_numbers import TOLERANCE, double, error, given_core, golden, learned, noised
+from torch import Tensor
 
-from bench.sampling.trajectory import Trajectory
-from bench.training.advantages import Deviation, group_normalised
+from bench.core import Core
+from bench.sampling.trajectory import Noised, Trajectory
+from bench.training.advantages import Deviation, decoupled_advantages, group_normalised
 
 NFT_NUMBERS = golden("item8_nft")
 
@@ -145,3 +151,57 @@ def test_rvm_advantages(case):
     ours = method.prepare(core, data).advantages
     theirs = [advantage for group in case["advantages"] for advantage in group]
     assert error(ours[None], [theirs]) < TOLERANCE
+
+
+FACTORY = golden("item15_flow_factory")
+
+
+def factory_core(case: dict) -> tuple[dict, Core]:
+    """Inputs, and a core whose networks say them."""
+    given = {name: double(value) for name, value in FACTORY["inputs"].items() if name != "group"}
+    old = given["v_theta"] if case["policy"] == "on" else given["v_old"]
+    return given, given_core(given["t"], policy=given["v_theta"], old=old, prior=given["v_ref"])
+
+
+def factory_part(core: Core, given: dict, advantages: Tensor) -> Noised:
+    prompts = list(map(str, FACTORY["inputs"]["group"]))
+    return replace(noised(core, given["x0"], given["noise"], advantages), prompts=prompts)
+
+
+@pytest.mark.parametrize("case", FACTORY["dgpo"], ids=lambda c: f"{c['dpo_beta']}-{c['clip_range']}-{c['policy']}")
+def test_dgpo(case):
+    given, core = factory_core(case)
+    part = factory_part(core, given, given["advantages"].clamp(-5, 5))
+    method = DGPO(DGPOConfig(strength=case["dpo_beta"], clip=case["clip_range"], kl=case["kl_beta"]))
+    loss, gradient, metrics = learned(method, core, part)
+    theirs = case["f64"]
+    assert metrics["clipped"].bool().tolist() == theirs["clipped"]
+    preference = double(theirs["preference"]).view(2, 4).sum(1).repeat_interleave(4)
+    assert error(metrics["weight"], torch.sigmoid(preference)) < TOLERANCE
+    assert error(loss, theirs["loss"]) < TOLERANCE
+    assert error(gradient, theirs["grad_loss_wrt_v_theta"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", FACTORY["crd"], ids=lambda c: f"{c['crd_beta']}-{c['policy']}")
+def test_crd(case):
+    """Theirs saw one group at a time, so that its centre is ours."""
+    given, core = factory_core(case)
+    part = factory_part(core, given, double(case["f64"]["r"]))
+    loss, gradient, _ = learned(CRD(CRDConfig(scale=case["crd_beta"], kl=case["kl_beta"])), core, part)
+    assert error(loss, sum(case["f64"]["loss"]) / 2) < TOLERANCE
+    assert error(2 * gradient, case["f64"]["grad_loss_wrt_v_theta"]) < TOLERANCE
+    assert error((1 + given["advantages"].clamp(-5, 5) / 5) / 2, case["f64"]["r"]) < TOLERANCE
+
+
+def test_copies_of_crd_follow_as_published():
+    copies, theirs = CRD(CRDConfig()).copies(), FACTORY["crd_decay"]
+    for name in ("old", "sampler"):
+        assert [copies[name].decay(n) for n in theirs["steps"]] == pytest.approx(theirs[name])
+
+
+@pytest.mark.parametrize("case", FACTORY["gdpo"], ids=lambda c: str(c["weights"]))
+def test_gdpo_advantages(case):
+    given = FACTORY["gdpo_inputs"]
+    terms = torch.stack([double(values) for values in given["rewards"].values()], 1)
+    ours = decoupled_advantages(list(map(str, given["groups"])), terms, list(case["weights"].values()))
+    assert error(ours[None], [case["advantages"]]) < TOLERANCE

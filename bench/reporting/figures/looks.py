@@ -8,11 +8,12 @@ import seaborn as sns
 
 FAMILIES = {  # what a method learns from; one of another package is among the others
     "reward gradient": "refl draft draft_1 draft_full draft_lv alignprop leap_align",
-    "policy gradient": "ddpo grpo dpok flow_grpo flow_grpo_cps dance_grpo mix_grpo grpo_guard flow_dppo",
+    "policy gradient": "ddpo grpo dpok flow_grpo flow_grpo_cps dance_grpo mix_grpo grpo_guard flow_dppo "
+    "tempflow_grpo flash_grpo gardo",
     "gradient matching": "nabla_gfn nabla_gfn_noflow nabla_gfn_published nabla_gfn_adjoint nabla_db "
-    "adjoint_matching vgg_flow vgg_flow_pruned",
+    "adjoint_matching vgg_flow vgg_flow_pruned value_matching",
     "balance": "rtb rtb_softmax tmpo db res_db dag_kl",
-    "regression on samples": "nft awm rvm ram tilt_matching online_dpo",
+    "regression on samples": "nft awm rvm ram tilt_matching iterative_tilting dgpo crd online_dpo",
 }
 FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
 SHADES = {  # from dark to light, legible on white and on a dark page
