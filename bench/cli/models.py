@@ -31,11 +31,11 @@ def sample(
     bench sample my-adapter --prompt "red apple" --prompt lion --out pictures
     """
     show_warnings()
-    from bench.prompts import listed
+    from bench.prompts import listed, metadata
     from bench.runs.sample import sample as draw
 
-    asked = [*(listed(prompts) if prompts else []), *(prompt or [])]
-    console.print(f"Images in {draw(folder, asked, n, seed, out, console)}")
+    asked, known = [*(listed(prompts) if prompts else []), *(prompt or [])], metadata(prompts) if prompts else {}
+    console.print(f"Images in {draw(folder, asked, n, seed, out, console, known)}")
 
 
 def export(
