@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import Qwen3VLForConditionalGeneration
 
 from bench import Config, Reward
 from bench.errors import BenchError
@@ -47,6 +46,8 @@ class GenEval2(Reward):
     columns = ("atoms",)
 
     def __init__(self, config: GenEval2Config, device: torch.device | str = "cpu"):
+        from transformers import Qwen3VLForConditionalGeneration  # takes seconds
+
         super().__init__(config, device)
         self.reader = Reader(WEIGHTS.path())
         network = Qwen3VLForConditionalGeneration.from_pretrained(

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from bench import Config, Reward
 from bench.errors import BenchError
@@ -60,6 +59,8 @@ class HPSv3(Reward):
 
 def _network(state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """Qwen2-VL without its own head, from the checkpoint's tensors, under the names of whatever version wrote them."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # take seconds
+
     config = Qwen2VLConfig.from_pretrained(BASE.path(), local_files_only=True)
     config.text_config.vocab_size = next(len(v) for name, v in state.items() if name.endswith("embed_tokens.weight"))
     model, told = Qwen2VLForConditionalGeneration.from_pretrained(

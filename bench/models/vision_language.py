@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2VLImageProcessor
 
 IMAGE = "<|image_pad|>"  # the token that stands for a part of the image
 READER = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.json")
@@ -24,6 +23,8 @@ class Reader:
     """
 
     def __init__(self, folder: Path, pixels: tuple[int, int] | None = None):
+        from transformers import AutoTokenizer, Qwen2VLImageProcessor  # take seconds; a listing asks for names alone
+
         settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf8"))
         if pixels:
             settings |= {"min_pixels": pixels[0], "max_pixels": pixels[1]}

@@ -356,7 +356,7 @@ def test_a_run_counts_what_is_missing_and_stores_no_key(judge, tiny_run, bench, 
     assert missing[-1] > 0 and f"in training {missing[-1]} samples had no score" in rows.loc["reward/train", "note"]
     assert "2 of 10 samples are left out: there or" in rows.loc["reward/train", "note"]
     assert rows.loc["reward/train", "n"] == 8 and math.isfinite(rows.loc["reward/train", "value"])
-    assert "reward_prompts/train/cat" not in rows.index and "reward_prompts/train/dog" in rows.index
+    assert "reward_prompts/train/cat" not in rows.index and "reward_prompts/train/fish" in rows.index
     assert rows.loc["tilt_gap", "status"] == "refused" and "nan" in rows.loc["tilt_gap", "note"]
     places = [path for root in (folder, tmp_path / "cache") for path in root.rglob("*") if path.is_file()]
     assert len(places) > 10
@@ -367,3 +367,11 @@ def test_a_method_that_scores_within_its_losses_refuses_a_reward_that_may_miss(b
     status, text = bench("run", "db", "--reward", "vlm", "--model", "emoji", "--prompts", "emoji", "--dry-run")
     assert status == 2
     assert "may have none: use one of the methods" in " ".join(text.split())
+
+
+def test_the_list_of_rewards_says_what_they_need(bench):
+    status, text = bench("ls", "rewards")
+    assert status == 0, text
+    needs = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    for name, words in {"vlm": "a server", "remote": "a service", "ocr": "nabla-bench[ocr]"}.items():
+        assert words in needs[name]
