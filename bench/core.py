@@ -32,7 +32,7 @@ class Core:
     meter: counts what is computed.
     networks: the method's extra networks by name. copies: copies of the adapters by name, then by parameter.
     reward_name: for messages; empty means the name of the reward's class.
-    unchecked: for every call of the reward since the last `check`, which rows were finite, bool [n], and their prompts.
+    unchecked: for every call of the reward since the last `check`, its scores [n, …] and their prompts.
     """
 
     model: DiffusionModel
@@ -155,19 +155,20 @@ class Core:
             with memory.phase("decode"):
                 images = self.model.decode(z)
             rewards = scores(images, prompts)
-        self.unchecked.append((torch.isfinite(rewards.detach()).view(len(z), -1).all(1), prompts))
+        self.unchecked.append((rewards.detach(), prompts))
         if rewards.requires_grad:
             rewards.register_hook(self._count_gradient)
         return rewards
 
-    def check(self) -> None:
+    def check(self, *, missing: bool = False) -> None:
         """Raise NonFiniteError, with the prompts, if a reward since the last call was not finite.
 
-        The device waits once for all of them.
+        missing: let NaN pass, as of a reward that may have no score. The device waits once for all of them.
         """
         if not self.unchecked:
             return
-        finite = torch.cat([flags for flags, _ in self.unchecked]).tolist()
+        flags = [scores.isfinite() | scores.isnan() if missing else scores.isfinite() for scores, _ in self.unchecked]
+        finite = torch.cat([rows.view(len(rows), -1).all(1) for rows in flags]).tolist()
         prompts = [prompt for _, prompts in self.unchecked for prompt in prompts]
         self.unchecked.clear()
         if bad := sorted({prompt for prompt, ok in zip(prompts, finite, strict=True) if not ok}):

@@ -7,7 +7,9 @@ every fifth goes to the held-out part, so that the split depends on the set alon
 import csv
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from bench.errors import BenchError, did_you_mean, disk_error
@@ -19,16 +21,18 @@ HELDOUT_EVERY = 5
 
 @dataclass(frozen=True)
 class PromptSet:
-    """train and heldout are disjoint; `digest` identifies the contents."""
+    """train and heldout are disjoint; `digest` identifies the contents. metadata: see the function of this name."""
 
     name: str
     train: list[str]
     heldout: list[str]
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Hash of all prompts and the split."""
-        return digest([self.train, self.heldout], size=8)
+        """Hash of all prompts, the split, and what a file says of its prompts."""
+        known = [{prompt: dict(columns) for prompt, columns in self.metadata.items()}] if self.metadata else []
+        return digest([self.train, self.heldout, *known], size=8)
 
 
 def split(name: str, prompts: list[str]) -> PromptSet:
@@ -49,8 +53,17 @@ ANIMALS = """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat l
 beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly
 llama camel bat gorilla hedgehog kangaroo"""
 
-NAMED = {
+BUNDLED = Path(__file__).parent / "prompt_sets"  # bench.recipe.prompt_sets writes these files
+
+
+def _bundled(name: str) -> list[str]:
+    return _prompts(BUNDLED / f"{name}.csv")
+
+
+NAMED: dict[str, Callable[[], list[str]]] = {
     "emoji": _emoji,
+    "compositional": partial(_bundled, "compositional"),
+    "rendered_text": partial(_bundled, "rendered_text"),
     "simple_animals": ANIMALS.split,
     "unconditional": lambda: [""],  # analytic models know no prompts
 }
@@ -72,7 +85,33 @@ def load_prompts(name: str, limit: int | None = None) -> PromptSet:
     Raises BenchError for an unknown name, or a file that cannot be read or holds no prompt.
     """
     whole = _load(name)
-    return replace(whole, train=whole.train[:limit])
+    return replace(whole, train=whole.train[:limit], metadata=metadata(name))
+
+
+def metadata(name: str) -> dict[str, dict[str, str]]:
+    """Prompt → what the other columns of a .csv or .parquet file say of it, by the column's name; rewards may read it.
+
+    Of a prompt that stands there twice the first row counts. Nothing for other files, and for sets of the hub.
+    """
+    path = BUNDLED / f"{name}.csv" if name in NAMED else Path(name)
+    if name in HUB or path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
+        return {}
+    import pandas as pd  # takes half a second, which a list of prompts does not need
+
+    table = path.suffix.lower() == ".csv"
+    frame = (
+        pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        if table
+        else pd.read_parquet(path)
+    )
+    frame = frame.astype(object).where(frame.notna(), "").astype(str)
+    column = _column(list(frame.columns))
+    others = [other for other in frame.columns if other != column]
+    known: dict[str, dict[str, str]] = {}
+    for prompt, row in zip(frame[column], frame[others].to_dict("records"), strict=True):
+        if others and (text := prompt.strip()):
+            known.setdefault(text, {str(name): cell for name, cell in row.items()})
+    return known
 
 
 def _load(name: str) -> PromptSet:

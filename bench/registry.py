@@ -87,6 +87,11 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "clip_score": Plugin("bench.rewards.clip_score:ClipScore"),
         "jpeg_compressibility": Plugin("bench.rewards.jpeg_compressibility:JpegCompressibility"),
         "jpeg_incompressibility": Plugin("bench.rewards.jpeg_compressibility:JpegIncompressibility"),
+        "hpsv3": Plugin("bench.rewards.hpsv3:HPSv3"),
+        "geneval2": Plugin("bench.rewards.geneval2:GenEval2"),
+        "ocr": Plugin("bench.rewards.ocr:OCR"),
+        "vlm": Plugin("bench.rewards.vlm:VLM"),
+        "remote": Plugin("bench.rewards.remote:Remote"),
     },
     "metrics": {
         "reward": Plugin("bench.metrics.reward:RewardGain"),

@@ -1,6 +1,8 @@
 """What a reward is, and what it declares about itself."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +23,12 @@ class Reward(ABC):
     source: paper or repository.
     suite: the named setting that `--reward NAME` selects when nothing else is said.
     files: what must be there before it is built; `bench fetch` gets it (see bench.hub).
+    may_miss: whether NaN in the place of a score says that there is none: a service failed, or its answer could not be
+        read. Training leaves out the group of such a sample, and an evaluation averages the others.
+    setup: what must be there besides, in a few words, such as "a server".
+    columns: of the prompt file, those that it cannot do without.
+    metadata: prompt → the file's other columns by name, as text (see bench.prompts). A run sets it before the first
+        score, to all prompts of its set; it is empty for a set that is only a list of prompts.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
@@ -30,6 +38,10 @@ class Reward(ABC):
     source: ClassVar[str]
     suite: ClassVar[str] = "emoji"
     files: ClassVar[tuple[Requirement, ...]] = ()
+    setup: ClassVar[str] = ""
+    may_miss: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ()
+    metadata: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, config: options.Config, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)
@@ -37,6 +49,24 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score float32 images [B, 3, H, W] in [0, 1], or points [B, d]; returns float32 [B]."""
+
+    def set_metadata(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
+        """Tell the reward, and those that it consists of, what is known of the prompts."""
+        self.metadata = metadata
+
+    def column(self, name: str, prompt: str) -> str:
+        """What the prompt file's column says of a prompt. Raises BenchError if it says nothing."""
+        if not (cell := self.metadata.get(prompt, {}).get(name, "")):
+            raise BenchError(without_column(name, prompt))
+        return cell
+
+
+def without_column(name: str, prompt: str) -> str:
+    """The sentence for a prompt that lacks what a reward reads."""
+    return (
+        f"the reward reads the column {name!r} of the prompt file, which has nothing there for {prompt!r}: use a .csv "
+        "or .parquet file with this column, or a prompt set that has it (bench ls prompts)."
+    )
 
 
 def score(reward: Reward, name: str, images: Tensor, prompts: list[str]) -> Tensor:

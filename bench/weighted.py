@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -64,11 +65,18 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
         source = "; ".join(f"{name}: {term.source}" for name, term in classes.items())
         suite = first.suite
         files = tuple(dict.fromkeys(need for term in classes.values() for need in term.files))
+        may_miss = any(term.may_miss for term in classes.values())
+        columns = tuple(dict.fromkeys(name for term in classes.values() for name in term.columns))
 
         def __init__(self, config: options.Config, device: torch.device | str = "cpu"):
             super().__init__(config, device)
             self.parts = {name: term(getattr(config, name), device) for name, term in classes.items()}
             self.weights = list(weights.values())
+
+        def set_metadata(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
+            super().set_metadata(metadata)
+            for part in self.parts.values():
+                part.set_metadata(metadata)
 
         def terms(self, images: Tensor, prompts: list[str]) -> Tensor:
             """The terms' scores [B, R], unweighted."""

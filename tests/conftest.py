@@ -98,10 +98,10 @@ def hub(random_hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def family(hub: Path, request: pytest.FixtureRequest) -> str:
-    """`request.param`, the name of a full-size model whose scaled-down random weights are in that cache."""
+    """`request.param`, the name of a model; scaled-down random weights of a full-size one are in that cache."""
     from bench.models import catalogue, random_weights
 
-    random_weights.write([catalogue.repository(request.param)], hub, "tiny")
+    random_weights.write(filter(None, [catalogue.repository(request.param)]), hub, "tiny")
     return request.param
 
 

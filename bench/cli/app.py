@@ -16,7 +16,7 @@ from bench import __version__
 from bench.cli.advise import advise
 from bench.cli.checks import doctor, profile_setting, test_plugin
 from bench.cli.compare import compare
-from bench.cli.models import convert, push, sample
+from bench.cli.models import convert, export, push, sample
 from bench.cli.options import (
     AddedMetrics,
     Kind,
@@ -251,7 +251,10 @@ def evaluate_run(
 
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
-for command in (sweep, report, serve, advise, compare, sample, push, convert, doctor, reproduce, verify, pack, merge):
+for command in (
+    *(sweep, report, serve, advise, compare, sample, export, push, convert),
+    *(doctor, reproduce, verify, pack, merge),
+):
     application.command()(command)
 for registered in application.registered_commands:
     if registered.callback:

@@ -1,4 +1,4 @@
-"""The commands on models: `bench convert`, and on a trained adapter `bench sample` and `bench push`."""
+"""The commands on models: `bench convert`, and on a trained adapter `bench sample`, `bench export` and `bench push`."""
 
 import os
 from pathlib import Path
@@ -31,11 +31,28 @@ def sample(
     bench sample my-adapter --prompt "red apple" --prompt lion --out pictures
     """
     show_warnings()
-    from bench.prompts import listed
+    from bench.prompts import listed, metadata
     from bench.runs.sample import sample as draw
 
-    asked = [*(listed(prompts) if prompts else []), *(prompt or [])]
-    console.print(f"Images in {draw(folder, asked, n, seed, out, console)}")
+    asked, known = [*(listed(prompts) if prompts else []), *(prompt or [])], metadata(prompts) if prompts else {}
+    console.print(f"Images in {draw(folder, asked, n, seed, out, console, known)}")
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a finished run, or of its adapter.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: export, inside the run's.")] = None,
+) -> None:
+    """Write a run's adapter for other programs: in diffusers', peft's and kohya's layout, and merged into a pipeline.
+
+    bench export runs/sd15-hps/hps/nabla_gfn-seed0-1a2b3c4d --out my-adapter
+    """
+    show_warnings()
+    from bench.runs.adapter import export as write
+
+    out, layouts = write(folder, out)
+    console.print(
+        f"Wrote {out}, which diffusers reads, and in it {', '.join(layouts)}; README.md says how to load each."
+    )
 
 
 def push(

@@ -39,7 +39,8 @@ def describe(kind: str) -> Iterator[tuple[str, Text, Text]]:
             gpu = [Text("a GPU")] * any(
                 need == card.repository() for need in needs for card in CARDS.values() if isinstance(card, HubCard)
             )
-            yield name, Text(text), Text(", ").join([*gpu, *[state] * bool(needs)])
+            setup = [Text(text) for text in [registry.load(kind, name).setup if kind == "rewards" else ""] if text]
+            yield name, Text(text), Text(", ").join([*gpu, *setup, *[state] * bool(needs)])
         except BenchError as error:
             yield name, Text.assemble(("broken:", "red"), f" {error}"), Text()
 
@@ -51,7 +52,9 @@ def _text(kind: str, name: str) -> str:
         if name in prompt_sets.HUB:
             return prompt_sets.HUB[name].name
         prompt_set = prompt_sets.load_prompts(name)
-        return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts"
+        columns = list(next(iter(prompt_set.metadata.values()), {}))
+        told = f"; columns {', '.join(columns)}" if columns else ""
+        return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts{told}"
     if kind == "sweeps":
         return _sweep_text(yaml_text.parse(shipped.shipped(kind)[name].read_text(encoding="utf8")))
     if kind == "published":

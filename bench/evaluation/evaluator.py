@@ -132,6 +132,8 @@ class Evaluator:
         trained = getattr(core.reward_model, "parts", {}) | {config.reward.name: core.reward_model}
         others = [name for name in config.evaluation.rewards if name not in trained]
         loaded = {name: load_reward(name, device=core.model.device) for name in others}
+        for reward in loaded.values():
+            reward.set_metadata(prompts.metadata)
         self.rewards: dict[str, Reward] = trained | loaded
         self.spaces: dict[str, FeatureSpace] = {}
 
@@ -230,7 +232,9 @@ class Evaluator:
         reward = self.config.reward
         files = {key: digest_files(path) for key, path in paths(reward)}
         weights = [need.identity() for need in self.core.reward_model.files]
-        return [reward.model_dump(mode="json", exclude={"beta"}), files, weights, self.core.micro_batch]
+        key = [reward.model_dump(mode="json", exclude={"beta"}), files, weights, self.core.micro_batch]
+        known = self.core.reward_model.metadata
+        return [*key, {prompt: dict(columns) for prompt, columns in known.items()}] if known else key
 
     def _set_key(
         self, purpose: Purpose, core: Core, names: Sequence[tuple[str, int]] | None = None, seed: int | None = None
@@ -295,7 +299,8 @@ class Evaluator:
 def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:
     """The samples with rewards of the 8-bit images, so that every set is scored on what is shown, so many rows at once.
 
-    whose: for the NonFiniteError that is raised where a reward is not finite.
+    whose: for the NonFiniteError that is raised where a reward is not finite. Of a reward that may miss, NaN stands for
+    a score that is missing.
     """
 
     @torch.no_grad()
@@ -304,7 +309,8 @@ def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, wh
         for name, reward in rewards.items():
             with memory.phase("reward"):
                 scores[name] = score(reward, name, as_seen(samples.images[part].to(reward.device)), prompts).cpu()
-            if not bool(torch.isfinite(scores[name]).all()):
+            missing = scores[name].isnan() & reward.may_miss
+            if not bool((torch.isfinite(scores[name]) | missing).all()):
                 raise NonFiniteError(
                     f"the reward {name!r} is not finite on {whose} samples: repair it, or leave it out of "
                     "evaluation.rewards (bench eval does that for a trained run)."

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from bench.errors import BenchError, did_you_mean
 from bench.sampling.noise import seeded
@@ -97,3 +101,19 @@ class LoraAdapter:
             raise ValueError("it does not fit this model's adapter (another model, or other settings of model.lora?)")
         state = {n: t / self.scale if ".lora_B" in n else t for n, t in state.items()}
         peft.set_peft_model_state_dict(self.network, state)
+
+    def save_peft(self, folder: Path) -> None:
+        """Write the adapter as `peft.PeftModel.from_pretrained(network, folder)` reads it."""
+        config = copy(self.network.peft_config[ADAPTER])
+        config.lora_alpha = config.r  # `state` has the scale in the weights
+        config.save_pretrained(folder)
+        state = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in self.state().items()}
+        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+
+    def merge(self) -> None:
+        """Add the adapter to the network's weights, in float32, and remove it. Nothing can be trained afterwards."""
+        dtype = next(layer.base_layer.weight.dtype for layer in self.layers.values())
+        nn.Module.to(self.network, torch.float32)  # diffusers' own warns
+        self.network.fuse_lora()
+        self.network.unload_lora()
+        nn.Module.to(self.network, dtype)

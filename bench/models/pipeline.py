@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from safetensors.torch import load_file
+from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -270,6 +271,44 @@ class PipelineModel(Family):
             self.pipeline_class.save_lora_weights(folder, **layers)
         else:
             self.network.save_pretrained(folder / self.denoiser)
+
+    def export(self, folder: Path) -> dict[str, str]:
+        """Write the finetuned weights in the layouts of other programs: `peft/`, `kohya/`, and the pipeline `merged/`.
+
+        Returns the Python line that reads each into a pipeline `pipe`, by the layout. Ends the model: its adapter is
+        part of its weights afterwards. `merged` has the precision in which the model was loaded, and adds in float32.
+        """
+        lines = {}
+        if self._lora:
+            self._lora.save_peft(folder / "peft")
+            part = f"pipe.{self.denoiser}"
+            lines["peft"] = f'from peft import PeftModel; {part} = PeftModel.from_pretrained({part}, "peft")'
+            if self._save_kohya(folder / "kohya"):
+                lines["kohya"] = f'pipe.load_lora_weights("kohya", weight_name="{LORA_FILE}")'
+            self._lora.merge()
+        else:
+            self.network.to(self._prior_dtype)
+        pipe = self.pipeline
+        pipe.save_pretrained(folder / "merged")
+        absent = [name for name, part in pipe.components.items() if part is None]
+        told = "".join(f", {name}=None" for name in absent if name not in pipe._optional_components)
+        return lines | {"merged": f'pipe = {self.pipeline_class.__name__}.from_pretrained("merged"{told})'}
+
+    def _save_kohya(self, folder: Path) -> bool:
+        """Write kohya's layout; False, and no file, if diffusers' reader of it would not give the adapter back."""
+        assert self._lora
+        state = {f"{self.denoiser}.{name}": tensor.contiguous() for name, tensor in self._lora.state().items()}
+        written = {name: tensor.clone() for name, tensor in convert_state_dict_to_kohya(dict(state)).items()}
+        try:
+            read, _ = self.pipeline_class.lora_state_dict(dict(written), unet_config=self.network.config)
+            again = convert_unet_state_dict_to_peft(read)
+        except (ValueError, KeyError, AttributeError):  # it reads plain LoRA of a U-Net
+            return False
+        same = again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
+        if same:
+            folder.mkdir()
+            save_file(written, folder / LORA_FILE, {"format": "pt"})
+        return same
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises FileNotFoundError, ValueError, or BenchError if it is not finite."""

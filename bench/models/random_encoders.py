@@ -2,13 +2,25 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import (
+    BlipTextConfig,
+    BlipVisionConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -42,6 +54,40 @@ BLIP: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # image encoder, tex
               "patch_size": 16, "image_size": 32},
              {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}),
 }  # fmt: skip
+QWEN2_VL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # text, vision
+    "full": ({"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+              "intermediate_size": 18944, "max_position_embeddings": 32768,
+              "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+             {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14, "hidden_size": 3584}),
+    "tiny": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "intermediate_size": 32, "max_position_embeddings": 32768,
+              "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+             {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14, "hidden_size": 32}),
+}  # fmt: skip
+QWEN3_VL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": ({"hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+              "head_dim": 128, "intermediate_size": 12288, "max_position_embeddings": 262144,
+              "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20],
+                                  "mrope_interleaved": True}},
+             {"depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304, "patch_size": 16,
+              "out_hidden_size": 4096, "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}),
+    "tiny": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "head_dim": 16, "intermediate_size": 32, "max_position_embeddings": 32768,
+              "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2],
+                                  "mrope_interleaved": True}},
+             {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "patch_size": 16,
+              "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}),
+}  # fmt: skip
+QWEN_WORDS = (
+    *map(chr, range(33, 127)), "Ġ", "Ċ", "Yes", "yes", "ĠYes", "Ġyes",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
+)  # fmt: skip
+QWEN_CHAT = (  # as far as one message with an image goes; Qwen2-VL puts a system message before it
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # layer number → outputs
 
 
@@ -119,6 +165,86 @@ def bert_vocabulary(folder: Path, size: Size) -> None:
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf8")
 
 
+def qwen2_vl_reader(folder: Path, size: Size) -> None:
+    """What reads images and texts for Qwen2-VL, without its weights."""
+    _qwen_reader(folder, _qwen2_vl(size, _qwen_tokenizer(folder)), patch=14, mean=OPENAI_MEAN, std=OPENAI_STD)
+
+
+def hpsv3(folder: Path, size: Size) -> None:
+    """Qwen2-VL with a token and a head of its own, under the names that transformers 4.45 gave."""
+    tokenizer = _qwen_tokenizer(folder)
+    config = _qwen2_vl(size, tokenizer)
+    config.text_config.vocab_size = len(tokenizer) + 1
+    model = alive(Qwen2VLForConditionalGeneration(config).to(torch.bfloat16 if size == "full" else torch.float32))
+    names = {"model.language_model.": "model.", "model.visual.": "visual."}
+    state = {
+        next((old + name.removeprefix(new) for new, old in names.items() if name.startswith(new)), name): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    inputs = config.text_config.hidden_size
+    for number, outputs in {0: 1024, 3: 16, 5: 2}.items():
+        layer = alive(nn.Linear(inputs, outputs))
+        state |= {f"rm_head.{number}.{name}": tensor for name, tensor in layer.state_dict().items()}
+        inputs = outputs
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "HPSv3.safetensors")
+    for file in folder.glob("*.json"):  # the tokenizer's, which lie in Qwen2-VL's repository
+        file.unlink()
+
+
+def qwen3_vl(folder: Path, size: Size) -> None:
+    """Qwen3-VL-8B in transformers' layout, in four files."""
+    tokenizer = _qwen_tokenizer(folder)
+    text, vision = QWEN3_VL[size]
+    config = Qwen3VLConfig(
+        text_config=text | {"vocab_size": 151936 if size == "full" else len(tokenizer)},
+        vision_config=vision,
+        tie_word_embeddings=False,
+        **_qwen_tokens(tokenizer),
+    )
+    model = alive(Qwen3VLForConditionalGeneration(config).to(torch.bfloat16 if size == "full" else torch.float32))
+    state, files = model.state_dict(), [f"model-{number:05}-of-00004.safetensors" for number in range(1, 5)]
+    places = {name: files[place % 4] for place, name in enumerate(sorted(state))}
+    for file in files:
+        part = {name: state[name].contiguous() for name, there in places.items() if there == file}
+        save_file(part, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf8")
+    _qwen_reader(folder, config, patch=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def _qwen2_vl(size: Size, tokenizer: Qwen2Tokenizer) -> Qwen2VLConfig:
+    text, vision = QWEN2_VL[size]
+    vocabulary = {"vocab_size": 152064 if size == "full" else len(tokenizer)}
+    return Qwen2VLConfig(
+        text_config=text | vocabulary, vision_config=vision, tie_word_embeddings=False, **_qwen_tokens(tokenizer)
+    )
+
+
+def _qwen_tokens(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    marks = {"image": "<|image_pad|>", "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    found = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()}
+    return found | {"video_token_id": len(tokenizer) + 7}  # which no text holds
+
+
+def _qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """Printable letters and a few words, of Qwen's kind."""
+    words = {word: i for i, word in enumerate(QWEN_WORDS)}
+    merges = [("Y", "e"), ("Ye", "s"), ("y", "e"), ("ye", "s"), ("Ġ", "Yes"), ("Ġ", "yes")]
+    words |= {word: len(words) + i for i, word in enumerate(("Ye", "ye"))}
+    tokenizer = Qwen2Tokenizer(vocab=words, merges=merges, additional_special_tokens=list(QWEN_WORDS[-6:]))
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _qwen_reader(folder: Path, config: Any, patch: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    config.save_pretrained(folder)
+    _qwen_tokenizer(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN_CHAT}), encoding="utf8")
+    settings = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, "image_mean": mean, "image_std": std,
+                "min_pixels": 3136, "max_pixels": 12845056}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf8")
+
+
 WRITERS: dict[str, Callable[[Path, Size], None]] = {
     "openai/clip-vit-large-patch14": clip("clip-l"),
     "yuvalkirstain/PickScore_v1": clip("clip-h"),
@@ -126,6 +252,9 @@ WRITERS: dict[str, Callable[[Path, Size], None]] = {
     "xswu/HPSv2": hps,
     "THUDM/ImageReward": image_reward,
     "google-bert/bert-base-uncased": bert_vocabulary,
+    "MizzenAI/HPSv3": hpsv3,
+    "Qwen/Qwen2-VL-7B-Instruct": qwen2_vl_reader,
+    "Qwen/Qwen3-VL-8B-Instruct": qwen3_vl,
 }
 
 

@@ -168,17 +168,17 @@ def plot_samples(
 ) -> None:
     """Samples of both models from the same prompts and noise, written to `path` (PNG): prior above, finetuned below.
 
-    prior, finetuned: uint8 [P, n, H, W, 3]; rewards: [P, N] of all samples of the prompts, n of which are shown; their
-    mean and, of several, standard deviation stand beside the strips.
+    prior, finetuned: uint8 [P, n, H, W, 3]; rewards: [P, N] of all samples of the prompts, n of which are shown, NaN
+    for none; their mean and, of several, standard deviation stand beside the strips.
     """
     count, n, height, width = prior.shape[:4]
     columns = max(1, min(count, round((1.3 * 2 * count / n) ** 0.5)))  # a page a little wider than high
     inches = max(1.9, (0.95 if height <= 128 else 1.7) * n)
     scale = -(-512 // height)  # pixels stay squares: enlarged before anything is resampled
     rows = -(-count // columns)
-    all_rewards = np.concatenate([prior_rewards, finetuned_rewards])
-    several = all_rewards.shape[1] > 1  # one sample shows no spread
-    spread = np.median(all_rewards.std(1, ddof=1)) if several else all_rewards.std()
+    known = [line[~np.isnan(line)] for line in (*prior_rewards, *finetuned_rewards)]  # a sample may have no score
+    spreads, values = [line.std(ddof=1) for line in known if len(line) > 1], np.concatenate(known)
+    spread = np.median(spreads) if spreads else values.std() if len(values) else 0  # one sample shows no spread
     digits = int(np.clip(1 - np.floor(np.log10(spread or 1)), 0, 6))  # one format in the whole picture
     with sns.axes_style("white"), sns.plotting_context("notebook"):
         size = columns * (inches + 1.2), rows * (2 * inches / n * height / width + 0.5) + 0.5
@@ -193,10 +193,10 @@ def plot_samples(
             strips = [_strip(images[i], scale) for images in (prior, finetuned)]
             gap = np.full((strips[0].shape[0] // 24, *strips[0].shape[1:]), 255, np.uint8)
             ax.imshow(np.concatenate([strips[0], gap, strips[1]]))
-            rewards = {"prior": prior_rewards[i], "finetuned": finetuned_rewards[i]}
             labels = [
-                f"{name}\n{r.mean():.{digits}f}" + (f" ± {r.std(ddof=1):.{digits}f}" if several else "")
-                for name, r in rewards.items()
+                f"{name}\n{f'{r.mean():.{digits}f}' if len(r) else 'no score'}"
+                + (f" ± {r.std(ddof=1):.{digits}f}" if len(r) > 1 else "")
+                for name, r in {"prior": known[i], "finetuned": known[count + i]}.items()
             ]
             heading = textwrap.fill(prompts[i], round(10 * inches), max_lines=3, placeholder=" …")
             ax.set_title(heading, fontsize=11, parse_math=False)

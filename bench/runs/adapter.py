@@ -15,7 +15,7 @@ from torch import nn
 from bench import registry
 from bench.core import Core
 from bench.errors import BenchError
-from bench.hub import reachable
+from bench.hub import obtain, reachable
 from bench.method import Method
 from bench.model import DiffusionModel
 from bench.models import catalogue
@@ -23,6 +23,7 @@ from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.pipeline import PipelineModel
 from bench.reporting.table import markdown_text, run_markdown
+from bench.runs.requirements import training_requirements
 from bench.sampling.noise import key
 from bench.settings import RunConfig
 
@@ -204,6 +205,32 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
         call += f", negative_prompt={config.model.negative_prompt!r}"
     lines.append(f'pipe({prompt!r}, {call}).images[0].save("redrawn.png")')
     return "\n".join([*imports, f"from diffusers import {kind}", "", *lines]) + "\n"
+
+
+def export(folder: Path, out: Path | None) -> tuple[Path, list[str]]:
+    """Write a run's adapter, as it is and in other layouts, the merged pipeline and the model card into a folder.
+
+    out: None means `export` inside `folder`. Returns the folder and the layouts beside diffusers' own. Raises
+    BenchError for a folder that has no adapter of images, or an `out` that holds files.
+    """
+    config, adapter = trained(folder)
+    out = out or folder / "export"
+    if out.is_dir() and any(out.iterdir()):
+        raise BenchError(f"{out} holds files: give another folder with --out.")
+    obtain(training_requirements(config))
+    model = catalogue.load_model(config.model, config.sampler, seed=config.seed)
+    assert isinstance(model, PipelineModel)
+    load_adapter(model, adapter)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "samples.png"):
+        shutil.copy(adapter / name, out / name)
+    model.save(out)
+    lines = model.export(out)
+    table = "\n".join(f"| `{layout}/` | {_code(line)} |" for layout, line in lines.items())
+    text = f"## Other layouts\n\n| folder | instead of the line that loads the adapter |\n| --- | --- |\n{table}\n"
+    card = (adapter / "README.md").read_text("utf8")
+    (out / "README.md").write_text(card.replace("## Measured\n", f"{text}\n## Measured\n", 1), "utf8")
+    return out, list(lines)
 
 
 def push(folder: Path, name: str, public: bool) -> str:

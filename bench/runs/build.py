@@ -9,6 +9,7 @@ from bench.core import Core
 from bench.method import Method
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.precision import use_precision
+from bench.prompts import metadata
 from bench.runs.estimate import with_batches
 from bench.runtime import processes
 from bench.settings import RunConfig
@@ -32,11 +33,13 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
     reward_class = registry.load("rewards", config.reward.name)
+    reward = reward_class(reward_class.Config(**options), device)
+    reward.set_metadata(metadata(config.prompts.name))
     assert config.train.micro_batch and config.train.sample_batch  # `with_batches` has set them
     core = Core(
         model,
         kernel,
-        reward_class(reward_class.Config(**options), device),
+        reward,
         config.reward.beta,
         seed=config.seed,
         micro_batch=config.train.micro_batch,

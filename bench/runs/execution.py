@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -114,14 +115,23 @@ class Execution:
             write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
 
     def _ended(self, measurements: list[Measurement]) -> list[Measurement]:
-        """The measurements, one of them with a note if a bound ended training."""
-        if self.trainer is None or (kl := self.trainer.ended_at_kl) is None or not measurements:
+        """The measurements, with a note if a bound ended training, and one if scores were missing in it."""
+        if self.trainer is None or not measurements:
             return measurements
         train = self.config.train
-        text = f"training ended after update {self._updates} of {train.updates}, at {kl:.3g} nats on its own samples: "
-        text += f"train.max_path_kl = {train.max_path_kl:g}"
+        if (kl := self.trainer.ended_at_kl) is not None:
+            text = f"training ended after update {self._updates} of {train.updates}, at {kl:.3g} nats on its own "
+            text += f"samples: train.max_path_kl = {train.max_path_kl:g}"
+            measurements = self._noted(measurements, "path_kl", text)
+        if missing := self.trainer.missing_scores:
+            text = f"in training {missing} samples had no score; the groups of their prompts were left out"
+            measurements = self._noted(measurements, "reward/train", text)
+        return measurements
+
+    def _noted(self, measurements: list[Measurement], name: str, text: str) -> list[Measurement]:
+        """The measurements with a note at the one of this name, or else at the first; it is printed too."""
         self.console.print(f"Note: {text}.")
-        noted = next((one for one in measurements if one.name == "path_kl"), measurements[0])
+        noted = next((one for one in measurements if one.name == name), measurements[0])
         note = "; ".join(filter(None, (noted.note, text)))
         return [replace(one, note=note) if one is noted else one for one in measurements]
 
@@ -180,7 +190,8 @@ class Execution:
         with evaluating(self.evaluator, self.console) as on_batch:
             prior = self.evaluator.prior_set("prior", lambda rows: on_batch("prior", rows))
         rewards = prior.rewards[self.config.reward.name]
-        return {prompt: float(rewards[rows].mean()) for prompt, rows in prior.rows("train").items()}
+        means = {prompt: float(rewards[rows].nanmean()) for prompt, rows in prior.rows("train").items()}
+        return {prompt: mean for prompt, mean in means.items() if math.isfinite(mean)}  # one may have no score at all
 
     def _evaluate_between(self, update: int) -> None:
         with self.core.meter.paused("evaluation"):

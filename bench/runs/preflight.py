@@ -16,7 +16,7 @@ from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.catalogue import draws_points, is_analytic, load_model
 from bench.prompts import HUB, PromptSet, load_prompts
-from bench.reward import score
+from bench.reward import score, without_column
 from bench.runs.requirements import requirements
 from bench.settings import RunConfig
 
@@ -40,8 +40,17 @@ def check(config: RunConfig) -> None:
         raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
     requirements(config)  # loads every reward, metric and feature space that is named
     _check_inputs(config)
-    if config.prompts.name not in HUB:
-        load_prompts(config.prompts.name)
+    prompts = PromptSet("", [""], []) if config.prompts.name in HUB else load_prompts(config.prompts.name)
+    for reward in (config.reward.name, *config.evaluation.rewards):
+        _check_columns(reward, prompts)
+
+
+def _check_columns(reward: str, prompts: PromptSet) -> None:
+    """Whether the set says of each prompt what the reward reads."""
+    for column in registry.load("rewards", reward).columns:
+        for prompt in (*prompts.train, *prompts.heldout):
+            if not prompts.metadata.get(prompt, {}).get(column):
+                raise BenchError(f"{reward}: {without_column(column, prompt)}")
 
 
 def _check_method(config: RunConfig, method: Method) -> None:
@@ -52,6 +61,12 @@ def _check_method(config: RunConfig, method: Method) -> None:
         raise BenchError(
             f"method {config.method.name!r} needs the gradient of its reward, and {config.reward.name!r} has none: "
             f"use a differentiable reward, or one of the methods {', '.join(able)}."
+        )
+    if reward.may_miss and method.needs.training and not method.needs.rewards:
+        able = [name for name, kind in _working("methods") if kind.needs.training and kind.needs.rewards]
+        raise BenchError(
+            f"method {config.method.name!r} scores within its losses, where a score must be there, and "
+            f"{config.reward.name!r} may have none: use one of the methods {', '.join(able)}."
         )
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")

@@ -1,6 +1,8 @@
 """`bench sample`: images from a trained adapter, and the prior's on the same noise."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from rich.console import Console
@@ -19,11 +21,20 @@ from bench.runs.requirements import training_requirements
 SHOWN = 8, 4  # prompts of the grid, and images of each
 
 
-def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: Path | None, console: Console) -> Path:
+def sample(
+    folder: Path,
+    prompts: list[str],
+    each: int,
+    seed: int | None,
+    out: Path | None,
+    console: Console,
+    metadata: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Path:
     """Draw `each` images of every prompt into a folder: files, `index.csv` and the grid `samples.png`.
 
     prompts: empty takes the run's own held-out prompts. seed: of the noise; None: the evaluation's, so that samples of
-    its prompts are those of the run. Returns the folder. Raises BenchError for a folder without an adapter of images.
+    its prompts are those of the run. metadata: of the prompts, where the run's own does not know them.
+    Returns the folder. Raises BenchError for a folder without an adapter of images.
     """
     config, weights = trained(folder)
     if not prompts:
@@ -33,6 +44,7 @@ def sample(folder: Path, prompts: list[str], each: int, seed: int | None, out: P
     obtain(training_requirements(config))
     use_threads(config)
     core = evaluation_core(build_core(config), config)
+    core.reward_model.set_metadata({**core.reward_model.metadata, **metadata})
     load_adapter(core.model, weights)
     names = [(prompt, index) for prompt in prompts for index in range(each)]
     sets: dict[str, Samples] = {}

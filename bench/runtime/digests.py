@@ -10,7 +10,8 @@ Whatever can change the value of a thing is a part of its key:
   they are rounded;
 - a run's configuration (`RunConfig.hash`): all settings that change more than rounding;
 - what an evaluation samples (`evaluation_id`): its settings, its sampler, the prompts; model and seed stand beside it;
-- a set of prompts (`PromptSet.digest`): the prompts and their split;
+- a set of prompts (`PromptSet.digest`): the prompts, their split, and the other columns of their file;
+- an answer of the reward `vlm`: endpoint, model, scale, the question with the prompt in it, pixels and size;
 - what lies behind a setting that names files (`bench.runs.contents`): names and contents of the files.
 """
 

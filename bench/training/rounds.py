@@ -56,7 +56,10 @@ def path_kl(core: Core, method: Method, batch: Batch) -> float:
 
 @torch.no_grad()
 def with_rewards(core: Core, data: Trajectory) -> Trajectory:
-    """The trajectories with their rewards, scored by all processes together. Raises what `Core.check` raises."""
+    """The trajectories with their rewards, scored by all processes together. Raises what `Core.check` raises.
+
+    Of a reward that may miss, NaN stands for a score that is missing.
+    """
 
     def score(part: Trajectory) -> dict[str, Tensor]:
         return core.rewards_and_terms(part.latents[:, -1], part.prompts)
@@ -65,5 +68,14 @@ def with_rewards(core: Core, data: Trajectory) -> Trajectory:
         scored: dict[str, Any] = processes.map_parts(list(data.split(core.micro_batch)), score)
         data = replace(data, **scored)
         with processes.together():
-            core.check()
+            core.check(missing=core.reward_model.may_miss)
     return data
+
+
+def complete_groups(data: Trajectory) -> tuple[Trajectory, int]:
+    """The rows of the prompts all of whose samples have a score, and how many scores are missing."""
+    assert data.rewards is not None
+    missing = data.rewards.isnan().tolist()
+    incomplete = {prompt for prompt, gone in zip(data.prompts, missing, strict=True) if gone}
+    kept = torch.tensor([prompt not in incomplete for prompt in data.prompts])
+    return data[kept], sum(missing)

@@ -24,7 +24,7 @@ from bench.training import checkpoint
 from bench.training.copies import move_copies
 from bench.training.gradients import Parameters, clip_gradients, require_finite
 from bench.training.nonfinite import REMEDY, nonfinite_advice
-from bench.training.rounds import path_kl, sample_names, sample_paths, with_rewards
+from bench.training.rounds import complete_groups, path_kl, sample_names, sample_paths, with_rewards
 from bench.training.totals import LossTotals, averages
 
 CHECKPOINT_SECONDS = 120
@@ -73,6 +73,7 @@ class Trainer:
         self.round, self.update, self.part = 0, 0, 0  # part: updates done in this round
         self.queue: list[Batch] = []
         self.ended_at_kl: float | None = None  # the path KL that ended training, nats
+        self.missing_scores = 0  # of samples whose groups were left out
 
     def _make_optimizer(self, name: str) -> torch.optim.Optimizer:
         config = self.optimizer
@@ -160,9 +161,23 @@ class Trainer:
         if needs.rewards:
             with self._explain_nonfinite(data.prompts):
                 data = with_rewards(core, data)
+            if core.reward_model.may_miss:
+                data = self._complete(data, number)
         if self.loss_model is not core.model:  # guidance that is an input of the network is part of the conditioning
             data = replace(data, conditioning=self.loss_model.encode(data.prompts))
         return self.method.prepare(self._loss_core(), data)
+
+    def _complete(self, data: Trajectory, number: int) -> Trajectory:
+        """The round without the groups that lack a score. Raises BenchError if too little is left for its updates."""
+        kept, missing = complete_groups(data)
+        if len(kept) < self.config.updates_per_round:
+            raise BenchError(
+                f"the reward {self.core.reward_name!r} gave no score for {missing} of the {len(data)} samples of round "
+                f"{number}, and of only {len(kept)} samples the whole group has scores: see the warnings above, and "
+                "give the same command again when the service works."
+            )
+        self.missing_scores += missing
+        return kept
 
     def names(self, number: int) -> list[tuple[str, int]]:
         """Names of the samples of round `number`."""
@@ -195,6 +210,8 @@ class Trainer:
         self.update += 1
         self._move_copies()
         means = averages(sums, len(data))
+        if self.core.reward_model.may_miss:
+            means["missing_scores"] = self.missing_scores
         rewards = (means | numbers).get("reward")
         if rewards is not None and self.prior_rewards.keys() >= set(data.prompts):
             before = sum(self.prior_rewards[prompt] for prompt in data.prompts) / len(data)
@@ -260,6 +277,7 @@ class Trainer:
             "update": self.update,
             "part": self.part,
             "ended_at_kl": self.ended_at_kl,
+            "missing_scores": self.missing_scores,
             "parameters": {name: [p.detach() for p in group] for name, group in self.parameters.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "copies": self.core.copies,
@@ -305,7 +323,7 @@ class Trainer:
         if processes.is_main():  # the stored counts are those of all processes
             self.core.meter.restore(state["meter"])
         self.round, self.update, self.part = state["round"], state["update"], state.get("part", 0)
-        self.ended_at_kl = state.get("ended_at_kl")
+        self.ended_at_kl, self.missing_scores = state.get("ended_at_kl"), state.get("missing_scores", 0)
         for stored in state["queue"]:
             moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
             moved["conditioning"] = self.core.model.encode(stored["prompts"])

@@ -98,7 +98,9 @@ def ring_shrunk() -> Claim:
         f"**Right shares are not right samples.** The width inside the modes is furthest off, as `tilt_within/spread`, for "
         f"{listed}; 0.69 is half or twice the target's width."
     )
-    return Claim(text, {"their widths are clearly off": all(ring(n, SPREAD).low > ring.floor(SPREAD).high for n in worst)})
+    return Claim(
+        text, {"their widths are clearly off": all(ring(n, SPREAD).low > ring.floor(SPREAD).high for n in worst)}
+    )
 
 
 def ring_steps() -> Claim:
@@ -114,7 +116,8 @@ def ring_stall() -> Claim:
     little, more = _table("ring_little_noise"), _table("ring")
     names = ("nabla_gfn", "nabla_gfn_adjoint", "adjoint_matching", "rtb")
     listed = "; ".join(
-        f"`{name}` from {little(name, SW2)} to {more(name, SW2)}, of a floor of {more.floor(SW2).bare}" for name in names
+        f"`{name}` from {little(name, SW2)} to {more(name, SW2)}, of a floor of {more.floor(SW2).bare}"
+        for name in names
     )
     closer = [name for name in names if more(name, SW2).high < little(name, SW2).low]
     text = f"With noise of 0.1 instead of 0.03 in the finished sample, `tilt_sw2` after 400 updates falls: {listed}."

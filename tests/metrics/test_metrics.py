@@ -405,3 +405,24 @@ def test_fid_target_is_refused_below_the_feature_dimension() -> None:
     assert found.value is None
     assert found.n < 8
     assert "refused: effective sample size" in found.note
+
+
+def test_the_reward_is_over_the_pairs_that_have_scores() -> None:
+    """Equal to a set that never had the others; a prompt with fewer than two pairs is left out; nothing is zero."""
+    prompts, splits = [*"aaaabbbbcccc"], ["train"] * 8 + ["heldout"] * 4
+    finetuned, prior = normal(0, 12), normal(1, 12)
+    finetuned[1], prior[2], prior[4], finetuned[5], prior[6] = [torch.nan] * 5  # of "b" one pair is left
+    given = evaluation(samples(finetuned, prompts, splits), samples(prior, prompts, splits))
+    kept = [0, 3, 8, 9, 10, 11]
+    rest = evaluation(*(samples(v[kept], [*"aacccc"], ["train"] * 2 + ["heldout"] * 4) for v in (finetuned, prior)))
+    for metric in (RewardGain, RewardPrompts):
+        found, expected = measure(metric, given), measure(metric, rest)
+        assert found.keys() == expected.keys()
+        for name, one in found.items():
+            assert vars(one) | {"note": ""} == vars(expected[name])
+            assert one.note == ("" if "heldout" in name else one.note) and ("6 of 8 samples" in one.note) == (
+                "train" in name
+            )
+    nothing = samples(torch.full((4,), torch.nan), [*"aabb"])
+    (none,) = measure(RewardGain, evaluation(nothing, nothing)).values()
+    assert none.value is None and "4 of 4 samples are left out" in none.note

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
@@ -263,6 +264,23 @@ def test_a_family_equals_diffusers_to_the_bit(family):
     agree_from_prompts(model)
     if "negative_prompt" in inspect.signature(model.pipeline.__call__).parameters and model.rows(2) == 2:
         agree_from_prompts(loaded(family, negative_prompt="a fox").with_guidance(2.0), negative_prompt=["a fox"] * 3)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "emoji_flow"], indirect=True)
+@torch.no_grad()
+def test_an_exported_pipeline_is_the_finetuned_model(family, tmp_path):
+    """Read by the line that the card shows."""
+    model = loaded(family, alpha=4)
+    perturb(model, 0.1)
+    z, t, tiger = Noise(0, "train", SAMPLES[:1])(0, model.latent_shape), torch.tensor(500), model.encode(["tiger"])
+    expected, prior = (model.predict(z, t, tiger, prior=prior) for prior in (False, True))
+    assert (expected - prior).norm() > 0.01 * expected.norm()
+    line = model.export(tmp_path)["merged"].replace('"merged"', f'"{tmp_path / "merged"}"')
+    space = vars(diffusers).copy()
+    exec(line, space)
+    model.network.load_state_dict(getattr(space["pipe"], model.denoiser).state_dict())
+    assert not model.adapters()
+    torch.testing.assert_close(model.predict(z, t, tiger), expected, rtol=1e-4, atol=1e-4)
 
 
 def agree_from_prompts(model: PipelineModel, **inputs: list[str]) -> None:

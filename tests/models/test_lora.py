@@ -51,6 +51,53 @@ def test_the_adapter_starts_at_the_prior_and_trains(pipeline_folder, model, lora
     assert (predict(other) - before).norm() > 1e-3 * before.norm()
 
 
+@options
+def test_every_exported_layout_is_the_adapter(pipeline_folder, tmp_path, lora):
+    """Read by diffusers and peft; kohya's is written only where diffusers' reader gives the adapter back."""
+    model = pipeline_model(pipeline_folder, lora=lora)
+    perturb(model, 0.1)
+    z, text = Noise(0, "train", NAMES)(0, model.latent_shape), model.encode(["cat", "dog"]).parts["text"]
+
+    def output(unet: torch.nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return unet(z, torch.tensor([500, 20]), text).sample
+
+    expected, prior = output(model.network), output(StableDiffusionPipeline.from_pretrained(pipeline_folder).unet)
+    assert (expected - prior).norm() > 1e-3 * expected.norm()
+    lines = model.export(tmp_path)
+    assert list(lines) == (["peft", "merged"] if lora.use_dora else ["peft", "kohya", "merged"])
+    for layout, line in lines.items():
+        space = {"pipe": StableDiffusionPipeline.from_pretrained(pipeline_folder)}
+        exec(
+            f"from diffusers import StableDiffusionPipeline\n{line}".replace(f'"{layout}"', f'"{tmp_path / layout}"'),
+            space,
+        )
+        torch.testing.assert_close(output(space["pipe"].unet), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wholly_finetuned_model_is_exported_as_a_pipeline(pipeline_folder, tmp_path):
+    model = pipeline_model(pipeline_folder, finetune="full")
+    perturb(model, 0.1)
+    assert list(model.export(tmp_path)) == ["merged"]
+    stored = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert stored.keys() == model.adapters().keys()
+    assert all(torch.equal(stored[name], weight) for name, weight in model.adapters().items())
+
+
+def test_a_16_bit_model_is_merged_in_float32(pipeline_folder, tmp_path):
+    """The stored weights are the rounded sum, not the sum of rounded parts."""
+    model = pipeline_model(pipeline_folder, dtype="bfloat16")
+    perturb(model, 0.1)
+    expected = {
+        name: (layer.base_layer.weight.float() + layer.get_delta_weight("default")).bfloat16()
+        for name, layer in model._lora.layers.items()
+    }
+    model.export(tmp_path)
+    stored = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, weight in expected.items():
+        assert torch.equal(stored[f"{name}.weight"], weight)
+
+
 def test_norms_of_16_bit_weights_are_not_rounded(pipeline_folder):
     """DoRA divides by the norm of the weights; a rounded one would move the policy off the prior."""
     half = pipeline_model(pipeline_folder, lora=LoraConfig(rank=2, use_dora=True), dtype="bfloat16")

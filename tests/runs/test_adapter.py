@@ -67,8 +67,33 @@ def test_the_cards_lines_as_they_stand_redraw_an_image_of_the_run(tiny_run, benc
     assert "is no hub id" in bench("push", folder, "adapter")[1]
 
 
+def test_every_exported_layout_draws_the_runs_image(tiny_run, bench, tmp_path, monkeypatch):
+    """The card's lines as they stand, each layout read by diffusers' or peft's own call."""
+    ema = ["--set", "train.ema=0.1", "--set", "evaluation.weights=ema"]  # not the policy's weights
+    folder = tiny_run("draft_1", "--set", "optimizer.lr=0.05", "--set", "evaluation.metrics=[reward]", *ema)
+    status, text = bench("export", folder, "--out", tmp_path / "out")
+    assert status == 0, text
+    monkeypatch.chdir(tmp_path / "out")
+    card = Path("README.md").read_text()
+    assert "reward/train" in card and "draft_1" in card
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    own = next(line for line in lines.splitlines() if ".load_lora_weights(" in line)
+    others = dict(re.findall(r"^\| `(\w+)/` \| `(.*)` \|$", card, re.MULTILINE))
+    assert list(others) == ["peft", "kohya", "merged"]
+    index = next(csv.DictReader((folder / "images" / "index.csv").open()))
+    kept, prior = (pixels(folder / "images" / index[name]) for name in ("finetuned", "prior"))
+    assert np.abs(kept - prior).max() > 5
+    for line in (own, *others.values()):
+        exec(lines.replace(own, line), {})
+        assert np.abs(pixels(Path("redrawn.png")) - kept).max() <= 1, line
+        Path("redrawn.png").unlink()
+    assert "holds files" in bench("export", folder, "--out", tmp_path / "out")[1]
+    assert "the hub cannot be reached" in bench("push", tmp_path / "out", "me/adapter")[1]  # itself an adapter
+
+
 def test_without_an_adapter_one_sentence(bench, tmp_path, tiny_run):
-    assert "has no config.yaml" in bench("sample", tmp_path)[1]
+    for command in ("sample", "export"):
+        assert "has no config.yaml" in bench(command, tmp_path)[1]
     assert "trains nothing" in bench("sample", tiny_run("prior", "--set", "evaluation.metrics=[reward]"))[1]
 
 
