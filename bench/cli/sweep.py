@@ -43,8 +43,11 @@ def sweep(
     """
     show_warnings()
     from bench.sweeps import sweep as sweeps
+    from bench.sweeps.jobs import plan_sweep
+    from bench.sweeps.running import last_words, run_sweep
+    from bench.sweeps.spec import read_sweep
 
-    read = sweeps.read_sweep(spec)
+    read = read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
     planned = sweeps.plan(read)  # what is impossible is told before anything runs
     engine = sweeps.make_engine(read, on, address)
@@ -65,10 +68,10 @@ def sweep(
         if not read.gpus:  # the runs have them to themselves
             say_time()
         choices, trials = sweeps.tune(read, console, engine)
-        jobs = sweeps.plan_sweep(read, choices)
-        failed = sweeps.run_sweep(jobs, console, engine)
+        jobs = plan_sweep(read, choices)
+        failed = run_sweep(jobs, console, engine)
     for job in [*trials, *failed]:
-        words = sweeps.last_words(job.log)
+        words = last_words(job.log)
         console.print(Text("failed:", "red"), f"{job.folder.name}: {words} (see {job.log})")
     if trials:
         console.print("Methods with a failed trial were not run; the same command tries it again.")
