@@ -53,6 +53,8 @@ def sweep(
     engine = sweeps.make_engine(read, on, address)
 
     def say_time() -> None:
+        if budget := sweeps.trial_budget(read):
+            console.print(budget)
         with console.status("trying a piece of every kind of run"):
             text = sweeps.sweep_length(read, engine.slots)
         if text:

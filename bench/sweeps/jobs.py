@@ -12,8 +12,10 @@ import pandas as pd
 
 from bench import registry
 from bench.config import resolve
+from bench.diagnose.nfe import rows_of_update
 from bench.errors import BenchError, did_you_mean
 from bench.evaluation.expected import Expected, expected
+from bench.method import Strength
 from bench.options import leaves
 from bench.reporting.rows import read_rows
 from bench.runs.folder import changed_contents, is_finished
@@ -63,26 +65,61 @@ def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = No
     """
     require_trackers(spec.track)
     plan = _Plan(spec, spec.out)
-    tuned, choices = ({}, {}) if choices is None else (plan_trials(spec), choices)
+    tuned = {} if choices is None or spec.tune is None else tuned_methods(spec)
     for seed, (method, at) in itertools.product(spec.seeds, spec.rows()):
         key = tuning.key_of(method, at)
-        if key in tuned and key not in choices:
-            continue
-        plan.add(method, seed, at | (choices[key]["chosen"] if key in tuned else {}))
+        if key not in tuned:
+            plan.add(method, seed, at)
+        elif choices and key in choices:
+            for values in tuning.configurations(choices[key]):
+                plan.add(method, seed, at | values)
     return plan.jobs()
 
 
-def plan_trials(spec: Sweep) -> dict[str, list[tuple[Job, dict[str, Any]]]]:
-    """(method, point of the grid) → its trials and their values, checked; nothing for methods that train nothing."""
+def tuned_methods(spec: Sweep) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Key → (method, point of the grid), of every method that trains."""
+    rows = ((method, at) for method, at in spec.rows() if registry.load("methods", method).needs.training)
+    return {tuning.key_of(*row): row for row in rows}
+
+
+def strength_of(method: str) -> Strength | None:
+    """What the method declares."""
+    strength: Strength | None = registry.load("methods", method).strength
+    return strength
+
+
+Trials = dict[str, list[tuple[Job, dict[str, Any]]]]  # key of a method at a point of the grid → its trials, with values
+
+
+def plan_trials(spec: Sweep, widenings: Sequence[tuning.Widening] = ()) -> Trials:
+    """The trials of every method that trains, after these widenings of the grid, checked."""
     if spec.tune is None:
         return {}
     plan, trials = _Plan(spec, spec.out / "tune"), {}
-    for method, at in spec.rows():
-        if registry.load("methods", method).needs.training:
-            jobs = [(plan.add(method, spec.tune.seed, at | v | spec.tune.settings()), v) for v in spec.tune.points()]
-            trials[tuning.key_of(method, at)] = jobs
+    for key, (method, at) in tuned_methods(spec).items():
+        strength = strength_of(method) if spec.tune.strength else None
+        given = {*spec.tune.grid, *(() if strength and strength.relative else plan.settings(method, at))}
+        if strength and strength.setting in given:
+            plan.faults[f"{method}: {strength.setting} is tuned as its strength, and given too: take one away."] = None
+        own = plan.value(method, at, strength.setting) if strength and strength.relative else None
+        points = spec.tune.points(strength, own, widenings)
+        trials[key] = [(plan.add(method, spec.tune.seed, at | v | spec.tune.settings()), v) for v in points]
     plan.require(spec.tune.metrics())
     plan.jobs()  # raises if one is impossible
+    return {key: [(job, values) for job, values in jobs if job] for key, jobs in trials.items()}
+
+
+def plan_again(spec: Sweep, tried: Trials, values_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> Trials:
+    """Of the trials, by key those with these values, each with `tune.resolve` times the evaluation samples."""
+    assert spec.tune is not None
+    plan, trials = _Plan(spec, spec.out / "tune"), {}
+    methods = tuned_methods(spec)
+    for key, several in values_of.items():
+        method, at = methods[key]
+        (samples,) = {job.config.evaluation.samples_per_prompt for job, _ in tried[key]}
+        more = spec.tune.settings() | {"evaluation.samples_per_prompt": spec.tune.resolve * samples}
+        trials[key] = [(plan.add(method, spec.tune.seed, at | {**values} | more), dict(values)) for values in several]
+    plan.jobs()
     return {key: [(job, values) for job, values in jobs if job] for key, jobs in trials.items()}
 
 
@@ -95,17 +132,32 @@ class _Plan:
         self.origins: dict[str, str] = {}  # of the jobs: the settings of their own
         self.faults: dict[str, None] = {}
 
-    def add(self, method: str, seed: int, settings: dict[str, Any]) -> Job | None:
-        """Plan a run with settings of its own over the sweep's; None if it is impossible."""
-        spec = self.spec
-        chosen: dict[str, Any] = {}
-        for layer in (spec.set, spec.settings.get(method, {}), settings, {"train.threads": spec.threads}):
+    def settings(self, method: str, own: dict[str, Any]) -> dict[str, Any]:
+        """Dotted key → value: the sweep's settings for the method, and a run's own over them."""
+        spec, chosen = self.spec, dict[str, Any]()
+        for layer in (spec.set, spec.settings.get(method, {}), own, {"train.threads": spec.threads}):
             for key, value in leaves(layer):
                 chosen.pop(key, None)  # a later setting comes after all earlier ones, of which it may be a part
                 chosen[key] = value
-        named = {"suite": spec.suite, "reward": spec.reward, "model": spec.model}
+        return chosen
+
+    def value(self, method: str, at: dict[str, Any], setting: str) -> float | None:
+        """The number that a setting of the method has at a point of the grid; None if the run is impossible."""
         try:
-            config = _configuration(method, seed, chosen, **named)
+            config = _resolved(self.spec, method, 0, self.settings(method, at))
+        except BenchError:  # which `add` will tell
+            return None
+        number: float = dict(leaves(config.model_dump()))[setting]
+        return number
+
+    def add(self, method: str, seed: int, settings: dict[str, Any]) -> Job | None:
+        """Plan a run with settings of its own over the sweep's; None if it is impossible."""
+        spec, chosen = self.spec, self.settings(method, settings)
+        try:
+            if spec.nfe and "train.updates" not in chosen and registry.load("methods", method).needs.training:
+                chosen["train.updates"] = _updates(spec.nfe, _resolved(spec, method, seed, chosen))
+            config = _resolved(spec, method, seed, chosen)
+            preflight(config)
         except BenchError as error:
             self.faults[f"{method}: {error}"] = None
             return None
@@ -113,7 +165,7 @@ class _Plan:
         origin = ", ".join(f"{key} = {_text(value)}" for key, value in settings.items())
         if self.origins.setdefault(folder.name, origin) != origin:
             self.faults[f"{method}: {origin} makes the same run as {self.origins[folder.name]}: take one away."] = None
-        options = [f"--{key}={value}" for key, value in named.items() if value is not None]
+        options = [f"--{key}={value}" for key, value in _named(spec).items() if value is not None]
         sets = [word for key, value in chosen.items() for word in ("--set", f"{key}={_text(value)}")]
         options += [f"--track={name}" for name in spec.track]
         options += [f"--num-processes={spec.gpus}"] if spec.gpus > 1 else []
@@ -152,9 +204,18 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _configuration(method: str, seed: int, chosen: dict[str, Any], suite: Any, reward: Any, model: Any) -> RunConfig:
-    overrides = {"seed": seed} | ({} if model is None else {"model.name": model})
+def _updates(nfe: int, config: RunConfig) -> int:
+    """How many take so many rows through the network, at least one."""
+    if (rows := rows_of_update(config)) is None:
+        raise BenchError("the method does not say its NFE (Method.nfe): leave out nfe, and set train.updates.")
+    return max(1, int(nfe / rows))
+
+
+def _named(spec: Sweep) -> dict[str, str | None]:
+    return {"suite": spec.suite, "reward": spec.reward, "model": spec.model}
+
+
+def _resolved(spec: Sweep, method: str, seed: int, chosen: Mapping[str, Any]) -> RunConfig:
+    overrides = {"seed": seed} | ({} if spec.model is None else {"model.name": spec.model})
     assignments = [f"{key}={_text(value)}" for key, value in chosen.items()]
-    config = resolve(method, reward=reward, suite=suite, overrides=overrides, assignments=assignments)
-    preflight(config)
-    return config
+    return resolve(method, reward=spec.reward, suite=spec.suite, overrides=overrides, assignments=assignments)

@@ -23,17 +23,17 @@ Engine = Local | Ray
 SHOWN = 30  # runs in the live table
 
 
-def run_sweep(jobs: list[Job], console: Console, engine: Engine) -> list[Job]:
-    """Run what is not finished, several at once, with a live table; returns the jobs that failed.
+def run_sweep(jobs: list[Job], console: Console, engine: Engine, stage: str = "runs") -> list[Job]:
+    """Run what is not finished, several at once, with a live table; returns the jobs that failed. stage: what they are.
 
     Interrupted, it has every run write its checkpoint, waits for them, and raises Interrupted.
     """
     waiting = deque(job for job in jobs if job.state != "finished")
     if len(waiting) < len(jobs):
-        console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already.")
+        console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} {stage} are finished already.")
     running: dict[Any, tuple[Job, float]] = {}
     failed: list[Job] = []
-    board = Board(len(waiting))
+    board = Board(stage, len(waiting))
     with Live(console=console, transient=True, auto_refresh=False) as live:
         try:
             while waiting or running:
@@ -72,8 +72,9 @@ def _end(engine: Engine, number: int) -> None:
 
 @dataclass
 class Board:
-    """The live table of a sweep."""
+    """The live table of a stage of a sweep."""
 
+    stage: str
     total: int
     ended: int = 0
     begun: float = field(default_factory=time.monotonic)
@@ -81,7 +82,10 @@ class Board:
     def table(self, jobs: list[Job], waiting: int, failed: int) -> Table:
         """State, progress, reward and time left of the running jobs; how many others there are."""
         left = (time.monotonic() - self.begun) / self.ended * (self.total - self.ended) if self.ended else None
-        title = f"{self.ended} of {self.total} runs ended, {failed} of them failed; {waiting} wait; {_clock(left)} left"
+        title = (
+            f"{self.stage}: {self.ended} of {self.total} ended, {failed} of them failed; {waiting} wait; "
+            f"{_clock(left)} left"
+        )
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in ("run", "state", "updates", "reward", "left"):
             table.add_column(name, justify="left" if name in ("run", "state") else "right")

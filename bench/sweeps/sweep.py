@@ -1,20 +1,32 @@
 """`bench sweep`: the product of methods × seeds × settings as runs in processes of their own, tuned first if asked."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
 
+from bench.diagnose.nfe import rows_of_update
 from bench.errors import BenchError
 from bench.runs.duration import sweep_time
 from bench.runtime.files import locked
 from bench.sweeps import tune as tuning
 from bench.sweeps.engines import Local, Ray
-from bench.sweeps.jobs import Job, measured, plan_sweep, plan_trials
+from bench.sweeps.jobs import (
+    Job,
+    Trials,
+    measured,
+    plan_again,
+    plan_sweep,
+    plan_trials,
+    strength_of,
+    tuned_methods,
+)
 from bench.sweeps.running import Engine, run_sweep
 from bench.sweeps.spec import Sweep
+
+ALIKE = 1.1  # factor between the costs of trials that counts as equal
 
 
 def plan(spec: Sweep) -> list[Job]:
@@ -26,52 +38,127 @@ def plan(spec: Sweep) -> list[Job]:
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise BenchError(f"out = {spec.out}: {place} is no folder that can be written to: choose another.")
     plan_sweep(spec)
-    trials = plan_trials(spec)
+    trials = plan_trials(spec, _widenings(spec))
     chosen = _known(spec, trials)
     open_trials = [job for key, jobs in trials.items() if key not in chosen for job, _ in jobs]
     return [*open_trials, *plan_sweep(spec, chosen)]
 
 
 def sweep_length(spec: Sweep, at_once: int) -> str:
-    """How long the trials and runs that are not finished will take; "" if all are. Pieces of them are tried now."""
-    trials = plan_trials(spec)
+    """How long the trials and runs that are not finished will take; "" if all are. Pieces of them are tried now.
+
+    What wider grids and trials with more samples will add is not known before.
+    """
+    trials = plan_trials(spec, _widenings(spec))
     chosen = _known(spec, trials)
-    guessed = {key: {"chosen": {}} for key in trials} | chosen  # what is still to be chosen hardly changes the time
+    # what is still to be chosen hardly changes the time, but for how many configurations it is
+    kept = spec.tune.most if spec.tune and spec.tune.envelope else 1
+    guessed = {key: {"chosen": [values for _, values in tried[:kept]]} for key, tried in trials.items()} | chosen
     jobs = [job for key, tried in trials.items() if key not in chosen for job, _ in tried]
     left = [job.config for job in [*jobs, *plan_sweep(spec, guessed)] if job.state != "finished"]
-    return f"{len(left)} runs to do: {sweep_time(left, at_once)}" if left else ""
+    return f"{len(left)} runs to do: {sweep_time(left, at_once, spec.threads)}" if left else ""
+
+
+def trial_budget(spec: Sweep) -> str:
+    """How many trials every method gets and what each costs; "" where nothing is still to be chosen."""
+    trials = plan_trials(spec, _widenings(spec))
+    if spec.tune is None or not trials.keys() - _known(spec, trials).keys():
+        return ""
+    counts = sorted({len(jobs) for jobs in trials.values()})
+    text = f"Tuning: {len(trials)} × {' or '.join(map(str, counts))} trials"
+    rows = {key: max(_rows(job) for job, _ in jobs) for key, jobs in trials.items()}
+    if known := {tuned_methods(spec)[key][0]: value for key, value in rows.items() if value}:
+        text += f", each of {_range(known.values())} rows through the network in training"
+        if max(known.values()) > ALIKE * min(known.values()):
+            text += f" ({', '.join(f'{name} {value:,.0f}' for name, value in known.items())}; `nfe:` makes them equal)"
+    return text + (f"; the grids grow up to {spec.tune.widen} times." if spec.tune.widen else ".")
+
+
+def _rows(job: Job) -> float:
+    """Rows through the network of a run's training, forward and backward; 0 where the method does not say."""
+    return (rows_of_update(job.config) or 0.0) * job.config.train.updates
+
+
+def _range(values: Collection[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
 def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[str, Any]], list[Job]]:
     """Run the trials that are missing and choose: (method, point) → choice, which `tuned.yaml` keeps; the failed jobs.
 
-    A trial that diverged has its result; of methods with a trial that failed otherwise nothing is chosen.
+    Where a winner has an extreme value the grids of all methods grow, as often as `tune.widen` says, and it is chosen
+    again. A trial that diverged has its result; of methods with a trial that failed otherwise nothing is chosen.
     """
     if spec.tune is None:
         return {}, []
-    trials, path = plan_trials(spec), spec.out / tuning.FILE
-    choices = _known(spec, trials)
-    open_jobs = [job for key, jobs in trials.items() if key not in choices for job, _ in jobs if measured(job) is None]
-    if open_jobs:
-        console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
-        run_sweep(open_jobs, console, engine)
-    for key, (method, at) in {tuning.key_of(*row): row for row in spec.rows()}.items():
-        results = [(job.folder.name, values, measured(job)) for job, values in trials.get(key, [])]
-        if key not in choices and results and all(rows is not None for _, _, rows in results):
-            choices[key] = tuning.choose(spec.tune, method, results) | {"at": at}
-    others = tuning.other_choices(path, spec.tune, trials)
-    tuning.write_choices(path, spec.tune, [*others, *(choices[key] for key in trials if key in choices)])
+    path, widenings = spec.out / tuning.FILE, _widenings(spec)
+    strengths = {method: strength_of(method) for method, _ in tuned_methods(spec).values()}
+    while True:
+        trials = plan_trials(spec, widenings)
+        choices, failed = _choose(spec, trials, console, engine)
+        others = tuning.other_choices(path, spec.tune, trials)
+        kept = [*others, *(choices[key] for key in trials if key in choices)]
+        tuning.write_choices(path, spec.tune, kept, widenings)
+        wider = tuning.wider(spec.tune, list(choices.values()), strengths) if len(widenings) < spec.tune.widen else {}
+        if failed or not wider:
+            break
+        text = ", ".join(f"{axis} ({' and '.join(sides)})" for axis, sides in wider.items())
+        console.print(f"Wider grids for all methods, as winners are at an edge: {text}.")
+        widenings = [*widenings, wider]
     console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.")
-    return choices, [job for job in open_jobs if measured(job) is None]
+    return choices, failed
 
 
-def _known(spec: Sweep, trials: dict[str, list[tuple[Job, dict[str, Any]]]]) -> dict[str, dict[str, Any]]:
+def _choose(
+    spec: Sweep, trials: Trials, console: Console, engine: Engine
+) -> tuple[dict[str, dict[str, Any]], list[Job]]:
+    """Run the trials that are missing, then with more samples those not told apart; the choices, and failed jobs."""
+    assert spec.tune is not None
+    choices = _known(spec, trials)
+    if open_trials := {key: jobs for key, jobs in trials.items() if key not in choices}:
+        console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
+    results = _results(open_trials, "trials", console, engine)
+    methods = tuned_methods(spec)
+    fresh = {key: tuning.choose(spec.tune, methods[key][0], tried) for key, tried in results.items()}
+    contested = {key: [*tuning.configurations(one), *one["ties"]] for key, one in fresh.items() if one["ties"]}
+    if spec.tune.resolve > 1 and contested:
+        again = plan_again(spec, trials, contested)
+        second = _results(again, f"trials again, with {spec.tune.resolve} times the samples", console, engine)
+        for key in again:
+            fresh.pop(key)
+            if key in second:
+                fresh[key] = tuning.choose(spec.tune, methods[key][0], results[key], second[key])
+        open_trials |= {f"{key} again": jobs for key, jobs in again.items()}
+    choices |= {key: one | {"at": methods[key][1]} for key, one in fresh.items()}
+    return choices, [job for jobs in open_trials.values() for job, _ in jobs if measured(job) is None]
+
+
+def _results(trials: Trials, stage: str, console: Console, engine: Engine) -> dict[str, list[tuning.Trial]]:
+    """Run the trials that are missing; by key those of methods all of whose trials have ended."""
+    if missing := [job for jobs in trials.values() for job, _ in jobs if measured(job) is None]:
+        run_sweep(missing, console, engine, stage)
+    found = {key: [(job.folder.name, values, measured(job)) for job, values in jobs] for key, jobs in trials.items()}
+    complete: dict[str, list[tuning.Trial]] = {}
+    for key, tried in found.items():
+        ended: list[tuning.Trial] = [(run, values, rows) for run, values, rows in tried if rows is not None]
+        if len(ended) == len(tried):
+            complete[key] = ended
+    return complete
+
+
+def _known(spec: Sweep, trials: Trials) -> dict[str, dict[str, Any]]:
     """The choices that `tuned.yaml` holds already."""
     if spec.tune is None:
         return {}
     planned = {key: [job.folder.name for job, _ in jobs] for key, jobs in trials.items()}
     tuning.other_choices(spec.out / tuning.FILE, spec.tune, planned)  # raises where they would be lost
     return tuning.read_choices(spec.out / tuning.FILE, spec.tune, planned)
+
+
+def _widenings(spec: Sweep) -> list[tuning.Widening]:
+    """Those that `tuned.yaml` holds already."""
+    return tuning.read_widenings(spec.out / tuning.FILE, spec.tune) if spec.tune else []
 
 
 @contextmanager
