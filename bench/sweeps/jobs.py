@@ -50,9 +50,10 @@ class Job:
 
 
 def measured(job: Job) -> pd.DataFrame | None:
-    """The rows of a job that ended, if only because it diverged; None where there is something to run."""
+    """The rows of all evaluations of a job that ended, if only because it diverged; None if something is to be run."""
+    last = job.folder / "rows.parquet"
     try:
-        rows = read_rows(job.folder / "rows.parquet")
+        rows = read_rows([*job.folder.glob("rows-at-*.parquet"), last])
     except (OSError, ValueError):  # none, damaged, or of another version
         return None
     return None if changed_contents(job.folder, job.config) else rows

@@ -60,9 +60,8 @@ def test_a_dry_run_and_a_sweep_say_the_time(bench, monkeypatch, tmp_path: Path) 
         "tune: {grid: {optimizer.lr: [0.1, 0.2, 0.3]}, seed: 9, smallest: tilt_sw2}\n"
     )
     _, text = bench("sweep", spec, "--dry-run")
-    assert (
-        "Time: 7 runs to do: about 3 h 30 min of runs, 1 h 45 min with 2 at once; 3.5 thread-hours." in text
-    )  # three of them trials
+    # three of them trials
+    assert "Time: 7 runs to do: about 3 h 30 min of runs, 1 h 45 min with 2 at once; 3.5 thread-hours." in text
 
 
 @pytest.mark.slow
