@@ -61,6 +61,10 @@ class Strength:
         if len(self.values) != STRENGTHS or list(self.values) != sorted(set(self.values)) or self.values[0] < 0:
             raise ValueError(f"Strength.values = {self.values}: give {STRENGTHS} different ones from 0 on, rising")
 
+    def text(self) -> str:
+        """ "0, 0.25, 1, 4", or "0.25, 0.5, 1, 2 times its value"."""
+        return ", ".join(f"{value:g}" for value in self.values) + " times its value" * self.relative
+
 
 STRENGTHS = 4  # values of every method
 TILT = Strength("reward.beta", (0.25, 0.5, 1.0, 2.0), relative=True)  # of methods that aim at a tilt by exp(βr)

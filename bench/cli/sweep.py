@@ -39,7 +39,8 @@ def sweep(
         threads: 1
 
     With tune: every method is first tried with each value, on a seed of its own; what the rule chose is written to
-    tuned.yaml and used. Compare the runs with bench report.
+    tuned.yaml and used. With strength: true and envelope: reward/train there, rates are tried with each method's own
+    strength, and the configurations on its envelope of gain and path_kl are run. Compare the runs with bench report.
     """
     show_warnings()
     from bench.sweeps import sweep as sweeps

@@ -206,7 +206,7 @@ def _text(value: Any) -> str:
 
 
 def _updates(nfe: int, config: RunConfig) -> int:
-    """How many take so many rows through the network, at least one."""
+    """How many take this NFE, at least one."""
     if (rows := rows_of_update(config)) is None:
         raise BenchError("the method does not say its NFE (Method.nfe): leave out nfe, and set train.updates.")
     return max(1, int(nfe / rows))

@@ -36,9 +36,7 @@ class Sweep(Config):
     settings: dict[str, dict[str, Any]] = Field({}, description="further settings by method")
     grid: dict[str, tuning.Values] = Field({}, description="setting → values; every combination is run")
     tune: tuning.Tune | None = Field(None, description="choose settings of every method at every point of the grid")
-    nfe: int | None = Field(
-        None, ge=1, description="rows through the network of every training, forward and backward; gives train.updates"
-    )
+    nfe: int | None = Field(None, ge=1, description="NFE of every training, forward and backward; gives train.updates")
     workers: int | None = Field(None, ge=1, description="runs at once; null: what cores and GPUs allow")
     threads: int = Field(1, ge=1, description="CPU threads of a run")
     gpus: int = Field(0, ge=0, description="GPUs of a run, one process on each; 0: whatever it finds")

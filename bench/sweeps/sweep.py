@@ -68,14 +68,14 @@ def trial_budget(spec: Sweep) -> str:
     text = f"Tuning: {len(trials)} × {' or '.join(map(str, counts))} trials"
     rows = {key: max(_rows(job) for job, _ in jobs) for key, jobs in trials.items()}
     if known := {tuned_methods(spec)[key][0]: value for key, value in rows.items() if value}:
-        text += f", each of {_range(known.values())} rows through the network in training"
+        text += f", each of {_range(known.values())} NFE in training"
         if max(known.values()) > ALIKE * min(known.values()):
             text += f" ({', '.join(f'{name} {value:,.0f}' for name, value in known.items())}; `nfe:` makes them equal)"
     return text + (f"; the grids grow up to {spec.tune.widen} times." if spec.tune.widen else ".")
 
 
 def _rows(job: Job) -> float:
-    """Rows through the network of a run's training, forward and backward; 0 where the method does not say."""
+    """NFE of a run's training, forward and backward; 0 where the method does not say."""
     return (rows_of_update(job.config) or 0.0) * job.config.train.updates
 
 
@@ -113,7 +113,7 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
 def _choose(
     spec: Sweep, trials: Trials, console: Console, engine: Engine
 ) -> tuple[dict[str, dict[str, Any]], list[Job]]:
-    """Run the trials that are missing, then with more samples those not told apart; the choices, and failed jobs."""
+    """Run the trials that are missing, then those tied with the chosen with more samples; the choices, and failed jobs."""
     assert spec.tune is not None
     choices = _known(spec, trials)
     if open_trials := {key: jobs for key, jobs in trials.items() if key not in choices}:

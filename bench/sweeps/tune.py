@@ -4,7 +4,7 @@ Trials are ordinary runs on a seed that the sweep's own runs do not have. The ch
 beside the names of its trials, which hold a hash of their settings: it is made again when those have changed. All that
 a trial measured stands there too, so that what another rule would have chosen can be read off.
 
-The stages: trials; those not told apart by their errors again with more evaluation samples; the choice; if a winner is
+The stages: trials; those tied with the chosen again with more evaluation samples; the choice; if a winner is
 at an edge, a wider grid for all methods and the same again; then the runs of the chosen configurations on the table's
 seeds, which are no part of this.
 """
@@ -52,7 +52,9 @@ class Tune(Config):
     envelope: str | None = Field(None, description="or the one whose gain is to cost the least path_kl, at every gain")
     most: int = Field(3, ge=1, description="configurations of a method that are kept of its envelope")
     widen: int = Field(0, ge=0, description="how often all grids grow where a method's winner has an extreme value")
-    resolve: int = Field(1, ge=1, description="trials not told apart are made again with so many times the samples")
+    resolve: int = Field(
+        1, ge=1, description="trials tied with the chosen are made again with so many times the samples"
+    )
     at_most: dict[str, float] = Field({}, description="metric → bound that the chosen trial must keep")
     at_least: dict[str, float] = Field({}, description="the same from below")
     updates: int | None = Field(None, ge=1, description="of a trial; null: as many as the run has")
@@ -128,7 +130,7 @@ class Tune(Config):
         bounds = [f"{name} at most {bound:g}" for name, bound in self.at_most.items()]
         bounds += [f"{name} at least {bound:g}" for name, bound in self.at_least.items()]
         rule += f" of trials with {' and '.join(bounds)}" if bounds else ""
-        return rule + (f"; not told apart: again with {self.resolve} times the samples" if self.resolve > 1 else "")
+        return rule + (f"; ties again with {self.resolve} times the samples" if self.resolve > 1 else "")
 
 
 def extended(values: Sequence[float], side: str) -> list[float]:
@@ -147,7 +149,7 @@ Trial = tuple[str, Mapping[str, Any], pd.DataFrame]  # run, values, rows
 def choose(tune: Tune, method: str, trials: Sequence[Trial], again: Sequence[Trial] = ()) -> dict[str, Any]:
     """The best of a method's trials by the rule, as an entry of `tuned.yaml`; of an envelope, the best.
 
-    again: of the trials that were not told apart, the same with more evaluation samples; they decide then.
+    again: the chosen and those tied with it once more, with more evaluation samples; they decide then.
     Every metric of a trial's last evaluation is kept. A trial that failed or lacks a value is never chosen. `ties` are
     the values of trials that are not told apart from the chosen by the evaluations' errors, added in squares (on the
     same noise the error of the difference is smaller).
