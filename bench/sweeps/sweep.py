@@ -113,7 +113,7 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
 def _choose(
     spec: Sweep, trials: Trials, console: Console, engine: Engine
 ) -> tuple[dict[str, dict[str, Any]], list[Job]]:
-    """Run the trials that are missing, then those tied with the chosen with more samples; the choices, and failed jobs."""
+    """Run the trials that are missing, then those tied with the chosen with more samples; choices and failed jobs."""
     assert spec.tune is not None
     choices = _known(spec, trials)
     if open_trials := {key: jobs for key, jobs in trials.items() if key not in choices}:

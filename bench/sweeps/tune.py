@@ -53,7 +53,7 @@ class Tune(Config):
     most: int = Field(3, ge=1, description="configurations of a method that are kept of its envelope")
     widen: int = Field(0, ge=0, description="how often all grids grow where a method's winner has an extreme value")
     resolve: int = Field(
-        1, ge=1, description="trials tied with the chosen are made again with so many times the samples"
+        1, ge=1, description="factor of the samples with which trials tied with the chosen are made again"
     )
     at_most: dict[str, float] = Field({}, description="metric → bound that the chosen trial must keep")
     at_least: dict[str, float] = Field({}, description="the same from below")
