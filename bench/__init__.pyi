@@ -2,10 +2,12 @@
 
 from .core import Core as Core
 from .method import NFE as NFE
+from .method import TILT as TILT
 from .method import Copy as Copy
 from .method import Loss as Loss
 from .method import Method as Method
 from .method import Needs as Needs
+from .method import Strength as Strength
 from .method import two_passes as two_passes
 from .metric import Evaluation as Evaluation
 from .metric import Measurement as Measurement

@@ -49,6 +49,31 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Strength:
+    """The setting that says how far from the prior a method goes, and what `tune.strength` of a sweep tries of it.
+
+    setting: dotted, such as "reward.beta" or "method.kl". values: four of them, so that every method gets the same
+    number of trials, in rising order. relative: they are factors of the value that the setting has otherwise.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.values) != STRENGTHS or list(self.values) != sorted(set(self.values)) or self.values[0] < 0:
+            raise ValueError(f"Strength.values = {self.values}: give {STRENGTHS} different ones from 0 on, rising")
+
+    def text(self) -> str:
+        """ "0, 0.25, 1, 4", or "0.25, 0.5, 1, 2 times its value"."""
+        return ", ".join(f"{value:g}" for value in self.values) + " times its value" * self.relative
+
+
+STRENGTHS = 4  # values of every method
+TILT = Strength("reward.beta", (0.25, 0.5, 1.0, 2.0), relative=True)  # of methods that aim at a tilt by exp(βr)
+
+
+@dataclass(frozen=True)
 class Loss:
     """One micro-loss: the trainer calls backward on it at once, so memory holds one micro-batch.
 
@@ -125,12 +150,15 @@ class Method(ABC):
     """A finetuning method: it owns its loss and nothing else.
 
     The trainer owns optimisers, clipping, accumulation and checkpoints; the core owns the sampler, guidance, precision
-    and devices. `recipe` overrides the run's defaults for this method, keyed like `--set` ("optimizer.lr").
+    and devices. `recipe` overrides the run's defaults for this method, keyed like `--set` ("optimizer.lr"). `strength`
+    is None where only early stopping keeps a method near the prior. A configuration that needs more than its class sets
+    `needs` of its own in `__init__`.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
     recipe: ClassVar[dict[str, Any]] = {}
+    strength: ClassVar[Strength | None] = None
 
     def __init__(self, config: options.Config):
         self.config = config

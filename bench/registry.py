@@ -65,6 +65,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "draft": Plugin("bench.methods.backprop.draft:DRaFT"),
         "draft_1": Plugin("bench.methods.backprop.draft:DRaFT1"),
         "draft_full": Plugin("bench.methods.backprop.draft:DRaFTFull"),
+        "draft_kl": Plugin("bench.methods.backprop.draft:DRaFTKL"),
         "draft_lv": Plugin("bench.methods.backprop.draft:DRaFTLV"),
         "leap_align": Plugin("bench.methods.backprop.leap_align:LeapAlign"),
         "alignprop": Plugin("bench.methods.backprop.alignprop:AlignProp"),

@@ -45,6 +45,12 @@ ADDED: Mapping[str, Any] = {
     "train.max_path_kl": None,
 }
 
+# The same of settings of one method.
+_NO_KL = {"method.kl": 0.0, "method.penalty": "path"}
+ADDED_TO: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
+    ("refl", "draft", "draft_1", "draft_full", "draft_lv", "alignprop", "leap_align"), _NO_KL
+)
+
 _NO_BUFFER = {"method.buffer": 32, "method.minimum": 16}  # options that had no effect, at their defaults
 _NO_DEVIATION = {"method.deviation.over": "group", "method.deviation.correction": 0, "method.deviation.epsilon": 1e-6}
 _CLIPPED = {"method.surrogate": "clip", "method.threshold": 1e-5}
@@ -153,7 +159,8 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A former setting whose value is none of its method's any more stays as it was.
     """
-    former, translated = {**GENERAL, **METHODS.get(settings.get("method.name", ""), {})}, dict(ADDED)
+    method = settings.get("method.name", "")
+    former, translated = {**GENERAL, **METHODS.get(method, {})}, {**ADDED, **ADDED_TO.get(method, {})}
     for key, value in settings.items():
         now = former.get(key, Renamed(key))
         if isinstance(now, Renamed):

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import NFE, Batch, Config, Core, Loss, Method, Needs, Trajectory
+from bench import NFE, TILT, Batch, Config, Core, Loss, Method, Needs, Trajectory
 
 
 class AdjointMatchingConfig(Config):
@@ -36,6 +36,7 @@ class AdjointMatching(Method):
     Config = AdjointMatchingConfig
     needs = Needs(reward_gradient=True, density=True)
     recipe = {"optimizer.lr": 3e-6, "optimizer.betas": (0.9, 0.95), "optimizer.clip": None}
+    strength = TILT
     config: AdjointMatchingConfig
 
     def tilted(self) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from bench import NFE, Batch, Config, Core, Loss, Method, Needs, Noised, Trajectory, best_and_worst
+from bench import NFE, Batch, Config, Core, Loss, Method, Needs, Noised, Strength, Trajectory, best_and_worst
 
 
 class OnlineDPOConfig(Config):
@@ -36,6 +36,7 @@ class OnlineDPO(Method):
     Config = OnlineDPOConfig
     needs = Needs(rewards=True)
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
+    strength = Strength("method.strength", (50.0, 250.0, 1000.0, 5000.0))
     config: OnlineDPOConfig
 
     def unfit(self, steps: int, group: int) -> str | None:

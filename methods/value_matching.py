@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import NFE, Batch, Conditioning, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory
+from bench import NFE, TILT, Batch, Conditioning, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory
 
 
 class ValueMatchingConfig(Config):
@@ -42,6 +42,7 @@ class ValueMatching(Method):
 
     Config = ValueMatchingConfig
     needs = Needs(rewards=True, density=True, record=frozenset({"model_output", "prior_output"}), adapters=False)
+    strength = TILT
     recipe = {"optimizer.lr": 1e-4, "optimizer.weight_decay": 0.0}
     config: ValueMatchingConfig
 

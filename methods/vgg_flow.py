@@ -7,7 +7,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import NFE, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions, mean_square
+from bench import (
+    NFE,
+    TILT,
+    Batch,
+    Config,
+    Core,
+    DiffusionModel,
+    Loss,
+    Method,
+    Needs,
+    Trajectory,
+    Transitions,
+    mean_square,
+)
 
 
 class VGGFlowPrunedConfig(Config):
@@ -53,6 +66,7 @@ class VGGFlow(Method):
     Config = VGGFlowConfig
     needs = Needs(reward_gradient=True)
     recipe = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
+    strength = TILT
     config: VGGFlowConfig
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
@@ -126,6 +140,7 @@ class VGGFlowPruned(Method):
     Config = VGGFlowPrunedConfig
     needs = VGGFlow.needs
     recipe = VGGFlow.recipe
+    strength = TILT
     config: VGGFlowPrunedConfig
 
     def steps(self, core: Core, data: Batch) -> Tensor:

@@ -94,7 +94,7 @@ def test_a_run_starts_in_an_empty_folder(call, tmp_path) -> None:
 
 @pytest.mark.parametrize("call", ["wheel"], indirect=True)
 def test_sweeps_and_published_tables_are_names_in_an_empty_folder(call, bench, tmp_path) -> None:
-    code = "from pathlib import Path; from bench.sweeps.sweep import read_sweep; print(read_sweep(Path('ring')).out)"
+    code = "from pathlib import Path; from bench.sweeps.spec import read_sweep; print(read_sweep(Path('ring')).out)"
     assert call(tmp_path, "python", "-c", code) == "runs/ring\n"
     here = ROOT / "results" / "published" / "emoji_small_rate"
     table = call(tmp_path, "bench", "report", "emoji_small_rate", "--format", "csv")

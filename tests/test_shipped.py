@@ -8,7 +8,7 @@ from scaffold import ROOT
 
 from bench import report
 from bench.reporting.selection import collect
-from bench.sweeps.sweep import read_sweep
+from bench.sweeps.spec import read_sweep
 
 TABLE = "emoji_small_rate"  # the smallest
 

@@ -39,17 +39,23 @@ def sweep(
         threads: 1
 
     With tune: every method is first tried with each value, on a seed of its own; what the rule chose is written to
-    tuned.yaml and used. Compare the runs with bench report.
+    tuned.yaml and used. With strength: true and envelope: reward/train there, rates are tried with each method's own
+    strength, and the configurations on its envelope of gain and path_kl are run. Compare the runs with bench report.
     """
     show_warnings()
     from bench.sweeps import sweep as sweeps
+    from bench.sweeps.jobs import plan_sweep
+    from bench.sweeps.running import last_words, run_sweep
+    from bench.sweeps.spec import read_sweep
 
-    read = sweeps.read_sweep(spec)
+    read = read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
     planned = sweeps.plan(read)  # what is impossible is told before anything runs
     engine = sweeps.make_engine(read, on, address)
 
     def say_time() -> None:
+        if budget := sweeps.trial_budget(read):
+            console.print(budget)
         with console.status("trying a piece of every kind of run"):
             text = sweeps.sweep_length(read, engine.slots)
         if text:
@@ -65,10 +71,10 @@ def sweep(
         if not read.gpus:  # the runs have them to themselves
             say_time()
         choices, trials = sweeps.tune(read, console, engine)
-        jobs = sweeps.plan_sweep(read, choices)
-        failed = sweeps.run_sweep(jobs, console, engine)
+        jobs = plan_sweep(read, choices)
+        failed = run_sweep(jobs, console, engine)
     for job in [*trials, *failed]:
-        words = sweeps.last_words(job.log)
+        words = last_words(job.log)
         console.print(Text("failed:", "red"), f"{job.folder.name}: {words} (see {job.log})")
     if trials:
         console.print("Methods with a failed trial were not run; the same command tries it again.")

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 
 from bench.core import Core
+from bench.diagnose.selftest.scaffold import gaussian_core
 from bench.method import Method
 from bench.model import Conditioning
 from bench.prompts import load_prompts
 from bench.runs.build import build_method
+from bench.runs.duration import prediction_rows
 from bench.sampling.trajectory import Batch
 from bench.settings import RunConfig
 from bench.training.rounds import sample_names
@@ -55,3 +57,22 @@ def least_counts(core: Core, config: RunConfig) -> dict[str, int]:
         forwards += rows.rollout + rows.forward
         backwards += rows.backward
     return counts | {"network_forwards": forwards, "network_backwards": backwards}
+
+
+def rows_of_update(config: RunConfig) -> float | None:
+    """Rows through the denoiser, forward and backward, that an update needs at the least, on average over a round.
+
+    From the configuration alone, by `Method.nfe`; None where the method does not say it.
+    """
+    method, train = build_method(config), config.train
+    core = replace(gaussian_core(config.sampler.steps), seed=config.seed)  # choices of steps see no more of a model
+    names = [(str(i), j) for i in range(train.prompts_per_round) for j in range(train.samples_per_prompt)]
+    parts = [names[part :: train.updates_per_round] for part in range(train.updates_per_round)]
+    rows = prediction_rows(config, config.sampler.model_copy(update={"guidance": config.loss_guidance()}))
+    total = 0
+    for part in parts:
+        needed = method.nfe(core, Batch([prompt for prompt, _ in part], part, Conditioning({})))
+        if needed is None:
+            return None
+        total += (needed.rollout + needed.forward + needed.backward) * rows // config.sampler.steps + needed.unguided
+    return total / train.updates_per_round

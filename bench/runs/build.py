@@ -29,7 +29,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     config = with_batches(config, device, processes.count())
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model.spec, config.sampler)
-    if registry.load("methods", config.method.name).needs.density:
+    if build_method(config).needs.density:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
     reward_class = registry.load("rewards", config.reward.name)

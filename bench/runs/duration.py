@@ -116,12 +116,16 @@ def evaluation_samples(config: RunConfig) -> int:
     return len(sample_names(load_prompts(config.prompts.name, config.prompts.limit), config.evaluation)[0])
 
 
-def sweep_time(configs: Sequence[RunConfig], at_once: int) -> str:
-    """What a sweep says of its runs' time; each kind of run is tried once, whatever its seed and learning rates."""
+def sweep_time(configs: Sequence[RunConfig], at_once: int, threads: int = 1) -> str:
+    """What a sweep says of the time of its runs, of so many threads each.
+
+    Each kind of run is tried once, whatever its seed, learning rates and β.
+    """
     paces: dict[str, Pace] = {}
     total = 0.0
     for config in configs:
-        kind = config.model_copy(update={"seed": 0, "optimizer": OptimizerConfig()}).hash()
+        reward = config.reward.model_copy(update={"beta": 1.0})
+        kind = config.model_copy(update={"seed": 0, "optimizer": OptimizerConfig(), "reward": reward}).hash()
         if kind not in paces:
             try:
                 paces[kind] = Pace.measured(config)
@@ -129,7 +133,8 @@ def sweep_time(configs: Sequence[RunConfig], at_once: int) -> str:
                 paces[kind] = Pace(0.0, 0.0)
         total += sum(seconds_left(config, paces[kind], evaluation_samples(config)))
     at_once = min(at_once, len(configs))
-    return f"about {_clock(total)} of runs" + (f", {_clock(total / at_once)} with {at_once} at once" * (at_once > 1))
+    parallel = f", {_clock(total / at_once)} with {at_once} at once" * (at_once > 1)
+    return f"about {_clock(total)} of runs{parallel}; {total / 3600 * threads:.2g} thread-hours"
 
 
 def _seconds_of_one(work: Callable[[int], None], first: int, most: int) -> float:

@@ -49,7 +49,8 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
 def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     """What a run will compute, from its configuration alone: samples, and its NFE outside losses."""
     train, evaluation = config.train, config.evaluation
-    needs = registry.load("methods", config.method.name).needs
+    method = registry.load("methods", config.method.name)
+    needs = method.needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
     rounds = -(-train.updates // train.updates_per_round)
     rows, evaluation_rows = (
@@ -63,7 +64,9 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     samples = (train_prompts + heldout) * evaluation.samples_per_prompt
     update = -(-trajectories // train.updates_per_round)
     shards = 1 if needs.whole_update else -(-update // (train.micro_batch or LARGEST))
+    strength = method.strength
     return {
+        "strength": f"{strength.setting}, in a sweep {strength.text()}" if strength else "early stopping alone",
         "prompts": f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out" if prompts else "not here yet",
         "updates": train.updates,
         "rounds": rounds,

@@ -156,6 +156,11 @@ class Kernel:
         """`σ_k`, shaped to broadcast over `like`."""
         return _at(self._coefficients(k).stds, k, like)
 
+    def kl(self, z: Tensor, output: Tensor, other: Tensor, k: Step) -> Tensor:
+        """`‖μ − μ'‖² / 2σ²` [n] in nats, of the steps that two outputs mean at `z`. Needs `has_density`."""
+        gap = self.mean(z, output, k) - self.mean(z, other, k)
+        return (gap**2 / (2 * self.std(k, z) ** 2)).flatten(1).sum(1)
+
     def noising(self, z_next: Tensor, k: Step) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the noising kernel `p_B(z_k | z_{k+1})`, a memoryless sampler's reversal.
 

@@ -195,15 +195,8 @@ def step_kl(kernel: Kernel, path: Trajectory) -> Tensor:
 
     Needs `kernel.has_density`.
     """
-    steps = []
-    for k in range(path.steps):
-        z, policy, prior = (
-            path.latents[:, k],
-            cast(Tensor, path.model_output)[:, k],
-            cast(Tensor, path.prior_output)[:, k],
-        )
-        gap = kernel.mean(z, policy, k) - kernel.mean(z, prior, k)
-        steps.append((gap**2 / (2 * kernel.std(k, z) ** 2)).flatten(1).sum(1))
+    policy, prior = cast(Tensor, path.model_output), cast(Tensor, path.prior_output)
+    steps = [kernel.kl(path.latents[:, k], policy[:, k], prior[:, k], k) for k in range(path.steps)]
     return torch.stack(steps, 1)
 
 

@@ -4,12 +4,13 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from bench import Batch, Config, Core
+from bench import Batch, Core
 
+from .base import BackpropagationConfig
 from .draft import SamplerBackpropagation
 
 
-class AlignPropConfig(Config):
+class AlignPropConfig(BackpropagationConfig):
     """Options of AlignProp."""
 
     start: tuple[float, float] = Field(

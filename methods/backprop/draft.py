@@ -7,18 +7,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import NFE, Batch, Config, Core, Loss, Method, Needs
+from bench import NFE, Batch, Core, Loss
+
+from .base import BackpropagationConfig, RewardBackpropagation
 
 
-class SamplerBackpropagation(Method):
+class SamplerBackpropagation(RewardBackpropagation):
     """Backpropagate the reward through the sampler, from one step of each sample on.
 
         L(θ) = −E[ r(z_K) ],   z_{k+1} = μ_θ(z_k) + σ_k ε_k
 
-    The steps before that one pass no gradient. β is not used: these methods maximise the reward.
+    The steps before that one pass no gradient, and have no KL.
     """
 
-    needs = Needs(trajectory=False, reward_gradient=True)
     recipe = {"optimizer.lr": 4e-4, "optimizer.weight_decay": 1e-4}
 
     @abstractmethod
@@ -27,20 +28,22 @@ class SamplerBackpropagation(Method):
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
         """One micro-loss per micro-batch of samples whose gradient starts at the same step."""
-        first = self.steps(core, data)
-        for k in first.unique().tolist():
-            for part in data[first == k].split(core.micro_batch):
-                z = core.rollout(part, grad_from=k).latents[:, -1]
-                reward = core.reward(z, part.prompts)
-                yield Loss(-reward, {"reward": reward.detach()})
+        chosen, record = self.steps(core, data), frozenset({"model_output"} if self.config.kl else ())
+        for first in chosen.unique().tolist():
+            for part in data[chosen == first].split(core.micro_batch):
+                path = core.rollout(part, grad_from=first, record=record)
+                reward = core.reward(path.latents[:, -1], part.prompts)
+                visited = ((path.latents[:, k], path.model_output[:, k], k) for k in range(first, core.kernel.steps))
+                yield Loss(self.with_kl(core, part, -reward, visited), {"reward": reward.detach()})
 
     def nfe(self, core: Core, batch: Batch) -> NFE:
-        """The loss samples for itself, and goes back through the steps with a gradient."""
-        steps = core.kernel.steps
-        return NFE(rollout=0, forward=steps * len(batch), backward=int((steps - self.steps(core, batch)).sum()))
+        """The loss samples for itself, and goes back through the steps with a gradient; the first state is fixed."""
+        count, states = len(batch), int((core.kernel.steps - self.steps(core, batch)).sum())
+        prior, prior_back = self.prior_nfe(states, states - count)
+        return NFE(rollout=0, forward=core.kernel.steps * count + prior, backward=states + prior_back)
 
 
-class DRaFTConfig(Config):
+class DRaFTConfig(BackpropagationConfig):
     """Options of DRaFT-K."""
 
     depth: int = Field(5, ge=1, description="K of DRaFT-K: how many last sampling steps pass a gradient")
@@ -78,30 +81,51 @@ class DRaFTFull(SamplerBackpropagation):
     From the same paper as `DRaFT`.
     """
 
+    def tilted(self) -> bool:
+        """With the KL of the path at weight 1."""
+        return self.config.kl == 1 and self.config.penalty == "path"
+
     def steps(self, core: Core, data: Batch) -> Tensor:
         """All steps pass a gradient."""
         return torch.zeros(len(data), dtype=torch.long)
 
 
-class DRaFTLVConfig(Config):
+class DRaFTKLConfig(BackpropagationConfig):
+    """Options of DRaFT with the KL."""
+
+    kl: float = Field(1.0, ge=0, description="w: weight of the KL to the prior, beside β times the reward; 0: none")
+
+
+class DRaFTKL(DRaFTFull):
+    """DRaFT through all sampling steps, less the KL of the whole path to the prior's; it samples from p_# exp(βr).
+
+        L(θ) = E[ −β r(z_K) + Σ_k |μ_θ(z_k) − μ_#(z_k)|² / 2σ_k² ]
+
+    This is the objective of stochastic optimal control itself; `AdjointMatching` regresses on its solution. Steps and
+    noise are those of `DRaFTFull`, the KL is that of `RewardBackpropagation`.
+    """
+
+    Config = DRaFTKLConfig
+
+
+class DRaFTLVConfig(BackpropagationConfig):
     """Options of DRaFT-LV."""
 
     renoise: int = Field(2, ge=1, description="n: re-noised copies of each sample, over which the gradient is averaged")
 
 
-class DRaFTLV(Method):
+class DRaFTLV(RewardBackpropagation):
     """DRaFT-LV: backpropagate the reward through the last step, averaged over re-noised copies of each sample.
 
         L(θ) = −E[ (1/n) Σ_i r(μ_θ(z̃_i)) ],   z̃_i ~ p_B(z_{K−1} | z_K)
 
-    The samples z_K are drawn without gradient, and p_B is the noising kernel. β is not used.
+    The samples z_K are drawn without gradient, and p_B is the noising kernel. A KL is the mean of that at each z̃_i.
 
     Clark et al., "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", ICLR 2024,
     https://arxiv.org/abs/2309.17400
     """
 
     Config = DRaFTLVConfig
-    needs = SamplerBackpropagation.needs
     recipe = SamplerBackpropagation.recipe
     config: DRaFTLVConfig
 
@@ -109,19 +133,21 @@ class DRaFTLV(Method):
         """One micro-loss per micro-batch of samples, each with its n copies."""
         for part in data.split(core.micro_batch):
             z = core.rollout(part).latents[:, -1]
-            rewards = [self.copy_reward(core, part, z, copy) for copy in range(self.config.renoise)]
-            reward = torch.stack(rewards).mean(0)
-            yield Loss(-reward, {"reward": reward.detach()})
+            copies = [self.copy_loss(core, part, z, copy) for copy in range(self.config.renoise)]
+            loss, reward = (torch.stack(values).mean(0) for values in zip(*copies, strict=True))
+            yield Loss(loss, {"reward": reward})
 
-    def copy_reward(self, core: Core, part: Batch, z: Tensor, copy: int) -> Tensor:
-        """`r(μ_θ(z̃))` [n] of one re-noised copy z̃ of the clean latents z; `copy` numbers its noise."""
+    def copy_loss(self, core: Core, part: Batch, z: Tensor, copy: int) -> tuple[Tensor, Tensor]:
+        """Loss and reward `r(μ_θ(z̃))` [n] of one re-noised copy z̃ of the clean latents z; `copy` numbers its noise."""
         last = core.kernel.steps - 1
         mean, std = core.kernel.noising(z, last)
         noised = mean + std * core.noise(part, copy, like=z)
-        denoised = core.kernel.mean(noised, core.predict(noised, last, part.conditioning), last)
-        return core.reward(denoised, part.prompts)
+        output = core.predict(noised, last, part.conditioning)
+        reward = core.reward(core.kernel.mean(noised, output, last), part.prompts)
+        return self.with_kl(core, part, -reward, [(noised, output, last)]), reward.detach()
 
     def nfe(self, core: Core, batch: Batch) -> NFE:
         """The loss samples for itself; each copy is predicted once, and learns."""
-        copies = self.config.renoise
-        return NFE(rollout=0, forward=(core.kernel.steps + copies) * len(batch), backward=copies * len(batch))
+        copies = self.config.renoise * len(batch)
+        prior, _ = self.prior_nfe(copies, 0)
+        return NFE(rollout=0, forward=core.kernel.steps * len(batch) + copies + prior, backward=copies)

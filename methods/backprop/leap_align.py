@@ -6,21 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import NFE, Batch, Core, Loss, Method, Needs
+from bench import NFE, Batch, Core, Loss
+
+from .base import RewardBackpropagation
 
 
-class LeapAlign(Method):
+class LeapAlign(RewardBackpropagation):
     """LeapAlign: backpropagate the reward through two leaps between random steps instead of the whole trajectory.
 
         L(θ) = −E[ r(z_K) ],   with the gradient of   z_k → z_j = α_j x̂_θ(z_k) + s_j ε̂_θ(z_k) → z_K = x̂_θ(z_j)
 
     k < j are two random steps of each sample. All values are those of the sampled trajectory: a leap only lends its
-    gradient to the state where it lands (straight-through). β is not used.
+    gradient to the state where it lands (straight-through). A KL is that at z_k and z_j.
 
     LeapAlign, https://arxiv.org/abs/2604.15311
     """
 
-    needs = Needs(trajectory=False, reward_gradient=True)
     recipe = {"optimizer.lr": 4e-4, "optimizer.weight_decay": 1e-4}
 
     def unfit(self, steps: int, group: int) -> str | None:
@@ -39,9 +40,11 @@ class LeapAlign(Method):
             leap = kernel.noised(kernel.clean(z_k, output, k), kernel.noise(z_k, output, k), j)
             z_j = straight_through(z_j, leap)
 
-            clean = kernel.clean(z_j, core.predict(z_j, j, part.conditioning), j)
+            output_j = core.predict(z_j, j, part.conditioning)
+            clean = kernel.clean(z_j, output_j, j)
             reward = core.reward(straight_through(path.latents[:, -1], clean), part.prompts)
-            yield Loss(-reward, {"reward": reward.detach()})
+            visited = [(z_k, output, k), (z_j, output_j, j)]
+            yield Loss(self.with_kl(core, part, -reward, visited), {"reward": reward.detach()})
 
     def steps(self, core: Core, data: Batch) -> Tensor:
         """Long [B, 2], on the CPU: the steps k < j of each sample."""
@@ -50,7 +53,9 @@ class LeapAlign(Method):
 
     def nfe(self, core: Core, batch: Batch) -> NFE:
         """The loss samples for itself; the predictions at z_k and z_j learn."""
-        return NFE(rollout=0, forward=(core.kernel.steps + 2) * len(batch), backward=2 * len(batch))
+        count = len(batch)
+        prior, prior_back = self.prior_nfe(2 * count, count)
+        return NFE(rollout=0, forward=(core.kernel.steps + 2) * count + prior, backward=2 * count + prior_back)
 
 
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:

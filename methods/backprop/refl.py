@@ -6,10 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, relu
 
-from bench import NFE, Batch, Config, Core, Loss, Method, Needs
+from bench import NFE, Batch, Core, Loss
+
+from .base import BackpropagationConfig, RewardBackpropagation
 
 
-class ReFLConfig(Config):
+class ReFLConfig(BackpropagationConfig):
     """Options of ReFL."""
 
     window: float = Field(0.25, gt=0, le=1, description="share of the last steps among which m is drawn")
@@ -17,20 +19,20 @@ class ReFLConfig(Config):
     scale: float = Field(1.0, gt=0, description="factor of the loss; published: 1e-3")
 
 
-class ReFL(Method):
+class ReFL(RewardBackpropagation):
     """ReFL: backpropagate the reward of the clean prediction at one random late step.
 
         L(θ) = −scale · E[ r(x̂_θ(z_m)) ]    or, with a margin,    scale · E[ relu(margin − r(x̂_θ(z_m))) ]
 
-    z_m is reached without gradient, at a step m that is drawn for every sample. β is not used. The published code
-    samples without guidance; here guidance is the sampler's, as for every method.
+    z_m is reached without gradient, at a step m that is drawn for every sample. A KL is that at z_m, within the scale;
+    the reward sees x̂_θ(z_m) and no sample, so no target is known with it either. The published code samples without
+    guidance; here guidance is the sampler's, as for every method.
 
     Xu et al., "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation", NeurIPS 2023,
     https://arxiv.org/abs/2304.05977
     """
 
     Config = ReFLConfig
-    needs = Needs(trajectory=False, reward_gradient=True)
     recipe = {"optimizer.lr": 1e-5, "optimizer.weight_decay": 1e-2}
     config: ReFLConfig
 
@@ -41,10 +43,10 @@ class ReFL(Method):
         for m in chosen.unique().tolist():
             for part in data[chosen == m].split(core.micro_batch):
                 z = core.rollout(part, stop_at=m).latents[:, -1]
-                clean = core.kernel.clean(z, core.predict(z, m, part.conditioning), m)
-                reward = core.reward(clean, part.prompts)
+                output = core.predict(z, m, part.conditioning)
+                reward = core.reward(core.kernel.clean(z, output, m), part.prompts)
                 loss = -reward if margin is None else relu(margin - reward)
-                yield Loss(scale * loss, {"reward": reward.detach()})
+                yield Loss(scale * self.with_kl(core, part, loss, [(z, output, m)]), {"reward": reward.detach()})
 
     def steps(self, core: Core, data: Batch) -> Tensor:
         """Long [B], on the CPU: m of each sample, a step among the last `window` of all."""
@@ -54,4 +56,5 @@ class ReFL(Method):
 
     def nfe(self, core: Core, batch: Batch) -> NFE:
         """The loss samples up to z_m, and predicts there once more, which alone learns."""
-        return NFE(rollout=0, forward=int((self.steps(core, batch) + 1).sum()), backward=len(batch))
+        prior, _ = self.prior_nfe(len(batch), 0)
+        return NFE(rollout=0, forward=int((self.steps(core, batch) + 1).sum()) + prior, backward=len(batch))

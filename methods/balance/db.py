@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench import (
     NFE,
+    TILT,
     Batch,
     Config,
     Core,
@@ -69,6 +70,7 @@ class DB(Method):
 
     Config = DBConfig
     needs = Needs(density=True, record=frozenset({"model_output"}))
+    strength = TILT
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4, "train.beta_warmup": 0.5}
     config: DBConfig
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import NFE, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, gaussian_log_prob
+from bench import NFE, TILT, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, gaussian_log_prob
 
 
 class RTBConfig(Config):
@@ -31,6 +31,7 @@ class RTB(Method):
 
     Config = RTBConfig
     needs = Needs(rewards=True, density=True)
+    strength = TILT
     recipe = {"optimizer.lr": 1e-4, "optimizer.networks.log_z.lr": 1e-2}
     config: RTBConfig
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench import NFE, Batch, Core, Loss, Method, Needs, Trajectory, log_softmax_by_prompt, two_passes
+from bench import NFE, TILT, Batch, Core, Loss, Method, Needs, Trajectory, log_softmax_by_prompt, two_passes
 
 from .rtb import log_density
 
@@ -36,6 +36,7 @@ class SoftmaxRTB(Method):
 
     needs = Needs(rewards=True, density=True, whole_update=True)
     recipe = {"optimizer.lr": 1e-4}
+    strength = TILT
 
     def tilted(self) -> bool:
         """Always."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench import Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions, mean_square
+from bench import TILT, Batch, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory, Transitions, mean_square
 
 
 class NablaConfig(Config):
@@ -31,6 +31,7 @@ class NablaMethod(Method):
     """Matches the scores of the policy's transitions to the reward's gradient plus a flow network `g_φ`."""
 
     needs = Needs(reward_gradient=True, density=True, record=frozenset({"model_output"}))
+    strength = TILT
     recipe = {
         "optimizer.lr": 1e-3,
         "optimizer.weight_decay": 1e-4,

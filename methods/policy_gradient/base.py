@@ -17,6 +17,7 @@ from bench import (
     Loss,
     Method,
     Needs,
+    Strength,
     Trajectory,
     Transitions,
     gaussian_log_prob,
@@ -48,6 +49,7 @@ class PolicyGradient(Method):
     """
 
     recipe: ClassVar[dict[str, Any]] = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4}
+    strength: ClassVar[Strength | None] = Strength("method.kl", (0.0, 0.04, 0.2, 1.0))
     config: PolicyGradientConfig
 
     @abstractmethod

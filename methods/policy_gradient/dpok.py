@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Core, Needs, Trajectory, Transitions, gaussian_log_prob, group_baseline
+from bench import TILT, Batch, Core, Needs, Trajectory, Transitions, gaussian_log_prob, group_baseline
 
 from .base import AdvantageClip, Clip, KLWeight, PolicyGradient, PolicyGradientConfig
 from .surrogate import Surrogate, clipped
@@ -33,6 +33,7 @@ class DPOK(PolicyGradient):
 
     Config = DPOKConfig
     needs = Needs(rewards=True, density=True, record=frozenset({"log_prob"}))
+    strength = TILT
     config: DPOKConfig
 
     def advantages(self, core: Core, data: Trajectory) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from bench import Core, Deviation, Transitions
+from bench import Core, Deviation, Strength, Transitions
 
 from .base import Clip, FlowPolicyGradient, FlowPolicyGradientConfig, KLWeight, kl_by_rate, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
@@ -30,6 +30,7 @@ class FlowGRPO(FlowPolicyGradient):
 
     Config = FlowGRPOConfig
     recipe = FlowPolicyGradient.recipe | {"train.ema": 0.9, "evaluation.weights": "ema"}
+    strength = Strength("method.kl", (0.04, 0.8, 4.0, 20.0))  # of the noise's rate, which is that of about 20 steps
     config: FlowGRPOConfig
 
     def surrogate(self, core: Core, part: Transitions, mean: Tensor) -> Surrogate:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench import Batch, Copy, Core, Needs, Trajectory, Transitions, group_mean
+from bench import Batch, Copy, Core, Needs, Strength, Trajectory, Transitions, group_mean
 from bench.evaluation.features import sample_features
 
 from .base import Clip, KLWeight, PolicyGradient, PolicyGradientConfig, kl_by_rate, old_policy
@@ -51,6 +51,7 @@ class GARDO(PolicyGradient):
 
     Config = GARDOConfig
     needs = Needs(rewards=True, density=True, record=frozenset({"model_output"}))
+    strength = Strength("method.kl", (0.04, 0.8, 4.0, 20.0))  # of the noise's rate, as in Flow-GRPO
     recipe = PolicyGradient.recipe | {"train.ema": 0.9, "evaluation.weights": "ema"}
     config: GARDOConfig
 

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import Copy, Core, Noised, mean_square
+from bench import Copy, Core, Noised, Strength, mean_square
 
 from .forward_process import AdvantageConfig, AdvantageRegression
 
@@ -36,6 +36,7 @@ class AWM(AdvantageRegression):
     Config = AWMConfig
     config: AWMConfig
     references = ("old", "prior", "ema")
+    strength = Strength("method.kl", (1e-3, 0.02, 0.1, 0.5))
 
     def copies(self) -> dict[str, Copy]:
         """The policy that sampled the round, and the average."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Trajectory, mean_square
+from bench import Batch, Copy, Core, Noised, Strength, Trajectory, mean_square
 
 from .forward_process import AdvantageConfig, clipped_advantages
 from .group import GroupRegression
@@ -39,6 +39,7 @@ class CRD(GroupRegression):
     """
 
     Config = CRDConfig
+    strength = Strength("method.kl", (0.02, 0.1, 0.5, 2.5))
     config: CRDConfig
     references = ("old", "prior")
     shared_noise = False

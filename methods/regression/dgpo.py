@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Trajectory, mean_square
+from bench import Batch, Copy, Core, Noised, Strength, Trajectory, mean_square
 
 from .forward_process import AdvantageConfig, clipped_advantages
 from .group import GroupRegression
@@ -42,6 +42,7 @@ class DGPO(GroupRegression):
     """
 
     Config = DGPOConfig
+    strength = Strength("method.kl", (1e-3, 0.02, 0.1, 0.5))
     recipe = GroupRegression.recipe | {"train.ema": 0.9, "evaluation.weights": "ema"}
     config: DGPOConfig
     references = ("old", "prior")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bench import Core, Noised, Trajectory, group_baseline, mean_square
+from bench import TILT, Core, Noised, Trajectory, group_baseline, mean_square
 
 from .forward_process import Regression, by_row
 
@@ -20,6 +20,7 @@ class RAM(Regression):
     """
 
     references = ("prior",)
+    strength = TILT
 
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add R [B] to the round, as its advantages."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import Core, Noised, Trajectory, mean_square
+from bench import Core, Noised, Strength, Trajectory, mean_square
 
 from .forward_process import AdvantageConfig, AdvantageRegression, by_row, clipped_advantages
 
@@ -29,6 +29,7 @@ class RVM(AdvantageRegression):
     Config = RVMConfig
     config: RVMConfig
     references = ("prior",)
+    strength = Strength("method.kl", (0.004, 0.02, 0.1, 0.5))
 
     def prepare(self, core: Core, data: Trajectory) -> Trajectory:
         """Add A [B] to the round."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Trajectory, group_tilt, mean_square
+from bench import TILT, Batch, Copy, Core, Noised, Trajectory, group_tilt, mean_square
 
 from .forward_process import Regression, RegressionConfig, by_row
 
@@ -32,6 +32,7 @@ class TiltMatching(Regression):
     Config = TiltMatchingConfig
     config: TiltMatchingConfig
     references = ("old",)
+    strength = TILT
 
     def copies(self) -> dict[str, Copy]:
         """The policy at the start of the stage."""

@@ -11,7 +11,8 @@ from bench.config import read, resolve
 from bench.errors import BenchError
 from bench.hub import hub_cache, project_cache
 from bench.python import evaluate, load, report, run
-from bench.sweeps.sweep import plan, read_sweep
+from bench.sweeps.spec import read_sweep
+from bench.sweeps.sweep import plan
 
 DRY = ("run", "draft_1", "--dry-run")
 ABSENT = {  # what is told of a path that is not there, or of one that would be written

@@ -58,6 +58,7 @@ BY_HAND = {
     "draft_1": ([[3]] * B, (0, 4, 1)),
     "draft": ([[0]] * B, (0, 4, 4)),
     "draft_full": ([[0]] * B, (0, 4, 4)),
+    "draft_kl": ([[0]] * B, (0, 8, 4 + 3)),  # the prior at every state, its Jacobian at all but z_0
     "alignprop": ([[2]] * B, (0, 4, 2)),
     "draft_lv": ([[3]] * B, (0, 4 + 2, 2)),
     "refl": ([[2]] * B, (0, 3, 1)),

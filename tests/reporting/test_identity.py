@@ -25,6 +25,8 @@ BEFORE = {
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",
     "train.max_path_kl": None,
+    "method.kl": 0.0,  # of draft
+    "method.penalty": "path",
 }
 OPTIONAL = {
     "train.guidance": st.sampled_from([None, 1.0, 5.0]),

@@ -52,7 +52,7 @@ def test_a_dry_run_and_a_sweep_say_the_time(bench, monkeypatch, tmp_path: Path) 
     assert "time: about 4 min (training 4 min, evaluation 0 s)" in text
     tried.clear()
     runs = [ring("rtb", "seed=1"), ring("rtb", "optimizer.lr=0.1"), ring("draft_1"), ring("rtb", "train.updates=8")]
-    assert sweep_time(runs, at_once=2) == "about 20 min of runs, 10 min with 2 at once"
+    assert sweep_time(runs, at_once=2) == "about 20 min of runs, 10 min with 2 at once; 0.33 thread-hours"
     assert len(tried) == 3
     spec = tmp_path / "spec.yaml"
     spec.write_text(
@@ -60,7 +60,8 @@ def test_a_dry_run_and_a_sweep_say_the_time(bench, monkeypatch, tmp_path: Path) 
         "tune: {grid: {optimizer.lr: [0.1, 0.2, 0.3]}, seed: 9, smallest: tilt_sw2}\n"
     )
     _, text = bench("sweep", spec, "--dry-run")
-    assert "Time: 7 runs to do: about 3 h 30 min of runs, 1 h 45 min with 2 at once." in text  # three of them trials
+    # three of them trials
+    assert "Time: 7 runs to do: about 3 h 30 min of runs, 1 h 45 min with 2 at once; 3.5 thread-hours." in text
 
 
 @pytest.mark.slow

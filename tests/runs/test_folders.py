@@ -18,7 +18,8 @@ from bench.prompts import split
 from bench.runs.contents import contents
 from bench.runs.rows import run_folder, run_name
 from bench.runtime.files import locked
-from bench.sweeps.sweep import Sweep, plan_sweep
+from bench.sweeps.jobs import plan_sweep
+from bench.sweeps.spec import Sweep
 
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 HOLD = (

@@ -65,9 +65,12 @@ def _close(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[str,
 
 
 def says_what_it_is(name: str) -> None:
-    """a docstring, and options and a recipe that are valid settings"""
-    require((registry.load("methods", name).__doc__ or "").strip(), "the class has no docstring: say what it is.")
+    """a docstring, and options, a recipe and a strength that are valid settings"""
+    method = registry.load("methods", name)
+    require((method.__doc__ or "").strip(), "the class has no docstring: say what it is.")
     configs.resolve(name, suite="gaussian")
+    for value in method.strength.values if method.strength and not method.strength.relative else ():
+        configs.resolve(name, suite="gaussian", assignments=[f"{method.strength.setting}={value}"])
 
 
 def losses_are_well_formed(name: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import seaborn as sns
 
 FAMILIES = {  # what a method learns from; one of another package is among the others
-    "reward gradient": "refl draft draft_1 draft_full draft_lv alignprop leap_align",
+    "reward gradient": "refl draft draft_1 draft_full draft_kl draft_lv alignprop leap_align",
     "policy gradient": "ddpo grpo dpok flow_grpo flow_grpo_cps dance_grpo mix_grpo grpo_guard flow_dppo "
     "tempflow_grpo flash_grpo gardo",
     "gradient matching": "nabla_gfn nabla_gfn_noflow nabla_gfn_published nabla_gfn_adjoint nabla_db "
