@@ -5,20 +5,22 @@ true of the rows for the wording to hold. A page has the wording between `<!-- c
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from bench import shipped
 from bench.errors import BenchError, did_you_mean
-from bench.reporting.budgets import at, with_costs
+from bench.reporting.budgets import GAIN, KL, at, with_costs
 from bench.reporting.formats import interval
-from bench.reporting.selection import collect, floors, is_robust, priors, settings, standings, summary
+from bench.reporting.selection import collect, floors, is_robust, priors, settings, standings, summary, without_levels
 from bench.reporting.statistics import gaps
+from bench.runtime import yaml_text
 
 PLACE = re.compile(r"<!-- claim: (?P<name>\w+) -->(?P<text>.*?)<!-- /claim -->", re.DOTALL)
 
@@ -49,6 +51,14 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
+class Range(NamedTuple):
+    """The gains that two methods reach, and the first one's path_kl over the second's in this range."""
+
+    low: float
+    high: float
+    ratio: Estimate
+
+
 class Claim(NamedTuple):
     """A wording and, in words, the conditions under which it holds → whether they do."""
 
@@ -61,29 +71,30 @@ class Table:
     """Published runs of one setting: at their ends, or at an equal gain or cost.
 
     names: of published tables (`bench ls published`) or paths. axis, limit: see `bench.reporting.budgets.at`.
+    measured: whether methods are left out of which a run is interpolated between the prior and its first evaluation.
     Raises BenchError where they hold several settings.
     """
 
     names: Sequence[str]
     axis: str | None = None
     limit: float = 0.0
+    measured: bool = False
     every: pd.DataFrame = field(init=False, repr=False, compare=False)  # all rows, of the whole course of training
 
     def __post_init__(self) -> None:
-        frame, _ = collect([Path(name) for name in self.names])
-        found = list(settings(frame))
-        if len(found) != 1:
-            raise BenchError(f"{', '.join(self.names)}: {len(found)} settings, and a claim is about one.")
-        object.__setattr__(self, "every", found[0][1])
+        object.__setattr__(self, "every", _read(tuple(self.names)))
 
-    def at(self, axis: str, limit: float) -> "Table":
-        """The same runs where they first reach so much of a cost, or of "gain"."""
-        return Table(self.names, axis, limit)
+    def at(self, axis: str, limit: float, measured: bool = False) -> "Table":
+        """The same runs where they first reach so much of a cost, of "gain", or of the gain of a named reward."""
+        return Table(self.names, axis, limit, measured)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """The rows that count, costs among them."""
-        return with_costs(at(self.every, self.axis, self.limit)[0])
+        """The rows that count, costs among them; distances to the prior are what they exceed its own by."""
+        rows = at(self.every, self.axis, self.limit)[0]
+        if self.measured:
+            rows = rows[~rows["row"].isin(rows.loc[rows["from_prior"].eq(True), "row"])]
+        return with_costs(without_levels(rows))
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -140,12 +151,89 @@ class Table:
 
     def best(self, metric: str) -> list[str]:
         """The best row of a column, then those that are not told apart from it."""
-        marks = standings(self.rows, self.cells, [metric])
-        found = {name: one.mark for (name, _), one in marks.items() if one.mark}
+        found = self._marks(metric)
         return sorted(found, key=lambda name: (found[name] != "best", name))
+
+    def _marks(self, metric: str) -> dict[str, str]:
+        marks = standings(self.rows, self.cells, [metric])
+        return {name: one.mark for (name, _), one in marks.items() if one.mark}
+
+    def column(self, metric: str, gain: bool = False) -> dict[str, str]:
+        """Row → its cell in Markdown: the value, or the gain over the prior, marked as in published tables."""
+        marks, found = self._marks(metric), {}
+        for name in self.cells.index[self.cells.index.get_level_values("metric") == metric].get_level_values("row"):
+            value, ends = interval(*(self.gain if gain else self)(name, metric), sign=gain)
+            marked = {"best": f"**{value}**", "tie": f"{value} ≈"}.get(marks.get(name, ""), value)
+            found[name] = f"{marked} {ends}".strip()
+        return found
+
+    def over_gains(self, first: str, second: str, reward: str = GAIN) -> Range | None:
+        """Compare path_kl over all gains that both reach between two evaluations, in all seeds that both have.
+
+        The ratio is a geometric mean over these gains, of equal weight on a log scale, and over seeds, whose interval
+        it has. Between evaluations log path_kl is linear in log gain: path_kl grows like a power of the gain, with the
+        square of a small one, and a straight line would overstate it. None where there is no such gain.
+        """
+        paths = [_paths(tuple(self.names), reward).get(name, {}) for name in (first, second)]
+        seeds = sorted(paths[0].keys() & paths[1].keys())
+        gains = [path[seed][0] for path in paths for seed in seeds]
+        if not gains or not all(gain.size for gain in gains):
+            return None
+        low, high = max(gain[0] for gain in gains), min(gain.max() for gain in gains)
+        if high <= low:
+            return None
+        grid = np.linspace(low, high, 101)
+        means = [pd.Series({seed: np.exp(_first(*path[seed], grid).mean()) for seed in seeds}) for path in paths]
+        ratio = Estimate(*np.exp(_paired(means[0], means[1], "positive", False)))
+        return Range(float(np.exp(low)), float(np.exp(high)), ratio)
 
     def __str__(self) -> str:
         return " and ".join(self.names) + (f" at {self.limit:g} {self.axis}" if self.axis else "")
+
+
+@cache
+def _read(names: tuple[str, ...]) -> pd.DataFrame:
+    frame, _ = collect([Path(name) for name in names])
+    found = list(settings(frame))
+    if len(found) != 1:
+        raise BenchError(f"{', '.join(names)}: {len(found)} settings, and a claim is about one.")
+    return found[0][1]
+
+
+@cache
+def _paths(names: tuple[str, ...], reward: str) -> dict[str, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Row → seed → log gain of a reward and log path_kl of its evaluations in order, those without a gain left out."""
+    rows = _read(names)
+    rows = rows[(rows["updates"] > 0) & (rows["status"] != "failed")]
+    gain, kl = (rows[rows["metric"] == name].set_index(["row", "seed", "budget"]) for name in (reward, KL))
+    both = pd.DataFrame({"gain": gain["difference"], "kl": kl["value"]}).sort_index()
+    found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for (name, seed), path in both.groupby(["row", "seed"]):
+        logs = np.log(path[(path > 0).all(axis=1)])
+        found.setdefault(name, {})[seed] = (logs["gain"].to_numpy(), logs["kl"].to_numpy())
+    return found
+
+
+@cache
+def tuning(name: str) -> dict[str, Any]:
+    """How a published table was tuned: the contents of its `tuned.yaml`; {} if it was not."""
+    path = shipped.find("published", Path(name)) / "tuned.yaml"
+    return yaml_text.parse(path.read_text(encoding="utf8")) if path.is_file() else {}
+
+
+def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown between blank lines."""
+    every = [headings, ["---"] * len(headings), *lines]
+    return "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in every) + "\n"
+
+
+def _first(gain: np.ndarray, kl: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """`kl` where `gain` first reaches `limits`, none of them below its first value."""
+    after = np.searchsorted(np.maximum.accumulate(gain), limits)
+    before = np.maximum(after - 1, 0)
+    way = gain[after] - gain[before]
+    share = np.divide(limits - gain[before], way, out=np.ones_like(limits), where=way > 0)
+    return kl[before] + share * (kl[after] - kl[before])
 
 
 def _paired(first: pd.Series, second: pd.Series, support: str, robust: bool) -> Estimate:

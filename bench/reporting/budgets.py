@@ -36,7 +36,7 @@ class Missing(NamedTuple):
 def at(
     rows: pd.DataFrame, axis: str | None = None, limit: float = 0.0
 ) -> tuple[pd.DataFrame, dict[str, Missing], list[str]]:
-    """Every run where it reaches `limit` of `axis` for the first time: one of AXES, or "gain".
+    """Every run where it reaches `limit` of `axis` for the first time: one of AXES, "gain", or a reward to gain.
 
     Without an axis, its last evaluation. Between two evaluations everything is linear, and a run begins as the prior
     at no cost; the column `from_prior` tells what lies between the prior and a first evaluation. A row is refused where
@@ -51,8 +51,8 @@ def at(
     notes: list[str] = []
     if axis is None:
         chosen = good[good["budget"] == good.groupby(["row", "seed"])["budget"].transform("max")]
-    elif axis == "gain":
-        chosen, missing, notes = _at_gain(good[trained], limit)
+    elif axis == "gain" or axis.startswith("reward/"):
+        chosen, missing, notes = _at_gain(good[trained], GAIN if axis == "gain" else axis, limit)
     else:
         chosen, missing, notes = _at_cost(good[trained], axis, limit)
         chosen = pd.concat([chosen, good[~trained]])
@@ -60,8 +60,8 @@ def at(
     return pd.concat([chosen, failed]), missing, dropped + notes
 
 
-def _at_gain(rows: pd.DataFrame, limit: float) -> tuple[pd.DataFrame, dict[str, Missing], list[str]]:
-    path = _path(rows[rows["metric"] == GAIN], "difference")
+def _at_gain(rows: pd.DataFrame, reward: str, limit: float) -> tuple[pd.DataFrame, dict[str, Missing], list[str]]:
+    path = _path(rows[rows["metric"] == reward], "difference")
     crossed = _crossing(path, limit)
     missing, notes = _refused(rows, crossed, limit), []
     most, runs = path.groupby("row")["x"].max(), path.groupby("row")["seed"].nunique()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.publish.claims import Claim
-from results.claims import points
+from results.claims import images, points
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = (points,)
+MODULES = (images, points)
 CLAIMS: dict[str, Callable[[], Claim]] = {
     name: function
     for module in MODULES
