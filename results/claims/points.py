@@ -43,25 +43,25 @@ def _shares(table: Table) -> dict[str, float]:
 
 def ring_table() -> Claim:
     ring = _table("ring")
-    best = {metric: ring.best(metric) for metric in (SW2, TV, MEAN, SPREAD)}
-    lines = [
-        "| | `tilt_sw2` ↓ | `tilt_tv` ↓ | `tilt_within/mean` ↓ | `tilt_within/spread` ↓ | reward ↑ | `path_kl` [nats] ↓ |",
-        "|---|---|---|---|---|---|---|",
-        "| prior | " + " | ".join(ring.prior(metric).bare for metric in (SW2, TV, MEAN, SPREAD, REWARD)) + " | 0 |",
-        "| sampling floor | " + " | ".join(ring.floor(metric).bare for metric in (SW2, TV, MEAN, SPREAD)) + " | | |",
-    ]
+    errors = (SW2, TV, MEAN, SPREAD)
+    best = {metric: ring.best(metric) for metric in errors}
 
     def cell(method: str, metric: str) -> str:
         marked = best.get(metric, [])
-        bold = "**" if method == marked[:1][0:1] or [method] == marked[:1] else ""
-        return f"{bold}{ring(method, metric)}{bold}" + (" ≈" if method in marked[1:] else "")
+        text = f"**{ring(method, metric)}**" if marked[:1] == [method] else str(ring(method, metric))
+        return f"{text} ≈" if method in marked[1:] else text
 
-    shown = sorted((name for name in SHOWN if name in ring.methods), key=lambda name: ring(name, SW2).value)
-    lines += [
-        f"| `{name}` | " + " | ".join(cell(name, metric) for metric in (SW2, TV, MEAN, SPREAD, REWARD, KL)) + " |"
-        for name in shown
+    names = [f"`{name}`" for name in errors]
+    lines = [
+        ["", *(f"{name} ↓" for name in names), "reward ↑", "KL [nats] ↓"],
+        ["---"] * 7,
+        ["prior", *(ring.prior(metric).bare for metric in (*errors, REWARD)), "0"],
+        ["sampling floor", *(ring.floor(metric).bare for metric in errors), "", ""],
     ]
-    return Claim("\n\n" + "\n".join(lines) + "\n\n", {"every method shown has values": len(shown) == len(SHOWN)})
+    shown = sorted((name for name in SHOWN if name in ring.methods), key=lambda name: ring(name, SW2).value)
+    lines += [[f"`{name}`", *(cell(name, metric) for metric in (*errors, REWARD, KL))] for name in shown]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Claim(f"\n\n{text}\n\n", {"every method shown has values": len(shown) == len(SHOWN)})
 
 
 def ring_closest() -> Claim:
@@ -69,8 +69,8 @@ def ring_closest() -> Claim:
     best, *ties = ring.best(SW2)
     behind = f", not separated from {_code(ties)}" if ties else ""
     text = (
-        f"**Closest to the target** is `{best}`, with a `tilt_sw2` of {ring(best, SW2)} at {ring(best, KL)} nats{behind}; "
-        f"as many draws of the target have {ring.floor(SW2)}, the prior {ring.prior(SW2)}."
+        f"**Closest to the target** is `{best}`, with a `tilt_sw2` of {ring(best, SW2)} at {ring(best, KL)} nats"
+        f"{behind}; as many draws of the target have {ring.floor(SW2)}, the prior {ring.prior(SW2)}."
     )
     return Claim(text, {"it is closer than the prior": ring(best, SW2).high < ring.prior(SW2).value})
 
@@ -95,8 +95,8 @@ def ring_shrunk() -> Claim:
     worst = sorted(ring.methods, key=lambda name: -ring(name, SPREAD).value)[:4]
     listed = ", ".join(f"`{name}` ({ring(name, SPREAD)}, `tilt_tv` {ring(name, TV).bare})" for name in worst)
     text = (
-        f"**Right shares are not right samples.** The width inside the modes is furthest off, as `tilt_within/spread`, for "
-        f"{listed}; 0.69 is half or twice the target's width."
+        f"**Right shares are not right samples.** The width inside the modes is furthest off, by `tilt_within/spread`, "
+        f"for {listed}; 0.69 is half or twice the target's width."
     )
     return Claim(
         text, {"their widths are clearly off": all(ring(n, SPREAD).low > ring.floor(SPREAD).high for n in worst)}
