@@ -29,11 +29,12 @@ SMALL = (
 def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Methods that train are evaluated by a copy, so that it and the policy must be in the pack."""
+    """Methods that train adapters are evaluated by a copy, so that it and the policy must be in the pack."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for module, name in ((execution, "plot_curves"), (execution, "draw_samples"), (evaluate, "draw_samples")):
         monkeypatch.setattr(module, name, lambda *arguments: None)  # pictures take most of the time
-    copied = registry.load("methods", method).needs.training
+    needs = registry.load("methods", method).needs
+    copied = needs.training and needs.adapters
     weights = ["train.ema=0.5", "evaluation.weights=ema"] if copied else []
     config = resolve(method, suite="ring", assignments=[*SMALL, *weights])
     console = Console(file=io.StringIO())
@@ -44,7 +45,8 @@ def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     assert pack_runs(tmp_path / "runs", tmp_path / "pack") == (1, [])
     packed = tmp_path / "pack" / "one"
     assert not (packed / "checkpoints").exists()
-    assert {path.name for path in packed.glob("adapter*")} == ({"adapter", "adapter-ema"} if copied else set())
+    expected = {"adapter": needs.training, "adapter-ema": copied}
+    assert {path.name for path in packed.glob("adapter*")} == {name for name, there in expected.items() if there}
     assert merge_packs([tmp_path / "pack"], tmp_path / "published") == Merged(added=1, extended=0, present=0)
     rows = read_rows(packed / "rows.parquet")
     assert verify(packed, [], console), console.file.getvalue()

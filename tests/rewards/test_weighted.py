@@ -47,8 +47,21 @@ def test_terms_are_normalised_apart(method, tmp_path):
     assert summed.terms is None and not torch.allclose(summed.advantages, data.advantages, rtol=0.05)
 
 
+def test_gdpo_normalises_the_sum_of_normalised_terms(tmp_path):
+    """Neither a term's unit nor its zero counts; the round's advantages have mean 0 and deviation 1."""
+    options = ["method.advantage_clip=20", "reward.combine=gdpo"]
+    data = round_of("grpo", EXPRESSION, tmp_path, *options)
+    other = round_of("grpo", EXPRESSION, tmp_path, *options, "reward.quadratic.width=1.0")
+    torch.testing.assert_close(data.advantages, other.advantages, rtol=1e-3, atol=1e-3)
+    assert float(data.advantages.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(data.advantages.std(correction=0)) == pytest.approx(1, rel=1e-4)
+    apart = round_of("grpo", EXPRESSION, tmp_path, options[0], "reward.combine=advantages").advantages
+    torch.testing.assert_close(data.advantages, apart / apart.std(correction=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["advantages", "gdpo"])
 @pytest.mark.parametrize("method", ["draft_1", "nabla_gfn", "rtb", "ddpo", "dpok", "tilt_matching"])
-def test_others_are_refused_with_the_reason(method):
-    config = resolve(method, reward=EXPRESSION, suite="gaussian", assignments=["reward.combine=advantages"])
-    with pytest.raises(BenchError, match="rewards themselves or their gradient"):
+def test_others_are_refused_with_the_reason(method, combine):
+    config = resolve(method, reward=EXPRESSION, suite="gaussian", assignments=[f"reward.combine={combine}"])
+    with pytest.raises(BenchError, match=f"reward.combine = {combine} .* rewards themselves or their gradient"):
         check(config)

@@ -7,7 +7,9 @@ from bench.training.advantages import (
     Deviation,
     PromptStatistics,
     best_and_worst,
+    decoupled_advantages,
     group_baseline,
+    group_mean,
     group_normalised,
     group_tilt,
     leave_one_out,
@@ -84,3 +86,23 @@ def test_group_advantages():
     deviation = (14 / 3) ** 0.5
     expected = torch.tensor([-2 / deviation, 0.0, -1 / deviation, 3 / deviation, 0.0])
     assert torch.allclose(group_normalised(prompts, rewards), expected, atol=1e-5)
+
+
+def test_group_mean():
+    expected = [float(REWARDS[group].mean()) for group in GROUPS]
+    assert group_mean(PROMPTS, REWARDS).tolist() == pytest.approx(expected)
+
+
+def test_decoupled_advantages_see_no_unit_and_no_zero():
+    """And values that differ by rounding alone count as equal, where a deviation of 1e-7 would make them large."""
+    terms = torch.stack([REWARDS, torch.tensor([3.0, -1, 0.5, 2, 4, 2.5], dtype=torch.float64)], 1)
+    ours = decoupled_advantages(PROMPTS, terms, [1.0, 2.0])
+    changed = terms * torch.tensor([7.0, 0.1]) + torch.tensor([-3.0, 1.0])
+    torch.testing.assert_close(decoupled_advantages(PROMPTS, changed, [1.0, 2.0]), ours)
+    summed = [float(sum(w * (t[i] - t[g].mean()) / t[g].std(correction=0).clamp(min=1e-6)
+                        for w, t in zip((1.0, 2.0), terms.T, strict=True))) for i, g in enumerate(GROUPS)]  # fmt: skip
+    expected = torch.tensor(summed, dtype=torch.float64)
+    torch.testing.assert_close(ours, (expected - expected.mean()) / expected.std(correction=0))
+    rounding = 10 + 1e-6 * torch.arange(6, dtype=torch.float64)
+    flat = decoupled_advantages(PROMPTS, torch.stack([terms[:, 0], rounding], 1), [1.0, 1.0])
+    torch.testing.assert_close(flat, decoupled_advantages(PROMPTS, terms[:, :1], [1.0]))
