@@ -11,7 +11,9 @@ import pandas as pd
 
 from bench.reporting.answers import answers
 from bench.reporting.budgets import GAIN, at, common_gains, spelled
+from bench.reporting.envelopes import groups, table
 from bench.reporting.figures.curves import plot_curves
+from bench.reporting.figures.envelopes import plot_envelopes
 from bench.reporting.figures.methods import plot_methods
 from bench.reporting.figures.prompts import plot_prompts
 from bench.reporting.figures.sheet import plot_sheet
@@ -167,9 +169,14 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
     figures = [_figures(section, question, out, number) for number, section in enumerate(all_sections)]
     if across(scored := scores(all_sections)):
         plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
-    boards = boards_of(all_sections)
+    parts, boards = [text(all_sections, left_out, figures)], boards_of(all_sections)
+    for number, group in enumerate(groups(frame)):
+        boards.append(table(group))
+        name = f"envelopes-{number}.png"
+        plot_envelopes(group, out / name)
+        parts.append(f"### {markdown_text(boards[-1].title)}\n\n{markdown(boards[-1])}\n![envelopes]({name})\n")
     page = out / "report.md"
-    page.write_text(text(all_sections, left_out, figures), encoding="utf8")
+    page.write_text("\n".join(parts), encoding="utf8")
     (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
     (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
     return page

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from bench.reporting.budgets import KL
+from bench.reporting.envelopes import FLOOR, least_kl
 from bench.reporting.statistics import student
 
-FLOOR = 0.1  # of the largest gain of a method
 TINY = 1e-12  # nats
 
 
@@ -72,10 +72,12 @@ def choose(trials: Sequence[Sequence[Mapping[str, float]]], most: int) -> tuple[
     points = [point for point in points if point.gain >= FLOOR * top]
     gains = np.array([corner.gain for corner in _corners(points)])
     widths = np.diff(gains, prepend=FLOOR * top) + 1e-9 * top  # a single corner counts too
-    least = np.array([_least_kl(points, i, gains) for i in range(len(trials))])  # [configurations, corners]
+    places = np.array([[point.gain, point.kl] for point in points])
+    owners = np.array([point.configuration for point in points])
+    least = np.array([least_kl(places[owners == i], gains) for i in range(len(trials))])  # [configurations, corners]
 
-    def cost(places: list[int]) -> tuple[float, float]:
-        kl = least[places].min(0)
+    def cost(several: list[int]) -> tuple[float, float]:
+        kl = least[several].min(0)
         reached = np.isfinite(kl)
         return float(widths[~reached].sum()), float((widths * np.log(np.where(reached, kl, 1) + TINY)).sum())
 
@@ -98,9 +100,3 @@ def _corners(points: Sequence[Point]) -> list[Point]:
         if not corners or point.kl < corners[-1].kl:
             corners.append(point)
     return corners[::-1]
-
-
-def _least_kl(points: Sequence[Point], configuration: int, gains: np.ndarray) -> list[float]:
-    """The least KL with which a configuration reaches each of the gains; infinite where it does not."""
-    own = [point for point in points if point.configuration == configuration]
-    return [min((point.kl for point in own if point.gain >= gain), default=math.inf) for gain in gains]

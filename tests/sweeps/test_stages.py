@@ -20,8 +20,9 @@ from bench.errors import BenchError
 from bench.method import TILT, Strength
 from bench.options import leaves
 from bench.registry import Plugin
+from bench.reporting.envelopes import FLOOR
 from bench.reporting.rows import read_rows, write_rows
-from bench.sweeps.envelope import FLOOR, choose, evaluations
+from bench.sweeps.envelope import choose, evaluations
 from bench.sweeps.jobs import plan_sweep, plan_trials
 from bench.sweeps.spec import Sweep, read_sweep
 from bench.sweeps.sweep import plan, trial_budget, tune

@@ -1,0 +1,169 @@
+"""A method as the lower envelope of its configurations: the least path_kl at every gain, compared over all gains.
+
+Rows of one method that differ in its options, its optimiser, β or the number of updates are its configurations. Within
+a seed the envelope at a gain is the least KL of all their evaluations that gain as much.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from bench.reporting.budgets import GAIN, KL
+from bench.reporting.leaderboard import Board, Cell, Line
+from bench.reporting.selection import SETTING, differing
+from bench.reporting.statistics import CONFIDENCE, over_seeds
+
+CONFIGURED = ("method.", "optimizer.", "reward.beta", "train.updates")  # settings in which configurations may differ
+FLOOR = 0.1  # of the largest gain: below it, all configurations are near the prior and agree
+GAINS = 25  # at which envelopes are compared
+DRAWS = 4000  # of the largest deviation of a mean over gains
+
+
+class Group(NamedTuple):
+    """Methods that are compared: a heading, and method → seed → its evaluations, (gain, KL) [n, 2]."""
+
+    heading: str
+    points: dict[str, dict[int, np.ndarray]]
+
+
+class Comparison(NamedTuple):
+    """Two methods over their common range of gains.
+
+    gains: [G]. ratio, low, high: the mean over seeds of the difference of log KL, and a band that holds the whole curve
+    in 95 of 100. mean: that of the difference over the gains, with its interval (centre, low, high). p: of Student's
+    test that it is 0. seeds: those of both.
+    """
+
+    gains: np.ndarray
+    ratio: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    mean: tuple[float, float, float]
+    p: float
+    seeds: int
+
+
+def groups(frame: pd.DataFrame) -> Iterator[Group]:
+    """What can be compared among the rows that `bench.reporting.selection.collect` gives.
+
+    Only where some method has several configurations; without them the other tables and figures say it all.
+    """
+    rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0) & frame["metric"].isin([GAIN, KL])]
+    alike = [name for name in SETTING if name != "beta"]
+    for key, own in rows.groupby(alike, sort=False):
+        texts = own["settings"].unique()
+        shared = {text: {k: v for k, v in json.loads(text).items() if not k.startswith(CONFIGURED)} for text in texts}
+        used = own.groupby("method")["settings"].unique()
+        names: dict[tuple[str, str], str] = {}
+        for method, several in used.items():
+            for text in several:
+                other = differing(shared[text], [shared[one] for one in several])
+                names[str(method), text] = f"{method} ({other})" if other else str(method)
+        if len(names) == len(set(names.values())):
+            continue
+        named = own.assign(line=[names[pair] for pair in zip(own["method"], own["settings"], strict=True)])
+        values = dict(zip(alike, key, strict=True))
+        heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
+        yield Group(heading, {str(name): _points(line) for name, line in named.groupby("line", sort=False)})
+
+
+def _points(rows: pd.DataFrame) -> dict[int, np.ndarray]:
+    run = ["seed", "settings", "budget"]
+    gain = rows[rows["metric"] == GAIN].set_index(run)["difference"].rename("gain")
+    both = pd.concat([gain, rows[rows["metric"] == KL].set_index(run)["value"].rename("kl")], axis=1).dropna()
+    both = both[both["kl"] > 0]  # of others there is no logarithm
+    return {int(seed): own.to_numpy() for seed, own in both.groupby(level="seed")}
+
+
+def least_kl(points: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """The envelope [G] of points (gain, KL) [n, 2] at gains [G]; infinite where no point gains as much."""
+    reached = points[:, 0] >= gains[:, None]
+    return np.where(reached, points[:, 1], np.inf).min(1, initial=np.inf)
+
+
+def common_range(several: Sequence[Mapping[int, np.ndarray]]) -> np.ndarray:
+    """Gains [GAINS] that every seed of these methods reaches, from `FLOOR` of the largest of them on; [0] if none."""
+    top = min(points[:, 0].max() for seeds in several for points in seeds.values())
+    return np.linspace(FLOOR * top, top, GAINS) if top > 0 else np.empty(0)
+
+
+def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> Comparison | None:
+    """The log of the KL of one over that of the other, within seeds; None without three seeds or a common gain.
+
+    The band is that of the largest absolute t over the gains, whose distribution is simulated from the residuals
+    (Montiel Olea and Plagborg-Møller, 2019), with Student's scale.
+    """
+    seeds = sorted(one.keys() & other.keys())
+    gains = common_range([{seed: m[seed] for seed in seeds} for m in (one, other)]) if seeds else np.empty(0)
+    if len(seeds) < 3 or not len(gains):
+        return None
+    logs = [np.log(np.stack([least_kl(m[seed], gains) for seed in seeds])) for m in (one, other)]
+    ratio = logs[0] - logs[1]  # [n, G]
+    n, centre = len(seeds), ratio.mean(0)
+    residual = ratio - centre
+    spread = np.sqrt((residual**2).sum(0))
+    rng = np.random.default_rng(0)
+    unit = np.divide(residual, spread, out=np.zeros_like(residual), where=spread > 0)
+    scale = np.sqrt(rng.chisquare(n - 1, DRAWS) / (n - 1))
+    largest = np.abs(rng.standard_normal((DRAWS, n)) @ unit).max(1) / scale
+    reach = np.quantile(largest, CONFIDENCE) * spread / np.sqrt(n * (n - 1))
+    means = ratio.mean(1)
+    p = float(scipy.stats.ttest_1samp(means, 0.0).pvalue) if means.std() > 0 else 1.0
+    interval = tuple(map(float, over_seeds([means])[0]))
+    return Comparison(gains, centre, centre - reach, centre + reach, (interval[0], interval[1], interval[2]), p, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Values of p corrected for their number by Holm's method (1979), in the given order."""
+    corrected, worst, count = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, place in enumerate(np.argsort(p_values).tolist()):
+        worst = max(worst, min(1.0, (count - rank) * p_values[place]))
+        corrected[place] = worst
+    return corrected
+
+
+def reference(group: Group) -> str:
+    """The method that the others are compared with: the least mean log KL over the gains that all reach.
+
+    Where no gain is common to all, the one that reaches most.
+    """
+    gains = common_range(list(group.points.values()))
+
+    def cost(name: str) -> float:
+        seeds = group.points[name].values()
+        if not len(gains):
+            return -max(float(points[:, 0].max()) for points in seeds)
+        return float(np.mean([np.log(least_kl(points, gains)).mean() for points in seeds]))
+
+    return min(group.points, key=cost)
+
+
+def comparisons(group: Group) -> dict[str, Comparison | None]:
+    """Every other method against the `reference`."""
+    best = reference(group)
+    return {name: compare(points, group.points[best]) for name, points in group.points.items() if name != best}
+
+
+def table(group: Group) -> Board:
+    """The table: the mean ratio of KL to the reference's over the common gains, and p by Holm's method."""
+    best, found = reference(group), comparisons(group)
+    known = {name: one.p for name, one in found.items() if one}
+    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    lines = [Line(best, (Cell(1.0), Cell(text="–")), str(len(group.points[best])))]
+    for name, one in found.items():
+        cells = (Cell(text="–"), Cell(text="–"))
+        if one:
+            mark = "" if corrected[name] < 1 - CONFIDENCE else "not separated"
+            cells = (Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip()))
+        lines.append(Line(name, cells, str(one.seeds if one else len(group.points[name]))))
+    columns = (f"KL over that of {best}", "p (Holm)")
+    notes = (
+        f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
+        f"much of {GAIN}. The ratio is the exponential of the mean difference of log KL over the gains that both reach "
+        f"in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, 95 %.",
+    )
+    return Board(f"Envelopes: {group.heading}", columns, columns, tuple(lines), notes)

@@ -1,0 +1,113 @@
+"""Methods as the lower envelopes of their configurations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_results import row
+
+from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, holm, least_kl, reference, table
+from bench.reporting.report import Question, write_report
+from bench.reporting.rows import write_rows
+from bench.reporting.selection import collect
+from bench.reporting.statistics import CONFIDENCE
+
+SEEDS = range(5)
+
+
+def test_the_envelope_is_the_least_kl_that_gains_as_much() -> None:
+    points = np.array([[1.0, 2.0], [2.0, 1.5], [3.0, 9.0]])
+    assert least_kl(points, np.array([0.5, 1.0, 2.0, 2.5, 3.1])).tolist() == [1.5, 1.5, 1.5, 9.0, np.inf]
+    assert common_range([{0: points}, {0: points[:2], 1: points}])[-1] == 2.0
+    assert len(common_range([{0: -points}])) == 0
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def curve(kl: np.ndarray) -> np.ndarray:
+    return np.stack([np.linspace(0.01, 1, len(kl)), kl], 1)
+
+
+def drawn(rng: np.random.Generator, shift: float) -> dict[int, np.ndarray]:
+    """KL that rises with the gain, times a factor that wanders along the gains of a seed."""
+    gains, seeds = np.linspace(0.01, 1, 60), {}
+    for seed in SEEDS:
+        wander = 0.1 * rng.standard_normal() + 0.02 * rng.standard_normal(60).cumsum()
+        seeds[seed] = curve(np.exp(2 * gains + shift) * np.exp(wander - wander.min() + 3 * gains))
+    return seeds
+
+
+def test_the_band_holds_the_whole_curve_in_95_of_100() -> None:
+    rng, held, trials = np.random.default_rng(1), 0, 300
+    gains = common_range([{0: curve(np.ones(60))}])
+    truth = np.sin(gains)
+    for _ in range(trials):
+        one, other = {}, {}
+        for seed in SEEDS:
+            noise = 0.2 * rng.standard_normal() + 0.1 * rng.standard_normal(len(gains)).cumsum() / 5
+            other[seed] = np.stack([gains, np.exp(10 * gains)], 1)
+            one[seed] = np.stack([gains, np.exp(10 * gains + truth + noise)], 1)
+        found = compare(one, other)
+        assert found is not None
+        held += bool(((found.low <= truth) & (truth <= found.high)).all())
+    assert CONFIDENCE - 0.04 <= held / trials <= 1
+
+
+def test_a_method_with_twice_the_kl_has_a_ratio_of_two() -> None:
+    rng = np.random.default_rng(0)
+    one = drawn(rng, 0.0)
+    other = {seed: points * [1, np.exp(0.7 + 0.01 * rng.standard_normal())] for seed, points in one.items()}
+    found = compare(other, one)
+    assert found is not None
+    assert np.exp(found.mean) == pytest.approx(np.exp(0.7), rel=0.05)
+    assert found.p < 1e-6
+    assert (found.low > 0).all()
+    assert compare({0: one[0]}, {0: other[0]}) is None
+
+
+def rows_of(method: str, configurations: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    """Of three seeds; each configuration gains more, at a KL of `factor` times the squared gain."""
+    found = []
+    for place, own in enumerate(configurations):
+        settings = json.dumps({"method.name": method, "sampler.steps": 20} | own)
+        for seed in range(3):
+            for updates, share in ((10, 0.5), (20, 1.0)):
+                gain = share * (place + 1) * (1 + 0.01 * seed)
+                same = {"method": method, "settings": settings, "seed": seed, "budget": updates, "updates": updates}
+                same |= {"run": f"{method}{place}{seed}", "beta": own.get("reward.beta", 1.0)}
+                kl = factor * gain**2 * (1 + 0.02 * seed * (place + 1))
+                found += [row(difference=gain, **same), row(metric="path_kl", value=kl, support="positive", **same)]
+    return found
+
+
+def test_configurations_of_a_method_are_one_line_and_other_settings_are_not(tmp_path: Path) -> None:
+    tilts = [{"reward.beta": 0.5, "optimizer.lr": 1e-3}, {"reward.beta": 2.0, "optimizer.lr": 4e-3, "train.updates": 9}]
+    weights = [{"method.kl": 1.0}, {"method.kl": 0.0}]
+    assert all(key.startswith(CONFIGURED) for one in [*tilts, *weights] for key in one)
+    rows = rows_of("adjoint_matching", tilts, 1.0) + rows_of("draft", weights, 2.0)
+    write_rows(tmp_path / "rows.parquet", rows)
+    (group,) = groups(collect([tmp_path])[0])
+    assert set(group.points) == {"adjoint_matching", "draft"}
+    assert all(len(points) == 4 for seeds in group.points.values() for points in seeds.values())
+    assert reference(group) == "adjoint_matching"
+    board = table(group)
+    assert [line.name for line in board.lines] == ["adjoint_matching", "draft"]
+    assert board.lines[1].cells[0].value == pytest.approx(2.0, rel=1e-6)
+    page = write_report(tmp_path / "report", *collect([tmp_path]), Question())
+    assert "Envelopes: emoji_clip on emoji" in page.read_text()
+    assert (page.parent / "envelopes-0.png").is_file()
+
+    other = rows_of("draft", [{"method.kl": 1.0, "sampler.steps": 40}], 2.0)
+    write_rows(tmp_path / "more.parquet", [one | {"run": f"x{one['run']}"} for one in other])
+    (group,) = groups(collect([tmp_path])[0])
+    assert set(group.points) == {"adjoint_matching", "draft (sampler.steps = 20)", "draft (sampler.steps = 40)"}
+
+
+def test_published_tables_have_one_configuration_of_each_method() -> None:
+    assert not list(groups(collect([Path("ring")])[0]))
