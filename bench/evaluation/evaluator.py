@@ -34,6 +34,7 @@ from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 SHOWN = ("images", "latents")  # what is kept of a set of prior samples
+RECORDED = ("step_kl", "log_ratio", "output_norm")  # and of a finetuned model's set
 LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
     "nabla-bench",
     "torch",
@@ -121,11 +122,20 @@ def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
 class Evaluator:
     """Samples and caches the prior's sets, and measures finetuned models against them.
 
-    cache: folder of prior sets and of features; see `bench.runtime.digests` for their keys.
+    cache: folder of prior sets and of features; see `bench.runtime.digests` for their keys. weights: what identifies
+    those of the finetuned model, if they will not change; its set is cached then too.
     """
 
-    def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
-        self.core, self.config, self.cache, self.method = core, config, cache, method
+    def __init__(
+        self,
+        core: Core,
+        config: RunConfig,
+        prompts: PromptSet,
+        cache: Path,
+        method: Method | None = None,
+        weights: str | None = None,
+    ):
+        self.core, self.config, self.cache, self.method, self.weights = core, config, cache, method, weights
         self.seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
         self.names, self.splits = sample_names(prompts, config.evaluation)
         # the terms of a sum before it, so that of one that is not finite it is the term that is named
@@ -145,18 +155,7 @@ class Evaluator:
     ) -> tuple[Evaluation, list[Measurement]]:
         """Draw what is not cached, then run every configured metric; on_batch gets (set, rows finished)."""
         sets = {name: self.prior_set(name, partial(on_batch, name)) for name in PRIOR_SETS}
-        sets["finetuned"] = self._score(
-            "finetuned",
-            draw(
-                self.core,
-                self.names,
-                self.splits,
-                seed=self.seed,
-                method=self.method,
-                weights=None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights,
-                on_batch=lambda rows: on_batch("finetuned", rows),
-            ),
-        )
+        sets["finetuned"] = self._score("finetuned", self._finetuned(partial(on_batch, "finetuned")))
         evaluation = Evaluation(
             **sets,
             targets=self.targets(partial(on_batch, "target")),
@@ -168,6 +167,22 @@ class Evaluator:
             prior_on=self.prior_on,
         )
         return evaluation, [m for name in self.config.evaluation.metrics for m in _measure(name, evaluation)]
+
+    def _finetuned(self, on_batch: Callable[[int], None]) -> Samples:
+        """The finetuned model's set, drawn; one of weights that will not change is kept, as the prior's are."""
+
+        def draw_set() -> dict[str, Tensor]:
+            weights = None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights
+            options = {"seed": self.seed, "method": self.method, "weights": weights, "on_batch": on_batch}
+            drawn = draw(self.core, self.names, self.splits, **options)
+            return {name: value for name in (*SHOWN, *RECORDED) if (value := getattr(drawn, name)) is not None}
+
+        if self.weights is None:
+            tensors = draw_set()
+        else:
+            key = {"weights": self.weights, "set": self._set_key("evaluate", self.core)}
+            tensors = cached(self.cache / f"{digest(key)}.checked", draw_set)
+        return Samples(prompts=[prompt for prompt, _ in self.names], splits=self.splits, rewards={}, **tensors)
 
     def prior_on(self, sampler: str, purpose: str) -> Samples:
         """A prior set on another sampler: the "training"'s, or the "accurate" one of 50 steps or more without noise."""

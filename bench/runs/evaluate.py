@@ -14,6 +14,7 @@ from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
+from bench.judge.weights import install
 from bench.metric import Evaluation, Measurement
 from bench.model import DiffusionModel
 from bench.prompts import load_prompts
@@ -26,7 +27,7 @@ from bench.runs.out_of_memory import explain_out_of_memory
 from bench.runs.progress import evaluate
 from bench.runs.rows import prior_settings, provenance, row
 from bench.runtime import memory
-from bench.settings import EXECUTION, RunConfig
+from bench.settings import EXECUTION, JUDGED, RunConfig
 from bench.training import checkpoint
 
 
@@ -81,6 +82,8 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
     with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
+            if config.method.name == JUDGED:
+                install(core.model, folder / "adapter", config)
             updates, counted = _load_trained(core, config, folder) if trained else (0, True)
             evaluator = Evaluator(evaluation_core(core, config), config, prompts, project_cache(), build_method(config))
         evaluation, measurements = evaluate(evaluator, console)
