@@ -50,6 +50,14 @@ def judge(
     metric: AddedMetrics = None,
     assignments: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder; of several rows, one with a folder for each.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Judge a folder of finished images instead, with index.csv or a --pattern.")
+    ] = None,
+    prior: Annotated[Path | None, typer.Option(help="With --images: a folder that the prior has drawn.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="With --images: how files are called, {number}-{sample}.png or {prompt}/{sample}.png."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start anew; an earlier run there is moved aside.")] = False,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes that share the work, one a GPU.")] = 1,
 ) -> None:
@@ -59,9 +67,17 @@ def judge(
         bench judge org/some-lora@main ./merged-pipeline ./transformer --model sd35_medium --reward hps
         bench judge ./style ./detail --together --scale 1 --scale 0.5 --model sdxl --reward pickscore
         bench judge runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d
+        bench judge --images ./drawn --prompts prompts.csv --prior ./drawn-by-the-prior
 
     The same command again resumes: sets of samples that were drawn are kept.
     """
+    if images:
+        if words or model:
+            raise BenchError("--images judges images alone: leave out --model and SOURCE, or leave out --images.")
+        rest: dict[str, Any] = {"reward": reward, "suite": suite, "name": label, "cost": cost}
+        rest |= {"metrics": metric or (), "assignments": assignments or []}
+        _judge_images(images, prior, pattern, prompts, out, force, **rest)
+        return
     if not words:
         raise BenchError("what is judged? Give an adapter, a folder or a hub id: bench judge ./my-lora --model sd15.")
     show_warnings()
@@ -69,6 +85,7 @@ def judge(
     from bench.judge import sources
     from bench.runs.preflight import preflight
     from bench.runs.rows import default_folder
+    from bench.runs.rows import label as label_of
     from bench.runtime import processes
 
     launching = num_processes > 1 and not processes.launched()
@@ -99,5 +116,26 @@ def judge(
             if not job.go(force, locks):
                 console.print("This is judged already; nothing was computed.")
         if processes.is_main():
-            console.print(f"{config.method.label}: {judging.sampler_text(config)}")
+            console.print(f"{label_of(config)}: {judging.sampler_text(config)}")
             job.report()
+
+
+def _judge_images(
+    images: Path,
+    prior: Path | None,
+    pattern: str | None,
+    prompts: str | None,
+    out: Path | None,
+    force: bool,
+    **options: Any,
+) -> None:
+    if prior is None or prompts is None:
+        raise BenchError("--images needs --prompts, what was drawn, and --prior, a folder of images of the prior.")
+    show_warnings()
+    from bench.judge import images as judging
+    from bench.judge.judge import stated_cost
+
+    files, before = judging.found(images, prior, pattern, prompts)
+    options["cost"] = stated_cost(options["cost"])
+    config = judging.configured(images, files, prompts=prompts, **options)
+    console.print(f"Results in {judging.judge_images(config, files, before, out, force, console)}")
