@@ -11,7 +11,6 @@ from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, float32, nn
 
@@ -41,9 +40,10 @@ def add_adapters(model: PipelineModel, folders: Sequence[Path], scales: Sequence
     Raises BenchError for a file that is damaged, empty, not finite, or does not fit the model in every tensor.
     """
     names = [f"judged{number}" for number in range(len(folders))]
-    for name, folder in zip(names, folders, strict=True):
-        _add(model, folder, name)
     parts = {part: network for part, network in model.pipeline.components.items() if isinstance(network, nn.Module)}
+    layers = {part: dict(network.named_modules()) for part, network in parts.items()}  # before any has an adapter
+    for name, folder in zip(names, folders, strict=True):
+        _add(model, layers, folder, name)
     adapted = {part: _switched(network, names, scales) for part, network in parts.items()}
     encoders = [adapters for part, adapters in adapted.items() if adapters.layers and part != model.denoiser]
     model.adopt_adapters(adapted[model.denoiser], encoders)
@@ -65,13 +65,13 @@ def _switched(network: nn.Module, names: Sequence[str], scales: Sequence[float])
     return adapters
 
 
-def _add(model: PipelineModel, folder: Path, name: str) -> None:
+def _add(model: PipelineModel, layers: Mapping[str, Mapping[str, Any]], folder: Path, name: str) -> None:
     (file,) = folder.glob("*.safetensors")
     state = _read(file)
     as_peft = (folder / PEFT[0]).is_file()
     try:
         found = _of_peft(model, folder, state) if as_peft else _of_diffusers(model, file)
-        _require_layers(model, found, file)
+        _require_layers(model, layers, found, file)
         if as_peft:
             _inject(model.network, read(folder / PEFT[0]), found[model.denoiser], name)
         else:
@@ -125,7 +125,10 @@ def _of_diffusers(model: PipelineModel, file: Path) -> dict[str, dict[str, Tenso
         if part == model.denoiser and "lora_A" not in next(iter(tensors)):
             found[part] = convert_unet_state_dict_to_peft(tensors)
         elif part.startswith("text_encoder"):
-            found[part] = convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
+            named = convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
+            if not hasattr(getattr(pipe, part), "text_model"):  # a level that earlier versions of the library had
+                named = {key.removeprefix("text_model."): tensor for key, tensor in named.items()}
+            found[part] = named
     return found
 
 
@@ -148,7 +151,12 @@ def _inject(network: nn.Module, config: Mapping[str, Any], state: dict[str, Tens
     peft.set_peft_model_state_dict(network, state, name)
 
 
-def _require_layers(model: PipelineModel, found: Mapping[str, Mapping[str, Tensor]], file: Path) -> None:
+def _require_layers(
+    model: PipelineModel,
+    layers: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Mapping[str, Tensor]],
+    file: Path,
+) -> None:
     """Raise BenchError, with what does not, unless every tensor has a layer of its shape in the model."""
     if strange := found.get("", {}):
         raise BenchError(
@@ -162,8 +170,7 @@ def _require_layers(model: PipelineModel, found: Mapping[str, Mapping[str, Tenso
             "this would leave as the prior's."
         )
     for part, tensors in found.items():
-        layers = dict(getattr(model.pipeline, part).named_modules())
-        unmatched = [key for key, tensor in tensors.items() if not _fits(layers, key, tensor)]
+        unmatched = [key for key, tensor in tensors.items() if not _fits(layers.get(part, {}), key, tensor)]
         if unmatched:
             raise BenchError(
                 f"{file} is no adapter of {model.config.name!r}: {len(unmatched)} of {len(tensors)} tensors match no "
@@ -176,7 +183,6 @@ def _fits(layers: Mapping[str, Any], key: str, tensor: Tensor) -> bool:
     words = key.split(".")
     places = (".".join(words[:count]) for count in range(len(words) - 1, 0, -1))
     layer = next((layers[place] for place in places if place in layers), None)
-    layer = layer.base_layer if isinstance(layer, BaseTunerLayer) else layer
     weight = getattr(layer, "weight", None)
     if weight is None or weight.ndim < 2:
         return False

@@ -193,9 +193,12 @@ def _measured(
     def evaluation(count: int, starts: tuple[int, int, int]) -> Evaluation:
         """Of so many samples of a prompt; starts: the first ones of the prior's three sets."""
         sets = {start: samples(prior, start, count) for start in dict.fromkeys(starts)}
+        paired, reference, floor = (sets[start] for start in starts)
         return Evaluation(
             finetuned=samples(files, 0, count),
-            **{name: sets[start] for name, start in zip(("prior", "reference", "floor"), starts, strict=True)},
+            prior=paired,
+            reference=reference,
+            floor=floor,
             reward=config.reward.name,
             beta=config.reward.beta,
             features=features,

@@ -66,6 +66,7 @@ def configured(
             raise BenchError(f"{sources[0].name} was trained on {run.model.name!r}: leave out --model.")
         if not (reward or suite):
             evaluated: dict[str, Any] = {"evaluation.weights": "policy", "evaluation.at": [], "train.max_path_kl": None}
+            evaluated["optimizer.networks"] = {}
             changed = {"method": {"name": JUDGED}} | judged | evaluated | dict(named)
             return configs.with_metrics(configs.with_settings(run, changed, assignments), metrics)
         overrides = dict(leaves({"model": run.model.model_dump(mode="json")}))

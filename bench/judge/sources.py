@@ -109,7 +109,8 @@ def _in_folder(folder: Path, name: str) -> Source:
         return _of_run(folder, name)
     if (folder / "model_index.json").is_file():
         parts = used_parts(folder, family_of(folder))
-        files = ["model_index.json", *(file for part in parts for file in files_of(folder, part))]
+        weights = [part for part in parts if not part.startswith("tokenizer")]
+        files = ["model_index.json", *(file for part in weights for file in files_of(folder, part))]
         return Source(name, _present(folder, [*files, *_indices(folder)]), whole=True)
     if (folder / "config.json").is_file():
         return Source(name, _present(folder, ["config.json", *weight_files(folder), *_indices(folder)]), whole=True)

@@ -54,7 +54,7 @@ def _denoiser(model: PipelineModel, folder: Path) -> nn.Module:
                 f"{folder} is a {family.pipeline_class.__name__}, and {model.config.name!r} is a "
                 f"{model.pipeline_class.__name__}: give --model a pipeline of its family."
             )
-        predicts = check_pipeline(folder, family, guidance=1).spec.output
+        predicts = check_pipeline(folder, family, guidance=1, only={"scheduler", model.denoiser}).spec.output
         if predicts != model.output:
             raise BenchError(f"{folder} predicts {predicts}, and {model.config.name!r} {model.output}.")
         _require_same_parts(model, folder)

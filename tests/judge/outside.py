@@ -51,7 +51,8 @@ def save_kohya(parts: dict[str, Any], file: Path, alpha: float = 4.0) -> Path:
         targets = TARGETS if prefix == "lora_unet" else ["q_proj", "v_proj"]
         for name, tensor in random_lora(network, seed=number, targets=targets).items():
             module, _, kind = name.removesuffix(".weight").rpartition(".")
-            stem = f"{prefix}_{module.replace('.', '_')}"
+            level = "text_model_" * (prefix == "lora_te")
+            stem = f"{prefix}_{level}{module.replace('.', '_')}"
             tensors[f"{stem}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.contiguous()
             tensors[f"{stem}.alpha"] = torch.tensor(alpha)
     save_file(tensors, file)
