@@ -16,7 +16,10 @@ from outside import save_diffusers, save_kohya, save_peft
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from test_published import change
 
+from bench.environment import revision
+from bench.evaluation import evaluator
 from bench.evaluation.evaluator import load_reward
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.pipeline import PipelineModel
@@ -312,3 +315,77 @@ def test_whole_weights_of_another_kind(judge, pipeline_folder, tmp_path):
     }.items():
         status, text = judge(tmp_path / source, model=pipeline_folder, out=tmp_path / f"judged-{source}")
         assert (status, words in " ".join(text.split())) == (2, True), text
+
+
+def test_judged_rows_are_packed_merged_verified_and_resumed(judge, bench, pipeline_folder, tmp_path, monkeypatch):
+    """A pack holds what was judged; the same command again draws nothing; another file there is no longer that row."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pipeline_folder, "model")
+    save_diffusers(fresh(pipeline_folder)[1], "unet", tmp_path / "lora")
+    options = {"model": "./model", "prompts": "./prompts.txt", "out": "runs/one"}
+    status, text = judge("./lora", "--cost", "reward_calls=1e4", **options)
+    assert status == 0, text
+    before = rows_of(Path("runs/one"))
+    Path("runs/one/rows.parquet").unlink()
+    monkeypatch.setattr(evaluator, "draw", lambda *arguments, **options: pytest.fail("drawn again"))
+    status, text = judge("./lora", "--cost", "reward_calls=1e4", **options)
+    assert status == 0, text
+    assert rows_of(Path("runs/one"))["value"].equals(before["value"])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    change(tmp_path / "runs" / "one", dirty=False, revision=revision()[0])
+    status, text = bench("pack", "runs", "--out", "pack")
+    assert status == 0, text
+    status, text = bench("merge", "pack", "published")
+    assert (status, "1 runs added" in text) == (0, True), text
+    shutil.rmtree("lora")
+    status, text = bench("verify", "pack/one")
+    assert (status, f"{before['value'].notna().sum()} equal" in text) == (0, True), text
+    status, text = bench("report", "published", "--at-reward-calls", "1e4")
+    assert (status, "lora (judged; training cost as stated)" in " ".join(text.split())) == (0, True), text
+    (file,) = Path("pack/one/adapter/0").glob("*.safetensors")
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    status, text = bench("verify", "pack/one")
+    assert (status, "are not those that were judged" in " ".join(text.split())) == (2, True), text
+
+
+def test_a_repository_of_the_hub_is_named_by_its_commit(judge, pipeline_folder, hub, tmp_path):
+    """From the cache, without a network; a file inside may be named."""
+    commit = "c0ffee" + "0" * 34
+    place = hub / "models--me--lora"
+    folder = save_diffusers(fresh(pipeline_folder)[1], "unet", place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    for number, words in enumerate(("me/lora", f"me/lora@main:{next(folder.iterdir()).name}")):
+        status, text = judge(words, model=pipeline_folder, out=tmp_path / f"judged{number}")
+        assert status == 0, text
+        row = rows_of(tmp_path / f"judged{number}").iloc[0]
+        assert json.loads(row["settings"])["method.sources"][0].startswith(f"me/lora@{commit}")
+    status, text = judge("me/other", model=pipeline_folder)
+    assert (status, "the hub cannot be reached" in " ".join(text.split())) == (2, True), text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "what is judged?"),
+        (("a", "--cost", "nfe=many"), "it takes nfe, reward_calls, gpu_hours"),
+        (("a", "--cost", "hours=1"), "it takes nfe, reward_calls, gpu_hours"),
+        (("a", "b", "--scale", 1, "--scale", 2, "--scale", 3), "given 3 times for 2 sources"),
+        (("a", "b", "--label", "one"), "--label names one model"),
+        (("whole", "--scale", 0.5), "a scale is of adapters alone"),
+        (("whole", "a", "--together"), "which do not add up"),
+        (("weights.bin",), "is pickled"),
+    ],
+)
+def test_mistakes_of_the_command_line(judge, pipeline_folder, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whole").symlink_to(pipeline_folder)
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save_file({"unet.x.lora_A.weight": torch.ones(1)}, tmp_path / name / "pytorch_lora_weights.safetensors")
+    status, text = judge(*words, model=pipeline_folder)
+    assert (status, told in " ".join(text.split())) == (2, True), text
