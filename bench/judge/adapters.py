@@ -121,6 +121,8 @@ def _of_diffusers(model: PipelineModel, file: Path) -> dict[str, dict[str, Tenso
     for key, tensor in state.items():
         part, _, rest = key.partition(".")
         found.setdefault(part if part in pipe.components else "", {})[rest if part in pipe.components else key] = tensor
+    if model.denoiser not in found:
+        return found  # which is refused
     for part, tensors in found.items():
         if part == model.denoiser and "lora_A" not in next(iter(tensors)):
             found[part] = convert_unet_state_dict_to_peft(tensors)

@@ -60,16 +60,17 @@ def configured(
         **{f"method.cost.{key}": value for key, value in (cost or {}).items()},
     }
     overrides: dict[str, Any] = {"model.finetune": "none"}
-    if len(sources) == 1 and list(scales) == [1.0] and sources[0].config:
+    if sources[0].config:
         run = configs.read(sources[0].config)
         if named.get("model.name", run.model.name) != run.model.name:
             raise BenchError(f"{sources[0].name} was trained on {run.model.name!r}: leave out --model.")
+        as_in_run = len(sources) == 1 and list(scales) == [1.0]
         if not (reward or suite):
-            evaluated: dict[str, Any] = {"evaluation.weights": "policy", "evaluation.at": [], "train.max_path_kl": None}
-            evaluated["optimizer.networks"] = {}
-            changed = {"method": {"name": JUDGED}} | judged | evaluated | dict(named)
+            changed: dict[str, Any] = {"method": {"name": JUDGED}, "optimizer.networks": {}} | judged | dict(named)
+            changed |= {"evaluation.weights": "policy", "evaluation.at": [], "train.max_path_kl": None}
+            changed |= {} if as_in_run else overrides
             return configs.with_metrics(configs.with_settings(run, changed, assignments), metrics)
-        overrides = dict(leaves({"model": run.model.model_dump(mode="json")}))
+        overrides = dict(leaves({"model": run.model.model_dump(mode="json")})) | ({} if as_in_run else overrides)
     return configs.resolve(
         JUDGED,
         reward=reward,

@@ -48,7 +48,7 @@ def save_kohya(parts: dict[str, Any], file: Path, alpha: float = 4.0) -> Path:
     """As kohya's scripts store it. parts: prefix ("lora_unet", "lora_te") → network."""
     tensors = {}
     for number, (prefix, network) in enumerate(parts.items()):
-        targets = TARGETS if prefix == "lora_unet" else ["q_proj", "v_proj"]
+        targets = TARGETS if prefix == "lora_unet" else ["q_proj", "v_proj", "out_proj"]
         for name, tensor in random_lora(network, seed=number, targets=targets).items():
             module, _, kind = name.removesuffix(".weight").rpartition(".")
             level = "text_model_" * (prefix == "lora_te")
