@@ -211,6 +211,11 @@ class RunConfig(Config):
         """The sampler of every evaluation, the prior's sets included."""
         return SamplerConfig(**self.sampler.model_dump() | self.evaluation.sampler.model_dump(exclude_none=True))
 
+    def adapter_name(self) -> str:
+        """The folder, in a run's, of the weights that its evaluation draws with."""
+        weights = self.evaluation.weights
+        return "adapter" if weights == "policy" else f"adapter-{weights}"
+
     def loss_guidance(self) -> float:
         """The guidance of every prediction in the losses."""
         return self.sampler.guidance if self.train.guidance is None else self.train.guidance

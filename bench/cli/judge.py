@@ -82,7 +82,7 @@ def judge(
         raise BenchError("what is judged? Give an adapter, a folder or a hub id: bench judge ./my-lora --model sd15.")
     show_warnings()
     from bench.judge import judge as judging
-    from bench.judge import sources
+    from bench.models.elsewhere import sources
     from bench.runs.preflight import preflight
     from bench.runs.rows import default_folder
     from bench.runs.rows import label as label_of

@@ -5,8 +5,8 @@ from typing import Any
 
 from bench import config as configs
 from bench.errors import BenchError
-from bench.judge.sources import Source, digest
 from bench.models import catalogue
+from bench.models.elsewhere.sources import Source, digest
 from bench.options import leaves
 from bench.settings import JUDGED, RunConfig
 

@@ -97,9 +97,15 @@ def locate(name: str, t5: bool = True) -> Path | None:
 
 def pipeline_folder(name: str, t5: bool = True) -> Path:
     """See `locate`; of a model that has weights."""
+    _require_model(name)
     folder = locate(name, t5)
     assert folder, f"{name} is code alone"
     return folder
+
+
+def _require_model(name: str) -> None:
+    if name == IMAGES:
+        raise BenchError("finished images were judged, and no model: there is nothing to draw with. Judge them anew.")
 
 
 def model_class(name: str, t5: bool = True) -> "type[DiffusionModel] | None":
@@ -149,8 +155,7 @@ def load_model(
     from bench.models.checks import check_pipeline, quiet_libraries
     from bench.runtime import memory
 
-    if config.name == IMAGES:
-        raise BenchError("finished images were judged, and no model: there is nothing to draw with. Judge them anew.")
+    _require_model(config.name)
     folder = locate(config.name, config.t5)
     kind: type[DiffusionModel] = family_of(folder) if folder else registry.load("models", config.name)
     quiet_libraries()

@@ -14,13 +14,12 @@ from bench.evaluation.alarms import Alarms
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
-from bench.judge.weights import install
 from bench.metric import Evaluation, Measurement
 from bench.model import DiffusionModel
+from bench.models.elsewhere.weights import install, load_adapter
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
-from bench.runs.adapter import load_adapter
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
 from bench.runs.out_of_memory import explain_out_of_memory

@@ -19,13 +19,13 @@ from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
-from bench.judge.weights import install
 from bench.metric import Evaluation, Measurement
+from bench.models.elsewhere.weights import install
 from bench.models.pipeline import PipelineModel
 from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
-from bench.runs.adapter import adapter_name, finish_adapter
+from bench.runs.adapter import finish_adapter
 from bench.runs.build import build_core, build_method, evaluation_core
 from bench.runs.duration import Pace, seconds_left, time_text
 from bench.runs.log import UpdateLog, read_log
@@ -200,7 +200,7 @@ class Execution:
             policy = {key: p.data for key, p in model.adapters().items()}
             for key, parameter in model.adapters().items():
                 parameter.data = self.core.copies[name][key]
-            model.save(self.folder / adapter_name(self.config))
+            model.save(self.folder / self.config.adapter_name())
             for key, parameter in model.adapters().items():
                 parameter.data = policy[key]
         for file in self.folder.glob("adapter*/**/*.safetensors"):  # safetensors lets the owner alone read them

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.judge.sources import Source, stage
+from bench.models.elsewhere.sources import Source, stage
 from bench.reporting.rows import read_rows
 from bench.reporting.table import run_table
 from bench.runs.build import use_threads

@@ -17,7 +17,7 @@ ROWS = Path(__file__).parent.parent.parent / "results" / "published" / "emoji"
 def table(tmp_path_factory: pytest.TempPathFactory):
     """A published setting with two judged models: of one the NFE is stated, of one nothing."""
     frame = read_rows(ROWS)
-    frame = frame[frame["method"].isin(["draft", "prior", "best_of_n"]) & (frame["status"] == "ok")]
+    frame = frame[frame["method"].isin(["draft", "best_of_n"]) & (frame["status"] == "ok")]
     frame = frame[frame["evaluation"] == frame["evaluation"].mode()[0]]
     most = int((frame["network_forwards"] + frame["network_backwards"]).max())
     last = frame[(frame["method"] == "draft") & (frame["budget"] == frame["budget"].max())]
@@ -49,7 +49,7 @@ def test_costs_that_are_not_stated_are_unknown(table):
     assert costs.loc["told (judged; training cost as stated)", "nfe"] == most
     assert costs.loc["untold (judged; training cost unknown)"].isna().all()
     assert costs.drop(columns="nfe").isna().all(axis=None)
-    assert rows.loc[rows["method"] == "prior", "updates"].eq(0).all()
+    assert rows.loc[rows["method"] == "best_of_n", "updates"].eq(0).all()
 
 
 def test_equal_cost_takes_only_a_stated_one(table):
@@ -60,7 +60,7 @@ def test_equal_cost_takes_only_a_stated_one(table):
     chosen, missing, notes = at(rows, "nfe", most)
     assert told in set(chosen["method"]) and untold not in set(chosen["method"])
     assert [one.why for name, one in missing.items() if name.startswith("untold")] == ["training cost unknown"]
-    assert "prior" in set(chosen["method"])
+    assert "best_of_n" in set(chosen["method"])
     chosen, missing, _ = at(rows, "reward_calls", float(rows["reward_calls"].max()))
     assert not {told, untold} & set(chosen["method"])
     assert len([name for name in missing if "judged" in name]) == 2

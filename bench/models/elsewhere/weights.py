@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.judge.adapters import add_adapters
-from bench.judge.sources import digest, is_adapter, staged
 from bench.model import DiffusionModel
 from bench.models.checks import check_network, check_pipeline, quiet_libraries
+from bench.models.elsewhere.adapters import add_adapters
+from bench.models.elsewhere.sources import digest, is_adapter, staged
 from bench.models.folder import family_of, header, read
 from bench.models.pipeline import PipelineModel
-from bench.runs.adapter import load_adapter
 from bench.runtime.finite import require_finite_weights
 from bench.settings import RunConfig
 
@@ -43,6 +43,17 @@ def install(model: DiffusionModel, folder: Path, config: RunConfig) -> None:
         add_adapters(model, places, judged.scales)
     else:
         model.adopt_denoiser(_of_file(model, file))
+
+
+def load_adapter(model: DiffusionModel, folder: Path) -> None:
+    """Load an adapter's weights into the model. Raises BenchError for files that are damaged or do not fit it."""
+    try:
+        model.load(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BenchError(
+            f"the adapter in {folder} is damaged or of another version ({error}): run the command that made it again, "
+            "with another --out."
+        ) from error
 
 
 def _denoiser(model: PipelineModel, folder: Path) -> nn.Module:

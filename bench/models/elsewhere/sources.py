@@ -129,10 +129,8 @@ def _in_folder(folder: Path, name: str) -> Source:
 
 def _of_run(folder: Path, name: str) -> Source:
     """The evaluated adapter of a run of this suite, or such an adapter alone."""
-    from bench.runs.adapter import adapter_name
-
     config = configs.read(folder / "config.yaml")
-    place = folder / adapter_name(config)
+    place = folder / config.adapter_name()
     place = place if place.is_dir() else folder
     files = sorted(path for path in place.rglob("*") if path.suffix in (".safetensors", ".json"))
     files = [path for path in files if path.parent != folder or path.suffix == ".safetensors"]

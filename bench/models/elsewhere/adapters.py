@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, float32, nn
 
 from bench.errors import BenchError
-from bench.judge.sources import PEFT
+from bench.models.elsewhere.sources import PEFT
 from bench.models.folder import header, read
 from bench.models.lora import Adapters
 from bench.models.pipeline import PipelineModel
