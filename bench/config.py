@@ -140,6 +140,17 @@ def read(path: Path, assignments: list[str] | None = None) -> RunConfig:
     return build(tree, registry.load("methods", method), registry.load("rewards", reward))
 
 
+def with_settings(config: RunConfig, settings: dict[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
+    """A configuration with other settings, by dotted key, and then `key=value` assignments.
+
+    A "method" among the settings stands in the place of the whole section.
+    """
+    tree = config.model_dump(mode="json", exclude={"method"} & settings.keys())
+    _merge(tree, settings)
+    _merge(tree, _parsed(list(assignments)))
+    return build(tree, *(registry.load(f"{kind}s", tree[kind]["name"]) for kind in ("method", "reward")))
+
+
 def from_settings(settings: dict[str, Any], assignments: list[str]) -> RunConfig:
     """A run's configuration from its settings by dotted key; `EXECUTION` is as in its natural suite.
 

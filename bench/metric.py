@@ -100,6 +100,7 @@ class Metric(ABC):
     space: the feature space that it always uses (see bench.evaluation.features); None: the evaluation's, or none.
     support: the values that it can take: "real", "positive" (intervals are taken of logarithms) or "share" (0 to 1, of
         logits). An unbiased estimate that may come out negative is real, whatever it estimates.
+    pairs: whether it looks at no other sets than `finetuned` and `prior`, row by row.
     target: whether it compares with `Evaluation.targets`, which are drawn only for such metrics.
     prior_is_best: no model does better than the prior, for the metric counts what training lost. Values beyond the
         prior's count as equal to it, and tables mark only rows that learned: doing nothing wins nothing.
@@ -111,6 +112,7 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     space: ClassVar[str | None] = None
     support: ClassVar[Literal["real", "positive", "share"]] = "real"
+    pairs: ClassVar[bool] = False
     target: ClassVar[bool] = False
     prior_is_best: ClassVar[bool] = False
 

@@ -74,6 +74,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
         "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
         "prior": Plugin("bench.methods.prior:Prior"),
+        "judged": Plugin("bench.methods.judged:Judged"),
     },
     "rewards": {
         "emoji_clip": Plugin("bench.rewards.emoji_clip:EmojiClip"),

@@ -25,6 +25,7 @@ EXECUTION = (
     "model.attention",
     "model.compile",
 )
+JUDGED = "judged"  # the method of a model that was trained elsewhere
 # measured only if asked for: they need weights or further samples, or make a row for every step or prompt
 HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps", "reward_prompts")
 
@@ -69,7 +70,9 @@ class ModelConfig(Config):
         "auto", description="of the denoiser; tf32: float32 whose products a GPU rounds"
     )
     t5: bool = Field(True, description="false: without the T5 encoder of Stable Diffusion 3, its text states are zeros")
-    finetune: Literal["lora", "full"] = "lora"
+    finetune: Literal["lora", "full", "none"] = Field(
+        "lora", description="an adapter, the whole denoiser, or nothing: what is judged comes from elsewhere"
+    )
     lora: LoraConfig = LoraConfig()
     checkpointing: bool = Field(False, description="recompute the denoiser and the decoder in the backward pass")
     attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
@@ -207,6 +210,11 @@ class RunConfig(Config):
     def evaluation_sampler(self) -> SamplerConfig:
         """The sampler of every evaluation, the prior's sets included."""
         return SamplerConfig(**self.sampler.model_dump() | self.evaluation.sampler.model_dump(exclude_none=True))
+
+    def adapter_name(self) -> str:
+        """The folder, in a run's, of the weights that its evaluation draws with."""
+        weights = self.evaluation.weights
+        return "adapter" if weights == "policy" else f"adapter-{weights}"
 
     def loss_guidance(self) -> float:
         """The guidance of every prediction in the losses."""

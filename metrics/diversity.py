@@ -21,6 +21,7 @@ class Diversity(Metric):
     direction = "higher"
     support = "positive"
     prior_is_best = True
+    pairs = True
     name = "diversity"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

@@ -31,6 +31,7 @@ class RewardGain(Metric):
     """
 
     direction = "higher"
+    pairs = True
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         finetuned, prior = evaluation.finetuned, evaluation.prior
@@ -67,6 +68,7 @@ class RewardPrompts(Metric):
     """The trained reward prompt by prompt, `reward_prompts/<split>/<prompt>`, with an error over the prompt's noise."""
 
     direction = "higher"
+    pairs = True
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         finetuned, prior = (samples.rewards[evaluation.reward] for samples in (evaluation.finetuned, evaluation.prior))

@@ -20,6 +20,7 @@ class Vendi(Metric):
     direction = "higher"
     support = "positive"
     prior_is_best = True
+    pairs = True
     unit = "images"
 
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:

@@ -16,6 +16,7 @@ from bench import __version__
 from bench.cli.advise import advise
 from bench.cli.checks import doctor, profile_setting, test_plugin
 from bench.cli.compare import compare
+from bench.cli.judge import judge
 from bench.cli.models import convert, export, push, sample
 from bench.cli.options import (
     AddedMetrics,
@@ -252,7 +253,7 @@ def evaluate_run(
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
 for command in (
-    *(sweep, report, serve, advise, compare, sample, export, push, convert),
+    *(sweep, judge, report, serve, advise, compare, sample, export, push, convert),
     *(doctor, reproduce, verify, pack, merge),
 ):
     application.command()(command)
@@ -278,7 +279,9 @@ def app() -> None:
         sys.exit(2)
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":
-            resumes = " The same command resumes from the last checkpoint." * (sys.argv[1:2] in (["run"], ["sweep"]))
+            kept = {"run": "the last checkpoint", "sweep": "the last checkpoint", "judge": "what was drawn"}
+            place = kept.get(" ".join(sys.argv[1:2]))
+            resumes = f" The same command resumes from {place}." if place else ""
             TextConsole(stderr=True).print(f"Interrupted.{resumes}")
         sys.exit(error.status)
 

@@ -34,6 +34,7 @@ from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 SHOWN = ("images", "latents")  # what is kept of a set of prior samples
+RECORDED = ("step_kl", "log_ratio", "output_norm")  # and of a finetuned model's set
 LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
     "nabla-bench",
     "torch",
@@ -121,11 +122,20 @@ def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
 class Evaluator:
     """Samples and caches the prior's sets, and measures finetuned models against them.
 
-    cache: folder of prior sets and of features; see `bench.runtime.digests` for their keys.
+    cache: folder of prior sets and of features; see `bench.runtime.digests` for their keys. weights: what identifies
+    those of the finetuned model, if they will not change; its set is cached then too.
     """
 
-    def __init__(self, core: Core, config: RunConfig, prompts: PromptSet, cache: Path, method: Method | None = None):
-        self.core, self.config, self.cache, self.method = core, config, cache, method
+    def __init__(
+        self,
+        core: Core,
+        config: RunConfig,
+        prompts: PromptSet,
+        cache: Path,
+        method: Method | None = None,
+        weights: str | None = None,
+    ):
+        self.core, self.config, self.cache, self.method, self.weights = core, config, cache, method, weights
         self.seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
         self.names, self.splits = sample_names(prompts, config.evaluation)
         # the terms of a sum before it, so that of one that is not finite it is the term that is named
@@ -135,7 +145,7 @@ class Evaluator:
         for reward in loaded.values():
             reward.set_metadata(prompts.metadata)
         self.rewards: dict[str, Reward] = trained | loaded
-        self.spaces: dict[str, FeatureSpace] = {}
+        self.features = Features(cache, config.evaluation.features, core.model.device, core.micro_batch)
 
     def rows(self, name: str) -> int:
         """Samples in a set; those of "target" are for all prompts together."""
@@ -147,18 +157,7 @@ class Evaluator:
     ) -> tuple[Evaluation, list[Measurement]]:
         """Draw what is not cached, then run every configured metric; on_batch gets (set, rows finished)."""
         sets = {name: self.prior_set(name, partial(on_batch, name)) for name in PRIOR_SETS}
-        sets["finetuned"] = self._score(
-            "finetuned",
-            draw(
-                self.core,
-                self.names,
-                self.splits,
-                seed=self.seed,
-                method=self.method,
-                weights=None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights,
-                on_batch=lambda rows: on_batch("finetuned", rows),
-            ),
-        )
+        sets["finetuned"] = self._score("finetuned", self._finetuned(partial(on_batch, "finetuned")))
         evaluation = Evaluation(
             **sets,
             targets=self.targets(partial(on_batch, "target")),
@@ -169,7 +168,30 @@ class Evaluator:
             modes=self.core.model.modes,
             prior_on=self.prior_on,
         )
-        return evaluation, [m for name in self.config.evaluation.metrics for m in _measure(name, evaluation)]
+        return evaluation, [m for name in self.config.evaluation.metrics for m in measure(name, evaluation)]
+
+    def _finetuned(self, on_batch: Callable[[int], None]) -> Samples:
+        """The finetuned model's set, drawn; one of weights that will not change is kept, as the prior's are."""
+
+        def draw_set() -> dict[str, Tensor]:
+            weights = None if self.config.evaluation.weights == "policy" else self.config.evaluation.weights
+            drawn = draw(
+                self.core,
+                self.names,
+                self.splits,
+                seed=self.seed,
+                method=self.method,
+                weights=weights,
+                on_batch=on_batch,
+            )
+            return {name: value for name in (*SHOWN, *RECORDED) if (value := getattr(drawn, name)) is not None}
+
+        if self.weights is None:
+            tensors = draw_set()
+        else:
+            key = {"weights": self.weights, "set": self._set_key("evaluate", self.core)}
+            tensors = cached(self.cache / f"{digest(key)}.checked", draw_set)
+        return Samples(prompts=[prompt for prompt, _ in self.names], splits=self.splits, rewards={}, **tensors)
 
     def prior_on(self, sampler: str, purpose: str) -> Samples:
         """A prior set on another sampler: the "training"'s, or the "accurate" one of 50 steps or more without noise."""
@@ -248,11 +270,41 @@ class Evaluator:
                 "noise": [noise.VERSION, self.seed if seed is None else seed, purpose],
                 "batch": core.sample_batch,
                 "execution": [model.attention, model.compile, model.vae_slicing],
-                **self._rounding(),
+                **_rounding(core.model.device),
             }
         )
 
-    def _feature_key(self, images: Tensor, space: str) -> str:
+    def _score(self, name: str, samples: Samples, rewards: Mapping[str, Reward] | None = None) -> Samples:
+        """All rewards of a set, or these; name: of the set."""
+        whose = "the finetuned model's" if name == "finetuned" else "the prior's own"
+        return score_samples(samples, rewards or self.rewards, self.core.micro_batch, whose)
+
+
+class Features:
+    """Features of sets of samples, float32 [N, d], cached by the images' contents.
+
+    cache: folder. space: the space where a call names none. rows: images that are embedded at once.
+    """
+
+    def __init__(self, cache: Path, space: str, device: torch.device, rows: int):
+        self.cache, self.space, self.device, self.rows = cache, space, device, rows
+        self.spaces: dict[str, FeatureSpace] = {}
+
+    def __call__(self, samples: Samples, space: str | None = None) -> Tensor:
+        """The features of a set, in the usual space or another."""
+        space = space or self.space
+        path = self.cache / f"{self._key(samples.images, space)}.checked"
+
+        def extract(images: Tensor) -> dict[str, Tensor]:
+            if space not in self.spaces:
+                self.spaces[space] = find_space(space)(self.device)
+            with memory.phase("features"):
+                return {"features": self.spaces[space](as_seen(images.to(self.device))).cpu()}
+
+        parts = samples.images.split(self.rows)
+        return cached(path, lambda: processes.map_parts(parts, extract))["features"]
+
+    def _key(self, images: Tensor, space: str) -> str:
         return digest(
             {
                 "images": hashlib.blake2b(images.numpy().tobytes(), digest_size=16).hexdigest(),
@@ -260,40 +312,22 @@ class Evaluator:
                 "shape": list(images.shape),
                 "space": space,
                 "weights": [need.identity() for need in find_space(space).files],
-                "batch": self.core.micro_batch,
-                **self._rounding(),
+                "batch": self.rows,
+                **_rounding(self.device),
             }
         )
 
-    def _rounding(self) -> dict[str, Any]:
-        """Parts of a key: where something is computed, and by what. All processes of a machine have the same."""
-        device = self.core.model.device
-        on_gpu = device.type == "cuda"
-        versions = environment.versions()
-        return {
-            "device": torch.cuda.get_device_name(device) if on_gpu else [device.type, torch.get_num_threads()],
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-            "versions": [versions[name] for name in LIBRARIES],
-        }
 
-    def _score(self, name: str, samples: Samples, rewards: Mapping[str, Reward] | None = None) -> Samples:
-        """All rewards of a set, or these; name: of the set."""
-        whose = "the finetuned model's" if name == "finetuned" else "the prior's own"
-        return score_samples(samples, rewards or self.rewards, self.core.micro_batch, whose)
-
-    def features(self, samples: Samples, space: str | None = None) -> Tensor:
-        """Features of a set, float32 [N, d], cached by the images' contents; in the configured space or another."""
-        space = space or self.config.evaluation.features
-        path = self.cache / f"{self._feature_key(samples.images, space)}.checked"
-
-        def extract(images: Tensor) -> dict[str, Tensor]:
-            if space not in self.spaces:
-                self.spaces[space] = find_space(space)(self.core.model.device)
-            with memory.phase("features"):
-                return {"features": self.spaces[space](as_seen(images.to(self.core.model.device))).cpu()}
-
-        parts = samples.images.split(self.core.micro_batch)
-        return cached(path, lambda: processes.map_parts(parts, extract))["features"]
+def _rounding(device: torch.device) -> dict[str, Any]:
+    """Parts of a key: where something is computed, and by what. All processes of a machine have the same."""
+    versions = environment.versions()
+    return {
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else [device.type, torch.get_num_threads()],
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "versions": [versions[name] for name in LIBRARIES],
+    }
 
 
 def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:
@@ -321,7 +355,7 @@ def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, wh
     return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
 
 
-def _measure(name: str, evaluation: Evaluation) -> list[Measurement]:
+def measure(name: str, evaluation: Evaluation) -> list[Measurement]:
     """The measurements of a metric; of one that raises, a row without a value that gives the reason."""
     try:
         with memory.phase():

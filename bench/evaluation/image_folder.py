@@ -17,11 +17,11 @@ EACH = 4  # images saved for each prompt: 200 kB in all for the embedded prior, 
 LOSSLESS = 128  # pixels: up to this size images are saved lossless, larger ones as WebP of quality 90
 
 
-def save_images(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: int) -> None:
+def save_images(folder: Path, sets: Mapping[str, Samples], *, seed: int | None, each: int) -> None:
     """Write `<prompt's number>-<prompt>-<sample>-<set>.webp` of the first images of each prompt, and `index.csv`.
 
     sets: name → samples of the same prompts and noise, purpose "evaluate". seed: of that noise; the index holds each
-    sample's key, from which NumPy's Philox makes it again.
+    sample's key, from which NumPy's Philox makes it again. None: nobody knows their noise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(sets.values()))
@@ -30,7 +30,8 @@ def save_images(folder: Path, sets: Mapping[str, Samples], *, seed: int, each: i
         stem = f"{place:03d}-{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:40]}"
         for sample, row in enumerate(rows[:each].tolist()):
             line = {"prompt": prompt, "split": first.splits[row], "sample": sample}
-            line["noise"] = f"0x{key(seed, 'evaluate', prompt, sample):032x}"
+            if seed is not None:
+                line["noise"] = f"0x{key(seed, 'evaluate', prompt, sample):032x}"
             for name, samples in sets.items():
                 line[name] = f"{stem}-{sample}-{name}.webp"
                 write_atomic(folder / line[name], webp(samples.images[row]))

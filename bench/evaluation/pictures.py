@@ -32,7 +32,7 @@ def draw_samples(
     else:
         if evaluation.targets:
             _components(evaluation, evaluation.targets, core, folder / "components.png", title)
-        _images(evaluation, folder / "samples.png", title)
+        draw_images(evaluation, folder / "samples.png", title)
 
 
 def _points(
@@ -97,7 +97,7 @@ def pairs(evaluation: Evaluation, prompts: int = 8) -> dict[str, torch.Tensor]:
     return chosen | {f"held out: {prompt}": rows for prompt, rows in list(heldout.items())[:half]}
 
 
-def _images(evaluation: Evaluation, path: Path, title: str, each: int = 4) -> None:
+def draw_images(evaluation: Evaluation, path: Path, title: str, each: int = 4) -> None:
     """The first samples of a few prompts of both splits, prior above, finetuned below."""
     chosen = pairs(evaluation)
     rows = torch.stack(list(chosen.values()))

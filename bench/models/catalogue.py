@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bench.sampling.kernel import Kernel
 
 
+IMAGES = "images"  # no model: finished images are judged
+
+
 def names() -> list[str]:
     """All models that have a name."""
     return [*CARDS, *registry.plugins("models")]
@@ -43,8 +46,8 @@ def draws_points(name: str) -> bool:
 
 
 def ships(name: str) -> bool:
-    """Whether a model is part of this package, with its weights."""
-    return is_analytic(name) or isinstance(CARDS.get(name), EmbeddedCard)
+    """Whether a model is part of this package, with its weights, or there is none."""
+    return name == IMAGES or is_analytic(name) or isinstance(CARDS.get(name), EmbeddedCard)
 
 
 def repository(name: str, t5: bool = True) -> Repository | None:
@@ -84,7 +87,7 @@ def locate(name: str, t5: bool = True) -> Path | None:
     A hub id that is not cached is downloaded if the hub can be reached. Raises BenchError, within seconds, for an
     unknown name or for weights that are missing while offline. Nothing is loaded here.
     """
-    if is_analytic(name):
+    if is_analytic(name) or name == IMAGES:
         return None
     if isinstance(card := CARDS.get(name), EmbeddedCard):
         return card.folder
@@ -94,9 +97,15 @@ def locate(name: str, t5: bool = True) -> Path | None:
 
 def pipeline_folder(name: str, t5: bool = True) -> Path:
     """See `locate`; of a model that has weights."""
+    _require_model(name)
     folder = locate(name, t5)
     assert folder, f"{name} is code alone"
     return folder
+
+
+def _require_model(name: str) -> None:
+    if name == IMAGES:
+        raise BenchError("finished images were judged, and no model: there is nothing to draw with. Judge them anew.")
 
 
 def model_class(name: str, t5: bool = True) -> "type[DiffusionModel] | None":
@@ -146,6 +155,7 @@ def load_model(
     from bench.models.checks import check_pipeline, quiet_libraries
     from bench.runtime import memory
 
+    _require_model(config.name)
     folder = locate(config.name, config.t5)
     kind: type[DiffusionModel] = family_of(folder) if folder else registry.load("models", config.name)
     quiet_libraries()

@@ -69,6 +69,12 @@ def check_pipeline(
     return blueprint
 
 
+def check_network(folder: Path, class_name: str) -> None:
+    """Whether a folder holds a whole network of diffusers of this class. Raises BenchError."""
+    quiet_libraries()
+    _require_fit(_differences(_network(folder, class_name), folder), folder)
+
+
 def _read_parts(folder: Path, family: type[Family], only: Collection[str] | None, weights: bool, t5: bool) -> _Contents:
     contents = _Contents({"pipeline": read(folder / "model_index.json")})
     for part, class_name in used_parts(folder, family, t5).items():

@@ -82,10 +82,10 @@ def files_of(folder: Path, part: str) -> list[str]:
         return ["scheduler/scheduler_config.json"]
     if part.startswith("tokenizer"):
         return [f"{part}/tokenizer_config.json"]
-    return [f"{part}/{file}" for file in ("config.json", *_weight_files(folder / part))]
+    return [f"{part}/{file}" for file in ("config.json", *weight_files(folder / part))]
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
@@ -98,7 +98,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 def headers(folder: Path) -> "dict[str, Tensor]":
     """The tensors in the safetensors files of a part's folder, without their contents."""
-    return {name: tensor for file in _weight_files(folder) for name, tensor in header(folder / file).items()}
+    return {name: tensor for file in weight_files(folder) for name, tensor in header(folder / file).items()}
 
 
 def header(path: Path) -> "dict[str, Tensor]":

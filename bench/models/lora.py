@@ -46,25 +46,12 @@ def add_lora(network: Any, options: LoraConfig, targets: Sequence[str]) -> None:
         raise BenchError(f"model.lora with target_modules = {options.target_modules}: {error}") from None
 
 
-class LoraAdapter:
-    """The adapter in a denoiser. Its parameters are float32 whatever the network's precision.
+class Adapters:
+    """What peft has added to a network, switched off and merged as one. mergeable: whether it is a sum with weights."""
 
-    seed: of the first values; they leave the network's output as it is.
-    """
-
-    def __init__(self, network: Any, options: LoraConfig, targets: Sequence[str], seed: int):
-        with seeded(seed, "lora"):
-            add_lora(network, options, targets)
-        self.network, self.scale = network, (options.alpha or options.rank) / options.rank
-        self.mergeable = not options.use_dora
+    def __init__(self, network: Any, mergeable: bool):
+        self.network, self.mergeable = network, mergeable
         self.layers: dict[str, Any] = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        if options.use_dora:
-            for layer in self.layers.values():  # the norms of 16-bit weights, not rounded: the start is the prior
-                dora, weight = layer.lora_magnitude_vector[ADAPTER], layer.base_layer.weight.float()
-                dora.weight.data = dora.get_weight_norm(weight, torch.zeros_like(weight), scaling=1.0)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -80,11 +67,34 @@ class LoraAdapter:
 
     @torch.no_grad()
     def merged_weights(self) -> dict[str, Tensor]:
-        """`W + BA` of every adapted layer, by the names of the network's parameters."""
+        """`W + Σ BA` of every adapted layer, by the names of the network's parameters."""
         return {
-            f"{name}.base_layer.weight": layer.base_layer.weight + layer.get_delta_weight(ADAPTER)
+            f"{name}.base_layer.weight": sum(
+                (layer.get_delta_weight(one) for one in layer.active_adapters if one in layer.lora_A),
+                start=layer.base_layer.weight,
+            )
             for name, layer in self.layers.items()
         }
+
+
+class LoraAdapter(Adapters):
+    """The adapter in a denoiser. Its parameters are float32 whatever the network's precision.
+
+    seed: of the first values; they leave the network's output as it is.
+    """
+
+    def __init__(self, network: Any, options: LoraConfig, targets: Sequence[str], seed: int):
+        with seeded(seed, "lora"):
+            add_lora(network, options, targets)
+        super().__init__(network, mergeable=not options.use_dora)
+        self.scale = (options.alpha or options.rank) / options.rank
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if options.use_dora:
+            for layer in self.layers.values():  # the norms of 16-bit weights, not rounded: the start is the prior
+                dora, weight = layer.lora_magnitude_vector[ADAPTER], layer.base_layer.weight.float()
+                dora.weight.data = dora.get_weight_norm(weight, torch.zeros_like(weight), scaling=1.0)
 
     def state(self) -> dict[str, Tensor]:
         """The adapter's tensors on the CPU, by peft's names.

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bench.models.cards import CARDS
 from bench.models.family import Call, Family
 from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
-from bench.models.lora import LoraAdapter
+from bench.models.lora import Adapters, LoraAdapter
 from bench.models.precision import network_dtype
 from bench.models.spec import PipelineSpec
 from bench.runtime.digests import digest
@@ -38,6 +38,7 @@ ATTENTION: dict[str, Callable[[], Any]] = {
 }
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
+PRIOR = "prior."  # how the names of the conditioning's parts begin that the prior's own text encoders made
 TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
 
@@ -78,11 +79,12 @@ class PipelineModel(Family):
         pipe.to(self.device)
         self._texts: dict[str, Conditioning] = {}
         self._prior: nn.Module | None = None
-        self._lora: LoraAdapter | None = None
+        self._lora: Adapters | None = None
+        self._encoders: Sequence[Adapters] = ()  # of the text encoders, where what is judged has changed them too
         if config.finetune == "full":
             self._prior = copy.deepcopy(network)
             network.to(torch.float32).requires_grad_(True)
-        else:
+        elif config.finetune == "lora":
             self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
         self._dtype, self._prior_dtype = next(network.parameters()).dtype, dtype
         self._replaced: dict[str, Tensor] = {}  # weights of the denoiser that stand in for its own
@@ -90,10 +92,14 @@ class PipelineModel(Family):
         if config.vae_slicing:
             pipe.vae.enable_slicing()
         for one in filter(None, (network, self._prior)):
-            if config.attention != "sdpa":  # which every family has by itself
-                one.set_attn_processor(ATTENTION[config.attention]())
-            if config.compile:  # of forward alone: the hooks that count calls stay outside the compiled code
-                one.forward = torch.compile(one.forward)
+            self._execute(one)
+
+    def _execute(self, network: Any) -> None:
+        """Let a denoiser compute as the settings say."""
+        if self.config.attention != "sdpa":  # which every family has by itself
+            network.set_attn_processor(ATTENTION[self.config.attention]())
+        if self.config.compile:  # of forward alone: the hooks that count calls stay outside the compiled code
+            network.forward = torch.compile(network.forward)
 
     @classmethod
     def create(
@@ -128,6 +134,19 @@ class PipelineModel(Family):
                 require_finite_weights(part.state_dict(prefix=f"{name}.").items(), self.folder)
         return pipe
 
+    def adopt_adapters(self, denoiser: Adapters, encoders: Sequence[Adapters]) -> None:
+        """Predict with adapters that others trained, already in the parts of the pipeline; off, they are the prior.
+
+        encoders: those of the text encoders. The prior's prompts are then encoded apart, without them.
+        """
+        self._lora, self._encoders, self._texts = denoiser, encoders, {}
+
+    def adopt_denoiser(self, network: nn.Module) -> None:
+        """Predict with another denoiser of the same architecture; the pipeline's own is the prior."""
+        self._prior, self.network = self.network, network.to(self.device, self._dtype).requires_grad_(False).eval()
+        setattr(self.pipeline, self.denoiser, self.network)
+        self._execute(self.network)
+
     def with_guidance(self, guidance: float) -> "PipelineModel":
         """See `DiffusionModel.with_guidance`."""
         if guidance == self.guidance:
@@ -141,12 +160,22 @@ class PipelineModel(Family):
         for prompt in prompts:
             if prompt not in self._texts:
                 with torch.no_grad():
-                    self._texts[prompt] = Conditioning(self.encode_one(prompt))
+                    self._texts[prompt] = Conditioning(self._encode_both(prompt))
             self._texts[prompt] = self._texts.pop(prompt)
         whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
         for prompt in list(self._texts)[:-TEXTS]:
             del self._texts[prompt]
         return whole
+
+    def _encode_both(self, prompt: str) -> dict[str, Tensor]:
+        """A prompt's parts, and beside them the prior's where other text encoders made them."""
+        parts = self.encode_one(prompt)
+        if self._encoders:
+            with ExitStack() as off:
+                for adapters in self._encoders:
+                    off.enter_context(adapters.off())
+                parts |= {PRIOR + name: part for name, part in self.encode_one(prompt).items()}
+        return parts
 
     def unconditional(self) -> Conditioning:
         """The row of the empty or the negative prompt, which guidance starts from."""
@@ -218,6 +247,9 @@ class PipelineModel(Family):
     ) -> Tensor:
         network, dtype = (self._prior, self._prior_dtype) if prior and self._prior else (self.network, self._dtype)
         parts = {name: tensor.to(dtype) for name, tensor in zip(names, tensors, strict=True)}
+        before = {name.removeprefix(PRIOR): parts.pop(name) for name in names if name.startswith(PRIOR)}
+        if prior:
+            parts |= before
         call: Call = network
         if replaced and not prior:
             call = partial(_call_with, network, replaced)
@@ -266,7 +298,7 @@ class PipelineModel(Family):
 
     def save(self, folder: Path) -> None:
         """LoRA: `pytorch_lora_weights.safetensors`, which `load_lora_weights` reads; full: the denoiser's folder."""
-        if self._lora:
+        if isinstance(self._lora, LoraAdapter):
             layers = {f"{self.denoiser}_lora_layers": self._lora.state()}
             self.pipeline_class.save_lora_weights(folder, **layers)
         else:
@@ -279,7 +311,7 @@ class PipelineModel(Family):
         part of its weights afterwards. `merged` has the precision in which the model was loaded, and adds in float32.
         """
         lines = {}
-        if self._lora:
+        if isinstance(self._lora, LoraAdapter):
             self._lora.save_peft(folder / "peft")
             part = f"pipe.{self.denoiser}"
             lines["peft"] = f'from peft import PeftModel; {part} = PeftModel.from_pretrained({part}, "peft")'
@@ -296,7 +328,7 @@ class PipelineModel(Family):
 
     def _save_kohya(self, folder: Path) -> bool:
         """Write kohya's layout; False, and no file, if diffusers' reader of it would not give the adapter back."""
-        assert self._lora
+        assert isinstance(self._lora, LoraAdapter)
         state = {f"{self.denoiser}.{name}": tensor.contiguous() for name, tensor in self._lora.state().items()}
         written = {name: tensor.clone() for name, tensor in convert_state_dict_to_kohya(dict(state)).items()}
         try:
@@ -312,7 +344,7 @@ class PipelineModel(Family):
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises FileNotFoundError, ValueError, or BenchError if it is not finite."""
-        if not self._lora:
+        if not isinstance(self._lora, LoraAdapter):
             whole = type(self.network).from_pretrained(folder / self.denoiser, local_files_only=True)
             require_finite_weights(whole.state_dict().items(), folder / self.denoiser)
             self.network.load_state_dict(whole.state_dict())

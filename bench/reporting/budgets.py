@@ -42,7 +42,8 @@ def at(
     at no cost; the column `from_prior` tells what lies between the prior and a first evaluation. A row is refused where
     of one of its runs neither evaluation is within a factor of `NEAR` of the limit, or one ends before the share
     `ENOUGH` of a cost; of a gain, only runs count that reach it. Failed runs stay, methods without training too, but
-    for a gain: they are a point, no curve. What was measured by different versions of a metric is dropped.
+    for a gain: they are a point, no curve. What was trained elsewhere has a cost only where its author states it. What
+    was measured by different versions of a metric is dropped.
     Also returns row → why it has no values, and sentences for below the table.
     """
     failed, good = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
@@ -54,9 +55,16 @@ def at(
     elif axis == "gain" or axis.startswith("reward/"):
         chosen, missing, notes = _at_gain(good[trained], GAIN if axis == "gain" else axis, limit)
     else:
-        chosen, missing, notes = _at_cost(good[trained], axis, limit)
-        chosen = pd.concat([chosen, good[~trained]])
+        elsewhere = good["updates"].isna()
+        unknown = elsewhere & good[axis].isna()
+        chosen, missing, notes = _at_cost(good[trained | (elsewhere & ~unknown)], axis, limit)
+        missing |= dict.fromkeys(good.loc[unknown, "row"], Missing("training cost unknown"))
+        chosen = pd.concat([chosen, good[~trained & ~elsewhere]])
     chosen, dropped = _readable(chosen)
+    if len(judged := good.loc[good["updates"].isna(), "row"].unique()):
+        notes.append(
+            f"Trained elsewhere, by code that was not run here, and sampled as all others: {', '.join(judged)}."
+        )
     return pd.concat([chosen, failed]), missing, dropped + notes
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from bench import shipped
-from bench.reporting.budgets import GAIN
+from bench.reporting.budgets import COSTS, GAIN
 from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
+from bench.settings import JUDGED
 
+STATED = {"nfe": "nfe", "reward_calls": "reward_calls", "train_seconds": "gpu_hours"}  # column → what an author states
 ASIDE = re.compile(r"\.old\d+$|^tune$")  # a folder that --force moved aside; a sweep's trials
 WHOLES = {"tilt_tv": "tilt_sw2", "tilt_within": "tilt_sw2", "share_tv": "target_sw2", "within_mode": "target_sw2"}
 SETTING = ("reward", "beta", "model", "prompts", "evaluation", "budget_unit")
@@ -144,7 +146,20 @@ def _named(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFram
     pairs = list(zip(rows["method"], rows["settings"], strict=True))
     names = {pair: name(*pair) for pair in dict.fromkeys(pairs)}
     calls = rows["network_forwards"] + rows["network_backwards"]
-    return rows.assign(row=[names[pair] for pair in pairs], nfe=calls)
+    return _without_unknown(rows.assign(row=[names[pair] for pair in pairs], nfe=calls), chosen)
+
+
+def _without_unknown(rows: pd.DataFrame, chosen: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """The rows; of judged models without the costs of training that their authors do not state."""
+    judged = rows["settings"].map(lambda text: chosen[text].get("method.name") == JUDGED).astype(bool)
+    if not judged.any():
+        return rows
+    costs = {}
+    for column in COSTS:
+        key = f"method.cost.{STATED.get(column)}"
+        known = rows["settings"].map(lambda text, key=key: chosen[text].get(key) is not None)
+        costs[column] = rows[column].astype(float).mask(judged & ~known.astype(bool))
+    return rows.assign(**costs)
 
 
 def differing(settings: dict[str, Any], several: Sequence[dict[str, Any]]) -> str:

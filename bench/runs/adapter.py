@@ -17,10 +17,10 @@ from bench.core import Core
 from bench.errors import BenchError
 from bench.hub import obtain, reachable
 from bench.method import Method
-from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
+from bench.models.elsewhere.weights import load_adapter
 from bench.models.pipeline import PipelineModel
 from bench.reporting.table import markdown_text, run_markdown
 from bench.runs.requirements import training_requirements
@@ -28,12 +28,6 @@ from bench.sampling.noise import key
 from bench.settings import RunConfig
 
 NETWORKS = "networks.safetensors"  # in an adapter's folder, of a method whose networks steer the sampler
-
-
-def adapter_name(config: RunConfig) -> str:
-    """The folder, in a run's, of the weights that its evaluation draws with."""
-    weights = config.evaluation.weights
-    return "adapter" if weights == "policy" else f"adapter-{weights}"
 
 
 def trained(folder: Path) -> tuple[RunConfig, Path]:
@@ -55,21 +49,10 @@ def trained(folder: Path) -> tuple[RunConfig, Path]:
             f"{config.model.name!r} draws points, no images: samples.png and points.npz of the run hold them, and "
             "diffusers has no use for its adapter."
         )
-    adapter = folder if (folder / "README.md").is_file() else folder / adapter_name(config)
+    adapter = folder if (folder / "README.md").is_file() else folder / config.adapter_name()
     if not (adapter / "README.md").is_file():
         raise BenchError(f"{folder} has no adapter with a model card: finish the run with the command that began it.")
     return config, adapter
-
-
-def load_adapter(model: DiffusionModel, folder: Path) -> None:
-    """Load an adapter's weights into the model. Raises BenchError for files that are damaged or do not fit it."""
-    try:
-        model.load(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise BenchError(
-            f"the adapter in {folder} is damaged or of another version ({error}): run the command that made it again, "
-            "with another --out."
-        ) from error
 
 
 def save_networks(networks: Mapping[str, nn.Module], folder: Path) -> None:
@@ -101,7 +84,7 @@ def finish_adapter(run: Path, config: RunConfig, model: PipelineModel, rows: lis
 
     rows: of the final evaluation. prompt: the one whose first image the card redraws.
     """
-    folder = run / adapter_name(config)
+    folder = run / config.adapter_name()
     for name in ("config.yaml", "samples.png"):
         shutil.copy(run / name, folder / name)
     base, card = catalogue.repository(config.model.name), CARDS.get(config.model.name)

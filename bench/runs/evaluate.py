@@ -15,17 +15,18 @@ from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
 from bench.model import DiffusionModel
+from bench.models.elsewhere.weights import install, load_adapter
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows, write_rows
 from bench.reporting.table import run_table
-from bench.runs.adapter import load_adapter, load_networks
+from bench.runs.adapter import load_networks
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads
 from bench.runs.folder import require_contents
 from bench.runs.out_of_memory import explain_out_of_memory
 from bench.runs.progress import evaluate
 from bench.runs.rows import prior_settings, provenance, row
 from bench.runtime import memory
-from bench.settings import EXECUTION, RunConfig
+from bench.settings import EXECUTION, JUDGED, RunConfig
 from bench.training import checkpoint
 
 
@@ -80,6 +81,8 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
     with explain_out_of_memory(config, folder):
         with memory.phase("loading"):
             core = build_core(config)
+            if config.method.name == JUDGED:
+                install(core.model, folder / "adapter", config)
             updates, counted = _load_trained(core, config, folder) if method.needs.training else (0, True)
             if not method.needs.adapters:
                 load_networks(method, core, folder / "adapter")

@@ -21,21 +21,22 @@ from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
+from bench.models.elsewhere.weights import install
 from bench.models.pipeline import PipelineModel
 from bench.prompts import PromptSet
 from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
-from bench.runs.adapter import adapter_name, finish_adapter, save_networks
+from bench.runs.adapter import finish_adapter, save_networks
 from bench.runs.build import build_core, build_method, evaluation_core
 from bench.runs.duration import Pace, seconds_left, time_text
 from bench.runs.log import UpdateLog, read_log
 from bench.runs.progress import evaluate, evaluating, training_progress
-from bench.runs.rows import prior_settings, provenance, row
+from bench.runs.rows import judged_weights, prior_settings, provenance, row
 from bench.runs.trackers import open_trackers
 from bench.runs.warn import warn_of_cut, warn_of_one_step
 from bench.runtime import memory, processes
 from bench.runtime.files import write_atomic
-from bench.settings import RunConfig
+from bench.settings import JUDGED, RunConfig
 from bench.training.trainer import Record, Trainer
 
 SETTLED = 3.0  # seconds of training after which its pace is known
@@ -62,8 +63,10 @@ class Execution:
         self.trainer: Trainer | None = None
         with memory.phase("loading"):
             self.core = build_core(config)
+            if config.method.name == JUDGED:
+                install(self.core.model, folder / "adapter", config)
             core = evaluation_core(self.core, config)
-            self.evaluator = Evaluator(core, config, prompts, project_cache(), method)
+            self.evaluator = Evaluator(core, config, prompts, project_cache(), method, weights=judged_weights(config))
             if method.needs.training:
                 self.trainer = Trainer(self.core, method, prompts.train, config.train, config.optimizer, folder)
         self.info["prior"] = prior_settings(config, core.model)
@@ -211,7 +214,7 @@ class Execution:
             policy = {key: p.data for key, p in model.adapters().items()}
             for key, parameter in model.adapters().items():
                 parameter.data = self.core.copies[name][key]
-            model.save(self.folder / adapter_name(self.config))
+            model.save(self.folder / self.config.adapter_name())
             for key, parameter in model.adapters().items():
                 parameter.data = policy[key]
         for file in self.folder.glob("adapter*/**/*.safetensors"):  # safetensors lets the owner alone read them

@@ -17,7 +17,7 @@ from bench.prompts import PromptSet
 from bench.reporting.rows import FINGERPRINT
 from bench.runs.requirements import requirements
 from bench.runtime.digests import digest
-from bench.settings import EXECUTION, RunConfig
+from bench.settings import EXECUTION, JUDGED, RunConfig
 
 
 def run_name(config: RunConfig) -> str:
@@ -65,8 +65,13 @@ def label(config: RunConfig) -> str:
 
     That is the copy of the adapters that was evaluated, a bound on the path KL, the training's sampler and guidance
     where those of the evaluation differ, and the losses' guidance where that of the training's rollouts differs. A
-    baseline without training has none of them.
+    baseline without training has none of them. Of what was trained elsewhere it is a name, and whether its author
+    states what the training cost.
     """
+    if config.method.name == JUDGED:
+        judged: Any = config.method
+        known = any(value is not None for _, value in judged.cost)
+        return f"{judged.label} (judged; training cost {'as stated' if known else 'unknown'})"
     if not registry.load("methods", config.method.name).needs.training:
         return config.method.name
     details = [] if config.evaluation.weights == "policy" else [config.evaluation.weights]
@@ -80,6 +85,21 @@ def label(config: RunConfig) -> str:
     if sampler.model_copy(update={"guidance": other.guidance}) != other:
         details.append(f"trained on {sampler.steps} steps of {sampler.rule} {sampler.eta:g}")
     return f"{config.method.name} ({', '.join(details)})" if details else config.method.name
+
+
+def judged_weights(config: RunConfig) -> str | None:
+    """What identifies the weights that `bench judge` measures; None of a run's own."""
+    judged: Any = config.method
+    return digest([judged.digest, judged.scales]) if judged.name == JUDGED else None
+
+
+def _spent(config: RunConfig, counts: dict) -> dict:
+    """The counts; of what was trained elsewhere those that its author states, in the place of others zero."""
+    if config.method.name != JUDGED:
+        return counts
+    cost: Any = config.method.cost  # type: ignore[attr-defined]
+    seconds = counts["seconds"] | {"stated": 3600 * (cost.gpu_hours or 0.0)}
+    return counts | {"network_forwards": cost.nfe or 0, "reward_calls": cost.reward_calls or 0, "seconds": seconds}
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
@@ -99,7 +119,7 @@ def row(
 
     counts: `Meter.total()`; info: `provenance`, and `prior_settings` under "prior".
     """
-    base = measurement.name.partition("/")[0]
+    base, counts = measurement.name.partition("/")[0], _spent(config, counts)
     metric = registry.load("metrics", base) if base in registry.plugins("metrics") else Metric  # a run that failed
     return {
         "run": run_name(config),

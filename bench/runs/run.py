@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.models.elsewhere.sources import Source, stage
 from bench.reporting.rows import read_rows
 from bench.reporting.table import run_table
 from bench.runs.build import use_threads
@@ -21,12 +22,13 @@ from bench.settings import RunConfig
 
 @dataclass
 class Run:
-    """A run's configuration, its folder, and where it prints to."""
+    """A run's configuration, its folder, and where it prints to. judged: what `bench judge` measures in it."""
 
     config: RunConfig
     folder: Path
     console: Console
     trackers: Sequence[str] = ()
+    judged: Sequence[Source] = ()
 
     def go(self, force: bool, locks: ExitStack) -> bool:
         """Train and evaluate what is not done yet; False if the run is already finished in the folder.
@@ -38,6 +40,9 @@ class Run:
                 finished = take_folder(self.folder, self.config, self.console, force and processes.is_main(), locks)
             if not finished:
                 with traceback_log(self.folder):
+                    with processes.main_first():
+                        if processes.is_main():
+                            stage(self.judged, self.folder / "adapter")
                     prompts = preflight(self.config)
                     use_threads(self.config)
                     with explain_out_of_memory(self.config, self.folder):

@@ -12,9 +12,10 @@ from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.image_folder import save_images
 from bench.hub import obtain
 from bench.metric import Samples
+from bench.models.elsewhere.weights import load_adapter
 from bench.prompts import load_prompts
 from bench.reporting.plots import plot_samples
-from bench.runs.adapter import load_adapter, trained
+from bench.runs.adapter import trained
 from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.runs.requirements import training_requirements
 

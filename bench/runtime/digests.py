@@ -6,6 +6,7 @@ Whatever can change the value of a thing is a part of its key:
   options of the pipeline, precision, negative prompt, guidance; of an analytic model its means, schedule and precision;
 - a set of prior samples (`Evaluator.prior_set`): fingerprint, kernel, names of the samples, seed and purpose of their
   noise, and what decides how it is rounded: batch, attention, compilation, slicing, device, versions of libraries;
+- a set of a judged model (`bench judge`): that of the prior's set, and the contents and scales of its weights;
 - features (`Evaluator.features`): images with shape and type, the space and its weights, and again what decides how
   they are rounded;
 - a run's configuration (`RunConfig.hash`): all settings that change more than rounding;
@@ -44,6 +45,14 @@ def digest_files(path: Path) -> str:
             contents = real.name if blob else _digest_file(real, stat.st_mtime_ns, stat.st_size)
             total.update(f"{name}={contents};".encode())
     return total.hexdigest()
+
+
+def digest_contents(files: Mapping[str, Path]) -> str:
+    """Of files' names and contents, wherever they lie: all of them are read."""
+    stats = {name: path.resolve().stat() for name, path in files.items()}
+    contents = {name: _digest_file(path.resolve(), s.st_mtime_ns, s.st_size)
+                for (name, path), s in zip(files.items(), stats.values(), strict=True)}  # fmt: skip
+    return digest(contents)
 
 
 @cache

@@ -18,6 +18,7 @@ from bench.publish.reproduce import verify
 from bench.reporting.rows import read_rows
 from bench.runs import evaluate, execution
 from bench.runs.run import Run
+from bench.settings import JUDGED
 
 SMALL = (
     "train.updates=2", "train.samples_per_prompt=8", "train.threads=1", "sampler.steps=6", "evaluation.at=[]",
@@ -25,7 +26,7 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", registry.plugins("methods"))
+@pytest.mark.parametrize("method", [name for name in registry.plugins("methods") if name != JUDGED])
 def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

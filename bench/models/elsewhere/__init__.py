@@ -1,0 +1,1 @@
+"""Weights that were trained elsewhere: found, read, and put into a model beside its prior."""
