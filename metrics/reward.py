@@ -1,4 +1,4 @@
-"""Reward on training and held-out prompts, of each prompt, and every other reward as a check for over-optimisation."""
+"""Reward on every part of the prompts, of each prompt, and every other reward as a check for over-optimisation."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,8 @@ from bench.evaluation.statistics import error_at_fixed_prompts, mean_and_error, 
 class RewardGain(Metric):
     """Mean reward per prompt split, and its paired difference to the prior on the same noise.
 
-    Training prompts are given, so the standard error on them is over the noise; held-out prompts stand for unseen ones,
-    so there it is over prompts.
+    Training prompts are given, so the standard error on them is over the noise; validation and test prompts stand for
+    unseen ones, so there it is over prompts.
 
     The reward that was trained on is `reward/<split>`; any other is `reward/<name>/<split>` and better in neither
     direction: a fall beside a rising trained reward is the mark of over-optimisation.
@@ -25,10 +25,8 @@ class RewardGain(Metric):
         names = [trained, *(name for name in finetuned.rewards if name != trained)]
         measurements = []
         for name in names:
-            for split in ("train", "heldout"):
+            for split in dict.fromkeys(finetuned.splits):
                 groups = finetuned.rows(split)
-                if not groups:
-                    continue
                 measurement = paired(
                     f"reward/{split}" if name == trained else f"reward/{name}/{split}",
                     per_prompt(finetuned.rewards[name], groups),
@@ -52,7 +50,7 @@ class RewardPrompts(Metric):
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         finetuned, prior = (samples.rewards[evaluation.reward] for samples in (evaluation.finetuned, evaluation.prior))
         measurements = []
-        for split in ("train", "heldout"):
+        for split in dict.fromkeys(evaluation.finetuned.splits):
             for prompt, rows in evaluation.finetuned.rows(split).items():
                 name, n = f"reward_prompts/{split}/{prompt}", len(rows)
                 difference, error = mean_and_error((finetuned[rows] - prior[rows]).double())

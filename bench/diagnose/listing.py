@@ -51,7 +51,7 @@ def _text(kind: str, name: str) -> str:
         if name in prompt_sets.HUB:
             return prompt_sets.HUB[name].name
         prompt_set = prompt_sets.load_prompts(name)
-        return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts"
+        return ", ".join(f"{len(getattr(prompt_set, split))} {split}" for split in prompt_sets.SPLITS) + " prompts"
     if kind == "sweeps":
         return _sweep_text(yaml_text.parse(shipped.shipped(kind)[name].read_text(encoding="utf8")))
     if kind == "published":

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.metric import Measurement
+from bench.prompts import SPLITS
 from bench.reporting.table import is_clear, number
 from bench.runtime import processes
 
@@ -42,7 +43,7 @@ class Alarms:
         trained = by_name.get("reward/train")
         gain = trained.difference if trained and trained.difference is not None else 0.0
         notes = {}
-        for name in ("reward/train", "reward/heldout"):
+        for name in (f"reward/{split}" for split in SPLITS):
             one = by_name.get(name)
             if one and one.difference is not None and is_clear(vars(one)) and one.difference < 0:
                 notes[name] = "fell below the prior's: training made it worse"

@@ -23,7 +23,7 @@ from bench.method import Method
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import make_kernel
 from bench.options import paths
-from bench.prompts import PromptSet
+from bench.prompts import SPLITS, PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
 from bench.runtime.digests import digest, digest_files
@@ -53,8 +53,8 @@ PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference",
 
 def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
     """Names of the evaluation samples, rows of one prompt consecutive, and the split of each row."""
-    chosen = [(p, "train") for p in prompts.train[: config.train_prompts]]
-    chosen += [(p, "heldout") for p in prompts.heldout[: config.heldout_prompts]]
+    counts = {split: getattr(config, f"{split}_prompts") for split in SPLITS}
+    chosen = [(prompt, split) for split in SPLITS for prompt in getattr(prompts, split)[: counts[split]]]
     names = [(prompt, i) for prompt, _ in chosen for i in range(config.samples_per_prompt)]
     return names, [split for _, split in chosen for _ in range(config.samples_per_prompt)]
 

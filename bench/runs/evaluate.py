@@ -75,7 +75,7 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
         raise BenchError(f"{folder} holds no run: it has no config.yaml.")
     config = configs.read(stored, assignments)
     require_contents(folder, config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     use_threads(config)
     trained = registry.load("methods", config.method.name).needs.training
     with explain_out_of_memory(config, folder):

@@ -81,7 +81,7 @@ class Execution:
             sizes = f"train.micro_batch = {self.core.micro_batch}, train.sample_batch = {self.core.sample_batch}"
             self.console.print(sizes)
         if self.pipeline:
-            warn_of_cut([*self.prompts.train, *self.prompts.heldout], self.pipeline.tokenizer)
+            warn_of_cut(self.prompts.all, self.pipeline.tokenizer)
         if density:
             warn_of_one_step(self.core.kernel)
 

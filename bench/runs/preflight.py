@@ -27,7 +27,7 @@ def preflight(config: RunConfig) -> PromptSet:
     if absent := [need for need in requirements(config) if need.missing()]:
         obtain(absent)
         check(config)  # what is here now
-    return load_prompts(config.prompts.name, config.prompts.limit)
+    return load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
 
 
 def check(config: RunConfig) -> None:
@@ -41,7 +41,7 @@ def check(config: RunConfig) -> None:
     requirements(config)  # loads every reward, metric and feature space that is named
     _check_inputs(config)
     if config.prompts.name not in HUB:
-        load_prompts(config.prompts.name)
+        load_prompts(config.prompts.name, rule=config.prompts.split)
 
 
 def _check_method(config: RunConfig, method: Method) -> None:
@@ -94,8 +94,8 @@ def _check_model(config: RunConfig, method: Method) -> None:
             kernel.require_density("train.max_path_kl")
         config.optimizer.require_networks(_networks(method, model))
         if isinstance(model, DiffusionModel) and config.prompts.name not in HUB:  # it may know no others than its own
-            prompts = load_prompts(config.prompts.name, config.prompts.limit)
-            model.encode([*prompts.train, *prompts.heldout])
+            prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+            model.encode(prompts.all)
     group = config.train.samples_per_prompt
     if method.needs.whole_update:
         group = -(-group // config.train.updates_per_round)  # an update takes every so many-th trajectory of a round

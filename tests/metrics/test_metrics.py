@@ -137,7 +137,7 @@ def test_error_of_one_prompt_is_unknown() -> None:
 
 
 def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
-    prompts, splits = ["a", "a", "b", "b", "c", "c"], ["train"] * 4 + ["heldout"] * 2
+    prompts, splits = ["a", "a", "b", "b", "c", "c"], ["train"] * 4 + ["test"] * 2
     prior = samples(torch.zeros(6), prompts, splits, other=torch.ones(6))
     finetuned = samples(torch.tensor([1.0, 3, 5, 7, 9, 9]), prompts, splits, other=torch.zeros(6))
     found = measure(RewardGain, evaluation(finetuned, prior))
@@ -147,14 +147,14 @@ def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
     assert (train.difference, train.standard_error) == pytest.approx((4, 0.5**0.5))
     assert train.degrees == pytest.approx(2)  # two prompts of equal spread, one degree each
     # one held-out prompt says nothing about others
-    assert (found["reward/heldout"].difference, found["reward/heldout"].standard_error) == (9, None)
+    assert (found["reward/test"].difference, found["reward/test"].standard_error) == (9, None)
     assert (found["reward/other/train"].difference, found["reward/other/train"].direction) == (-1, "none")
-    assert list(found) == ["reward/train", "reward/heldout", "reward/other/train", "reward/other/heldout"]
+    assert list(found) == ["reward/train", "reward/test", "reward/other/train", "reward/other/test"]
     found = measure(RewardPrompts, evaluation(finetuned, prior))
     assert {name: (own.value, own.difference, own.standard_error) for name, own in found.items()} == {
         "reward_prompts/train/a": (2, 2, 1),  # gains 1 and 3: deviation √2, over √2
         "reward_prompts/train/b": (6, 6, 1),
-        "reward_prompts/heldout/c": (9, 9, 0),
+        "reward_prompts/test/c": (9, 9, 0),
     }
 
 

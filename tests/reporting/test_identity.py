@@ -25,6 +25,8 @@ BEFORE = {
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",
     "train.max_path_kl": None,
+    "prompts.split": "every_fifth",
+    "evaluation.test_prompts": 0,
 }
 OPTIONAL = {
     "train.guidance": st.sampled_from([None, 1.0, 5.0]),
