@@ -87,7 +87,8 @@ class SamplerConfig(Config):
     eta: float = Field(1.0, ge=0, le=2)
     guidance: float = Field(5.0, ge=1, description="classifier-free guidance; 1: none")
     spacing: Spacing = Field(
-        "auto", description="the time grid: the model's own, one of a diffusion, or (the last four) of a flow"
+        "auto",
+        description="the time grid: the model's own, one of a diffusion, or (logsnr and the last four) of a flow",
     )
     final_alpha: float | None = Field(None, gt=0, le=1, description="a diffusion's ᾱ_K; null: its scheduler's")
     final_noise: float | None = Field(None, ge=0, lt=1, description="a flow's s_K; null: 0.02, less on a finer grid")

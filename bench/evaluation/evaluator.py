@@ -134,6 +134,7 @@ class Evaluator:
         loaded = {name: load_reward(name, device=core.model.device) for name in others}
         self.rewards: dict[str, Reward] = trained | loaded
         self.spaces: dict[str, FeatureSpace] = {}
+        self.prior_sets: dict[str, Samples] = {}  # by key: with their rewards, which no update of the policy changes
 
     def rows(self, name: str) -> int:
         """Samples in a set; those of "target" are for all prompts together."""
@@ -181,13 +182,16 @@ class Evaluator:
     def prior_set(
         self, name: str, on_batch: Callable[[int], None] = lambda rows: None, core: Core | None = None
     ) -> Samples:
-        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it.
+        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it; scored once a run.
 
         core: with another kernel than the evaluation's.
         """
         core = core or self.core
         purpose = PRIOR_SETS[name]
-        path = self.cache / f"{self._set_key(purpose, core)}.checked"
+        key = self._set_key(purpose, core)
+        if key in self.prior_sets:
+            return self.prior_sets[key]
+        path = self.cache / f"{key}.checked"
 
         def draw_set() -> dict[str, Tensor]:
             names, splits = self.names, self.splits
@@ -195,7 +199,9 @@ class Evaluator:
             return {name: value for name in SHOWN if (value := getattr(drawn, name)) is not None}
 
         tensors = cached(path, draw_set)
-        return self._score(name, Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors))
+        drawn = Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors)
+        self.prior_sets[key] = scored = self._score(name, drawn)
+        return scored
 
     def targets(self, on_batch: Callable[[int], None] = lambda rows: None) -> dict[str, Tilted] | None:
         """Prompt → its target, from `DRAWS` samples of the prior on noise of their own.

@@ -86,7 +86,7 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     counts = core.meter.total()
-    noted = Alarms(config.reward.beta).noted(measurements)
+    noted = Alarms(config.reward.beta).noted(measurements, evaluation.finetuned.step_kl)
     rows = [row(config, prompts, counts, info, measurement, updates) for measurement in noted]
     return Stored(core, evaluation, measurements, rows, counted)
 

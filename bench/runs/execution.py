@@ -102,7 +102,7 @@ class Execution:
                 write_rows(self.folder / "rows.parquet", [failed | {"status": "failed"}])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        rows = self._rows(self._ended(self.alarms.noted(measurements)))
+        rows = self._rows(self._ended(self.alarms.noted(measurements, evaluation.finetuned.step_kl)))
         if self.main:
             self._pictures(evaluation, measurements, rows)
             if evaluation.finetuned.images.ndim == 4:
@@ -184,7 +184,7 @@ class Execution:
     def _evaluate_between(self, update: int) -> None:
         with self.core.meter.paused("evaluation"):
             evaluation, measurements = self.evaluator.evaluate()
-        rows = self._rows(self.alarms.noted(measurements))
+        rows = self._rows(self.alarms.noted(measurements, evaluation.finetuned.step_kl))
         if self.log:
             self.log.evaluated(update, evaluation, measurements)
             write_rows(self.folder / rows_at(update), rows)

@@ -57,6 +57,7 @@ def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
     for i, a in enumerate(images):
         for b in images[:i]:
             assert (a.float() - b.float()).abs().mean() > 1
+    assert evaluator.prior_set("prior") is first["prior"]  # nor scored twice
     drawn = []
     again = Evaluator(core, config, PROMPTS, tmp_path).prior_set("prior", on_batch=drawn.append)
     assert not drawn
