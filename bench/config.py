@@ -25,6 +25,8 @@ OPTIONS = {  # settings that decide which other settings there are, and so are o
     "reward.name": "--reward",
     "suite": "--suite",
 }
+# What a suite says of its own prompts, and of no others.
+OF_ITS_PROMPTS = {"prompts.limit", "prompts.split", "evaluation.validation_prompts", "evaluation.test_prompts"}
 CHOICES = ("method.name", "reward.name", "suite")  # of these, the ones that hold a name alone
 
 
@@ -78,9 +80,11 @@ def resolve(
     chosen = _parsed(assignments)
     _merge(tree, overrides or {})
     _merge(tree, chosen)
-    limited = {"prompts", "prompts.limit"} & {*chosen, *(overrides or {})}
-    if isinstance(tree["prompts"], dict) and tree["prompts"]["name"] != own_prompts and not limited:
-        tree["prompts"].pop("limit", None)  # the suite's, for its own set
+    if isinstance(tree["prompts"], dict) and tree["prompts"]["name"] != own_prompts:
+        for key in OF_ITS_PROMPTS - {*chosen, *(overrides or {})}:
+            section, name = key.split(".")
+            if section not in chosen:
+                tree.get(section, {}).pop(name, None)
     _merge(tree, {"method.name": method, "reward.name": reward})
     return with_metrics(build(tree, method_class, reward_class), metrics)
 

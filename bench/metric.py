@@ -16,7 +16,7 @@ class Samples:
     """Images of one model, with what was recorded while sampling. Rows of one prompt are consecutive.
 
     images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model.
-    prompts: N strings; splits: N times "train" or "heldout".
+    prompts: N strings; splits: N times "train", "validation" or "test".
     rewards: reward name → float32 [N].
     step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
     log_ratio: [N] nats, `log P_#(path) / P_θ(path)`, or None.

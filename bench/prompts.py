@@ -1,45 +1,94 @@
 """Prompt sets: named ones, and files of the user.
 
-A set is split into training and held-out prompts by a stated rule: prompts are ordered by the hash of their text and
-every fifth goes to the held-out part, so that the split depends on the set alone, and a prompt is never in both.
+A set has three parts: training, validation (what settings are tuned on) and test (what nothing has seen). A prompt's
+part is fixed by the hash of its text alone, so that prompts that are added move no other, unless its file says it.
 """
 
 import csv
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from bench.errors import BenchError, did_you_mean, disk_error
 from bench.hub import Repository
 from bench.runtime.digests import digest
 
-HELDOUT_EVERY = 5
+SPLITS = ("train", "validation", "test")
+TEST, VALIDATION = 0.3, 0.1  # shares of all texts, by their hash; the rest is for training
+FEWEST = 5  # a set of fewer prompts is all for training
+SplitRule = Literal["hash", "every_fifth"]
+Line: TypeAlias = tuple[str, str]  # of a file: a prompt, and the part that the file puts it in, or ""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """train and heldout are disjoint; `digest` identifies the contents. metadata: see the function of this name."""
+    """The parts are disjoint, each in the order of the hashes; `digest` identifies the contents.
+
+    metadata: see the function of this name.
+    """
 
     name: str
     train: list[str]
-    heldout: list[str]
+    validation: list[str]
+    test: list[str]
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
+    def all(self) -> list[str]:
+        """Every prompt, part by part."""
+        return [*self.train, *self.validation, *self.test]
+
+    @property
     def digest(self) -> str:
-        """Hash of all prompts, the split, and what a file says of its prompts."""
+        """Hash of all prompts, the split, and what a file says of its prompts.
+
+        Without a test part it is what it was before there were such parts.
+        """
         known = [{prompt: dict(columns) for prompt, columns in self.metadata.items()}] if self.metadata else []
-        return digest([self.train, self.heldout, *known], size=8)
+        return digest([self.train, self.validation, *[self.test] * bool(self.test), *known], size=8)
 
 
-def split(name: str, prompts: list[str]) -> PromptSet:
-    """The split of the module's rule, duplicates dropped; fewer than five prompts leave no held-out part."""
-    ordered = sorted(dict.fromkeys(prompts), key=lambda text: hashlib.blake2b(text.encode()).digest())
-    train = [prompt for place, prompt in enumerate(ordered, 1) if place % HELDOUT_EVERY]
-    return PromptSet(name, train, ordered[HELDOUT_EVERY - 1 :: HELDOUT_EVERY])
+def split(
+    name: str, prompts: Iterable[str], rule: SplitRule = "hash", parts: Mapping[str, str] | None = None
+) -> PromptSet:
+    """The prompts in parts, duplicates dropped.
+
+    rule: "hash" looks at each text alone; "every_fifth" is the rule of earlier versions: of the prompts in the order of
+    their hashes every fifth is for validation, the others for training. parts: prompt → what its file says its part is,
+    which "hash" follows. Raises BenchError for a part that there is not, and if no prompt is left for training.
+    """
+    ordered = sorted(dict.fromkeys(prompts), key=_hash)
+    if rule == "every_fifth":
+        chosen = dict(zip(ordered, itertools.cycle(["train"] * 4 + ["validation"]), strict=False))
+    else:
+        default = ["train" if len(ordered) < FEWEST else _part(prompt) for prompt in ordered]
+        chosen = dict(zip(ordered, default, strict=True)) | dict(parts or {})
+    if strangers := set(chosen.values()) - set(SPLITS):
+        raise BenchError(
+            f"prompts of {name!r}: split {min(strangers)!r} is none of {', '.join(SPLITS)}. "
+            "If the column means something else, rename it."
+        )
+    found = {part: [prompt for prompt in ordered if chosen[prompt] == part] for part in SPLITS}
+    if not found["train"]:
+        raise BenchError(
+            f"prompts of {name!r}: none of the {len(ordered)} is for training. Add some, or a column 'split' that says "
+            "which are."
+        )
+    return PromptSet(name, found["train"], found["validation"], found["test"])
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode()).digest()
+
+
+def _part(text: str) -> str:
+    place = int.from_bytes(_hash(text)[:8]) / 2**64  # uniform in [0, 1)
+    return "test" if place < TEST else "validation" if place < TEST + VALIDATION else "train"
 
 
 def _emoji() -> list[str]:
@@ -57,7 +106,7 @@ BUNDLED = Path(__file__).parent / "prompt_sets"  # bench.recipe.prompt_sets writ
 
 
 def _bundled(name: str) -> list[str]:
-    return _prompts(BUNDLED / f"{name}.csv")
+    return [prompt for prompt, _ in _prompts(BUNDLED / f"{name}.csv")]
 
 
 NAMED: dict[str, Callable[[], list[str]]] = {
@@ -77,14 +126,22 @@ HUB = {  # data sets; every file of `files` is read as a prompt file
 }
 
 
-def load_prompts(name: str, limit: int | None = None) -> PromptSet:
+def load_prompts(name: str, limit: int | None = None, rule: SplitRule = "hash") -> PromptSet:
     """A named set, one of the hub's, or a file; the training part is cut to its first `limit` prompts.
 
     Files: .txt (one a line; lines that begin with "# " are comments), .json (list of strings), .csv or .parquet (column
-    "prompt", else "prompts", "text" or "caption"; empty cells are left out). UTF-8, with or without a byte order mark.
+    "prompt", else "prompts", "text" or "caption"; empty cells are left out). A column "split" says which part a prompt
+    is in. UTF-8, with or without a byte order mark. rule: see `split`.
     Raises BenchError for an unknown name, or a file that cannot be read or holds no prompt.
     """
-    whole = _load(name)
+    lines, said = _lines(name), dict[str, str]()
+    for prompt, part in lines:
+        if part and said.setdefault(prompt, part) != part:
+            raise BenchError(
+                f"prompts of {name!r}: {prompt!r} is in two parts, {said[prompt]} and {part}: keep one line."
+            )
+    short = name if name in NAMED or name in HUB else Path(name).stem
+    whole = split(short, [prompt for prompt, _ in lines], rule, said)
     return replace(whole, train=whole.train[:limit], metadata=metadata(name))
 
 
@@ -105,25 +162,25 @@ def metadata(name: str) -> dict[str, dict[str, str]]:
         else pd.read_parquet(path)
     )
     frame = frame.astype(object).where(frame.notna(), "").astype(str)
-    column = _column(list(frame.columns))
-    others = [other for other in frame.columns if other != column]
+    place, part = _columns(list(frame.columns))
+    others = [name for i, name in enumerate(frame.columns) if i not in (place, part)]
     known: dict[str, dict[str, str]] = {}
-    for prompt, row in zip(frame[column], frame[others].to_dict("records"), strict=True):
+    for prompt, row in zip(frame.iloc[:, place], frame[others].to_dict("records"), strict=True):
         if others and (text := prompt.strip()):
             known.setdefault(text, {str(name): cell for name, cell in row.items()})
     return known
 
 
-def _load(name: str) -> PromptSet:
-    return split(name if name in NAMED or name in HUB else Path(name).stem, listed(name))
-
-
 def listed(name: str) -> list[str]:
     """All prompts of a set or file, in its order. Raises BenchError as `load_prompts` does."""
+    return [prompt for prompt, _ in _lines(name)]
+
+
+def _lines(name: str) -> list[Line]:
     if name in NAMED:
-        return NAMED[name]()
+        return [(prompt, "") for prompt in NAMED[name]()]
     if name in HUB:
-        return [prompt for file in HUB[name].files for prompt in _prompts(HUB[name].path(file))]
+        return [line for file in HUB[name].files for line in _prompts(HUB[name].path(file))]
     path = Path(name)
     if not path.suffix and not path.exists():
         hint = did_you_mean(name, [*NAMED, *HUB])
@@ -131,52 +188,56 @@ def listed(name: str) -> list[str]:
     return _prompts(path)
 
 
-def _prompts(path: Path) -> list[str]:
-    """The prompts of a file, blank ones left out. Raises BenchError if there are none."""
+def _prompts(path: Path) -> list[Line]:
+    """The lines of a file, those without a prompt left out. Raises BenchError if there are none."""
     try:
-        prompts = [prompt.strip() for prompt in _read(path)]
-        for prompt in prompts:
+        lines = [(prompt.strip(), part.strip().lower()) for prompt, part in _read(path)]
+        for prompt, _ in lines:
             prompt.encode()  # JSON can hold half a character, which nothing can encode
     except OSError as error:
         raise BenchError(disk_error(error, path)) from error
     except (ValueError, RecursionError, csv.Error) as error:
         raise BenchError(f"cannot read prompts from {str(path)!r}: {error}") from error
-    prompts = [prompt for prompt in prompts if prompt]
-    if not prompts:
+    lines = [line for line in lines if line[0]]
+    if not lines:
         raise BenchError(f"the prompt file {str(path)!r} holds no prompt: one a line (.txt), or a JSON list.")
-    return prompts
+    return lines
 
 
-def _read(path: Path) -> list[str]:
+def _read(path: Path) -> list[Line]:
     match path.suffix.lower():
         case ".txt" | "":
             lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+0085 and U+2028
-            return [line for line in lines if line.split(maxsplit=1)[:1] != ["#"]]
+            return [(line, "") for line in lines if line.split(maxsplit=1)[:1] != ["#"]]
         case ".json":
             prompts = json.loads(path.read_text(encoding="utf-8-sig"))
             if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
                 raise ValueError("expected a JSON list of strings")
-            return prompts
+            return [(prompt, "") for prompt in prompts]
         case ".csv":
             return _read_csv(path)
         case ".parquet":
             import pandas as pd
 
             frame = pd.read_parquet(path)
-            cells = frame[_column(list(frame.columns))].dropna().tolist()
-            if strangers := [cell for cell in cells if not isinstance(cell, str)]:
+            place, part = _columns(list(frame.columns))
+            frame = frame[frame.iloc[:, place].notna()]
+            parts = [""] * len(frame) if part is None else frame.iloc[:, part].fillna("").tolist()
+            prompts = frame.iloc[:, place].tolist()
+            if strangers := [cell for cell in [*prompts, *parts] if not isinstance(cell, str)]:
                 raise ValueError(f"expected strings, got {strangers[0]!r}")
-            return cells
+            return list(zip(prompts, parts, strict=True))
         case suffix:
             raise ValueError(f"unknown file type {suffix!r}: use .txt, .json, .csv or .parquet")
 
 
-def _read_csv(path: Path) -> list[str]:
-    """The prompts of a CSV file. Raises ValueError or csv.Error for a row that reads otherwise than it looks."""
+def _read_csv(path: Path) -> list[Line]:
+    """The lines of a CSV file. Raises ValueError or csv.Error for a row that reads otherwise than it looks."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
-        place, prompts = header.index(_column(header)) if header else 0, []
+        place, part = _columns(header) if header else (0, None)
+        lines = []
         for row in reader:
             if len(row) > len(header):
                 raise ValueError(f"line {reader.line_num} has more cells than the header: quote a prompt with a comma")
@@ -184,13 +245,15 @@ def _read_csv(path: Path) -> list[str]:
                 raise ValueError(
                     f"a prompt that ends in line {reader.line_num} spans several lines: close its quote, or use JSON"
                 )
-            prompts += row[place : place + 1]
-    return prompts
+            if len(row) > place:
+                lines.append((row[place], row[part] if part is not None and part < len(row) else ""))
+    return lines
 
 
-def _column(columns: list[str]) -> str:
-    names = {str(column).strip().lower(): column for column in reversed(columns)}
-    column = next((names[name] for name in ("prompt", "prompts", "text", "caption") if name in names), None)
-    if column is None:
+def _columns(columns: list[str]) -> tuple[int, int | None]:
+    """Places of the prompts and of what is said of their part, None if nothing is."""
+    places = {str(column).strip().lower(): place for place, column in reversed(list(enumerate(columns)))}
+    place = next((places[name] for name in ("prompt", "prompts", "text", "caption") if name in places), None)
+    if place is None:
         raise ValueError(f"no column named prompt among {columns}")
-    return column
+    return place, places.get("split")

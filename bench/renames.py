@@ -31,7 +31,10 @@ GENERAL: Mapping[str, Renamed] = {
     "model.fingerprint": Renamed("model.fingerprint", lambda value: FINGERPRINTS.get(value, value)),
     "model.lora_rank": Renamed("model.lora.rank"),
     "model.lora_alpha": Renamed("model.lora.alpha"),
+    "evaluation.heldout_prompts": Renamed("evaluation.validation_prompts"),
 }
+# Former name of a part of the prompts → its name now. Learning rates were chosen by the reward on it, so it is no test.
+SPLITS: Mapping[str, str] = {"heldout": "validation"}
 
 # Settings that came later → what held before they were there. A row that lacks one was made with this value, whatever
 # the default is now. All rows have schema 2: a missing key is all that tells the versions of the settings apart.
@@ -43,6 +46,8 @@ ADDED: Mapping[str, Any] = {
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",
     "train.max_path_kl": None,
+    "prompts.split": "every_fifth",
+    "evaluation.test_prompts": 0,
 }
 
 # The same of settings of one method.
@@ -180,3 +185,24 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
                 "use the version that made the row."
             )
     return translated
+
+
+def first_names(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section as they were first called, without later ones at the value that held before.
+
+    A hash of these is the same in all versions.
+    """
+    first = {now.key: key for key, now in GENERAL.items()}
+    named = {f"{section}.{name}": value for name, value in settings.items()}
+    kept = {key: value for key, value in named.items() if key not in ADDED or ADDED[key] != value}
+    return {first.get(key, key).removeprefix(f"{section}."): value for key, value in kept.items()}
+
+
+def current_metric(name: str) -> str:
+    """A row's metric in the names of this version: `reward/…/SPLIT` and `reward_prompts/SPLIT/PROMPT` have a split."""
+    match name.split("/"):
+        case ["reward", *of, split]:
+            return "/".join(["reward", *of, SPLITS.get(split, split)])
+        case ["reward_prompts", split, *prompt]:
+            return "/".join(["reward_prompts", SPLITS.get(split, split), *prompt])
+    return name

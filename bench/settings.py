@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config
+from bench.prompts import SplitRule
 from bench.runtime import yaml_text
 from bench.runtime.digests import digest
 
@@ -89,7 +90,8 @@ class SamplerConfig(Config):
     eta: float = Field(1.0, ge=0, le=2)
     guidance: float = Field(5.0, ge=1, description="classifier-free guidance; 1: none")
     spacing: Spacing = Field(
-        "auto", description="the time grid: the model's own, one of a diffusion, or (the last four) of a flow"
+        "auto",
+        description="the time grid: the model's own, one of a diffusion, or (logsnr and the last four) of a flow",
     )
     final_alpha: float | None = Field(None, gt=0, le=1, description="a diffusion's ᾱ_K; null: its scheduler's")
     final_noise: float | None = Field(None, ge=0, lt=1, description="a flow's s_K; null: 0.02, less on a finer grid")
@@ -100,6 +102,7 @@ class PromptsConfig(Config):
 
     name: Location = "emoji"
     limit: int | None = Field(None, ge=1, description="train on the first prompts of the training part only")
+    split: SplitRule = Field("hash", description="how prompts come into parts; every_fifth: as earlier versions did")
 
 
 class TrainConfig(Config):
@@ -178,7 +181,8 @@ class EvaluationConfig(Config):
     """Evaluation samples and what is measured on them."""
 
     train_prompts: int = Field(24, ge=1)
-    heldout_prompts: int = Field(24, ge=0)
+    validation_prompts: int = Field(12, ge=0, description="tuning chooses by these")
+    test_prompts: int = Field(36, ge=0, description="tables compare by these")
     samples_per_prompt: int = Field(8, ge=2)
     seed: Seed | None = Field(
         None, description="of the samples' noise; null: the run's, so that a spread over seeds holds it too"

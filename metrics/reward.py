@@ -1,4 +1,4 @@
-"""Reward on training and held-out prompts, of each prompt, and every other reward as a check for over-optimisation."""
+"""Reward on every part of the prompts, of each prompt, and every other reward as a check for over-optimisation."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,8 +22,8 @@ def scored(evaluation: Evaluation, name: str, split: str) -> tuple[dict[str, Ten
 class RewardGain(Metric):
     """Mean reward per prompt split, and its paired difference to the prior on the same noise.
 
-    Training prompts are given, so the standard error on them is over the noise; held-out prompts stand for unseen ones,
-    so there it is over prompts.
+    Training prompts are given, so the standard error on them is over the noise; validation and test prompts stand for
+    unseen ones, so there it is over prompts.
 
     The reward that was trained on is `reward/<split>`; any other is `reward/<name>/<split>` and better in neither
     direction: a fall beside a rising trained reward is the mark of over-optimisation. Samples without a score are left
@@ -39,9 +39,7 @@ class RewardGain(Metric):
         names = [trained, *(name for name in finetuned.rewards if name != trained)]
         measurements = []
         for name in names:
-            for split in ("train", "heldout"):
-                if not finetuned.rows(split):
-                    continue
+            for split in dict.fromkeys(finetuned.splits):
                 label = f"reward/{split}" if name == trained else f"reward/{name}/{split}"
                 direction = self.direction if name == trained else "none"
                 groups, note = scored(evaluation, name, split)
@@ -73,7 +71,7 @@ class RewardPrompts(Metric):
     def __call__(self, evaluation: Evaluation) -> list[Measurement]:
         finetuned, prior = (samples.rewards[evaluation.reward] for samples in (evaluation.finetuned, evaluation.prior))
         measurements = []
-        for split in ("train", "heldout"):
+        for split in dict.fromkeys(evaluation.finetuned.splits):
             groups, note = scored(evaluation, evaluation.reward, split)
             for prompt, rows in groups.items():
                 name, n = f"reward_prompts/{split}/{prompt}", len(rows)

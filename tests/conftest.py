@@ -156,7 +156,8 @@ def tiny_run(bench, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.M
         out = tmp_path / folder
         settings = [
             "train.prompts_per_round=2", "train.samples_per_prompt=2", "sampler.steps=3", "train.checkpoint_every=1",
-            "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1",
+            "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.test_prompts=1",
+            "evaluation.validation_prompts=0",
             "evaluation.rewards=[jpeg_compressibility]", "evaluation.at=[]",
         ]  # fmt: skip
         if method in ("nabla_gfn",):

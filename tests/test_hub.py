@@ -115,7 +115,7 @@ def test_full_size_runs_of_every_setting_on_random_weights(bench, hub, tmp_path,
     write_prompts(hub, prompts)
     settings = {
         "sampler.steps": 3, "train.prompts_per_round": 2, "train.samples_per_prompt": 2, "train.updates_per_round": 1,
-        "evaluation.train_prompts": 2, "evaluation.heldout_prompts": 1, "evaluation.samples_per_prompt": 2,
+        "evaluation.train_prompts": 2, "evaluation.test_prompts": 1, "evaluation.samples_per_prompt": 2,
         "evaluation.features": "clip_vitl14", "method.channels": "[32,32]",
         "evaluation.rewards": "[jpeg_compressibility]",
         "evaluation.metrics": "[reward,fid_prior,fid_prior_per_prompt,kid_prior,diversity_clip,vendi,path_kl]",
@@ -167,20 +167,19 @@ def test_random_weights_of_an_unknown_architecture(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["emoji", "simple_animals", "hpdv2_photo_painting", "drawbench"])
-def test_training_and_held_out_prompts_are_disjoint(cache, name):
+def test_the_parts_of_the_prompts_are_disjoint(cache, name):
     numbered = [f"prompt {i}, with a comma" for i in range(40)]
     write_prompts(cache, numbered)
     found = load_prompts(name)
-    whole = found.train + found.heldout
-    assert not set(found.train) & set(found.heldout)
+    whole = found.all
     assert len(set(whole)) == len(whole) == {"emoji": 123, "simple_animals": 45}.get(name, 40)
-    assert len(found.heldout) == len(whole) // 5
+    assert min(len(found.train), len(found.validation), len(found.test)) > 0
     assert found == load_prompts(name)
 
 
 def test_the_simple_animals_are_the_45_of_ddpo():
     found = load_prompts("simple_animals")
-    assert {"cat", "hedgehog", "kangaroo", "llama", "raccoon"} <= {*found.train, *found.heldout}
+    assert {"cat", "hedgehog", "kangaroo", "llama", "raccoon"} <= {*found.all}
 
 
 # --- missing --------------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_users_folders_change_nothing(call, folder) -> None:
 def test_a_run_starts_in_an_empty_folder(call, tmp_path) -> None:
     tiny = [
         "train.prompts_per_round=2", "train.samples_per_prompt=2", "sampler.steps=2", "evaluation.samples_per_prompt=2",
-        "evaluation.train_prompts=1", "evaluation.heldout_prompts=1", "method.channels=[8,8]",
+        "evaluation.train_prompts=1", "evaluation.test_prompts=1", "method.channels=[8,8]",
         "evaluation.metrics=[reward]", "evaluation.rewards=[]", "evaluation.at=[]",
     ]  # fmt: skip
     sets = [word for setting in tiny for word in ("--set", setting)]

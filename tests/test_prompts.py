@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from bench.errors import BenchError
-from bench.prompts import BUNDLED, load_prompts, split
+from bench.prompts import BUNDLED, FEWEST, SPLITS, load_prompts, split
 from bench.recipe.prompt_sets import FILES, text_of
 
 
 def read(path: Path, content: str | bytes) -> set[str]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     found = load_prompts(str(path))
-    return {*found.train, *found.heldout}
+    return set(found.all)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +68,68 @@ def test_empty_cells_of_a_table_are_no_prompts(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "p.parquet"))
 
 
-def test_the_split_is_the_old_one_and_linear() -> None:
-    found = split("test", [f"prompt {i}" for i in range(11)])
-    assert found.heldout == ["prompt 4", "prompt 2"]
+@examples(max_examples=30, deadline=None)
+@given(st.sets(st.text(min_size=1, max_size=20), min_size=8, max_size=40), st.data())
+def test_prompts_that_are_added_move_no_other(prompts: set[str], data: st.DataObject) -> None:
+    """A prompt's part is that of its text alone; of a set with a split that is fixed by position some would move."""
+    few = data.draw(st.sets(st.sampled_from(sorted(prompts)), min_size=FEWEST))
+    try:
+        whole, part = split("all", prompts), split("some", few)
+    except BenchError as error:
+        assert "none of the" in str(error) and "for training" in str(error)
+        return
+    for name in SPLITS:
+        assert set(getattr(part, name)) == set(getattr(whole, name)) & few
+    assert sorted(whole.all) == sorted(prompts)
+
+
+def test_the_parts_have_their_shares_and_a_split_takes_no_time() -> None:
     start = time.perf_counter()
-    many = split("test", [f"prompt {i}" for i in range(100_000)])
-    assert time.perf_counter() - start < 5
-    assert len(many.heldout) == 20_000
+    many = split("test", [f"prompt {i}" for i in range(20_000)])
+    assert time.perf_counter() - start < 2
+    assert [round(len(getattr(many, name)) / 20_000, 2) for name in SPLITS] == [0.6, 0.1, 0.3]
+
+
+def test_the_embedded_concepts_are_enough_for_24_12_and_36() -> None:
+    found = load_prompts("emoji")
+    assert [len(getattr(found, name)) for name in SPLITS] == [67, 12, 44]
+
+
+def test_few_prompts_are_all_for_training() -> None:
+    found = split("few", list("abcd"))
+    assert (len(found.train), found.validation, found.test) == (4, [], [])
+
+
+def test_earlier_versions_took_every_fifth_and_had_no_test_part() -> None:
+    found = split("test", [f"prompt {i}" for i in range(11)], "every_fifth")
+    assert (found.validation, found.test) == (["prompt 4", "prompt 2"], [])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_may_say_the_split(tmp_path: Path, kind: str) -> None:
+    texts = [f"prompt {i}" for i in range(9)]
+    default = split("p", texts)
+    said = ["train", " Test", "validation", "test", "train", "", "", "", ""]
+    table, path = pd.DataFrame({"prompt": texts, "Split": said}), tmp_path / f"p.{kind}"
+    table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
+    found = load_prompts(str(path))
+    for name, own in (("train", {0, 4}), ("test", {1, 3}), ("validation", {2})):
+        assert set(getattr(found, name)) == {texts[i] for i in own} | (set(getattr(default, name)) & set(texts[5:]))
+    assert load_prompts(str(path), rule="every_fifth") == split("p", texts, "every_fifth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("prompt,split\na,dev\nb,train\n", "split 'dev' is none of train, validation, test"),
+        ("prompt,split\na,train\na,test\n", "'a' is in two parts, train and test"),
+        ("prompt,split\na,test\nb,validation\n", "none of the 2 is for training"),
+    ],
+)
+def test_a_split_that_cannot_be_is_one_sentence(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "p.csv").write_text(content)
+    with pytest.raises(BenchError, match=words):
+        load_prompts(str(tmp_path / "p.csv"))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -85,7 +143,7 @@ def test_other_columns_say_what_is_known_of_a_prompt(tmp_path: Path, kind: str) 
     frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
     found = load_prompts(str(path))
     assert found.metadata == {"a cat": {"count": "1", "NA": "NA"}, "a dog": {"count": "", "NA": "x"}}
-    assert {*found.train, *found.heldout} == found.metadata.keys()
+    assert {*found.all} == found.metadata.keys()
     plain = split(found.name, ["a cat", "a dog"])
     assert found.digest != plain.digest != replace(found, metadata={"a cat": {"count": "2"}}).digest
 
@@ -103,8 +161,8 @@ def test_a_file_with_prompts_alone_is_what_it_was(tmp_path: Path, content: str) 
 def test_bundled_prompts_are_those_of_the_rule(name: str) -> None:
     assert (BUNDLED / f"{name}.csv").read_text(encoding="utf8") == text_of(FILES[name]())
     found = load_prompts(name)
-    assert {*found.train, *found.heldout} == found.metadata.keys()
-    assert len(found.metadata) > 200 and len(found.heldout) > 40
+    assert {*found.all} == found.metadata.keys()
+    assert len(found.metadata) > 200 and len(found.test) > 40
 
 
 def test_bundled_prompts_carry_their_answers() -> None:

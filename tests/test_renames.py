@@ -10,14 +10,15 @@ from scaffold import ROOT
 
 from bench.config import from_settings
 from bench.errors import BenchError
+from bench.prompts import SPLITS, load_prompts
 from bench.publish.compare import compare
 from bench.publish.merge import _strange
-from bench.renames import FINGERPRINTS, current
+from bench.renames import FINGERPRINTS, current, current_metric
 from bench.reporting.agreement import agreement
 from bench.reporting.rows import FINGERPRINT, read_rows, write_rows
 from bench.reporting.selection import collect
 from bench.reporting.selection import settings as tables
-from bench.runs.rows import comparable_settings
+from bench.runs.rows import comparable_settings, evaluation_id
 
 
 def published() -> dict[str, list[dict[str, Any]]]:
@@ -39,6 +40,34 @@ def test_published_rows_are_settings_of_this_version(name: str) -> None:
     for settings in PUBLISHED[name]:
         now = comparable_settings(from_settings(settings, []))
         assert current(settings) == now  # a new setting needs an entry in ADDED
+
+
+@pytest.mark.parametrize("folder", sorted({name.partition("-")[0] for name in PUBLISHED}))
+def test_published_rows_name_the_samples_that_this_version_draws_for_them(folder: str) -> None:
+    """What was held out is validation now, for tuning saw it: never a test part, and still the same prompts."""
+    rows = read_rows(ROOT / "results" / "published" / folder / "rows.parquet")
+    config = from_settings({k: v for k, v in json.loads(rows["settings"].iloc[0]).items() if k != FINGERPRINT}, [])
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+    assert set(rows["evaluation"]) == {evaluation_id(config, prompts)}
+    parts = set(rows.loc[rows["metric"].str.startswith("reward/"), "metric"].str.rpartition("/")[2])
+    assert parts == ({"train"} if folder.startswith("ring") else {"train", "validation"})
+    drawn = set(rows.loc[rows["metric"].str.startswith("reward_prompts/"), "metric"].str.split("/", n=1).str[1])
+    assert drawn <= {f"{split}/{prompt}" for split in SPLITS for prompt in getattr(prompts, split)}
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("reward/heldout", "reward/validation"),
+        ("reward/hps/heldout", "reward/hps/validation"),
+        ("reward/heldout/train", "reward/heldout/train"),  # of a reward of this name
+        ("reward_prompts/heldout/a/heldout", "reward_prompts/validation/a/heldout"),
+        ("fid_prior/heldout", "fid_prior/heldout"),
+        ("path_kl", "path_kl"),
+    ],
+)
+def test_former_names_of_metrics(former: str, now: str) -> None:
+    assert current_metric(former) == current_metric(now) == now
 
 
 def test_a_setting_that_is_now_another_methods_is_refused() -> None:

@@ -86,6 +86,16 @@ def test_values_are_read_as_written() -> None:
     assert (config.seed, config.optimizer.lr, config.prompts.limit) == (10, 1e-4, None)
 
 
+def test_what_a_suite_says_of_parts_is_for_its_own_prompts() -> None:
+    own, mine = resolve("ddpo"), resolve("ddpo", overrides={"prompts.name": "mine.txt"})
+    assert (own.prompts.split, own.evaluation.test_prompts) == ("every_fifth", 0)
+    assert (mine.prompts.split, mine.evaluation.test_prompts > 0) == ("hash", True)
+    asked = resolve("ddpo", assignments=["prompts.name=mine.txt", "evaluation.test_prompts=3", "prompts.limit=2"])
+    assert (asked.evaluation.test_prompts, asked.prompts.limit, asked.prompts.split) == (3, 2, "hash")
+    nested = resolve("ddpo", assignments=["evaluation={test_prompts: 2}"], overrides={"prompts.name": "mine.txt"})
+    assert nested.evaluation.test_prompts == 2
+
+
 def test_a_suites_limit_is_for_its_own_prompts() -> None:
     assert resolve("ddpo").prompts.limit == 12
     assert resolve("ddpo", overrides={"prompts.name": "mine.txt"}).prompts.limit is None

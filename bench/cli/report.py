@@ -28,7 +28,11 @@ def report(
         bool, typer.Option("--all", help="All metrics that have values, and levels of distances to the prior.")
     ] = False,
     at_reward_gain: Annotated[
-        str | None, typer.Option(metavar="X[,X…]", help="Compare where every run first gains so much reward.")
+        str | None,
+        typer.Option(
+            metavar="X[,X…]",
+            help="Compare where every run first gains so much reward: on test prompts, on training ones.",
+        ),
     ] = None,
     at_updates: Annotated[float | None, typer.Option(min=1, help="Compare every run at so many updates.")] = None,
     at_reward_calls: Annotated[float | None, typer.Option(min=1, help="The same at so many reward calls.")] = None,
@@ -50,7 +54,7 @@ def report(
 ) -> None:
     """Compare finished runs: a table for every setting, methods as rows, and figures.
 
-    bench report runs/emoji --metrics reward/train,reward/heldout,path_kl
+    bench report runs/emoji --metrics reward/test,reward/train,path_kl
     bench report ring --at-reward-calls 50000 --out report
     bench report runs/ring --at-reward-gain 0.5,1 --format latex
     """

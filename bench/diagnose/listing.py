@@ -54,7 +54,8 @@ def _text(kind: str, name: str) -> str:
         prompt_set = prompt_sets.load_prompts(name)
         columns = list(next(iter(prompt_set.metadata.values()), {}))
         told = f"; columns {', '.join(columns)}" if columns else ""
-        return f"{len(prompt_set.train)} training and {len(prompt_set.heldout)} held-out prompts{told}"
+        parts = ", ".join(f"{len(getattr(prompt_set, split))} {split}" for split in prompt_sets.SPLITS)
+        return f"{parts} prompts{told}"
     if kind == "sweeps":
         return _sweep_text(yaml_text.parse(shipped.shipped(kind)[name].read_text(encoding="utf8")))
     if kind == "published":

@@ -42,7 +42,7 @@ def least_counts(core: Core, config: RunConfig) -> dict[str, int]:
     """
     train, method = config.train, build_method(config)
     core = replace(core, model=core.model.with_guidance(min(config.sampler.guidance, config.loss_guidance())))
-    prompts = load_prompts(config.prompts.name, config.prompts.limit).train
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split).train
     parts, rounds = train.updates_per_round, -(-train.updates // train.updates_per_round)
     counts = (
         {"reward_calls": rounds * train.prompts_per_round * train.samples_per_prompt} if method.needs.rewards else {}

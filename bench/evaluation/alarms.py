@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from bench.metric import Measurement
+from bench.prompts import SPLITS
 from bench.reporting.table import is_clear, number
 from bench.runtime import processes
 
 GROWTH, SETTLED = 1e4, 4  # alarm if, after SETTLED updates, a loss exceeds GROWTH times the largest before it
+MOST = 0.3  # alarm if a step holds a larger share of path_kl, or of few steps over three times an equal share
+LITTLE = 0.1  # nats; of a smaller path_kl the shares say nothing
 NATS, TIMES = 100.0, 10.0  # alarm if path_kl exceeds both NATS and TIMES × β × the reward gained
 log = logging.getLogger(__name__)
 
@@ -33,16 +38,17 @@ class Alarms:
             self._warn("loss", self.loss_note)
         self.largest, self.seen = max(self.largest, loss), self.seen + 1
 
-    def noted(self, measurements: list[Measurement]) -> list[Measurement]:
-        """The measurements with notes: a reward below the prior's, an exploding path_kl, an exploding loss.
+    def noted(self, measurements: list[Measurement], step_kl: Tensor | None = None) -> list[Measurement]:
+        """The measurements with notes: a reward below the prior's, a path_kl that explodes or is one step's, a loss.
 
-        The optimum of the tilt has `path_kl ≤ β × gain`, the gain in mean reward.
+        step_kl: of the samples, [N, K], if it is known. The optimum of the tilt has `path_kl ≤ β × gain`, the gain in
+        mean reward.
         """
         by_name = {one.name: one for one in measurements}
         trained = by_name.get("reward/train")
         gain = trained.difference if trained and trained.difference is not None else 0.0
         notes = {}
-        for name in ("reward/train", "reward/heldout"):
+        for name in (f"reward/{split}" for split in SPLITS):
             one = by_name.get(name)
             if one and one.difference is not None and is_clear(vars(one)) and one.difference < 0:
                 notes[name] = "fell below the prior's: training made it worse"
@@ -54,6 +60,9 @@ class Alarms:
             )
         for name, note in notes.items():
             self._warn(name, f"{name} {note}")
+        if one_step := _one_step(step_kl):
+            self._warn("one step", f"path_kl: {one_step}")
+            notes["path_kl"] = "; ".join(filter(None, (notes.get("path_kl"), one_step)))
         if self.loss_note and measurements:
             first = trained.name if trained else measurements[0].name
             notes[first] = "; ".join(filter(None, (notes.get(first), self.loss_note)))
@@ -66,3 +75,17 @@ class Alarms:
         if kind not in self._warned and processes.is_main():
             self._warned.add(kind)
             log.warning("%s", text)
+
+
+def _one_step(step_kl: Tensor | None) -> str:
+    """What to say if one step holds too much of the KL; "" if none does."""
+    if step_kl is None:
+        return ""
+    steps = step_kl.double().mean(0)
+    most, total = float(steps.max()), float(steps.sum())
+    if total < LITTLE or most <= max(MOST, 3 / len(steps)) * total:
+        return ""
+    return (
+        f"step {int(steps.argmax()) + 1} of {len(steps)} holds {most / total:.0%} of it: sampler.spacing=logsnr with "
+        "sampler.final_alpha=0.99 (of a flow sampler.final_noise=0.06) shares it among the steps"
+    )

@@ -23,7 +23,7 @@ from bench.method import Method
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import make_kernel
 from bench.options import paths
-from bench.prompts import PromptSet
+from bench.prompts import SPLITS, PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
 from bench.runtime.digests import digest, digest_files
@@ -54,8 +54,8 @@ PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference",
 
 def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
     """Names of the evaluation samples, rows of one prompt consecutive, and the split of each row."""
-    chosen = [(p, "train") for p in prompts.train[: config.train_prompts]]
-    chosen += [(p, "heldout") for p in prompts.heldout[: config.heldout_prompts]]
+    counts = {split: getattr(config, f"{split}_prompts") for split in SPLITS}
+    chosen = [(prompt, split) for split in SPLITS for prompt in getattr(prompts, split)[: counts[split]]]
     names = [(prompt, i) for prompt, _ in chosen for i in range(config.samples_per_prompt)]
     return names, [split for _, split in chosen for _ in range(config.samples_per_prompt)]
 
@@ -146,6 +146,7 @@ class Evaluator:
             reward.set_metadata(prompts.metadata)
         self.rewards: dict[str, Reward] = trained | loaded
         self.features = Features(cache, config.evaluation.features, core.model.device, core.micro_batch)
+        self.prior_sets: dict[str, Samples] = {}  # by key: with their rewards, which no update of the policy changes
 
     def rows(self, name: str) -> int:
         """Samples in a set; those of "target" are for all prompts together."""
@@ -205,13 +206,16 @@ class Evaluator:
     def prior_set(
         self, name: str, on_batch: Callable[[int], None] = lambda rows: None, core: Core | None = None
     ) -> Samples:
-        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it.
+        """One of the prior's sets ("prior", "reference", "floor"), from the cache or drawn into it; scored once a run.
 
         core: with another kernel than the evaluation's.
         """
         core = core or self.core
         purpose = PRIOR_SETS[name]
-        path = self.cache / f"{self._set_key(purpose, core)}.checked"
+        key = self._set_key(purpose, core)
+        if key in self.prior_sets:
+            return self.prior_sets[key]
+        path = self.cache / f"{key}.checked"
 
         def draw_set() -> dict[str, Tensor]:
             names, splits = self.names, self.splits
@@ -219,7 +223,9 @@ class Evaluator:
             return {name: value for name in SHOWN if (value := getattr(drawn, name)) is not None}
 
         tensors = cached(path, draw_set)
-        return self._score(name, Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors))
+        drawn = Samples(prompts=[p for p, _ in self.names], splits=self.splits, rewards={}, **tensors)
+        self.prior_sets[key] = scored = self._score(name, drawn)
+        return scored
 
     def targets(self, on_batch: Callable[[int], None] = lambda rows: None) -> dict[str, Tilted] | None:
         """Prompt → its target, from `DRAWS` samples of the prior on noise of their own.

@@ -45,7 +45,8 @@ def expected(config: RunConfig) -> Expected:
 
 
 def _made_up(config: RunConfig) -> Evaluation:
-    names, splits = sample_names(load_prompts(config.prompts.name, config.prompts.limit), config.evaluation)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+    names, splits = sample_names(prompts, config.evaluation)
     sampler = config.evaluation_sampler()
     model, kernel = next(iter(catalogue.check(config.model, [sampler])), (None, None))
     points: Any = model if catalogue.draws_points(config.model.name) else None

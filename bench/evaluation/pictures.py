@@ -70,7 +70,7 @@ def _points(
 def _components(
     evaluation: Evaluation, targets: Mapping[str, Tilted], core: Core, path: Path, title: str, most: int = 6
 ) -> None:
-    """Samples of the prior, the target and the finetuned model, by component, for a few prompts of both splits."""
+    """Samples of the prior, the target and the finetuned model, by component, for a few prompts."""
     panels = {}
     for heading, rows in pairs(evaluation, most).items():
         prompt = evaluation.finetuned.prompts[int(rows[0])]
@@ -90,15 +90,19 @@ def _components(
 
 
 def pairs(evaluation: Evaluation, prompts: int = 8) -> dict[str, torch.Tensor]:
-    """Headings, "train: " or "held out: " and the prompt, of the first prompts of both splits, and their rows."""
-    train, heldout = evaluation.finetuned.rows("train"), evaluation.finetuned.rows("heldout")
-    half = prompts // 2 if heldout else prompts
-    chosen = {f"train: {prompt}": rows for prompt, rows in list(train.items())[:half]}
-    return chosen | {f"held out: {prompt}": rows for prompt, rows in list(heldout.items())[:half]}
+    """Headings, a split and a prompt of it ("train: a cat"), and its rows: of training and test prompts the first ones.
+
+    Without test prompts, of validation prompts.
+    """
+    parts = {split: evaluation.finetuned.rows(split) for split in dict.fromkeys(evaluation.finetuned.splits)}
+    if "test" in parts:
+        parts.pop("validation", None)
+    each = prompts // len(parts)
+    return {f"{split}: {p}": rows for split, groups in parts.items() for p, rows in list(groups.items())[:each]}
 
 
 def draw_images(evaluation: Evaluation, path: Path, title: str, each: int = 4) -> None:
-    """The first samples of a few prompts of both splits, prior above, finetuned below."""
+    """The first samples of a few prompts, prior above, finetuned below."""
     chosen = pairs(evaluation)
     rows = torch.stack(list(chosen.values()))
 

@@ -112,14 +112,15 @@ def configured(
     name: what tables call it. cost: as its author states it. rest: see `bench.config.resolve`.
     """
     known = load_prompts(prompts)
-    if unknown := sorted({prompt for prompt, _ in files} - {*known.train, *known.heldout}):
+    if unknown := sorted({prompt for prompt, _ in files} - {*known.all}):
         raise BenchError(f"{folder} has images of {unknown[0]!r}, which is no prompt of {prompts}.")
     settings = {
         "model.name": IMAGES,
         "model.finetune": "none",
         "prompts.name": prompts,
         "evaluation.train_prompts": max(1, len(known.train)),
-        "evaluation.heldout_prompts": len(known.heldout),
+        "evaluation.validation_prompts": len(known.validation),
+        "evaluation.test_prompts": len(known.test),
         "evaluation.samples_per_prompt": max(2, min(_counts(files).values())),
         "method.label": name or folder.resolve().name,
         "method.sources": [folder.resolve().name],

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench import shipped
 from bench.errors import BenchError, did_you_mean
-from bench.reporting.budgets import GAIN, KL, at, with_costs
+from bench.reporting.budgets import KL, TRAIN, at, with_costs
 from bench.reporting.formats import interval
 from bench.reporting.selection import collect, floors, is_robust, priors, settings, standings, summary, without_levels
 from bench.reporting.statistics import gaps
@@ -85,7 +85,7 @@ class Table:
         object.__setattr__(self, "every", _read(tuple(self.names)))
 
     def at(self, axis: str, limit: float, measured: bool = False) -> "Table":
-        """The same runs where they first reach so much of a cost, of "gain", or of the gain of a named reward."""
+        """The same runs where they first reach so much of a cost, or of the gain of a reward."""
         return Table(self.names, axis, limit, measured)
 
     @cached_property
@@ -167,7 +167,7 @@ class Table:
             found[name] = f"{marked} {ends}".strip()
         return found
 
-    def over_gains(self, first: str, second: str, reward: str = GAIN) -> Range | None:
+    def over_gains(self, first: str, second: str, reward: str = TRAIN) -> Range | None:
         """Compare path_kl over all gains that both reach between two evaluations, in all seeds that both have.
 
         The ratio is a geometric mean over these gains, of equal weight on a log scale, and over seeds, whose interval

@@ -104,7 +104,7 @@ def _faults(run: Path, rows: pd.DataFrame) -> list[str]:
     same = _settings(canonical(json.dumps(_plain(config))))[0] == _settings(canonical(first["settings"]))[0]
     if any(first[key] != value for key, value in names.items()) or not same:
         faults.append("its rows are not those of its config.yaml.")
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     if first["evaluation"] != evaluation_id(config, prompts):
         faults.append("it was evaluated on other samples than its config.yaml says.")
     if changed := changed_contents(run, config):

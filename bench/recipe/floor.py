@@ -57,7 +57,7 @@ def measure(model: str, reward: str, updates: int, lr: float, out: Path) -> list
     """Fit, evaluate as a run is evaluated, and store the fitted part in `out`."""
     config = configs.resolve("prior", reward=reward, overrides={"model.name": model})
     core = build_core(config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     evaluator = Evaluator(core, config, prompts, project_cache())
     targets = evaluator.targets()
     assert targets is not None, f"{model} has no known density"

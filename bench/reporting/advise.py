@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.errors import BenchError, did_you_mean
 from bench.reporting.answers import DIVERSITY, answers
-from bench.reporting.budgets import ENOUGH, GAIN, KL, NEAR, amount, draws, spelled, within
+from bench.reporting.budgets import ENOUGH, KL, NEAR, TEST, VALIDATION, amount, draws, measured_gains, spelled, within
 from bench.reporting.formats import interval
 from bench.reporting.leaderboard import COST_NAMES, Board, tabulate
 from bench.reporting.selection import settings, summary
@@ -68,7 +68,9 @@ def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
     trained = chosen[chosen["updates"] > 0]
     metrics = [name for name in trained["metric"].unique() if not name.endswith("/floor")]
     spaces = [name for name in metrics if name.partition("/")[0] == DIVERSITY][:1]
-    names = [name for name in (GAIN, "reward/heldout", KL) if name in metrics or name == GAIN]
+    rewards = measured_gains(rows)
+    others = [KL] if TEST in rewards else [VALIDATION, KL]
+    names = [*rewards, *(name for name in others if name in metrics)]
     names += [*spaces, *(name for name in COST_NAMES if name != "training time")]
     notes = _notes(stops[~stops["row"].isin(missing)], ask)
     board = tabulate(trained, names, missing, notes, f"{title}, within {ask}", _unknown(rows, trained, ask))
@@ -79,12 +81,13 @@ def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
 
 def _free(rows: pd.DataFrame, ask: Ask) -> dict[str, str]:
     """Methods that train nothing but select among draws, if the bounds let them → a sentence on what they gain."""
-    table, found = summary(rows), {}
+    table, reward, found = summary(rows), measured_gains(rows)[0], dict[str, str]()
     for name, cost in draws(rows).items():
         each = cost.of(ask.axis)
-        if each > ask.budget or (ask.most_kl is not None and cost.kl > ask.most_kl) or (name, GAIN) not in table.index:
+        beyond = each > ask.budget or (ask.most_kl is not None and cost.kl > ask.most_kl)
+        if beyond or (name, reward) not in table.index:
             continue
-        gain = table.loc[(name, GAIN)]
+        gain = table.loc[(name, reward)]
         ends = interval(gain["difference"], gain["difference_low"], gain["difference_high"], sign=True)
         samples = f"; {spelled(ask.budget, ask.axis)} make {ask.budget // each:,.0f} samples" if each else ""
         found[name] = (

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.reporting.budgets import GAIN, KL
+from bench.reporting.budgets import GAINS, KL, TRAIN
 from bench.reporting.formats import interval, parts
 from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.statistics import FEW
@@ -25,18 +25,20 @@ class Verdict(NamedTuple):
     untested: tuple[str, ...]
 
 
-def answers(board: Board, gain: Board | None = None, limit: float = 0.0, hint: str = "") -> tuple[str, ...]:
+def answers(
+    board: Board, gain: Board | None = None, limit: float = 0.0, hint: str = "", on: str = ""
+) -> tuple[str, ...]:
     """What a table says, in sentences: who gains most, who keeps most diversity, who is first at a gain.
 
     gain: the table at an equal gain of `limit`, from which the second and the third sentence come; None without one.
     It may be `board` itself, whose first sentence then is on the KL. hint: where a reader finds that table, if it is
-    not shown; the second sentence is `board`'s then.
+    not shown; the second sentence is `board`'s then. on: " on test prompts", where the gain is one of several.
     """
-    at_gain = f"At a gain of {limit:+g}"
+    at_gain = f"At a gain of {limit:+g}{on}"
     sentences = [_least_kl(board, at_gain) if board is gain else _most_gain(board)]
     sentences.append(_diversity(gain, at_gain) if gain and not hint else _diversity(board))
     if gain:
-        sentences.append(_first(gain, limit, hint))
+        sentences.append(_first(gain, f"{limit:+g}{on}", hint))
     if board is not gain:
         sentences.insert(0, _closest(board))
     return tuple(filter(None, sentences))
@@ -45,6 +47,11 @@ def answers(board: Board, gain: Board | None = None, limit: float = 0.0, hint: s
 def _cells(board: Board, metric: str) -> dict[str, Cell]:
     """Method → its cell in the metric's column; none without such a column."""
     return {line.name: cell for line, cell in _column(board, metric) if line.n}
+
+
+def _reward(board: Board) -> str:
+    """The reward by which a table ranks: on test prompts if it has that."""
+    return next((name for name in GAINS if name in board.columns), TRAIN)
 
 
 def _prior(board: Board, metric: str) -> Cell:
@@ -101,7 +108,7 @@ def _gain(board: Board, cell: Cell) -> tuple[float, str, str]:
     """A reward's gain over the prior, and as text with its interval: paired, or from the prior's one value."""
     ends = cell.difference, cell.difference_low, cell.difference_high
     if pd.isna(cell.difference):
-        prior = _prior(board, GAIN).value
+        prior = _prior(board, _reward(board)).value
         ends = cell.value - prior, cell.low - prior, cell.high - prior
     return (ends[0], *interval(*ends, sign=True))
 
@@ -116,7 +123,8 @@ def _seeds(board: Board, names: Sequence[str]) -> str:
 
 def _most_gain(board: Board) -> str:
     """Which methods gain most, at what KL, and which are not separated from them."""
-    cells, kl = _cells(board, GAIN), _cells(board, KL)
+    reward = _reward(board)
+    cells, kl = _cells(board, reward), _cells(board, KL)
     verdict = _verdict(cells)
     if not verdict.best:
         return ""
@@ -174,7 +182,7 @@ def _closest(board: Board) -> str:
 
 def _diversity(board: Board, at_gain: str = "") -> str:
     """Who keeps most diversity; without an equal gain, with the gain of each beside it."""
-    cells, gains = _cells(board, DIVERSITY), {} if at_gain else _cells(board, GAIN)
+    cells, gains = _cells(board, DIVERSITY), {} if at_gain else _cells(board, _reward(board))
     learned = {name: cell for name, cell in cells.items() if cell.mark or pd.notna(cell.gap_low)}
     verdict = _verdict(learned or cells)
     if not verdict.best:
@@ -189,14 +197,14 @@ def _diversity(board: Board, at_gain: str = "") -> str:
     return f"{start} highest with {_listed(verdict.best, show)}{_compared(verdict, show, 'lower')}{prior}."
 
 
-def _first(board: Board, limit: float, hint: str) -> str:
+def _first(board: Board, gain: str, hint: str) -> str:
     """What reaches the gain first, by NFE and by reward calls, and what never does."""
     never = [line.name for line in board.lines if line.n and line.cells[0].text.startswith("never")]
     first = [text for name in ("NFE", "reward calls") if (text := _fewest(board, name))]
     if not first:
         return board.lead
     missed = f"; never by {_listed(never, str)}" if never else ""
-    return f"A gain of {limit:+g} is reached first {'; '.join(first)}{missed}{f' ({hint})' if hint else ''}."
+    return f"A gain of {gain} is reached first {'; '.join(first)}{missed}{f' ({hint})' if hint else ''}."
 
 
 def _fewest(board: Board, cost: str) -> str:

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-GAIN = "reward/train"  # its difference to the prior is the gain
+from bench.prompts import SPLITS
+
+TRAIN, VALIDATION, TEST = (f"reward/{split}" for split in SPLITS)
+GAINS = {TEST: "test prompts", TRAIN: "training prompts"}  # whose difference to the prior is a gain, the headline first
 COSTS = {  # column → (what a table calls it, unit)
     "updates": ("updates", ""),
     "nfe": ("NFE", ""),
@@ -33,10 +36,15 @@ class Missing(NamedTuple):
     most: float = math.nan  # how far its runs get, where one or all do not get to the limit
 
 
+def measured_gains(rows: pd.DataFrame) -> list[str]:
+    """Those of GAINS that the rows have, the headline first: training prompts alone where there are no test prompts."""
+    return [name for name in GAINS if name in set(rows["metric"])] or [TRAIN]
+
+
 def at(
     rows: pd.DataFrame, axis: str | None = None, limit: float = 0.0
 ) -> tuple[pd.DataFrame, dict[str, Missing], list[str]]:
-    """Every run where it reaches `limit` of `axis` for the first time: one of AXES, "gain", or a reward to gain.
+    """Every run where it reaches `limit` of `axis` for the first time: one of AXES, or a reward that is gained.
 
     Without an axis, its last evaluation. Between two evaluations everything is linear, and a run begins as the prior
     at no cost; the column `from_prior` tells what lies between the prior and a first evaluation. A row is refused where
@@ -52,8 +60,8 @@ def at(
     notes: list[str] = []
     if axis is None:
         chosen = good[good["budget"] == good.groupby(["row", "seed"])["budget"].transform("max")]
-    elif axis == "gain" or axis.startswith("reward/"):
-        chosen, missing, notes = _at_gain(good[trained], GAIN if axis == "gain" else axis, limit)
+    elif axis.startswith("reward/"):
+        chosen, missing, notes = _at_gain(good[trained], axis, limit)
     else:
         elsewhere = good["updates"].isna()
         unknown = elsewhere & good[axis].isna()
@@ -71,7 +79,7 @@ def at(
 def _at_gain(rows: pd.DataFrame, reward: str, limit: float) -> tuple[pd.DataFrame, dict[str, Missing], list[str]]:
     path = _path(rows[rows["metric"] == reward], "difference")
     crossed = _crossing(path, limit)
-    missing, notes = _refused(rows, crossed, limit), []
+    missing, notes = _refused(rows, crossed, limit, reward), []
     most, runs = path.groupby("row")["x"].max(), path.groupby("row")["seed"].nunique()
     reached = crossed.groupby("row")["seed"].nunique().reindex(runs.index, fill_value=0)
     never = runs.index[reached == 0]
@@ -159,11 +167,11 @@ def nobody(missing: Mapping[str, Missing], axis: str | None, limit: float, train
     if not most or axis is None:
         return ""
     first = max(most, key=lambda name: most[name])
-    what = f"a reward gain of {limit:+g}" if axis == "gain" else spelled(limit, axis)
+    what = f"a reward gain of {limit:+g}" if axis in GAINS else spelled(limit, axis)
     if len(most) == trained and most[first] < limit:
-        furthest = f"{most[first]:+.3g}" if axis == "gain" else amount(most[first])
+        furthest = f"{most[first]:+.3g}" if axis in GAINS else amount(most[first])
         return f"No run here reaches {what}: the most is {furthest}, of {first}."
-    if axis == "gain":
+    if axis in GAINS:
         return ""
     return f"{len(most)} of {trained} trained rows have no values here, as runs of theirs end before {what}."
 
@@ -202,7 +210,7 @@ def draws(rows: pd.DataFrame) -> dict[str, Draws]:
     return found
 
 
-def _refused(rows: pd.DataFrame, crossed: pd.DataFrame, limit: float, axis: str = "gain") -> dict[str, Missing]:
+def _refused(rows: pd.DataFrame, crossed: pd.DataFrame, limit: float, axis: str) -> dict[str, Missing]:
     """The rows of which some run was evaluated too far from the limit on both sides, with bounds of their costs."""
     far = crossed[_is_far(crossed, limit)]
     spent = rows.drop_duplicates(["row", "seed", "budget"]).set_index(["row", "seed", "budget"])[list(COSTS)]
@@ -213,7 +221,7 @@ def _refused(rows: pd.DataFrame, crossed: pd.DataFrame, limit: float, axis: str 
         before = spent.reindex(pd.MultiIndex.from_frame(places[["row", "seed", "before"]])).fillna(0.0).min()
         first = not before["updates"]
         why = "passed before its first evaluation" if first else "passed between two evaluations"
-        if axis != "gain":
+        if axis not in GAINS:
             why = f"not evaluated between {before[axis]:,g} and {after[axis]:,g}"
         ends = {column: [amount(one[column]) for one in (before, after)] for column in COSTS}
         costs = {COSTS[column][0]: f"< {high}" if first else f"{low} – {high}" for column, (low, high) in ends.items()}
@@ -285,9 +293,12 @@ def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
     return pd.concat([rows, *costs], ignore_index=True)
 
 
-def common_gains(rows: pd.DataFrame) -> list[float]:
-    """Two gains that methods can be compared at: what half of those that learn reach in every seed, and half of it."""
-    trained = rows[(rows["metric"] == GAIN) & (rows["status"] != "failed") & (rows["updates"] > 0)]
+def common_gains(rows: pd.DataFrame, reward: str) -> list[float]:
+    """Two gains that methods can be compared at: what half of those that learn reach in every seed, and half of it.
+
+    reward: one of GAINS.
+    """
+    trained = rows[(rows["metric"] == reward) & (rows["status"] != "failed") & (rows["updates"] > 0)]
     reached = trained.groupby(["row", "seed"])["difference"].max().groupby("row").min()
     reached = reached[reached > 0].sort_values(ascending=False)
     if len(reached) < 2:

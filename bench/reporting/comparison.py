@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.stats
 
 from bench.errors import BenchError, did_you_mean
-from bench.reporting.budgets import GAIN, KL, at, spelled, with_costs
+from bench.reporting.budgets import GAINS, KL, at, measured_gains, spelled, with_costs
 from bench.reporting.formats import interval
 from bench.reporting.leaderboard import COST_NAMES, Board, Cell, Line, heading, selected
 from bench.reporting.selection import SETTING, differing, settings, summary, without_levels
@@ -31,7 +31,9 @@ class Point(NamedTuple):
         """What stands above the column."""
         if self.axis is None:
             return "at the end"
-        return f"at a gain of {self.limit:+.3g}" if self.axis == "gain" else f"at {spelled(self.limit, self.axis)}"
+        if self.axis.startswith("reward/"):
+            return f"at a gain of {self.limit:+.3g} in {self.axis}"
+        return f"at {spelled(self.limit, self.axis)}"
 
 
 class Difference(NamedTuple):
@@ -114,23 +116,24 @@ def _unlike(first: pd.DataFrame, second: pd.DataFrame) -> str:
 
 
 def _points(rows: pd.DataFrame) -> list[Point]:
-    """The end, and the largest NFE, reward calls and gain that all runs of both have."""
+    """The end, and the largest NFE, reward calls and gains that all runs of both have."""
     points = [Point(None, 0.0)]
     if rows.groupby("row")["updates"].max().min() == 0:  # one that trains nothing is a point, no curve
         return points
     for axis in ("nfe", "reward_calls"):
         most = rows.groupby(["row", "seed"])[axis].max().min()
         points += [Point(axis, float(most))] if most > 0 else []
-    gains = rows[rows["metric"] == GAIN].groupby(["row", "seed"])["difference"].max()
-    if len(gains) and (most := gains.min()) > 0:
-        unit = 10.0 ** (math.floor(math.log10(most)) - 1)
-        points.append(Point("gain", math.floor(most / unit) * unit))
+    for reward in measured_gains(rows):
+        gains = rows[rows["metric"] == reward].groupby(["row", "seed"])["difference"].max()
+        if len(gains) and (most := gains.min()) > 0:
+            unit = 10.0 ** (math.floor(math.log10(most)) - 1)
+            points.append(Point(reward, math.floor(most / unit) * unit))
     return points
 
 
 def _given(metric: str, point: Point) -> bool:
     """Whether the metric is what is held equal."""
-    return {"gain": GAIN, "nfe": "NFE", "reward_calls": "reward calls"}.get(point.axis or "") == metric
+    return {"nfe": "NFE", "reward_calls": "reward calls"}.get(point.axis or "", point.axis) == metric
 
 
 def _difference(rows: pd.DataFrame, metric: str) -> Difference | None:
@@ -201,8 +204,9 @@ def _tested(found: dict[tuple[str, Point], Difference]) -> int:
 def _sentence(found: dict[tuple[str, Point], Difference], points: Sequence[Point], names: tuple[str, str]) -> str:
     """Reward at equal cost and KL at equal gain, as far as they were measured, and how sure they are."""
     said = []
+    reward = next((metric for metric, _ in found if metric in GAINS), "")  # the headline's is first
     for point in points[1:] or points:
-        metric = KL if point.axis == "gain" else GAIN
+        metric = KL if (point.axis or "").startswith("reward/") else reward
         if (one := found.get((metric, point))) is None:
             continue
         size = " ".join(filter(None, interval(*one[:3], sign=True)))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from bench.reporting.budgets import GAIN, KL
+from bench.reporting.budgets import KL, measured_gains
 from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.selection import SETTING, differing
 from bench.reporting.statistics import CONFIDENCE, over_seeds
@@ -24,9 +24,10 @@ DRAWS = 4000  # of the largest deviation of a mean over gains
 
 
 class Group(NamedTuple):
-    """Methods that are compared: a heading, and method → seed → its evaluations, (gain, KL) [n, 2]."""
+    """Methods that are compared: a heading, the reward, and method → seed → its evaluations, (gain, KL) [n, 2]."""
 
     heading: str
+    reward: str
     points: dict[str, dict[int, np.ndarray]]
 
 
@@ -52,7 +53,7 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
 
     Only where some method has several configurations; without them the other tables and figures say it all.
     """
-    rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0) & frame["metric"].isin([GAIN, KL])]
+    rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0)]
     alike = [name for name in SETTING if name != "beta"]
     for key, own in rows.groupby(alike, sort=False):
         texts = own["settings"].unique()
@@ -68,12 +69,14 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         named = own.assign(line=[names[pair] for pair in zip(own["method"], own["settings"], strict=True)])
         values = dict(zip(alike, key, strict=True))
         heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
-        yield Group(heading, {str(name): _points(line) for name, line in named.groupby("line", sort=False)})
+        reward = measured_gains(own)[0]
+        points = {str(name): _points(line, reward) for name, line in named.groupby("line", sort=False)}
+        yield Group(heading, reward, points)
 
 
-def _points(rows: pd.DataFrame) -> dict[int, np.ndarray]:
+def _points(rows: pd.DataFrame, reward: str) -> dict[int, np.ndarray]:
     run = ["seed", "settings", "budget"]
-    gain = rows[rows["metric"] == GAIN].set_index(run)["difference"].rename("gain")
+    gain = rows[rows["metric"] == reward].set_index(run)["difference"].rename("gain")
     both = pd.concat([gain, rows[rows["metric"] == KL].set_index(run)["value"].rename("kl")], axis=1).dropna()
     both = both[both["kl"] > 0]  # of others there is no logarithm
     return {int(seed): own.to_numpy() for seed, own in both.groupby(level="seed")}
@@ -163,7 +166,7 @@ def table(group: Group) -> Board:
     columns = (f"KL over that of {best}", "p (Holm)")
     notes = (
         f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
-        f"much of {GAIN}. The ratio is the exponential of the mean difference of log KL over the gains that both reach "
-        f"in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, 95 %.",
+        f"much of {group.reward}. The ratio is the exponential of the mean difference of log KL over the gains that "
+        f"both reach in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, 95 %.",
     )
     return Board(f"Envelopes: {group.heading}", columns, columns, tuple(lines), notes)

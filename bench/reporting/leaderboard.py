@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.registry import BUILT_IN
-from bench.reporting.budgets import COSTS, GAIN, Draws, Missing, at, draws, nobody, with_costs
+from bench.reporting.budgets import COSTS, GAINS, TEST, VALIDATION, Draws, Missing, at, draws, nobody, with_costs
 from bench.reporting.selection import (
     WHOLES,
     Standing,
@@ -28,8 +28,8 @@ DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt:
 # What a table shows unless told otherwise: these metrics where there are values, in every feature space, then those of
 # installed plugins, then the costs.
 MEASURES = (
-    *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll", GAIN),
-    *("reward/heldout", "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
+    *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll"),
+    *(*GAINS, VALIDATION, "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
 )
 COSTLY = ("path_kl", "NFE", "reward calls", "reward gradients", "training time")
 # what a narrow table leaves out before it leaves out costs
@@ -100,7 +100,8 @@ def selected(rows: pd.DataFrame, metrics: Sequence[str] | None = None, every: bo
     names = list(dict.fromkeys(rows.loc[rows["value"].notna(), "metric"]))
     if every:
         return [*(name for name in names if not name.endswith("/floor") and not name.startswith(DRAWN)), *COST_NAMES]
-    names = [name for name in names if not name.endswith(DETAILS)]
+    tuned_on = {VALIDATION} if TEST in names else set()  # where there are test prompts, it says nothing more
+    names = [name for name in names if not name.endswith(DETAILS) and name not in tuned_on]
     plugins = [name for name in names if name.partition("/")[0] not in BUILT_IN["metrics"]]
     kinds = (*MEASURES, *plugins, *COSTLY)
     return [name for kind in kinds for name in [*names, *COST_NAMES] if name == kind or name.startswith(f"{kind}/")]
@@ -129,10 +130,10 @@ def leaderboard(
     trained = rows.loc[(rows["updates"] > 0) & (rows["status"] != "failed"), "row"].nunique()
     rows, missing, notes = at(rows, axis, limit)
     names = selected(rows, metrics, every)
-    if axis == "gain" and not metrics:
-        names = [*(name for name in names if name not in (GAIN, *COST_NAMES)), *COST_NAMES]
+    if axis in GAINS and not metrics:
+        names = [*(name for name in names if name not in (axis, *COST_NAMES)), *COST_NAMES]
     lead = nobody(missing, axis, limit, trained)
-    return tabulate(rows, names, missing, notes, title, lead, "lower" if axis == "gain" else "none")
+    return tabulate(rows, names, missing, notes, title, lead, "lower" if axis in GAINS else "none")
 
 
 def tabulate(

@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from bench.reporting.budgets import AXES, COSTS, GAIN
+from bench.reporting.budgets import AXES, COSTS, measured_gains
 from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import gains, is_positive, lines_of, scale_of
 from bench.reporting.figures.trades import TRADED
@@ -105,10 +105,11 @@ def plots_of(section: Section) -> list[Plot]:
     board = section.boards[0]
     names = [line.name for line in board.lines if line.n]
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
-    reward = {name: line for name, line in lines_of(rows, GAIN) if name in names}
+    of = measured_gains(rows)[0]
+    reward = {name: line for name, line in lines_of(rows, of) if name in names}
     if not reward:
         return []
-    gained = {name: line for name, line in lines_of(gains(rows), GAIN) if name in names}
+    gained = {name: line for name, line in lines_of(gains(rows), of) if name in names}
     labels = {column: f"{label} [{unit}]" if unit else label for column in AXES for label, unit in [COSTS[column]]}
     curves = {
         label: {n: (line[column], line["value"], line) for n, line in gained.items()}
@@ -118,17 +119,17 @@ def plots_of(section: Section) -> list[Plot]:
     for metric in (name for name in board.columns if name.startswith(TRADED)):
         both = {n: reward[n].merge(line, on="budget") for n, line in lines_of(rows, metric) if n in reward}
         trades[metric] = {n: (line["value_x"], line["value_y"], line) for n, line in both.items()}
-    gain = _axis(rows, GAIN, {n: line["value"] for n, line in gained.items()}, " less the prior's on the same noise")
+    gain = _axis(rows, of, {n: line["value"] for n, line in gained.items()}, " less the prior's on the same noise")
     costs = {label: {"xaxis": {"title": {"text": label}, "type": "log"}, "yaxis": gain} for label in curves}
     prices = {
         metric: {
-            "xaxis": _axis(rows, GAIN, {n: line["value"] for n, line in reward.items()}),
+            "xaxis": _axis(rows, of, {n: line["value"] for n, line in reward.items()}),
             "yaxis": _axis(rows, metric, {n: line[1] for n, line in lines.items()}),
         }
         for metric, lines in trades.items()
     }
     order = [name for name in names if name in reward]
-    plots = [(f"Gain of {GAIN} against", curves, costs), (f"Against {GAIN}:", trades, prices)]
+    plots = [(f"Gain of {of} against", curves, costs), (f"Against {of}:", trades, prices)]
     return [_plot(title, views, axes, order) for title, views, axes in plots if views]
 
 

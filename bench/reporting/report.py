@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bench.reporting.answers import answers
-from bench.reporting.budgets import GAIN, at, common_gains, spelled
+from bench.reporting.budgets import GAINS, at, common_gains, measured_gains, spelled
 from bench.reporting.envelopes import groups, table
 from bench.reporting.figures.curves import plot_curves
 from bench.reporting.figures.envelopes import plot_envelopes
@@ -30,20 +30,15 @@ from bench.reporting.table import markdown_text
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared: which metrics, and at which cost or gain (see `bench.reporting.leaderboard`)."""
+    """What is compared: which metrics, and at which costs or gains.
+
+    axis: one of `bench.reporting.budgets.AXES`, or "gain": of every reward of GAINS that a setting has.
+    """
 
     metrics: tuple[str, ...] = ()
     axis: str | None = None
     limits: tuple[float, ...] = (0.0,)
     every: bool = False
-
-    def title(self, limit: float) -> str:
-        """What stands behind a setting's heading."""
-        if self.axis is None:
-            return ""
-        if self.axis == "gain":
-            return f", at a reward gain of {limit:+g}"
-        return f", at {spelled(limit, self.axis)}"
 
 
 @dataclass(frozen=True)
@@ -78,23 +73,30 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
 
 def _boards(title: str, rows: pd.DataFrame, question: Question, with_gains: bool) -> list[Board]:
     """The tables of a setting with what they say in sentences, some of which need the table at a gain, shown or not."""
-    gains = common_gains(rows) if question.axis is None else ()
-    main = [_board(title, rows, question, limit) for limit in question.limits]
+    gains = measured_gains(rows)
+    on = {name: f" on {GAINS[name]}" if len(gains) > 1 else "" for name in gains}
+
+    def board(axis: str | None, limit: float) -> Board:
+        place = f"a reward gain of {limit:+g}{on[axis]}" if axis in on else spelled(limit, axis) if axis else ""
+        heading = f"{title}, at {place}" if place else title
+        return leaderboard(rows, question.metrics, axis, limit, heading, question.every)
+
+    def at_gain(axis: str, limit: float) -> Board:
+        found = board(axis, limit)
+        return replace(found, answers=answers(found, found, limit, on=on[axis]))
+
     if question.axis == "gain":
-        limited = zip(main, question.limits, strict=True)
-        return [replace(board, answers=answers(board, board, limit)) for board, limit in limited]
-    if not gains:
-        return [replace(board, answers=answers(board)) for board in main]
-    at_gains = replace(question, axis="gain")
-    equal = [_board(title, rows, at_gains, gain) for gain in (gains if with_gains else gains[-1:])]
-    hint = "" if with_gains else f"--at-reward-gain {gains[-1]:g} has the table"
-    main = [replace(board, answers=answers(board, equal[-1], gains[-1], hint)) for board in main]
-    shown = zip(equal, gains, strict=True) if with_gains else ()
-    return main + [replace(board, answers=answers(board, board, gain)) for board, gain in shown]
-
-
-def _board(title: str, rows: pd.DataFrame, question: Question, limit: float) -> Board:
-    return leaderboard(rows, question.metrics, question.axis, limit, f"{title}{question.title(limit)}", question.every)
+        return [at_gain(axis, limit) for axis in gains for limit in question.limits]
+    main = [board(question.axis, limit) for limit in question.limits]
+    common = {} if question.axis else {axis: common_gains(rows, axis) for axis in gains}
+    first = next((axis for axis in gains if common.get(axis)), None)
+    if first is None:
+        return [replace(one, answers=answers(one)) for one in main]
+    most = common[first][-1]
+    hint = "" if with_gains else f"--at-reward-gain {most:g} has the table"
+    said = answers(main[0], board(first, most), most, hint, on[first])
+    equal = [at_gain(axis, limit) for axis, limits in common.items() for limit in limits] if with_gains else []
+    return [replace(main[0], answers=said), *equal]
 
 
 def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
@@ -106,7 +108,8 @@ def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
     scored: dict[str, dict[str, np.ndarray]] = {}
     for section in all_sections:
         rows, _, _ = at(section.rows)
-        gains_of = rows[(rows["metric"] == GAIN) & rows["difference"].notna() & (rows["method"] != "prior")]
+        headline = rows["metric"] == measured_gains(rows)[0]
+        gains_of = rows[headline & rows["difference"].notna() & (rows["method"] != "prior")]
         best = gains_of.groupby("row")["difference"].mean().max()
         for name, gains in gains_of.groupby("row", sort=False)["difference"] if best > 0 else ():
             scored.setdefault(str(name), {})[section.heading] = gains.to_numpy() / best
@@ -184,7 +187,8 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
 
 def _figures(section: Section, question: Question, out: Path, number: int) -> list[str]:
     """Names of the figures of one setting, drawn to `out`, of the rows and metrics of its first table."""
-    chosen, _, _ = at(section.rows, question.axis, question.limits[0])
+    axis = measured_gains(section.rows)[0] if question.axis == "gain" else question.axis
+    chosen, _, _ = at(section.rows, axis, question.limits[0])
     values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
     drawable = values[values["method"] != "prior"]
     panels = [name for name in selected(values, question.metrics, question.every) if name in set(drawable["metric"])]
@@ -201,7 +205,7 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     order = ranked(values, summary(values), panels)
     if (rows[rows["row"].isin(order)].groupby(["row", "seed"])["budget"].nunique() > 1).any():
         trained = rows[rows["updates"] > 0]
-        for metric in dict.fromkeys([panels[0], *({GAIN} & set(panels))]):
+        for metric in dict.fromkeys([panels[0], *(name for name in GAINS if name in panels)]):
             plot_curves(
                 trained, metric, path(f"curves-{re.sub(r'[^A-Za-z0-9_.]+', '-', metric)[:60]}"), order, section.heading
             )

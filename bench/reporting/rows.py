@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bench.errors import BenchError, disk_error
+from bench.renames import current_metric
 
 SCHEMA = 3
 
@@ -177,7 +178,7 @@ def _read(path: Path) -> pd.DataFrame:
             "run the benchmark again or read it with the version that wrote it"
         )
     try:
-        table = table.select(list(COLUMNS)).cast(STORED)
+        table = _with_current_metrics(table.select(list(COLUMNS)).cast(STORED))
         _check_values(table)
     except (pa.ArrowException, ValueError) as error:
         raise RowsError(f"{path} holds no rows of this version: {error}") from None
@@ -192,6 +193,13 @@ def _from_schema_2(table: pa.Table) -> pa.Table:
     table = table.append_column("support", pa.array(support, pa.string()))
     table = table.append_column("prior_is_best", pa.array(best, pa.bool_()))
     return table.set_column(table.column_names.index("schema"), "schema", pa.array([SCHEMA] * len(bases), pa.int32()))
+
+
+def _with_current_metrics(table: pa.Table) -> pa.Table:
+    """The table with the metrics' names of this version."""
+    names = pc.dictionary_encode(table["metric"]).combine_chunks()
+    now = pa.array([current_metric(name) for name in names.dictionary.to_pylist()], pa.string())
+    return table.set_column(table.column_names.index("metric"), "metric", now.take(names.indices))
 
 
 def _check_values(table: pa.Table) -> None:

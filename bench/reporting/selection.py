@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bench import shipped
-from bench.reporting.budgets import COSTS, GAIN
+from bench.reporting.budgets import COSTS, TRAIN
 from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
@@ -252,9 +252,9 @@ def learners(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], float]
 
     The best is one of the rows with the most seeds.
     """
-    if GAIN not in table.index.get_level_values("metric"):
+    if TRAIN not in table.index.get_level_values("metric"):
         return [], float("nan")
-    cells = table.xs(GAIN, level="metric").drop(rows.loc[rows["method"] == "prior", "row"].unique(), errors="ignore")
+    cells = table.xs(TRAIN, level="metric").drop(rows.loc[rows["method"] == "prior", "row"].unique(), errors="ignore")
     half = cells.loc[cells["seeds"] == cells["seeds"].max(), "difference"].max() / 2
     return (list(cells.index[cells["difference"] >= half]), half) if half > 0 else ([], half)
 

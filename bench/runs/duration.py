@@ -49,7 +49,7 @@ class Pace:
         """From pieces computed now, in this process; nothing is kept. What the configuration needs must be here."""
         use_threads(config)
         core, method = build_core(config), build_method(config)
-        prompts = load_prompts(config.prompts.name, config.prompts.limit)
+        prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
         names, splits = sample_names(prompts, config.evaluation)
         evaluated = evaluation_core(core, config)
 
@@ -113,7 +113,8 @@ def measured_time(config: RunConfig, memory: Mapping[str, int] | None) -> str:
 
 def evaluation_samples(config: RunConfig) -> int:
     """Samples in each set of an evaluation."""
-    return len(sample_names(load_prompts(config.prompts.name, config.prompts.limit), config.evaluation)[0])
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+    return len(sample_names(prompts, config.evaluation)[0])
 
 
 def sweep_time(configs: Sequence[RunConfig], at_once: int, threads: int = 1) -> str:

@@ -75,7 +75,7 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
         raise BenchError(f"{folder} holds no run: it has no config.yaml.")
     config = configs.read(stored, assignments)
     require_contents(folder, config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     use_threads(config)
     method = build_method(config)
     with explain_out_of_memory(config, folder):
@@ -90,7 +90,7 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
         evaluation, measurements = evaluate(evaluator, console)
     info = provenance(config) | {"prior": prior_settings(config, evaluator.core.model)}
     counts = core.meter.total()
-    noted = Alarms(config.reward.beta).noted(measurements)
+    noted = Alarms(config.reward.beta).noted(measurements, evaluation.finetuned.step_kl)
     rows = [row(config, prompts, counts, info, measurement, updates) for measurement in noted]
     return Stored(core, evaluation, measurements, rows, counted)
 

@@ -85,7 +85,7 @@ class Execution:
             sizes = f"train.micro_batch = {self.core.micro_batch}, train.sample_batch = {self.core.sample_batch}"
             self.console.print(sizes)
         if self.pipeline:
-            warn_of_cut([*self.prompts.train, *self.prompts.heldout], self.pipeline.tokenizer)
+            warn_of_cut(self.prompts.all, self.pipeline.tokenizer)
         if density:
             warn_of_one_step(self.core.kernel)
 
@@ -106,7 +106,7 @@ class Execution:
                 write_rows(self.folder / "rows.parquet", [failed | {"status": "failed"}])
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
-        rows = self._rows(self._ended(self.alarms.noted(measurements)))
+        rows = self._rows(self._ended(self.alarms.noted(measurements, evaluation.finetuned.step_kl)))
         if self.main:
             self._pictures(evaluation, measurements, rows)
             if evaluation.finetuned.images.ndim == 4:
@@ -199,7 +199,7 @@ class Execution:
     def _evaluate_between(self, update: int) -> None:
         with self.core.meter.paused("evaluation"):
             evaluation, measurements = self.evaluator.evaluate()
-        rows = self._rows(self.alarms.noted(measurements))
+        rows = self._rows(self.alarms.noted(measurements, evaluation.finetuned.step_kl))
         if self.log:
             self.log.evaluated(update, evaluation, measurements)
             write_rows(self.folder / rows_at(update), rows)

@@ -104,7 +104,7 @@ def _go_on(folder: Path, config: RunConfig, earlier: RunConfig, console: Console
 
 
 def _store(folder: Path, config: RunConfig) -> None:
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     write_atomic(folder / CONTENTS, json.dumps(contents(config, prompts), indent=2).encode())
     write_atomic(folder / "config.yaml", config.to_yaml().encode())
 
@@ -132,7 +132,7 @@ def changed_contents(folder: Path, config: RunConfig) -> list[str]:
     """Settings whose names stand for other contents than when the run in the folder began."""
     try:
         before = json.loads((folder / CONTENTS).read_text(encoding="utf8"))
-        now = contents(config, load_prompts(config.prompts.name, config.prompts.limit))
+        now = contents(config, load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split))
         return [key for key, digest in now.items() if before.get(key, digest) != digest]
     except FileNotFoundError:  # of an earlier version, which stored none
         return []

@@ -12,7 +12,7 @@ from bench import registry
 from bench.config import beta_origin
 from bench.hub import Requirement, size_text
 from bench.models.precision import network_dtype
-from bench.prompts import HUB, load_prompts
+from bench.prompts import HUB, SPLITS, load_prompts
 from bench.runs.duration import measured_time, prediction_rows
 from bench.runs.estimate import LARGEST, estimate_memory, with_batches
 from bench.runs.requirements import requirements
@@ -57,17 +57,20 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         prediction_rows(config, sampler) for sampler in (config.sampler, config.evaluation_sampler())
     )
     absent = (need := HUB.get(config.prompts.name)) and need.missing()
-    prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit)
-    train_prompts, heldout = evaluation.train_prompts, evaluation.heldout_prompts
+    prompts = None if absent else load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+    counts = {split: getattr(evaluation, f"{split}_prompts") for split in SPLITS}
     if prompts:
-        train_prompts, heldout = min(train_prompts, len(prompts.train)), min(heldout, len(prompts.heldout))
-    samples = (train_prompts + heldout) * evaluation.samples_per_prompt
+        counts = {split: min(count, len(getattr(prompts, split))) for split, count in counts.items()}
+    samples = sum(counts.values()) * evaluation.samples_per_prompt
+    evaluated = " + ".join(f"{count} {split}" for split, count in counts.items())
     update = -(-trajectories // train.updates_per_round)
     shards = 1 if needs.whole_update else -(-update // (train.micro_batch or LARGEST))
     strength = method.strength
     return {
         "strength": f"{strength.setting}, in a sweep {strength.text()}" if strength else "early stopping alone",
-        "prompts": f"{len(prompts.train)} to train on, {len(prompts.heldout)} held out" if prompts else "not here yet",
+        "prompts": ", ".join(f"{len(getattr(prompts, split))} {split}" for split in SPLITS)
+        if prompts
+        else "not here yet",
         "updates": train.updates,
         "rounds": rounds,
         "trajectories per round": trajectories,
@@ -75,8 +78,7 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
         + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
         "NFE of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
-        "evaluation samples per set": f"{samples:,} ({train_prompts} training + {heldout} held-out prompts × "
-        f"{evaluation.samples_per_prompt})",
+        "evaluation samples per set": f"{samples:,} ({evaluated} prompts × {evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
         "NFE of evaluation": samples * evaluation_rows * (3 + 2 * len(config.evaluated_at())),
     }

@@ -27,7 +27,7 @@ def preflight(config: RunConfig) -> PromptSet:
     if absent := [need for need in requirements(config) if need.missing()]:
         obtain(absent)
         check(config)  # what is here now
-    return load_prompts(config.prompts.name, config.prompts.limit)
+    return load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
 
 
 def check(config: RunConfig) -> None:
@@ -40,7 +40,10 @@ def check(config: RunConfig) -> None:
         raise BenchError(f"train.threads = {config.train.threads}: this machine has {cores} cores.")
     requirements(config)  # loads every reward, metric and feature space that is named
     _check_inputs(config)
-    prompts = PromptSet("", [""], []) if config.prompts.name in HUB else load_prompts(config.prompts.name)
+    if config.prompts.name in HUB:
+        prompts = PromptSet("", [""], [], [])
+    else:
+        prompts = load_prompts(config.prompts.name, rule=config.prompts.split)
     for reward in (config.reward.name, *config.evaluation.rewards):
         _check_columns(reward, prompts)
 
@@ -48,7 +51,7 @@ def check(config: RunConfig) -> None:
 def _check_columns(reward: str, prompts: PromptSet) -> None:
     """Whether the set says of each prompt what the reward reads."""
     for column in registry.load("rewards", reward).columns:
-        for prompt in (*prompts.train, *prompts.heldout):
+        for prompt in prompts.all:
             if not prompts.metadata.get(prompt, {}).get(column):
                 raise BenchError(f"{reward}: {without_column(column, prompt)}")
 
@@ -112,8 +115,8 @@ def _check_model(config: RunConfig, method: Method) -> None:
             kernel.require_density("train.max_path_kl")
         config.optimizer.require_networks(_networks(method, model))
         if isinstance(model, DiffusionModel) and config.prompts.name not in HUB:  # it may know no others than its own
-            prompts = load_prompts(config.prompts.name, config.prompts.limit)
-            model.encode([*prompts.train, *prompts.heldout])
+            prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+            model.encode(prompts.all)
     group = config.train.samples_per_prompt
     if method.needs.whole_update:
         group = -(-group // config.train.updates_per_round)  # an update takes every so many-th trajectory of a round

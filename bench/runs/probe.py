@@ -30,7 +30,7 @@ def show_probe(config: RunConfig, console: Console) -> None:
     use_threads(config)
     core = build_core(config)
     points = core.reward_model.inputs == "points"
-    prompts = load_prompts(config.prompts.name, config.prompts.limit).train[:PROMPTS]
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split).train[:PROMPTS]
     each = POINTS if points else IMAGES
     names = [(prompt, index) for prompt in prompts for index in range(each)]
     kernel = evaluation_core(core, config)

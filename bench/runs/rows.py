@@ -14,6 +14,7 @@ from bench.model import DiffusionModel
 from bench.models.catalogue import draws_points
 from bench.options import leaves
 from bench.prompts import PromptSet
+from bench.renames import first_names
 from bench.reporting.rows import FINGERPRINT
 from bench.runs.requirements import requirements
 from bench.runtime.digests import digest
@@ -56,7 +57,7 @@ def comparable_settings(config: RunConfig) -> dict[str, Any]:
 def evaluation_id(config: RunConfig, prompts: PromptSet) -> str:
     """Hash of what an evaluation samples; rows of different hashes are never compared."""
     evaluation = config.evaluation.model_dump(exclude={"metrics", "rewards", "at", "weights", "sampler"})
-    parts = [evaluation, config.evaluation_sampler().model_dump(), prompts.digest]
+    parts = [first_names("evaluation", evaluation), config.evaluation_sampler().model_dump(), prompts.digest]
     return digest(parts, size=8)
 
 

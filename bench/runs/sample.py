@@ -33,14 +33,14 @@ def sample(
 ) -> Path:
     """Draw `each` images of every prompt into a folder: files, `index.csv` and the grid `samples.png`.
 
-    prompts: empty takes the run's own held-out prompts. seed: of the noise; None: the evaluation's, so that samples of
+    prompts: empty takes the run's own test prompts. seed: of the noise; None: the evaluation's, so that samples of
     its prompts are those of the run. metadata: of the prompts, where the run's own does not know them.
     Returns the folder. Raises BenchError for a folder without an adapter of images.
     """
     config, weights = trained(folder)
     if not prompts:
-        prompt_set = load_prompts(config.prompts.name, config.prompts.limit)
-        prompts = (prompt_set.heldout or prompt_set.train)[: SHOWN[0]]
+        prompt_set = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
+        prompts = (prompt_set.test or prompt_set.validation or prompt_set.train)[: SHOWN[0]]
     seed = seed if seed is not None else config.seed if config.evaluation.seed is None else config.evaluation.seed
     obtain(training_requirements(config))
     use_threads(config)

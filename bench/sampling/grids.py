@@ -97,6 +97,7 @@ def flow_kernel(
     """The kernel of a rectified flow, on a grid of diffusers' FlowMatchEulerDiscreteScheduler.
 
     spacing: "sd3", Stable Diffusion 3's (`shift` is applied twice); "shifted", even levels with `shift` applied once;
+        "logsnr", after a first step to K/(K+1) levels even in log-SNR, so that no step outweighs the others in a KL;
         "flux", even levels with a shift `μ` that grows with the number of latent `tokens` (0.5 at 256, 1.15 at 4096);
         "flux2", with one that depends on the number of steps too.
     final_noise: s_K, the noise left in the finished sample. 0 ends as diffusers does, but then the last step has no
@@ -106,8 +107,9 @@ def flow_kernel(
     from diffusers import FlowMatchEulerDiscreteScheduler  # takes seconds, which a diffusion run need not wait for
 
     check_rule(rule, eta, flow=True)
+    shift = 1.0 if spacing == "logsnr" else shift
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=spacing in ("flux", "flux2"))
-    scheduler.set_timesteps(**_flow_grid(steps, spacing, tokens))
+    scheduler.set_timesteps(**_flow_grid(steps, spacing, tokens, 0.02 if final_noise is None else final_noise))
     sigmas = scheduler.sigmas.to(dtype)
     sigmas[-1] = min(0.02, float(sigmas[-2]) / 2) if final_noise is None else final_noise
     if sigmas[-1] >= sigmas[-2]:
@@ -118,13 +120,21 @@ def flow_kernel(
     return Kernel(1000 * sigmas[:-1], (1 - sigmas) ** 2, eta, rule, "flow", sigmas)
 
 
-def _flow_grid(steps: int, spacing: str, tokens: int) -> dict[str, Any]:
+def _flow_grid(steps: int, spacing: str, tokens: int, final_noise: float) -> dict[str, Any]:
     """Arguments of `FlowMatchEulerDiscreteScheduler.set_timesteps`."""
     match spacing:
         case "sd3":
             return {"num_inference_steps": steps}
         case "shifted":
             return {"sigmas": np.linspace(1, 0, steps + 1)[:-1]}
+        case "logsnr":
+            if final_noise == 0:
+                raise BenchError(
+                    "sampler.spacing = 'logsnr' needs sampler.final_noise > 0: its log-SNR must be finite."
+                )
+            first, last = (np.log(level / (1 - level)) for level in (steps / (steps + 1), final_noise))
+            even = np.linspace(first, last, steps)
+            return {"sigmas": np.concatenate([[1.0], 1 / (1 + np.exp(-even[:-1]))])}
         case "flux":
             mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
             return {"sigmas": np.linspace(1, 1 / steps, steps), "mu": mu}
@@ -134,5 +144,5 @@ def _flow_grid(steps: int, spacing: str, tokens: int) -> dict[str, Any]:
             return {"sigmas": np.linspace(1, 1 / steps, steps), "mu": compute_empirical_mu(tokens, steps)}
     raise BenchError(
         f"sampler.spacing = {spacing!r} is not a grid of a flow-matching model: use 'auto' (its own), 'sd3', "
-        "'shifted', 'flux' or 'flux2'."
+        "'shifted', 'logsnr', 'flux' or 'flux2'."
     )

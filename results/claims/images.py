@@ -7,11 +7,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.publish.claims import Claim, Range, Table, markdown_table, tuning
-from bench.reporting.budgets import GAIN as TRAIN
-from bench.reporting.budgets import KL, Draws
+from bench.reporting.budgets import KL, TRAIN, VALIDATION, Draws
 from bench.shipped import shipped
 
-HELDOUT = "reward/heldout"  # the prompts on whose reward learning rates were chosen
+HELDOUT = VALIDATION  # the prompts on whose reward learning rates were chosen
 PROMPTS = {TRAIN: "training", HELDOUT: "held-out"}
 SPACE = "efficientnet_lite0"
 FID, COVERAGE, DIVERSITY = f"fid_prior/{SPACE}", f"coverage/{SPACE}", f"diversity/{SPACE}"
@@ -46,7 +45,7 @@ def _table(*names: str) -> Table:
 @cache
 def _at(gain: float, *names: str) -> Table:
     """At a gain on training prompts, without methods that pass it before their first evaluation."""
-    return _table(*names).at("gain", gain, measured=True)
+    return _table(*names).at(TRAIN, gain, measured=True)
 
 
 def _name(row: str) -> str:

@@ -40,7 +40,7 @@ def test_a_run_writes_everything_and_reports_without_recomputing(tiny_run, bench
     assert [record["update"] for record in log] == [1, 2]
     assert {"loss", "reward", "gradient_norm/policy", "gradient_norm/flow", "seconds/rollout"} <= log[-1].keys()
     rows = read_rows(folder / "rows.parquet").set_index("metric")
-    assert {"reward/train", "reward/heldout", "path_kl", "fid_prior/efficientnet_lite0"} <= set(rows.index)
+    assert {"reward/train", "reward/test", "path_kl", "fid_prior/efficientnet_lite0"} <= set(rows.index)
     assert rows["network_forwards"].iloc[0] == log[-1]["network_forwards"]  # evaluation is not a method's cost
     # each update trains on as many samples of both prompts, so the prior's mean over them is that of the evaluation
     for record in log:

@@ -141,7 +141,7 @@ def test_prompt_files(level: str, tmp_path: Path) -> None:
         except BenchError as error:
             assert str(path) in str(error)
             return
-        prompts = [*found.train, *found.heldout]
+        prompts = found.all
         assert prompts and all(prompt == prompt.strip() != "" for prompt in prompts)
         assert len(set(prompts)) == len(prompts)
 

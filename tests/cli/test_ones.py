@@ -82,7 +82,7 @@ def test_one_sample_of_one_prompt_is_drawn_and_one_run_reported(tiny_run, bench:
     prompts.write_text("cat\n", encoding="utf8")
     run = tiny_run("draft_full", *SETS, "--prompts", prompts, updates=1)
     rows = read_rows(run / "rows.parquet").set_index("metric")
-    assert rows.loc["reward/train", "n"] == 2 and "reward/heldout" not in rows.index
+    assert rows.loc["reward/train", "n"] == 2 and "reward/test" not in rows.index
     status, text = bench("sample", run, "--n", 1, "--out", tmp_path / "drawn")
     assert status == 0, text
     index = pd.read_csv(tmp_path / "drawn" / "index.csv")

@@ -205,7 +205,7 @@ def test_feature_spaces(space, hub):
 def test_an_evaluation_equals_that_of_the_cpu(pipeline_folder, tmp_path):
     measured = []
     for place in ("cpu", device()):
-        settings = ["evaluation.samples_per_prompt=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1"]
+        settings = ["evaluation.samples_per_prompt=3", "evaluation.train_prompts=2", "evaluation.test_prompts=1"]
         config = configs.resolve(
             "nabla_gfn",
             reward="colorfulness",

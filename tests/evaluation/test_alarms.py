@@ -4,6 +4,7 @@ import logging
 import re
 
 import pytest
+import torch
 
 from bench.evaluation.alarms import Alarms
 from bench.metric import Measurement
@@ -51,6 +52,27 @@ def test_what_an_evaluation_shows(found, name, word, caplog):
     assert noted[0] == noted[1]
     assert len(caplog.records) == (name is not None)
     assert all(word in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ([0.5, 0.1, *[0.05] * 8], "step 1 of 10 holds 50% of it"),
+        ([0.29, *[0.0789] * 9], ""),
+        ([0.0] * 19 + [0.4, 0.4, 0.2], "step 20 of 22 holds 40% of it"),
+        ([0.5, 0.25, 0.25], ""),  # of three steps one has a third anyway
+    ],
+)
+@pytest.mark.parametrize("nats", [0.05, 20.0])
+def test_a_step_that_holds_most_of_the_kl(shares, said, nats, caplog):
+    alarms, step_kl = Alarms(5.0), nats * torch.tensor([shares, shares])
+    said = said if nats > 1 else ""  # of next to nothing the shares do not matter
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            (noted,) = alarms.noted([Measurement("path_kl", nats)], step_kl)
+    assert noted.note.startswith(said) and bool(noted.note) == bool(said)
+    assert [said in record.getMessage() for record in caplog.records] == [True] * bool(noted.note)
+    assert not noted.note or "sampler.spacing=logsnr" in noted.note
 
 
 def test_a_run_notes_them_in_its_rows(bench, tmp_path, monkeypatch):

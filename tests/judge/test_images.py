@@ -1,7 +1,6 @@
 """`bench judge --images`: finished images beside the prior's, without a model."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import find_space
 from bench.evaluation.statistics import frechet_distance
+from bench.prompts import SPLITS, load_prompts
 from bench.reporting.rows import read_rows
 
 PROMPTS = ["cat", "dog", "red bird", "fish", "bear"]
@@ -59,9 +59,9 @@ def test_metrics_without_a_model_are_those_of_the_images(bench, place):
     assert status == 0, text
     rows = read_rows(place / "judged" / "rows.parquet").set_index("metric")
     assert set(rows["method"]) == {"closed (judged; training cost unknown)"}
-    heldout = sorted(set(PROMPTS) - set(json.loads(json.dumps(train_of(place)))))
+    known = load_prompts(str(place / "prompts.txt"))
     reward = load_reward("colorfulness")
-    for split, prompts in (("train", train_of(place)), ("heldout", heldout)):
+    for split, prompts in ((split, getattr(known, split)) for split in SPLITS if getattr(known, split)):
         for column, images in (("value", drawn), ("prior", before)):
             score = float(reward(stack(images, prompts, range(2)), []).mean())
             assert rows.loc[f"reward/{split}", column] == pytest.approx(score, rel=1e-4)
@@ -76,12 +76,6 @@ def test_metrics_without_a_model_are_those_of_the_images(bench, place):
     assert "nothing was computed" in bench(*WORDS, "--label", "closed")[1]
     status, text = bench("verify", place / "judged")
     assert (status, "nothing to draw with" in text) == (2, True), text
-
-
-def train_of(place: Path) -> list[str]:
-    from bench.prompts import load_prompts
-
-    return load_prompts(str(place / "prompts.txt")).train
 
 
 def test_too_few_images_of_the_prior_for_distances(bench, place):

@@ -29,7 +29,7 @@ from bench.settings import ModelConfig, SamplerConfig
 
 STEPS = 3
 SETTINGS = [
-    f"sampler.steps={STEPS}", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1", "evaluation.at=[]",
+    f"sampler.steps={STEPS}", "evaluation.train_prompts=2", "evaluation.test_prompts=1", "evaluation.at=[]",
     "evaluation.samples_per_prompt=2", "evaluation.metrics=[reward,path_kl,output_norm,tilt_gap]",
     "evaluation.rewards=[]", "evaluation.features=efficientnet_lite0", "sampler.spacing=auto", "sampler.eta=1",
     "train.micro_batch=4", "train.sample_batch=4",
@@ -195,7 +195,7 @@ def test_whole_weights_and_their_adapter_are_the_same_model(judge, pipeline_fold
     expected = rows_of(tmp_path / "sum")
     assert expected["method"].iloc[0].startswith("lora+0.5*other (judged")
     for one in rows.values():
-        for metric in ("path_kl", "reward/train", "reward/heldout", "output_norm"):
+        for metric in ("path_kl", "reward/train", "reward/test", "output_norm"):
             values = [frame.loc[metric, ["value", "prior"]].astype(float).to_numpy() for frame in (one, expected)]
             np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)
 

@@ -138,7 +138,7 @@ def test_error_of_one_prompt_is_unknown() -> None:
 
 
 def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
-    prompts, splits = ["a", "a", "b", "b", "c", "c"], ["train"] * 4 + ["heldout"] * 2
+    prompts, splits = ["a", "a", "b", "b", "c", "c"], ["train"] * 4 + ["test"] * 2
     prior = samples(torch.zeros(6), prompts, splits, other=torch.ones(6))
     finetuned = samples(torch.tensor([1.0, 3, 5, 7, 9, 9]), prompts, splits, other=torch.zeros(6))
     found = measure(RewardGain, evaluation(finetuned, prior))
@@ -148,14 +148,14 @@ def test_reward_is_paired_with_errors_over_noise_or_prompts() -> None:
     assert (train.difference, train.standard_error) == pytest.approx((4, 0.5**0.5))
     assert train.degrees == pytest.approx(2)  # two prompts of equal spread, one degree each
     # one held-out prompt says nothing about others
-    assert (found["reward/heldout"].difference, found["reward/heldout"].standard_error) == (9, None)
+    assert (found["reward/test"].difference, found["reward/test"].standard_error) == (9, None)
     assert (found["reward/other/train"].difference, found["reward/other/train"].direction) == (-1, "none")
-    assert list(found) == ["reward/train", "reward/heldout", "reward/other/train", "reward/other/heldout"]
+    assert list(found) == ["reward/train", "reward/test", "reward/other/train", "reward/other/test"]
     found = measure(RewardPrompts, evaluation(finetuned, prior))
     assert {name: (own.value, own.difference, own.standard_error) for name, own in found.items()} == {
         "reward_prompts/train/a": (2, 2, 1),  # gains 1 and 3: deviation √2, over √2
         "reward_prompts/train/b": (6, 6, 1),
-        "reward_prompts/heldout/c": (9, 9, 0),
+        "reward_prompts/test/c": (9, 9, 0),
     }
 
 
@@ -409,18 +409,18 @@ def test_fid_target_is_refused_below_the_feature_dimension() -> None:
 
 def test_the_reward_is_over_the_pairs_that_have_scores() -> None:
     """Equal to a set that never had the others; a prompt with fewer than two pairs is left out; nothing is zero."""
-    prompts, splits = [*"aaaabbbbcccc"], ["train"] * 8 + ["heldout"] * 4
+    prompts, splits = [*"aaaabbbbcccc"], ["train"] * 8 + ["test"] * 4
     finetuned, prior = normal(0, 12), normal(1, 12)
     finetuned[1], prior[2], prior[4], finetuned[5], prior[6] = [torch.nan] * 5  # of "b" one pair is left
     given = evaluation(samples(finetuned, prompts, splits), samples(prior, prompts, splits))
     kept = [0, 3, 8, 9, 10, 11]
-    rest = evaluation(*(samples(v[kept], [*"aacccc"], ["train"] * 2 + ["heldout"] * 4) for v in (finetuned, prior)))
+    rest = evaluation(*(samples(v[kept], [*"aacccc"], ["train"] * 2 + ["test"] * 4) for v in (finetuned, prior)))
     for metric in (RewardGain, RewardPrompts):
         found, expected = measure(metric, given), measure(metric, rest)
         assert found.keys() == expected.keys()
         for name, one in found.items():
             assert vars(one) | {"note": ""} == vars(expected[name])
-            assert one.note == ("" if "heldout" in name else one.note) and ("6 of 8 samples" in one.note) == (
+            assert one.note == ("" if "test" in name else one.note) and ("6 of 8 samples" in one.note) == (
                 "train" in name
             )
     nothing = samples(torch.full((4,), torch.nan), [*"aabb"])

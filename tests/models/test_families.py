@@ -242,7 +242,8 @@ METHODS = ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"]
 FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein"]
 TINY = [
     "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
-    "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=0", "evaluation.samples_per_prompt=2",
+    "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.test_prompts=0", "evaluation.validation_prompts=0",
+    "evaluation.samples_per_prompt=2",
     "evaluation.metrics=[reward,path_kl]", "evaluation.rewards=[]",
 ]  # fmt: skip
 

@@ -168,7 +168,7 @@ def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch)
     """Rows with floors, samples by component, and a target that a second run finds in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(evaluator, "DRAWS", 300)
-    settings = ["prompts.limit=1", "evaluation.train_prompts=1", "evaluation.heldout_prompts=1", "evaluation.at=[]"]
+    settings = ["prompts.limit=1", "evaluation.train_prompts=1", "evaluation.validation_prompts=1", "evaluation.at=[]"]
     settings += ["evaluation.samples_per_prompt=16", "train.prompts_per_round=1", "sampler.steps=6"]
     settings += ["evaluation.metrics=[reward,share_tv,within_mode,prior_nll,target_sw2,path_kl]"]
     words = [word for setting in settings for word in ("--set", setting)]

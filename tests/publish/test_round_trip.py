@@ -68,7 +68,7 @@ def test_a_packed_copy_draws_images_and_can_be_pushed(
     settings = (
         "train.updates=1", "train.prompts_per_round=1", "train.samples_per_prompt=2", "sampler.steps=2",
         "train.updates_per_round=1", "train.ema=0.5", "evaluation.weights=ema", "evaluation.at=[]",
-        "evaluation.train_prompts=1", "evaluation.heldout_prompts=1", "evaluation.samples_per_prompt=2",
+        "evaluation.train_prompts=1", "evaluation.test_prompts=1", "evaluation.samples_per_prompt=2",
         "evaluation.metrics=[reward]", "evaluation.rewards=[]",
     )  # fmt: skip
     sets = [word for setting in settings for word in ("--set", setting)]

@@ -53,7 +53,7 @@ def test_a_winner_its_tie_and_the_others() -> None:
 def test_at_an_equal_gain() -> None:
     """The KL, the diversity and the costs there; who never gets there; who does not differ."""
     methods = trained("a", 5.0, 40.0, 0.4), trained("bb", 5.0, 10.0, 0.5), trained("ccc", 5.0, 10.01, 0.5, 400)
-    board = table(*methods, trained("dddd", 1.0, 5.0, 0.5, 10), axis="gain", limit=4.0)
+    board = table(*methods, trained("dddd", 1.0, 5.0, 0.5, 10), axis="reward/train", limit=4.0)
     assert answers(board, board, 4.0) == (
         "At a gain of +4 the KL is lowest with bb, 8.01 [7.85, 8.17] nats; not separated: ccc (8.02); significantly "
         "higher: a (32.0).",
@@ -65,7 +65,7 @@ def test_at_an_equal_gain() -> None:
 
 
 def test_nobody_reaches_the_gain() -> None:
-    board = table(trained("a", 5.0, 40.0, 0.4), trained("bb", 4.0, 1.0, 0.4), axis="gain", limit=9.0)
+    board = table(trained("a", 5.0, 40.0, 0.4), trained("bb", 4.0, 1.0, 0.4), axis="reward/train", limit=9.0)
     assert answers(board, board, 9.0) == ("No run here reaches a reward gain of +9: the most is +5.55, of a.",)
 
 
@@ -75,7 +75,7 @@ def test_bounds_of_a_cost_are_told_if_they_may_be_less() -> None:
     for one in methods[2]:
         if one["budget"] == 50 and one["metric"] == "reward/train":
             one |= {"value": 30.1, "difference": 0.1}
-    board = table(*methods, axis="gain", limit=1.0)
+    board = table(*methods, axis="reward/train", limit=1.0)
     (*_, first) = answers(board, board, 1.0)
     assert re.match(
         r"A gain of \+1 is reached first in NFE by a \(8\d\d\), unless by bb \(< 500\); in reward calls by a \(8\d\), "
@@ -109,6 +109,33 @@ def test_nobody_gains() -> None:
 
 def test_without_the_columns_there_are_no_sentences() -> None:
     assert answers(table(trained("a", 5.0, 40.0, 0.4), metrics=["path_kl"])) == ()
+
+
+def test_test_prompts_are_the_headline_and_an_equal_gain_is_on_both() -> None:
+    """`a` gains more on training prompts, `bb` on test prompts, by which a table is sorted and its sentences speak."""
+    rows = trained("a", 5.0, 40.0, 0.4) + trained("bb", 4.0, 10.0, 0.5)
+    for share, split in ((0.2, "test"), (0.1, "validation")):
+        for one in [one for one in rows if one["metric"] == "reward/train"]:
+            gain = one["difference"] * (share if one["method"] == "a" else 2 * share)
+            rows.append(one | {"metric": f"reward/{split}", "value": 20 + gain, "prior": 20.0, "difference": gain})
+    frame = pd.DataFrame(rows).assign(source="x/rows.parquet")
+    main, *equal = sections(frame, Question(), with_gains=True)[0].boards
+    assert main.columns[:2] == ("reward/test", "reward/train")
+    assert "reward/validation" not in main.columns
+    assert [line.name for line in main.lines if line.n] == ["bb", "a"]
+    assert main.answers[0].startswith("bb gains most reward, +1.6")
+    splits = [re.search(r"at a reward gain of \+(\S+) on (\w+) prompts$", board.title) for board in equal]
+    assert [found and found[2] for found in splits] == ["test", "test", "training", "training"]
+    assert main.answers[2] == equal[1].answers[2]
+    assert f"A gain of +{splits[1][1]} on test prompts is reached first in NFE by bb" in main.answers[2]
+    assert "reward/test" not in equal[0].columns and "reward/train" in equal[0].columns
+    assert "reward/test" in equal[2].columns and "reward/train" not in equal[2].columns
+    asked = sections(frame, Question(axis="gain", limits=(0.5,)))[0].boards
+    assert [board.title.partition(", at ")[2] for board in asked] == [
+        "a reward gain of +0.5 on test prompts", "a reward gain of +0.5 on training prompts"
+    ]  # fmt: skip
+    (alone,) = sections(frame[frame["metric"] != "reward/test"], Question())[0].boards
+    assert alone.columns[:2] == ("reward/train", "reward/validation")
 
 
 def test_a_report_has_them_below_its_tables_and_latex_has_none() -> None:

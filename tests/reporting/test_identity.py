@@ -27,6 +27,8 @@ BEFORE = {
     "train.max_path_kl": None,
     "method.kl": 0.0,  # of draft
     "method.penalty": "path",
+    "prompts.split": "every_fifth",
+    "evaluation.test_prompts": 0,
 }
 OPTIONAL = {
     "train.guidance": st.sampled_from([None, 1.0, 5.0]),

@@ -271,7 +271,7 @@ def test_a_report_is_written_twice_with_the_same_bytes(tmp_path: Path) -> None:
 def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     """50 methods, 10 seeds, 10 evaluations, 20 metrics: the tables in 10 s of an idle core and 1 GB."""
     rng = np.random.default_rng(0)
-    names = ["reward/train", "reward/heldout", "path_kl", *(f"metric{i}" for i in range(17))]
+    names = ["reward/train", "reward/test", "path_kl", *(f"metric{i}" for i in range(17))]
     rows = []
     options = chosen(**{f"section.option_number_{i}": "of some length" for i in range(60)})  # 2.5 kB, as real ones
     for m, seed, b in np.ndindex(50, 10, 10):

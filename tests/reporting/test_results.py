@@ -632,7 +632,7 @@ def test_limits_have_the_names_of_columns(tmp_path: Path, bench: Callable[..., t
         ("reward_calls", 850, {"dear": 4.0, "best_of_n": 9.0}, "dear"),  # it ends at 800, and cheap at 400
         ("nfe", 12_000, {"cheap": 1.0, "dear": 1.0, "best_of_n": 9.0}, ""),
         ("train_seconds", 60, {"cheap": 0.5, "dear": 0.5, "best_of_n": 9.0}, ""),
-        ("gain", 3.0, {"cheap": 3.0, "dear": 3.0}, ""),
+        ("reward/train", 3.0, {"cheap": 3.0, "dear": 3.0}, ""),
     ],
 )
 def test_comparison_at_equal_cost(axis: str | None, limit: float, expected: dict[str, float], near: str) -> None:
@@ -654,13 +654,13 @@ def test_at_an_equal_gain_all_else_is_interpolated_within_a_run() -> None:
         ("path_kl", frame["updates"] / 4.0, 0.0), ("fid_prior/space/floor", 65.0, np.nan)
     ))])  # fmt: skip
     ((_, rows),) = settings(frame)
-    found, _, _ = at(rows, "gain", 3.0)
+    found, _, _ = at(rows, "reward/train", 3.0)
     assert set(found["updates"]) == {30.0}
     own = found[found["method"] == "dear"].groupby("metric")["value"].first()
     assert own["path_kl"] == pytest.approx(30 / 4)
     assert own["fid_prior/space/floor"] == 65.0
     assert set(found.loc[found["method"] == "dear", "reward_calls"]) == {600.0}
-    shown = leaderboard(rows, axis="gain", limit=3.0)
+    shown = leaderboard(rows, axis="reward/train", limit=3.0)
     assert shown.columns == ("path_kl", "updates", "NFE", "reward calls", "reward gradients", "training time")
     marks = {line.name: line.cells[3].mark for line in shown.lines if line.n}
     assert marks == {"cheap": "best", "dear": ""}  # 300 reward calls against 600
@@ -670,12 +670,12 @@ def test_a_gain_that_is_not_reached_is_told() -> None:
     frame = budgets()
     frame.loc[(frame["method"] == "dear") & (frame["seed"] == 1), ["value", "difference"]] = 0.5
     ((_, rows),) = settings(frame)
-    _, missing, told = at(rows, "gain", 2.0)
+    _, missing, told = at(rows, "reward/train", 2.0)
     assert not missing
     assert told == ["Not reached by all seeds, and values are of those that did: dear (1 of 2)."]
-    _, missing, _ = at(rows, "gain", 9.0)
+    _, missing, _ = at(rows, "reward/train", 9.0)
     assert {name: one.why for name, one in missing.items()} == dict.fromkeys(("cheap", "dear"), "never, at most +4")
-    shown = leaderboard(rows, axis="gain", limit=9.0)
+    shown = leaderboard(rows, axis="reward/train", limit=9.0)
     assert [(line.name, line.cells[0].text, line.n) for line in shown.lines] == [
         ("cheap", "never, at most +4", "0"),
         ("dear", "never, at most +4", "0"),
@@ -723,7 +723,7 @@ def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
     frame.loc[early, "difference"] = 2.5  # asked for 0.5
     frame.loc[early & (frame["seed"] == 0), "difference"] = 0.9  # one seed near enough does not speak for the row
     ((_, rows),) = settings(frame)
-    found, missing, told = at(rows, "gain", 0.5)
+    found, missing, told = at(rows, "reward/train", 0.5)
     assert set(found["method"]) == {"dear"}
     assert set(found["from_prior"]) == {True}
     assert missing["cheap"].why == "passed before its first evaluation"
@@ -732,13 +732,13 @@ def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
         "reward gradients": "< 960",
     }  # fmt: skip
     assert any(note.startswith("< and –") for note in told) and any(note.startswith("‡") for note in told)
-    lines = markdown(leaderboard(rows, axis="gain", limit=0.5)).splitlines()
+    lines = markdown(leaderboard(rows, axis="reward/train", limit=0.5)).splitlines()
     assert lines[3].startswith("| dear | 5 ‡ | 6000 ‡ | 100 ‡ | 480 ‡ | 60 ‡ | 2 † |")
     assert lines[4] == "| cheap | passed before its first evaluation | < 12,000 | < 100 | < 960 | < 120 | 2 |"
     frame.loc[(frame["method"] == "dear") & (frame["budget"] == 40), "difference"] = 40.0  # from 2, and asked for 9
     frame = frame[(frame["method"] == "dear")]
     ((_, rows),) = settings(frame)
-    _, missing, _ = at(rows, "gain", 9.0)
+    _, missing, _ = at(rows, "reward/train", 9.0)
     assert missing["dear"].costs["updates"] == "20 – 40"
     _, missing, _ = at(rows, "reward_calls", 60.0)
     assert missing["dear"].why == "not evaluated between 0 and 200"
@@ -818,7 +818,7 @@ def test_figures_by_step_and_by_prompt_show_means_over_seeds(tmp_path: Path, mon
             for k in (1, 2, 3):
                 price = {"metric": f"path_kl_steps/{k:02}", "value": scale * k + noise, "direction": "lower"}
                 rows.append(row(**own, **price, prior=0.0, difference=scale * k + noise))
-            for i, prompt in enumerate(("train/a/b $x$", "train/c", "heldout/d")):
+            for i, prompt in enumerate(("train/a/b $x$", "train/c", "test/d")):
                 rows.append(row(**own, metric=f"reward_prompts/{prompt}", difference=scale * i + noise))
     drawn = {}
 
@@ -833,8 +833,8 @@ def test_figures_by_step_and_by_prompt_show_means_over_seeds(tmp_path: Path, mon
     assert "reward_prompts/train" not in page.replace("reward_prompts-0", "")
     lines = {line.get_label(): line.get_ydata().tolist() for ax in drawn["path_kl_steps-0.png"] for line in ax.lines}
     assert {name: lines[name] for name in ("ddpo", "rtb")} == {"ddpo": [1, 2, 3], "rtb": [2, 4, 6]}
-    training, heldout, _ = drawn["reward_prompts-0.png"]
-    maps = [np.asarray(ax.collections[0].get_array()).tolist() for ax in (training, heldout)]
+    training, test, _ = drawn["reward_prompts-0.png"]
+    maps = [np.asarray(ax.collections[0].get_array()).tolist() for ax in (training, test)]
     order = [text.get_text() for text in training.get_yticklabels()]
     assert [text.get_text() for text in training.get_xticklabels()] == ["a/b $x$", "c"]
     assert dict(zip(order, zip(*maps, strict=True), strict=True)) == {"ddpo": ([0, 1], [2]), "rtb": ([0, 2], [4])}

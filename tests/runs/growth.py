@@ -33,7 +33,7 @@ def measure(count: int, folder: Path) -> list[float]:
     prompts = preflight(config)
     contents(config, prompts)
     whole = build_core(config)
-    warn_of_cut([*prompts.train, *prompts.heldout], whole.model.pipeline.tokenizer)
+    warn_of_cut(prompts.all, whole.model.pipeline.tokenizer)
     method = build_method(config)
     trainer = Trainer(whole, method, prompts.train, config.train, config.optimizer, folder / str(count))
     seconds = [time.perf_counter() - start]

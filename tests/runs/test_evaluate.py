@@ -22,29 +22,28 @@ PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 
 @pytest.fixture
 def config(pipeline_folder):
-    settings = ["evaluation.samples_per_prompt=3", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1"]
+    counts = ["evaluation.train_prompts=2", "evaluation.validation_prompts=1", "evaluation.test_prompts=1"]
     return resolve(
         "prior",
         reward="colorfulness",
         overrides={"model.name": str(pipeline_folder), "evaluation.rewards": []},
-        assignments=settings,
+        assignments=["evaluation.samples_per_prompt=2", *counts],
     )
 
 
 def test_splits_are_disjoint_stable_and_complete():
     names = [f"prompt {i}" for i in range(53)]
     one, two = split("a", names), split("b", names[::-1] + names[:3])
-    assert (one.train, one.heldout) == (two.train, two.heldout)
-    assert not set(one.train) & set(one.heldout)
-    assert sorted(one.train + one.heldout) == sorted(names)
-    assert len(one.heldout) == 10
+    assert (one.train, one.validation, one.test) == (two.train, two.validation, two.test)
+    assert sorted(one.all) == sorted(names)
+    assert one.train and one.validation and one.test
 
 
 def test_a_limit_cuts_the_training_part_alone(tmp_path):
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(20)))
     whole, cut = load_prompts(str(tmp_path / "p.txt")), load_prompts(str(tmp_path / "p.txt"), 3)
     assert cut.train == whole.train[:3]
-    assert cut.heldout == whole.heldout
+    assert (cut.validation, cut.test) == (whole.validation, whole.test)
     assert cut.digest != whole.digest
 
 
@@ -58,6 +57,7 @@ def test_prior_sets_are_drawn_once_and_paired(core, config, tmp_path):
     for i, a in enumerate(images):
         for b in images[:i]:
             assert (a.float() - b.float()).abs().mean() > 1
+    assert evaluator.prior_set("prior") is first["prior"]  # nor scored twice
     drawn = []
     again = Evaluator(core, config, PROMPTS, tmp_path).prior_set("prior", on_batch=drawn.append)
     assert not drawn
@@ -129,10 +129,11 @@ def test_path_divergence_is_the_expected_log_ratio(core, config):
     assert abs(float(normaliser)) < 0.5
 
 
-def test_sample_names_take_both_splits(config):
+def test_sample_names_take_every_part(config):
     names, splits = sample_names(PROMPTS, config.evaluation)
-    assert names[:3] == [(PROMPTS.train[0], 0), (PROMPTS.train[0], 1), (PROMPTS.train[0], 2)]
-    assert splits == ["train"] * 6 + ["heldout"] * 3
+    assert names[:3] == [(PROMPTS.train[0], 0), (PROMPTS.train[0], 1), (PROMPTS.train[1], 0)]
+    assert [names[i][0] for i in (4, 6)] == [PROMPTS.validation[0], PROMPTS.test[0]]
+    assert splits == ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
 
 
 def test_a_reward_that_is_not_a_number_stops_a_draw(core, config, tmp_path):

@@ -86,7 +86,7 @@ def attempt(bench, pipeline_folder, tmp_path, monkeypatch):
         settings = [
             "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1", "sampler.steps=3",
             "train.checkpoint_every=1", "train.micro_batch=4", "train.sample_batch=4",
-            "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.heldout_prompts=1",
+            "evaluation.samples_per_prompt=2", "evaluation.train_prompts=2", "evaluation.test_prompts=1",
             "evaluation.metrics=[reward]", "evaluation.at=[]", *options,
         ]  # fmt: skip
         out = tmp_path / folder

@@ -125,6 +125,24 @@ def test_a_log_snr_grid_needs_a_finite_end():
         ddim_kernel(table, 5, spacing="logsnr", final_alpha=1.0)
 
 
+@pytest.mark.parametrize(("steps", "final_noise"), [(1, 0.06), (5, 0.1), (20, 0.06)])
+def test_a_flows_log_snr_grid_is_even_after_its_first_step(steps, final_noise):
+    kernel = flow_kernel(steps, spacing="logsnr", final_noise=final_noise, dtype=torch.float64)
+    levels = torch.cat([kernel.timesteps / 1000, torch.tensor([final_noise])])
+    assert levels[0] == 1
+    assert steps == 1 or float(levels[1]) == pytest.approx(steps / (steps + 1))
+    gaps = torch.logit(levels[1:]).diff()
+    torch.testing.assert_close(gaps, gaps[:1].expand(len(gaps)), rtol=1e-5, atol=1e-6)
+    if steps == 20:
+        assert (
+            kernel.largest_weight()[1]
+            < 0.3
+            < flow_kernel(steps, spacing="shifted", final_noise=0.06).largest_weight()[1]
+        )
+    with pytest.raises(BenchError, match="final_noise > 0"):
+        flow_kernel(steps, spacing="logsnr", final_noise=0.0)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_rollout_equals_diffusers_pipeline(pipeline_folder, model, eta):
     steps = 10

@@ -118,7 +118,7 @@ IMPOSSIBLE: dict[str, tuple[dict, str]] = {
     "a folder that is a file": ({"out": __file__}, "is no folder"),
     "a folder in a file": ({"out": f"{__file__}/a/b"}, "is no folder"),
     "a metric of tuning that there is not": ({"tune": RULE | {"smallest": "tilt_sw3"}}, "'tilt_sw3' is not measured"),
-    "a split that there is not": ({"tune": RULE | {"smallest": "reward/heldout"}}, "did you mean 'reward/train'"),
+    "a split that there is not": ({"tune": RULE | {"smallest": "reward/test"}}, "did you mean 'reward/train'"),
     "another feature space": ({"tune": RULE | {"smallest": "kid_prior/inception_v3"}}, "inception_v3' is not"),
     "a metric that is not measured": ({"tune": RULE | {"smallest": "path_kl_steps/01"}}, "add 'path_kl_steps' to"),
     "a metric that trials leave out": (

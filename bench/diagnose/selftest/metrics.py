@@ -19,7 +19,7 @@ from bench.sampling.noise import generator
 def _evaluation(points: bool, *, equal: bool = False, density: bool = True, prompts: int = 4) -> Evaluation:
     """Random samples of all sets: `prompts` prompts of 40, the last half held out."""
     names = [f"prompt {i}" for i in range(prompts) for _ in range(40)]
-    splits = ["train" if i < (prompts + 1) // 2 else "heldout" for i in range(prompts) for _ in range(40)]
+    splits = ["train" if i < (prompts + 1) // 2 else "test" for i in range(prompts) for _ in range(40)]
 
     def samples(number: int) -> Samples:
         rng = generator(number, "evaluate", "selftest")

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator
 
-from bench.reporting.budgets import AXES, COSTS, GAIN
+from bench.reporting.budgets import AXES, COSTS, GAINS
 from bench.reporting.figures.drawing import FAINT, drawing, legend, name_leaving, settle
 from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, references, scale_of, set_scale
@@ -19,12 +19,12 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     """A metric against every cost (log), a line of small multiples for every family of methods, the others in grey.
 
     order: the rows of the table. Markers are evaluations, bands the table's intervals. Evaluations that not all seeds
-    of a row had are left out: the centre would change with the seeds. The training reward is drawn less the prior's on
-    the same noise, whose spread over seeds would hide what a method adds.
+    of a row had are left out: the centre would change with the seeds. The training reward, on training or test prompts,
+    is drawn less the prior's on the same noise, whose spread over seeds would hide what a method adds.
     """
     before, least = priors(rows), floors(rows)
     title = f"{title}: {metric}"
-    if metric == GAIN:
+    if metric in GAINS:
         rows, before = gains(rows), before.assign(value=0.0)
         title += " less the prior's on the same noise"
     lines = {name: line for name, line in lines_of(rows, metric) if name in order}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.reporting.budgets import GAIN, KL
+from bench.reporting.budgets import KL
 from bench.reporting.envelopes import FLOOR, GAINS, Group, comparisons, least_kl, reference
 from bench.reporting.figures.drawing import drawing, legend, settle
 from bench.reporting.figures.looks import looks
@@ -33,7 +33,7 @@ def plot_envelopes(group: Group, path: Path) -> None:
                 right.plot(one.gains, np.exp(one.ratio), color=color, linewidth=1.6)
                 right.fill_between(one.gains, np.exp(one.low), np.exp(one.high), color=color, alpha=0.18, linewidth=0)
         right.axhline(1.0, color=styles[best].color, linewidth=1.0)
-        left.set(yscale="log", xlabel=f"gain of {GAIN}", ylabel=f"{KL} [nats]")
-        right.set(yscale="log", xlabel=f"gain of {GAIN}", ylabel=f"{KL} over that of {best}")
+        left.set(yscale="log", xlabel=f"gain of {group.reward}", ylabel=f"{KL} [nats]")
+        right.set(yscale="log", xlabel=f"gain of {group.reward}", ylabel=f"{KL} over that of {best}")
         legend(right, list(group.points), styles, right=True)
         settle(figure)

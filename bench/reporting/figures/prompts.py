@@ -13,7 +13,7 @@ from bench.reporting.selection import summary
 
 
 def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "", most: int = 40) -> None:
-    """Heat map of the reward's gain over the prior on the same noise: rows of the table × prompts, held-out ones apart.
+    """Heat map of the reward's gain over the prior on the same noise: rows of the table × prompts, part by part.
 
     rows: those of the table that have a value, with `reward_prompts/SPLIT/PROMPT` among their metrics. The first `most`
     prompts of a split are drawn. Colours are cut at the 98th percentile.
@@ -21,8 +21,8 @@ def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: st
     gains = summary(rows)["difference"].unstack("metric").filter(like="reward_prompts/")
     gains = gains.reindex(order).dropna(how="all")
     names = list(dict.fromkeys(rows.loc[rows["metric"].isin(gains.columns), "metric"]))
-    splits = {split: [name for name in names if name.split("/")[1] == split][:most] for split in ("train", "heldout")}
-    splits = {split: columns for split, columns in splits.items() if columns}
+    parts = dict.fromkeys(name.split("/")[1] for name in names)
+    splits = {split: [name for name in names if name.split("/")[1] == split][:most] for split in parts}
     widths = [len(columns) for columns in splits.values()]
     reach = float(np.nanpercentile(gains.abs().to_numpy(), 98)) or 1.0
     labels = [shortened(name) for name in gains.index]
@@ -36,5 +36,5 @@ def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: st
             ax.set_yticks(np.arange(len(labels)) + 0.5, labels, parse_math=False)
             prompts = [shortened(name.split("/", 2)[2], 32) for name in columns]
             ax.set_xticks(np.arange(len(columns)) + 0.5, prompts, rotation=60, ha="right", fontsize=8, parse_math=False)
-            ax.set(xlabel="", ylabel="", title=f"{'held-out' if split == 'heldout' else 'training'} prompts")
+            ax.set(xlabel="", ylabel="", title=f"{'training' if split == 'train' else split} prompts")
             ax.tick_params(axis="y", rotation=0)

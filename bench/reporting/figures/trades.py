@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bench.reporting.budgets import GAIN
+from bench.reporting.budgets import measured_gains
 from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
 from bench.reporting.figures.looks import SHADES, Look, families, looks
 from bench.reporting.figures.scales import Scale, is_positive, lines_of, references, scale_of, set_scale
@@ -24,8 +24,9 @@ NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; 
 
 
 class Trade(NamedTuple):
-    """A panel: its metric and heading, row → line, both scales, and where the prior and the floor are."""
+    """A panel: the reward and what it is against, its heading, row → line, both scales, and prior and floor."""
 
+    reward: str
     metric: str
     heading: str
     lines: dict[str, pd.DataFrame]
@@ -37,21 +38,23 @@ class Trade(NamedTuple):
 def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: Sequence[str], title: str = "") -> bool:
     """The training reward against what it costs: a dot a checkpoint, a line a method, from the prior on.
 
+    The reward is that on test prompts, of rows that have it.
     More than `TOGETHER` lines are small multiples, a line of them for every family, the others in grey. Draws those of
     `metrics` that are worth a panel and returns whether there were any.
     """
-    reward = {name: line for name, line in lines_of(rows, GAIN) if name in order}
-    traded = [name for name in metrics if name.split("/")[0].startswith(TRADED) and name != GAIN]
+    gained = measured_gains(rows)[0]
+    reward = {name: line for name, line in lines_of(rows, gained) if name in order}
+    traded = [name for name in metrics if name.split("/")[0].startswith(TRADED)]
     if not reward or not traded:
         return False
-    trades = [_trade(rows, reward, metric) for metric in traded]
+    trades = [_trade(rows, gained, reward, metric) for metric in traded]
     names = [name for name in order if name in reward]
-    label = heading(rows[rows["metric"] == GAIN].iloc[0])
+    label = heading(rows[rows["metric"] == gained].iloc[0])
     (_by_family if len(names) > TOGETHER else _together)(trades, names, looks(order), path, title, label)
     return True
 
 
-def _trade(rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str) -> Trade:
+def _trade(rows: pd.DataFrame, gained: str, reward: Mapping[str, pd.DataFrame], metric: str) -> Trade:
     before = priors(rows)
     lines = {
         name: reward[name].merge(line, on="budget", suffixes=("_reward", ""))
@@ -59,11 +62,11 @@ def _trade(rows: pd.DataFrame, reward: Mapping[str, pd.DataFrame], metric: str) 
         if name in reward
     }
     lines = {name: line for name, line in lines.items() if len(line)}
-    start = [before["value"].get(name, np.nan) for name in (GAIN, metric)]
+    start = [before["value"].get(name, np.nan) for name in (gained, metric)]
     across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
     shown = {name: line["value"] for name, line in lines.items() if across.shows(line["value_reward"])}
     scales = across, scale_of(shown, start[1], positive=is_positive(rows, metric))
-    return Trade(metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
+    return Trade(gained, metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
 
 
 def _together(
@@ -138,7 +141,7 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
 
 def _start(trade: Trade) -> tuple[float, float]:
     """The prior's place."""
-    return trade.before["value"].get(GAIN, np.nan), trade.before["value"].get(trade.metric, np.nan)
+    return trade.before["value"].get(trade.reward, np.nan), trade.before["value"].get(trade.metric, np.nan)
 
 
 def _ends(
