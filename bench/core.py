@@ -73,12 +73,13 @@ class Core:
         stop_at: int | None = None,
         noisy: tuple[int, int] | None = None,
         shared_start: int | None = None,
+        begin: tuple[int, Tensor] | None = None,
     ) -> Trajectory:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
 
         seed: of the noise; None means the run's. weights: the copy of the adapters that samples, in the place of the
         adapters. noisy: the steps [first, end) that add noise; None means all. shared_start: one z_0 for all samples
-        of a prompt, named by this number.
+        of a prompt, named by this number. begin: a step k and z_k [B, *latent], from which to go on.
         """
         kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
         seed = self.seed if seed is None else seed
@@ -87,12 +88,15 @@ class Core:
         merge = grad_from is None and "log_prob" not in record and not prior
         with self._using(weights), self.model.merged() if merge else nullcontext():
             parts = []
-            for part in batch.split(self.sample_batch):
+            for first, part in zip(
+                range(0, len(batch), self.sample_batch), batch.split(self.sample_batch), strict=True
+            ):
                 start = None
                 if shared_start is not None:  # a negative index, which no sample has
                     start = Noise(seed, purpose, [(prompt, -1 - shared_start) for prompt in part.prompts])
                 noise = Noise(seed, purpose, part.samples)
-                parts.append(rollout(self.model, kernel, part, noise, start=start, **options))
+                at = None if begin is None else (begin[0], begin[1][first : first + len(part)])
+                parts.append(rollout(self.model, kernel, part, noise, start=start, begin=at, **options))
         return join(parts)
 
     def predict(

@@ -15,6 +15,7 @@ from rich.text import Text
 from bench import __version__
 from bench.cli.advise import advise
 from bench.cli.checks import doctor, profile_setting, test_plugin
+from bench.cli.frontier import frontier
 from bench.cli.models import convert, push, sample
 from bench.cli.options import (
     AddedMetrics,
@@ -250,7 +251,7 @@ def evaluate_run(
 
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
-for command in (sweep, report, serve, advise, sample, push, convert, doctor, reproduce, verify, pack, merge):
+for command in (sweep, report, frontier, serve, advise, sample, push, convert, doctor, reproduce, verify, pack, merge):
     application.command()(command)
 for registered in application.registered_commands:
     if registered.callback:

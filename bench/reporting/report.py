@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.reporting.answers import answers
 from bench.reporting.budgets import GAIN, at, common_gains, spelled
+from bench.reporting.efficiency import with_efficiency
 from bench.reporting.figures.curves import plot_curves
 from bench.reporting.figures.methods import plot_methods
 from bench.reporting.figures.prompts import plot_prompts
@@ -18,7 +19,8 @@ from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles, plot_steps
 from bench.reporting.figures.trades import plot_trades
 from bench.reporting.formats import latex, markdown, to_csv
-from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
+from bench.reporting.frontier import Frontier, find
+from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected, with_kl
 from bench.reporting.points import plot_points
 from bench.reporting.samples import Samples, samples_of, write_samples
 from bench.reporting.selection import settings, summary, without_levels
@@ -46,11 +48,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Section:
-    """A setting: its rows and its tables."""
+    """A setting: its rows, its tables, and the least KL at every gain, where it is known."""
 
     heading: str
     rows: pd.DataFrame
     boards: tuple[Board, ...]
+    frontier: Frontier | None = None
 
     def samples(self) -> Samples | None:
         """Images of the table's rows, if any were kept."""
@@ -69,30 +72,33 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
         raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(measured)}")
     result: list[Section] = []
     for title, rows in settings(frame):
-        rows = rows if question.every else without_levels(rows)
-        result.append(Section(title, rows, tuple(_boards(title, rows, question, with_gains))))
+        rows, frontier = rows if question.every else without_levels(rows), find(rows)
+        result.append(Section(title, rows, tuple(_boards(title, rows, question, with_gains, frontier)), frontier))
     return result
 
 
-def _boards(title: str, rows: pd.DataFrame, question: Question, with_gains: bool) -> list[Board]:
+def _boards(
+    title: str, rows: pd.DataFrame, question: Question, with_gains: bool, frontier: Frontier | None
+) -> list[Board]:
     """The tables of a setting with what they say in sentences, some of which need the table at a gain, shown or not."""
     gains = common_gains(rows) if question.axis is None else ()
-    main = [_board(title, rows, question, limit) for limit in question.limits]
+    main = [_board(title, rows, question, limit, frontier) for limit in question.limits]
     if question.axis == "gain":
         limited = zip(main, question.limits, strict=True)
         return [replace(board, answers=answers(board, board, limit)) for board, limit in limited]
     if not gains:
         return [replace(board, answers=answers(board)) for board in main]
     at_gains = replace(question, axis="gain")
-    equal = [_board(title, rows, at_gains, gain) for gain in (gains if with_gains else gains[-1:])]
+    equal = [_board(title, rows, at_gains, gain, frontier) for gain in (gains if with_gains else gains[-1:])]
     hint = "" if with_gains else f"--at-reward-gain {gains[-1]:g} has the table"
     main = [replace(board, answers=answers(board, equal[-1], gains[-1], hint)) for board in main]
     shown = zip(equal, gains, strict=True) if with_gains else ()
     return main + [replace(board, answers=answers(board, board, gain)) for board, gain in shown]
 
 
-def _board(title: str, rows: pd.DataFrame, question: Question, limit: float) -> Board:
-    return leaderboard(rows, question.metrics, question.axis, limit, f"{title}{question.title(limit)}", question.every)
+def _board(title: str, rows: pd.DataFrame, question: Question, limit: float, frontier: Frontier | None) -> Board:
+    title = f"{title}{question.title(limit)}"
+    return leaderboard(rows, question.metrics, question.axis, limit, title, question.every, frontier)
 
 
 def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
@@ -178,9 +184,11 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
 def _figures(section: Section, question: Question, out: Path, number: int) -> list[str]:
     """Names of the figures of one setting, drawn to `out`, of the rows and metrics of its first table."""
     chosen, _, _ = at(section.rows, question.axis, question.limits[0])
+    chosen, _ = with_efficiency(chosen, section.frontier)
     values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
     drawable = values[values["method"] != "prior"]
-    panels = [name for name in selected(values, question.metrics, question.every) if name in set(drawable["metric"])]
+    names = with_kl(selected(values, question.metrics, question.every), question.metrics, section.frontier)
+    panels = [name for name in dict.fromkeys(names) if name in set(drawable["metric"])]
     if not panels:
         return []
     drawn = []
@@ -199,7 +207,7 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
                 trained, metric, path(f"curves-{re.sub(r'[^A-Za-z0-9_.]+', '-', metric)[:60]}"), order, section.heading
             )
     trades = path("trades")
-    if not plot_trades(rows, panels, trades, order, section.heading):
+    if not plot_trades(rows, panels, trades, order, section.heading, section.frontier):
         drawn.remove(trades.name)
     for kind, plot in {"path_kl_steps": plot_steps, "reward_prompts": plot_prompts}.items():
         if drawable["metric"].str.startswith(f"{kind}/").any():

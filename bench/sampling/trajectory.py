@@ -214,6 +214,7 @@ def rollout(
     grad_from: int | None = None,
     stop_at: int | None = None,
     start: Noise | None = None,
+    begin: tuple[int, Tensor] | None = None,
 ) -> Trajectory:
     """Sample `z_0 … z_K` for every row of `batch` with named noise.
 
@@ -222,13 +223,14 @@ def rollout(
     grad_from: build the autograd graph from this step on; None means no graph.
     stop_at: sample only `z_0 … z_{stop_at}`.
     start: the noise of z_0; None means that of `noise`.
+    begin: a step k and z_k [B, *latent], from which to go on: `z_k … z_K`. None means from z_0.
     """
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
     recorded: dict[str, list[Tensor]] = {name: [] for name in record}
-    z = upload((start or noise)(0, model.latent_shape), model.device)
+    first, z = begin or (0, upload((start or noise)(0, model.latent_shape), model.device))
     latents = [z]
-    for k in range(kernel.steps if stop_at is None else stop_at):
+    for k in range(first, kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
             t = kernel.timesteps[k]
             output = model.predict(z, t, batch.conditioning, prior=prior)
