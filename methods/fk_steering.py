@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class FKSteering(Method):
         options["record"] = frozenset({"model_output"})
         path = core.rollout(crowd, stop_at=redraws[0] if redraws else steps, **options)
         lineages, weights = path.latents.unflatten(0, (-1, n)), _Weights(self.config, len(batch), path.latents)
-        for end, following in zip(redraws, [*redraws[1:], steps], strict=True):
+        for end, following in pairwise([*redraws, steps]):
             assert path.model_output is not None
             clean = core.kernel.clean(path.latents[:, -2], path.model_output[:, -1], end - 1)
             weights.look(_scores(core, clean, crowd.prompts))

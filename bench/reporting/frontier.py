@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln
+from scipy.special import expit, gammaln, logsumexp, softmax, xlogy
 
 from bench.errors import BenchError
 from bench.renames import renamed
@@ -111,8 +111,9 @@ def trace(rewards: Mapping[str, np.ndarray], of: Mapping[str, Any]) -> Frontier:
     """
     splits = {split: np.asarray(values, dtype=float) for split, values in rewards.items() if len(values)}
     samples = next(iter(splits.values())).shape[1]
-    splits = {EVERY: np.concatenate(list(splits.values()))} | splits
     points = [point | {"split": split} for split, values in splits.items() for point in _points(values)]
+    together = points if len(splits) == 1 else _points(np.concatenate(list(splits.values())))
+    points += [{**point, "split": EVERY} for point in together]
     return Frontier(of, samples, pd.DataFrame(points, columns=list(COLUMNS)))
 
 
@@ -140,7 +141,7 @@ def tilt(rewards: np.ndarray, beta: float) -> dict[str, float]:
     weights = np.exp(logits - logits.max(1, keepdims=True))
     ratio = weights / weights.mean(1, keepdims=True)
     gain = (ratio * rewards).mean(1) - rewards.mean(1)
-    kl = (ratio * np.log(np.maximum(ratio, 1e-300))).mean(1)
+    kl = xlogy(ratio, ratio).mean(1)
     influence = beta * (rewards - rewards.mean(1, keepdims=True)) - (ratio - 1)
     return {
         "gain": gain.mean(),
@@ -219,18 +220,18 @@ def soft(rewards: np.ndarray, n: int, beta: float) -> dict[str, float]:
     if samples > QUANTILES:
         rewards = rewards[:, ((np.arange(QUANTILES) + 0.5) * samples / QUANTILES).astype(int)]
     others = np.random.default_rng(0).integers(rewards.shape[1], size=(rewards.shape[1], n - 1))
-    weights = np.exp(beta * (rewards - rewards.max(1, keepdims=True)))
     ratios, values = np.empty_like(rewards), np.empty_like(rewards)
-    for i, (own, weight) in enumerate(zip(rewards, weights, strict=True)):
-        total = weight[others].sum(1)
-        share = weight[:, None] / (weight[:, None] + total)
+    for i, own in enumerate(rewards):
+        drawn = own[others]
+        share = expit(beta * own[:, None] - logsumexp(beta * drawn, axis=1))
         ratios[i] = share.mean(1) / share.mean()
-        values[i] = (share * own[:, None] + (1 - share) * ((weight * own)[others].sum(1) / total)).mean(1)
+        rest = (softmax(beta * drawn, axis=1) * drawn).sum(1)
+        values[i] = (share * own[:, None] + (1 - share) * rest).mean(1)
     gain = (ratios * rewards).mean(1) - rewards.mean(1)
     return {
         "gain": gain.mean(),
         "gain_error": _error(n * values - rewards, samples),
-        "kl": min((ratios * np.log(ratios)).mean(), best_kl(n)),
+        "kl": min(xlogy(ratios, ratios).mean(), best_kl(n)),
         "effective": _effective(ratios) * samples / rewards.shape[1],
     }
 

@@ -6,6 +6,8 @@ Whatever can change the value of a thing is a part of its key:
   options of the pipeline, precision, negative prompt, guidance; of an analytic model its means, schedule and precision;
 - a set of prior samples (`Evaluator.prior_set`): fingerprint, kernel, names of the samples, seed and purpose of their
   noise, and what decides how it is rounded: batch, attention, compilation, slicing, device, versions of libraries;
+- rewards of the prior's samples (`Evaluator.prior_rewards`): the set, and of each reward its options, the contents of
+  files that they name, its weights and its batch;
 - features (`Evaluator.features`): images with shape and type, the space and its weights, and again what decides how
   they are rounded;
 - a run's configuration (`RunConfig.hash`): all settings that change more than rounding;

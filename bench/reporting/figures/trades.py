@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 
 from bench.reporting.budgets import GAIN, KL
@@ -170,18 +171,18 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
 def _draw_least(ax: Axes, frontier: Frontier, prior: float) -> None:
     """The least KL with its band and its end, and the selections; prior: its mean reward."""
     curve = _least(frontier)
-    curve = curve[curve["kl"] >= SHOWN * curve["kl"].max() * (ax.get_yscale() == "log")]
     x, kl = prior + curve["gain"], curve["kl"]
     reach = np.exp(student(np.inf) * (curve["kl_error"] / kl).fillna(0.0))
-    ax.fill_between(x, kl / reach, kl * reach, color=INK, alpha=0.15, linewidth=0, zorder=3)
-    ax.plot(x, kl, color=INK, linewidth=1.6, zorder=4)
-    ax.plot(x.iloc[-1:], kl.iloc[-1:], "|", color=INK, markersize=10, markeredgewidth=1.6, zorder=4)
-    for kind, n, style, marker in (("best_of_n", None, "--", "."), ("soft_best_of_n", SOFT, ":", None)):
+    needed = kl >= SHOWN * kl.max() * (ax.get_yscale() == "log")
+    ax.update_datalim(np.column_stack([x, kl])[needed])
+    still: dict[str, Any] = {"color": INK, "scalex": False, "scaley": False}  # what else is drawn stretches no axis
+    ax.plot(x, kl, linewidth=1.6, zorder=4, **still)
+    ax.plot(x.iloc[-1:], kl.iloc[-1:], "|", markersize=10, markeredgewidth=1.6, zorder=4, **still)
+    for kind, n, style in (("best_of_n", None, ".--"), ("soft_best_of_n", SOFT, ":")):
         own = _least(frontier, kind, n)
-        ax.plot(
-            prior + own["gain"], own["kl"], linestyle=style, marker=marker, color=INK, linewidth=1.0, zorder=3,
-            scalex=False, scaley=False,
-        )  # fmt: skip
+        ax.plot(prior + own["gain"], own["kl"], style, linewidth=1.0, zorder=3, **still)
+    band = np.column_stack([np.r_[x, x[::-1]], np.r_[kl / reach, (kl * reach)[::-1]]])[1:-1]  # no logarithm at no gain
+    ax.add_patch(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
 
 
 def _start(trade: Trade) -> tuple[float, float]:
