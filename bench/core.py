@@ -74,13 +74,15 @@ class Core:
         noisy: tuple[int, int] | None = None,
         start: Sequence[tuple[str, int]] | None = None,
         steer: Steer | None = None,
+        begin: tuple[int, Tensor] | None = None,
     ) -> Trajectory:
         """Sample trajectories in parts of `sample_batch` rows; see `bench.sampling.trajectory.rollout`.
 
         seed: of the noise; None means the run's. weights: the copy of the adapters that samples, in the place of the
         adapters. noisy: the steps [first, end) that add noise; None means all. start: the names of the rows' z_0, where
         it is not the samples' own: rows of one name share it, and a negative index is that of no sample. steer: what
-        makes the policy's output of the prior's, in the place of the adapters.
+        makes the policy's output of the prior's, in the place of the adapters. begin: a step k and z_k [B, *latent],
+        from which to go on.
         """
         kernel = self.kernel if noisy is None else replace(self.kernel, noisy=noisy)
         seed = self.seed if seed is None else seed
@@ -91,9 +93,10 @@ class Core:
         with self._using(weights), self.model.merged() if merge else nullcontext():
             parts = []
             for first in range(0, len(batch), self.sample_batch):
-                part = batch[first : first + self.sample_batch]
-                names = start and start[first : first + self.sample_batch]
+                rows = slice(first, first + self.sample_batch)
+                part, names = batch[rows], start and start[rows]
                 options["start"] = Noise(seed, purpose, names) if names else None
+                options["begin"] = begin and (begin[0], begin[1][rows])
                 parts.append(rollout(self.model, kernel, part, Noise(seed, purpose, part.samples), **options))
         return join(parts)
 

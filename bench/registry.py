@@ -73,6 +73,8 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "value_matching": Plugin("bench.methods.value_matching:ValueMatching"),
         "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
         "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
+        "soft_best_of_n": Plugin("bench.methods.best_of_n:SoftBestOfN"),
+        "fk_steering": Plugin("bench.methods.fk_steering:FKSteering"),
         "prior": Plugin("bench.methods.prior:Prior"),
         "judged": Plugin("bench.methods.judged:Judged"),
     },

@@ -16,6 +16,7 @@ from bench import __version__
 from bench.cli.advise import advise
 from bench.cli.checks import doctor, profile_setting, test_plugin
 from bench.cli.compare import compare
+from bench.cli.frontier import frontier
 from bench.cli.judge import judge
 from bench.cli.models import convert, export, push, sample
 from bench.cli.options import (
@@ -253,7 +254,7 @@ def evaluate_run(
 application.command("profile")(profile_setting)
 application.command("selftest")(test_plugin)
 for command in (
-    *(sweep, judge, report, serve, advise, compare, sample, export, push, convert),
+    *(sweep, judge, report, frontier, serve, advise, compare, sample, export, push, convert),
     *(doctor, reproduce, verify, pack, merge),
 ):
     application.command()(command)

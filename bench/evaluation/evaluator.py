@@ -241,7 +241,7 @@ class Evaluator:
         targets = {}
         for prompt in dict.fromkeys(prompt for prompt, _ in self.names):
             names = [(prompt, i) for i in range(DRAWS)]
-            key = {"draws": self._set_key("target", self.core, names, seed=0), "reward": self._reward_key()}
+            key = {"draws": self._set_key("target", self.core, names, seed=0), "reward": self._reward_key(reward.name)}
 
             def draw_target(names: list[tuple[str, int]] = names) -> dict[str, Tensor]:
                 splits = ["target"] * DRAWS
@@ -255,14 +255,35 @@ class Evaluator:
             targets[prompt] = Tilted(known, number, drawn["latents"], reward.beta * drawn["rewards"].double())
         return targets
 
-    def _reward_key(self) -> list[Any]:
-        """What decides the scores of the reward that is trained on."""
-        reward = self.config.reward
-        files = {key: digest_files(path) for key, path in paths(reward)}
-        weights = [need.identity() for need in self.core.reward_model.files]
-        key = [reward.model_dump(mode="json", exclude={"beta"}), files, weights, self.core.micro_batch]
-        known = self.core.reward_model.metadata
-        return [*key, {prompt: dict(columns) for prompt, columns in known.items()}] if known else key
+    def prior_rewards(self, prompt: str, count: int, on_batch: Callable[[int], None] = lambda rows: None) -> Tensor:
+        """The training reward of `count` samples of the prior for a prompt, float32 [count].
+
+        Their noise is that of the targets. They are drawn `sample_batch` at a time, scored by all rewards of the
+        evaluation and stored, so that another reward, a larger count or another run draws them no second time.
+        """
+        parts = []
+        for first in range(0, count, self.core.sample_batch):
+            names = [(prompt, i) for i in range(first, min(count, first + self.core.sample_batch))]
+            rewards = {name: self._reward_key(name) for name in sorted(self.rewards)}
+            key = {"draws": self._set_key("target", self.core, names, seed=0), "rewards": rewards}
+
+            def draw_part(names: list[tuple[str, int]] = names) -> dict[str, Tensor]:
+                splits = ["target"] * len(names)
+                drawn = draw(self.core, names, splits, seed=0, purpose="target", prior=True)
+                return dict(self._score("target", drawn).rewards)
+
+            parts.append(cached(self.cache / f"{digest(key)}.checked", draw_part)[self.config.reward.name])
+            on_batch(len(names))
+        return torch.cat(parts)
+
+    def _reward_key(self, name: str) -> list[Any]:
+        """What decides the scores of a reward: its options, their files, its weights, what it knows of prompts."""
+        reward = self.rewards[name]
+        files = {key: digest_files(path) for key, path in paths(reward.config)}
+        weights = [need.identity() for need in reward.files]
+        key = [name, reward.config.model_dump(mode="json"), files, weights, self.core.micro_batch]
+        known = {prompt: dict(columns) for prompt, columns in reward.metadata.items()}
+        return [*key, known] if known else key
 
     def _set_key(
         self, purpose: Purpose, core: Core, names: Sequence[tuple[str, int]] | None = None, seed: int | None = None

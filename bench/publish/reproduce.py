@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from bench.errors import BenchError, did_you_mean
 from bench.renames import current
 from bench.reporting.agreement import AGREE, COUNTED, NAMED, TOLD, agreement, measurements, sentence
 from bench.reporting.amplified import AMPLIFIED, amplified, began_alike
+from bench.reporting.frontier import FILE
 from bench.reporting.identity import RUN, canonical
 from bench.reporting.rows import FINGERPRINT, SCHEMA, read_rows
 from bench.reporting.selection import collect, differing
+from bench.reporting.selection import settings as by_setting
 from bench.runs.evaluate import evaluate_stored
 from bench.runs.preflight import preflight
 from bench.runs.rows import comparable_settings
@@ -90,6 +93,21 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     if changed := [key for key, value in current(settings).items() if now.get(key) != value]:
         raise BenchError(f"this version cannot have {', '.join(changed)} as {first['run']} had it.")
     return config
+
+
+def configs_below(paths: Sequence[Path], assignments: list[str]) -> Iterator[tuple[RunConfig, list[Path]]]:
+    """The configuration of a run of every setting below `paths`, and where the setting's curves belong.
+
+    That is beside the rows or, of the folder of a run, beside this folder. Raises BenchError where there are no rows.
+    """
+    try:
+        frame, _ = collect(paths)
+    except (OSError, ValueError) as error:
+        raise BenchError(str(error)) from None
+    for _, rows in by_setting(frame[frame["status"] != "failed"]):
+        folders = {Path(source).parent for source in rows["source"].unique()}
+        places = {folder.parent if (folder / "config.yaml").is_file() else folder for folder in folders}
+        yield config_of(rows[rows["run"] == rows["run"].iloc[0]], assignments), sorted(place / FILE for place in places)
 
 
 def run_again(rows: pd.DataFrame, assignments: list[str], out: Path | None, console: Console) -> pd.DataFrame:

@@ -84,15 +84,16 @@ def _free(rows: pd.DataFrame, ask: Ask) -> dict[str, str]:
     table, reward, found = summary(rows), measured_gains(rows)[0], dict[str, str]()
     for name, cost in draws(rows).items():
         each = cost.of(ask.axis)
-        beyond = each > ask.budget or (ask.most_kl is not None and cost.kl > ask.most_kl)
-        if beyond or (name, reward) not in table.index:
+        too_far = ask.most_kl is not None and not cost.kl <= ask.most_kl
+        if each > ask.budget or too_far or (name, reward) not in table.index:
             continue
         gain = table.loc[(name, reward)]
         ends = interval(gain["difference"], gain["difference_low"], gain["difference_high"], sign=True)
         samples = f"; {spelled(ask.budget, ask.axis)} make {ask.budget // each:,.0f} samples" if each else ""
+        kl = "" if math.isnan(cost.kl) else f" at a KL between samples of at most {cost.kl:.2g} nats"
         found[name] = (
-            f"Without training {name} gains {' '.join(filter(None, ends))} at a KL between samples of {cost.kl:.2g} "
-            f"nats, for {cost.nfe:,} NFE and {cost.n} reward calls per finished sample{samples}."
+            f"Without training {name} gains {' '.join(filter(None, ends))}{kl}, for {cost.nfe:,} NFE and {cost.calls} "
+            f"reward calls per finished sample{samples}."
         )
     return found
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench.prompts import SPLITS
+from bench.reporting.frontier import best_kl
 
 TRAIN, VALIDATION, TEST = (f"reward/{split}" for split in SPLITS)
 GAINS = {TEST: "test prompts", TRAIN: "training prompts"}  # whose difference to the prior is a gain, the headline first
@@ -24,6 +25,7 @@ KL = "path_kl"
 MEASURED = ["value", "prior", "difference", "standard_error"]
 NEAR = 2  # an evaluation within this factor of the value, on either side, is enough to interpolate
 ENOUGH = 0.9  # of a cost; a run that ends between this share of it and the whole counts with its last evaluation
+SELECTING = ("best_of_n", "soft_best_of_n", "fk_steering")  # methods that train nothing and choose among draws
 SPENT = [*COSTS, "network_forwards", "network_backwards", "wall_seconds"]
 
 
@@ -183,30 +185,36 @@ def spelled(limit: float, axis: str) -> str:
 
 
 class Draws(NamedTuple):
-    """What a finished sample costs a method that selects among `n` draws: NFE, and as many reward calls as draws."""
+    """What a finished sample costs a method that trains nothing but selects among `n` draws: NFE and reward calls.
+
+    beta: of a soft selection; NaN: the best is taken. kl: at most so far are its samples from the prior's, in nats; NaN
+    where nothing is known.
+    """
 
     n: int
     nfe: int
-
-    @property
-    def kl(self) -> float:
-        """KL divergence of its samples from the prior's, in nats (Beirami et al., 2024)."""
-        return math.log(self.n) - (self.n - 1) / self.n
+    calls: int
+    beta: float
+    kl: float
 
     def of(self, axis: str) -> int:
         """What a finished sample costs of one of AXES."""
-        return {"nfe": self.nfe, "reward_calls": self.n}.get(axis, 0)
+        return {"nfe": self.nfe, "reward_calls": self.calls}.get(axis, 0)
 
 
 def draws(rows: pd.DataFrame) -> dict[str, Draws]:
-    """Row → its cost per finished sample, of `best_of_n`: it trains nothing, so it spends nothing else."""
+    """Row → its cost per finished sample, of the methods in `SELECTING`: they train nothing and spend nothing else."""
     found = {}
-    for one in rows[rows["method"] == "best_of_n"].drop_duplicates("row").to_dict("records"):
+    for one in rows[rows["method"].isin(SELECTING)].drop_duplicates("row").to_dict("records"):
         own = {key: value for key, value in json.loads(one["settings"]).items() if value is not None}
         own |= {key.removeprefix("evaluation."): value for key, value in own.items() if "evaluation.sampler" in key}
         if {"method.n", "sampler.steps", "sampler.guidance"} <= own.keys():
-            n, guided = own["method.n"], own["sampler.guidance"] > 1
-            found[one["row"]] = Draws(n, n * own["sampler.steps"] * (2 if guided else 1))
+            n, steps, guided = own["method.n"], own["sampler.steps"], own["sampler.guidance"] > 1
+            redraws = {round(share * steps) for share in own.get("method.resample_at", ())} & set(range(1, steps))
+            known = one["method"] != "fk_steering"  # whose draws are not independent
+            beta = float("nan") if one["method"] == "best_of_n" else one["beta"]
+            nfe, calls = n * steps * (2 if guided else 1), n * (len(redraws) + 1)
+            found[one["row"]] = Draws(n, nfe, calls, beta, best_kl(n) if known else float("nan"))
     return found
 
 

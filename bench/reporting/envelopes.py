@@ -167,6 +167,7 @@ def table(group: Group) -> Board:
     notes = (
         f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
         f"much of {group.reward}. The ratio is the exponential of the mean difference of log KL over the gains that "
-        f"both reach in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, 95 %.",
+        f"both reach in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, "
+        "95 %.",
     )
     return Board(f"Envelopes: {group.heading}", columns, columns, tuple(lines), notes)

@@ -1,6 +1,7 @@
 """What a table of one setting says, whatever it is printed as: rows, columns, intervals, marks, notes."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,7 +9,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.registry import BUILT_IN
-from bench.reporting.budgets import COSTS, GAINS, TEST, VALIDATION, Draws, Missing, at, draws, nobody, with_costs
+from bench.reporting.budgets import COSTS, GAINS, KL, TEST, VALIDATION, Draws, Missing, at, draws, nobody, with_costs
+from bench.reporting.efficiency import EFFICIENCY, note, with_efficiency
+from bench.reporting.frontier import Frontier
 from bench.reporting.selection import (
     WHOLES,
     Standing,
@@ -31,7 +34,7 @@ MEASURES = (
     *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll"),
     *(*GAINS, VALIDATION, "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
 )
-COSTLY = ("path_kl", "NFE", "reward calls", "reward gradients", "training time")
+COSTLY = (KL, "NFE", "reward calls", "reward gradients", "training time")
 # what a narrow table leaves out before it leaves out costs
 LATER = ("tilt_tv", "tilt_within", "share_tv", "within_mode", "prior_nll", "diversity_dreamsim", "coverage")
 NARROW = 5  # its columns
@@ -120,6 +123,7 @@ def leaderboard(
     limit: float = 0.0,
     title: str = "",
     every: bool = False,
+    frontier: Frontier | None = None,
 ) -> Board:
     """The table of one setting, sorted by its first metric.
 
@@ -129,11 +133,22 @@ def leaderboard(
     """
     trained = rows.loc[(rows["updates"] > 0) & (rows["status"] != "failed"), "row"].nunique()
     rows, missing, notes = at(rows, axis, limit)
-    names = selected(rows, metrics, every)
+    names = with_kl(selected(rows, metrics, every), metrics, frontier)
+    rows, texts = with_efficiency(rows, frontier)
     if axis in GAINS and not metrics:
         names = [*(name for name in names if name not in (axis, *COST_NAMES)), *COST_NAMES]
     lead = nobody(missing, axis, limit, trained)
-    return tabulate(rows, names, missing, notes, title, lead, "lower" if axis in GAINS else "none")
+    if frontier is not None and EFFICIENCY in names:
+        notes.append(note(frontier))
+    return tabulate(rows, names, missing, notes, title, lead, "lower" if axis in GAINS else "none", texts)
+
+
+def with_kl(names: list[str], metrics: Sequence[str] | None, frontier: Frontier | None) -> list[str]:
+    """The names and, where nobody asked for others and the least KL is known, behind the KL how near to it a row is."""
+    if metrics or frontier is None or KL not in names:
+        return names
+    place = names.index(KL) + 1
+    return [*names[:place], EFFICIENCY, *names[place:]]
 
 
 def tabulate(
@@ -144,8 +159,12 @@ def tabulate(
     title: str,
     lead: str,
     costs: str = "none",
+    texts: Mapping[tuple[str, str], str] | None = None,
 ) -> Board:
-    """The table of `names` of rows that were chosen; missing: row → why it has no values; costs: their direction."""
+    """The table of `names` of rows that were chosen; missing: row → why it has no values; costs: their direction.
+
+    texts: (row, metric) → what stands there in the place of a value.
+    """
     failed, rows = rows[rows["status"] == "failed"], rows[rows["status"] != "failed"]
     rows = with_costs(rows, costs)
     table, least, before = summary(rows), floors(rows), priors(rows)
@@ -160,11 +179,16 @@ def tabulate(
     failures = {name: f", {n} failed" for name, n in broken.items()}
     selecting = draws(rows)
     for name in ranked(rows, table, names):
-        cells = tuple(_cell(table, name, metric, runs[name], marks.get((name, metric))) for metric in names)
+        own = {metric: text for (row, metric), text in (texts or {}).items() if row == name}
         if name in selecting:
-            own = {"NFE": selecting[name].nfe, "reward calls": selecting[name].n}
-            both = zip(names, cells, strict=True)
-            cells = tuple(Cell(text=f"{own[m]:,} per sample") if m in own else cell for m, cell in both)
+            spent = {"NFE": selecting[name].nfe, "reward calls": selecting[name].calls}
+            own |= {metric: f"{count:,} per sample" for metric, count in spent.items()}
+        cells = tuple(
+            Cell(text=own[metric])
+            if metric in own
+            else _cell(table, name, metric, runs[name], marks.get((name, metric)))
+            for metric in names
+        )
         lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}", 1 < runs[name] < FEW))
     others = broken.index.difference([*rows["row"], *missing])
     for name, one in ({**missing} | dict.fromkeys(others, Missing("failed"))).items():
@@ -182,10 +206,11 @@ def tabulate(
 
 
 def _selection(name: str, cost: Draws) -> str:
+    bound = "" if math.isnan(cost.kl) else " In the place of a path_kl stands a bound of the KL of its samples (≤)."
     return (
-        f"{name} trains nothing and spends as it samples: a finished sample is the best of {cost.n} draws and takes "
-        f"{cost.nfe:,} NFE and {cost.n} reward calls; of a trained model it takes {cost.nfe // cost.n:,} NFE and no "
-        "reward call."
+        f"{name} trains nothing and spends as it samples: a finished sample is one of {cost.n} draws and takes "
+        f"{cost.nfe:,} NFE and {cost.calls} reward calls; of a trained model it takes {cost.nfe // cost.n:,} NFE and "
+        f"no reward call.{bound}"
     )
 
 

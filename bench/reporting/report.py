@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.reporting.answers import answers
 from bench.reporting.budgets import GAINS, at, common_gains, measured_gains, spelled
+from bench.reporting.efficiency import with_efficiency
 from bench.reporting.envelopes import groups, table
 from bench.reporting.figures.curves import plot_curves
 from bench.reporting.figures.envelopes import plot_envelopes
@@ -20,7 +21,8 @@ from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles, plot_steps
 from bench.reporting.figures.trades import plot_trades
 from bench.reporting.formats import latex, markdown, to_csv
-from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected
+from bench.reporting.frontier import Frontier, find
+from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected, with_kl
 from bench.reporting.points import plot_points
 from bench.reporting.samples import Samples, samples_of, write_samples
 from bench.reporting.selection import settings, summary, without_levels
@@ -43,11 +45,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Section:
-    """A setting: its rows and its tables."""
+    """A setting: its rows, its tables, and the least KL at every gain, where it is known."""
 
     heading: str
     rows: pd.DataFrame
     boards: tuple[Board, ...]
+    frontier: Frontier | None = None
 
     def samples(self) -> Samples | None:
         """Images of the table's rows, if any were kept."""
@@ -66,12 +69,14 @@ def sections(frame: pd.DataFrame, question: Question, with_gains: bool = False) 
         raise ValueError(f"no row has a value of {', '.join(metrics)}; there are {', '.join(measured)}")
     result: list[Section] = []
     for title, rows in settings(frame):
-        rows = rows if question.every else without_levels(rows)
-        result.append(Section(title, rows, tuple(_boards(title, rows, question, with_gains))))
+        rows, frontier = rows if question.every else without_levels(rows), find(rows)
+        result.append(Section(title, rows, tuple(_boards(title, rows, question, with_gains, frontier)), frontier))
     return result
 
 
-def _boards(title: str, rows: pd.DataFrame, question: Question, with_gains: bool) -> list[Board]:
+def _boards(
+    title: str, rows: pd.DataFrame, question: Question, with_gains: bool, frontier: Frontier | None
+) -> list[Board]:
     """The tables of a setting with what they say in sentences, some of which need the table at a gain, shown or not."""
     gains = measured_gains(rows)
     on = {name: f" on {GAINS[name]}" if len(gains) > 1 else "" for name in gains}
@@ -79,7 +84,7 @@ def _boards(title: str, rows: pd.DataFrame, question: Question, with_gains: bool
     def board(axis: str | None, limit: float) -> Board:
         place = f"a reward gain of {limit:+g}{on[axis]}" if axis in on else spelled(limit, axis) if axis else ""
         heading = f"{title}, at {place}" if place else title
-        return leaderboard(rows, question.metrics, axis, limit, heading, question.every)
+        return leaderboard(rows, question.metrics, axis, limit, heading, question.every, frontier)
 
     def at_gain(axis: str, limit: float) -> Board:
         found = board(axis, limit)
@@ -189,9 +194,11 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     """Names of the figures of one setting, drawn to `out`, of the rows and metrics of its first table."""
     axis = measured_gains(section.rows)[0] if question.axis == "gain" else question.axis
     chosen, _, _ = at(section.rows, axis, question.limits[0])
+    chosen, _ = with_efficiency(chosen, section.frontier)
     values = chosen[chosen["value"].notna() & (chosen["status"] != "failed")]
     drawable = values[values["method"] != "prior"]
-    panels = [name for name in selected(values, question.metrics, question.every) if name in set(drawable["metric"])]
+    names = with_kl(selected(values, question.metrics, question.every), question.metrics, section.frontier)
+    panels = [name for name in dict.fromkeys(names) if name in set(drawable["metric"])]
     if not panels:
         return []
     drawn = []
@@ -210,7 +217,7 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
                 trained, metric, path(f"curves-{re.sub(r'[^A-Za-z0-9_.]+', '-', metric)[:60]}"), order, section.heading
             )
     trades = path("trades")
-    if not plot_trades(rows, panels, trades, order, section.heading):
+    if not plot_trades(rows, panels, trades, order, section.heading, section.frontier):
         drawn.remove(trades.name)
     for kind, plot in {"path_kl_steps": plot_steps, "reward_prompts": plot_prompts}.items():
         if drawable["metric"].str.startswith(f"{kind}/").any():

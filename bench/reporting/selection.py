@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench import shipped
 from bench.reporting.budgets import COSTS, TRAIN
+from bench.reporting.efficiency import widened
 from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
 from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
@@ -244,7 +245,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         table[["value_low", "value_high"]] = np.where(alone[:, None], own, np.nan)
         table[["difference_low", "difference_high"]] = np.where(unpaired[:, None], own, between)
     table["paired"] = ~unpaired & table["difference_low"].notna() & ((table["priors"] > 1) | (not several))
-    return table.drop(columns=["error", "df", "priors", "support"])
+    return widened(table.drop(columns=["error", "df", "priors", "support"]), rows)
 
 
 def learners(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], float]:

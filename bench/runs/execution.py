@@ -21,14 +21,18 @@ from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
 from bench.metric import Evaluation, Measurement
+from bench.models.catalogue import draws_points
 from bench.models.elsewhere.weights import install
 from bench.models.pipeline import PipelineModel
 from bench.prompts import PromptSet
+from bench.reporting.frontier import FILE, Frontier
+from bench.reporting.frontier import write as write_frontier
 from bench.reporting.plots import plot_curves
 from bench.reporting.rows import read_rows, write_rows
 from bench.runs.adapter import finish_adapter, save_networks
 from bench.runs.build import build_core, build_method, evaluation_core
 from bench.runs.duration import Pace, seconds_left, time_text
+from bench.runs.frontier import trace_core
 from bench.runs.log import UpdateLog, read_log
 from bench.runs.progress import evaluate, evaluating, training_progress
 from bench.runs.rows import judged_weights, prior_settings, provenance, row
@@ -107,7 +111,10 @@ class Execution:
             processes.state().wait_for_everyone()  # a launcher ends all processes when the first one fails
             raise
         rows = self._rows(self._ended(self.alarms.noted(measurements, evaluation.finetuned.step_kl)))
+        frontier = self._frontier()
         if self.main:
+            if frontier:
+                write_frontier(self.folder / FILE, [frontier])
             self._pictures(evaluation, measurements, rows)
             if evaluation.finetuned.images.ndim == 4:
                 sets = {"finetuned": evaluation.finetuned, "prior": evaluation.prior}
@@ -116,6 +123,13 @@ class Execution:
                 if adapted and isinstance(self.core.model, PipelineModel):
                     finish_adapter(self.folder, self.config, self.core.model, rows, evaluation.finetuned.prompts[0])
             write_rows(self.folder / "rows.parquet", rows)  # written last: it marks the run as finished
+
+    def _frontier(self) -> Frontier | None:
+        """The least KL at every gain, where samples of the prior are points, which cost nothing."""
+        if not draws_points(self.config.model.name):
+            return None
+        with self.core.meter.paused("evaluation"):
+            return trace_core(self.evaluator.core, self.config, self.prompts)
 
     def _ended(self, measurements: list[Measurement]) -> list[Measurement]:
         """The measurements, with a note if a bound ended training, and one if scores were missing in it."""

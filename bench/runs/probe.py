@@ -1,28 +1,25 @@
 """`bench run --dry-run --probe`: what β means for a reward on this prior, from a few of its samples."""
 
-import torch
+import math
+
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from bench.evaluation.evaluator import draw, score_samples
 from bench.prompts import load_prompts
+from bench.reporting.frontier import tilt, tilt_of
 from bench.runs.build import build_core, evaluation_core, use_threads
 from bench.settings import RunConfig
 
 PROMPTS, IMAGES, POINTS = 4, 16, 4096  # prompts, and samples of each
-TILTS = (1.0, 5.0, 30.0)  # nats
+TILTS = (0.1, 0.5, 1.0, 2.0)  # nats
+FEW = 5  # effective samples of a prompt, below which its KL is larger than they show
 
 
 def spread(rewards: Tensor) -> float:
     """Standard deviation of rewards [prompts, n] within a prompt, pooled."""
     return float(rewards.double().var(1).mean().sqrt())
-
-
-def effective_size(rewards: Tensor, beta: float) -> float:
-    """`(Σw)² / Σw²` of the weights `w = exp(βr)`, rewards [prompts, n]; the mean over prompts, 1 to n."""
-    weights = torch.softmax(beta * rewards.double(), 1)
-    return float((1 / weights.square().sum(1)).mean())
 
 
 def show_probe(config: RunConfig, console: Console) -> None:
@@ -51,17 +48,18 @@ def _summary(config: RunConfig, rewards: Tensor) -> str:
 
 
 def _table(config: RunConfig, rewards: Tensor) -> Table:
-    own_beta, deviation = config.reward.beta, spread(rewards)
+    drawn, own_beta = rewards.double().numpy(), config.reward.beta
     table = Table(box=None, pad_edge=False, caption_justify="left")
-    table.add_column("β", justify="right")
-    table.add_column("tilt, β × spread [nats]", justify="right")
-    table.add_column(f"effective samples of {rewards.shape[1]} a prompt", justify="right")
-    betas = {} if deviation == 0 else {tilt / deviation: tilt for tilt in TILTS}
-    for beta, tilt in sorted((betas | {own_beta: own_beta * deviation}).items()):
+    for name in ("β", "KL of the target [nats]", "its gain", f"effective samples of {rewards.shape[1]}, fewest"):
+        table.add_column(name, justify="right")
+    found = {} if spread(rewards) == 0 else {tilt_of(drawn, nats): nats for nats in TILTS}
+    for beta in sorted({beta for beta in found if math.isfinite(beta)} | {own_beta}):
+        point = tilt(drawn, beta)
+        bound = "≥ " if point["effective"] < FEW else ""
         name = f"{beta:.3g} (this run's)" if beta == own_beta else f"{beta:.3g}"
-        table.add_row(name, f"{tilt:.3g}", f"{effective_size(rewards, beta):.1f}")
+        table.add_row(name, f"{bound}{point['kl']:.3g}", f"{bound}{point['gain']:.3g}", f"{point['effective']:.1f}")
     table.caption = (
-        "An image that is one spread better than its prompt's mean becomes exp(tilt) times as likely. With few "
-        "effective samples the target lies where the prior hardly draws, and tilt_gap and fid_target are refused."
+        "The target is the prior times exp(β × reward); KL and gain are means over prompts. With few effective samples "
+        "it lies where the prior hardly draws, and tilt_gap and fid_target are refused. bench frontier has the curve."
     )
     return table

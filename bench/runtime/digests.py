@@ -7,6 +7,8 @@ Whatever can change the value of a thing is a part of its key:
 - a set of prior samples (`Evaluator.prior_set`): fingerprint, kernel, names of the samples, seed and purpose of their
   noise, and what decides how it is rounded: batch, attention, compilation, slicing, device, versions of libraries;
 - a set of a judged model (`bench judge`): that of the prior's set, and the contents and scales of its weights;
+- rewards of the prior's samples (`Evaluator.prior_rewards`): the set, and of each reward its options, the contents of
+  files that they name, its weights and its batch;
 - features (`Evaluator.features`): images with shape and type, the space and its weights, and again what decides how
   they are rounded;
 - a run's configuration (`RunConfig.hash`): all settings that change more than rounding;

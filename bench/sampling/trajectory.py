@@ -212,6 +212,7 @@ def rollout(
     stop_at: int | None = None,
     start: Noise | None = None,
     steer: Steer | None = None,
+    begin: tuple[int, Tensor] | None = None,
 ) -> Trajectory:
     """Sample `z_0 … z_K` for every row of `batch` with named noise.
 
@@ -221,13 +222,14 @@ def rollout(
     stop_at: sample only `z_0 … z_{stop_at}`.
     start: the noise of z_0; None means that of `noise`.
     steer: what makes the policy's output of the prior's; None means that the adapters do.
+    begin: a step k and z_k [B, *latent], from which to go on: `z_k … z_K`. None means from z_0.
     """
     if unknown := record - RECORDS:
         raise ValueError(f"cannot record {sorted(unknown)}: choose from {sorted(RECORDS)}")
     recorded: dict[str, list[Tensor]] = {name: [] for name in record}
-    z = upload((start or noise)(0, model.latent_shape), model.device)
+    first, z = begin or (0, upload((start or noise)(0, model.latent_shape), model.device))
     latents = [z]
-    for k in range(kernel.steps if stop_at is None else stop_at):
+    for k in range(first, kernel.steps if stop_at is None else stop_at):
         with torch.set_grad_enabled(grad_from is not None and k >= grad_from):
             t = kernel.timesteps[k]
             output = unsteered = model.predict(z, t, batch.conditioning, prior=prior or steer is not None)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.publish.claims import Claim, Range, Table, markdown_table, tuning
-from bench.reporting.budgets import KL, TRAIN, VALIDATION, Draws
+from bench.reporting.budgets import KL, TRAIN, VALIDATION
+from bench.reporting.frontier import best_kl
 from bench.shipped import shipped
 
 HELDOUT = VALIDATION  # the prompts on whose reward learning rates were chosen
@@ -616,7 +617,7 @@ def _outgained() -> tuple[int, int]:
 
 def selection() -> Claim:
     less, every = _outgained()
-    bound = Draws(8, 0).kl
+    bound = best_kl(8)
     return Claim(
         f"The best of 8 draws, whose KL is at most {bound:.2f} nats, gains significantly more on training prompts than "
         f"{less} of the {every} trained methods, counted in each of four settings.",

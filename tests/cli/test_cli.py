@@ -1,7 +1,6 @@
 """The command line: what a run leaves behind, resuming, and one clear sentence for every mistake."""
 
 import json
-import math
 import os
 import re
 import subprocess
@@ -407,17 +406,19 @@ def test_metrics_are_added_and_beta_is_not_another_rewards(bench, untried, tmp_p
 
 
 def test_the_probe_knows_what_beta_means(bench):
-    """Gaussian rewards: the spread is σ, the effective share of the samples `exp(−β²σ²)`; means do not count."""
+    """Gaussian rewards: the spread is σ, means do not count; the target's KL is `β²σ²/2`, its gain `βσ²`."""
     rng = torch.Generator().manual_seed(0)
     rewards = 3.0 * torch.randn(4, 40_000, generator=rng) + torch.tensor([[0.0], [100.0], [-40.0], [7.0]])
     assert probe.spread(rewards) == pytest.approx(3.0, rel=0.01)
-    assert probe.effective_size(rewards, 0.2) / 40_000 == pytest.approx(math.exp(-0.36), rel=0.02)
     status, text = bench("run", "prior", "--model", "gaussian", "--dry-run", "--probe")
     assert status == 0, text
     spread = float(re.search(r"spreads by ([\d.]+)", text)[1])
-    tilts = {row[0]: float(row[1]) for row in re.findall(r"^ *([\d.]+)(?: \(this run's\))? +([\d.]+) +", text, re.M)}
-    assert tilts["2"] == pytest.approx(2 * spread, rel=0.01)
-    assert [tilt for beta, tilt in tilts.items() if beta != "2"] == [1, 5, 30]
+    found = re.findall(r"^ *([\d.]+)(?: \(this run's\))? +([\d.]+) +([\d.]+) +[\d.]+$", text, re.M)
+    tilts = {float(beta): (float(kl), float(gain)) for beta, kl, gain in found}
+    for beta, (kl, gain) in tilts.items():
+        assert kl == pytest.approx(beta**2 * spread**2 / 2, rel=0.15)
+        assert gain == pytest.approx(beta * spread**2, rel=0.1)
+    assert [kl for beta, (kl, _) in tilts.items() if beta != 2] == [0.1, 0.5, 1, 2]
 
 
 def test_points_take_one_thread_unless_said_otherwise(bench, tmp_path, monkeypatch):

@@ -2,29 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 
-from bench.reporting.budgets import measured_gains
+from bench.reporting.budgets import KL, measured_gains
 from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
 from bench.reporting.figures.looks import SHADES, Look, families, looks
 from bench.reporting.figures.scales import Scale, is_positive, lines_of, references, scale_of, set_scale
+from bench.reporting.frontier import Frontier
 from bench.reporting.leaderboard import heading
 from bench.reporting.plots import shortened
 from bench.reporting.selection import floors, priors
+from bench.reporting.statistics import student
 
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_sw2", "target_sw2")  # against the reward
 TOGETHER = 16  # lines in a panel that can still be told apart
 NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
+LEAST = (
+    "; black: the least KL at every gain on these prompts with its 95 % band, up to where the prior's samples run out "
+    "(|); dashed: best of n = 2, 4, … draws, at most; dotted: soft best of {n}"
+)
+SOFT = 8  # of how many draws
+SHOWN = 0.05  # of a curve's largest KL; what is less need not be on a logarithmic scale
 
 
 class Trade(NamedTuple):
-    """A panel: the reward and what it is against, its heading, row → line, both scales, and prior and floor."""
+    """A panel: the reward and what it is against, its heading, row → line, both scales, prior, floor, the least KL."""
 
     reward: str
     metric: str
@@ -33,12 +42,21 @@ class Trade(NamedTuple):
     scales: tuple[Scale, Scale]
     before: pd.DataFrame
     least: pd.DataFrame
+    frontier: Frontier | None
 
 
-def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: Sequence[str], title: str = "") -> bool:
+def plot_trades(
+    rows: pd.DataFrame,
+    metrics: Sequence[str],
+    path: Path,
+    order: Sequence[str],
+    title: str = "",
+    frontier: Frontier | None = None,
+) -> bool:
     """The training reward against what it costs: a dot a checkpoint, a line a method, from the prior on.
 
-    The reward is that on test prompts, of rows that have it.
+    The reward is that on test prompts, of rows that have it. Against the KL stand the least that any method can have
+    and what selecting among draws has, if they are known.
     More than `TOGETHER` lines are small multiples, a line of them for every family, the others in grey. Draws those of
     `metrics` that are worth a panel and returns whether there were any.
     """
@@ -47,14 +65,16 @@ def plot_trades(rows: pd.DataFrame, metrics: Sequence[str], path: Path, order: S
     traded = [name for name in metrics if name.split("/")[0].startswith(TRADED)]
     if not reward or not traded:
         return False
-    trades = [_trade(rows, gained, reward, metric) for metric in traded]
+    trades = [_trade(rows, gained, reward, metric, frontier if metric == KL else None) for metric in traded]
     names = [name for name in order if name in reward]
     label = heading(rows[rows["metric"] == gained].iloc[0])
     (_by_family if len(names) > TOGETHER else _together)(trades, names, looks(order), path, title, label)
     return True
 
 
-def _trade(rows: pd.DataFrame, gained: str, reward: Mapping[str, pd.DataFrame], metric: str) -> Trade:
+def _trade(
+    rows: pd.DataFrame, gained: str, reward: Mapping[str, pd.DataFrame], metric: str, frontier: Frontier | None
+) -> Trade:
     before = priors(rows)
     lines = {
         name: reward[name].merge(line, on="budget", suffixes=("_reward", ""))
@@ -65,8 +85,15 @@ def _trade(rows: pd.DataFrame, gained: str, reward: Mapping[str, pd.DataFrame], 
     start = [before["value"].get(name, np.nan) for name in (gained, metric)]
     across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
     shown = {name: line["value"] for name, line in lines.items() if across.shows(line["value_reward"])}
-    scales = across, scale_of(shown, start[1], positive=is_positive(rows, metric))
-    return Trade(gained, metric, heading(rows[rows["metric"] == metric].iloc[0]), lines, scales, before, floors(rows))
+    known = [] if frontier is None else [share * _least(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
+    scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric))
+    title = heading(rows[rows["metric"] == metric].iloc[0])
+    return Trade(gained, metric, title, lines, scales, before, floors(rows), frontier)
+
+
+def _least(frontier: Frontier, gained: str, kind: str = "tilt", n: int | None = None) -> pd.DataFrame:
+    """A curve on the prompts of the gain."""
+    return frontier.curve(gained.partition("/")[2], kind, n)
 
 
 def _together(
@@ -76,7 +103,7 @@ def _together(
     columns = min(2, len(trades))
     lines = -(-len(trades) // columns)
     height = max(3.6, 0.17 * len(names) + 1.2)
-    with drawing(path, (5.2 * columns, height * lines + 1.0), title, NOTE) as figure:
+    with drawing(path, (5.2 * columns, height * lines + 1.0), title, _note(trades)) as figure:
         grid = figure.add_gridspec(lines + 1, columns, height_ratios=[0.4, *[height] * lines])
         _key(figure.add_subplot(grid[0, :]), names)
         axes = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(len(trades))]
@@ -101,7 +128,7 @@ def _by_family(
 ) -> None:
     """A line of panels for every family, the others in grey."""
     kinds = families(names)
-    with drawing(path, (3.9 * len(trades) + 2.0, 2.3 * len(kinds) + 1.1), title, NOTE) as figure:
+    with drawing(path, (3.9 * len(trades) + 2.0, 2.3 * len(kinds) + 1.1), title, _note(trades)) as figure:
         grid = figure.subplots(len(kinds), len(trades), squeeze=False, sharex="col", sharey="col")
         for axes, (kind, members) in zip(grid, kinds.items(), strict=True):
             for ax, trade in zip(axes, trades, strict=True):
@@ -115,6 +142,11 @@ def _by_family(
         for axes, members in zip(grid, kinds.values(), strict=True):
             for ax, trade in zip(axes, trades, strict=True):
                 name_leaving(ax, _ends(trade, members, styles), _start(trade))
+
+
+def _note(trades: Sequence[Trade]) -> str:
+    known = any(trade.frontier is not None for trade in trades)
+    return NOTE + (LEAST.format(n=SOFT) if known else "")
 
 
 def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
@@ -137,6 +169,25 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
     if shown:
         ax.plot(start[0], start[1], "D", color=INK, markersize=6, zorder=5)
     references(ax, trade.metric, trade.before.iloc[:0], trade.least, "y")
+    if trade.frontier is not None:
+        _draw_least(ax, trade.frontier, trade.reward, start[0])
+
+
+def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None:
+    """The least KL with its band and its end, and the selections; prior: its mean of the reward `gained`."""
+    curve = _least(frontier, gained)
+    x, kl = prior + curve["gain"], curve["kl"]
+    reach = np.exp(student(np.inf) * (curve["kl_error"] / kl).fillna(0.0))
+    needed = kl >= SHOWN * kl.max() * (ax.get_yscale() == "log")
+    ax.update_datalim(np.column_stack([x, kl])[needed])
+    still: dict[str, Any] = {"color": INK, "scalex": False, "scaley": False}  # what else is drawn stretches no axis
+    ax.plot(x, kl, linewidth=1.6, zorder=4, **still)
+    ax.plot(x.iloc[-1:], kl.iloc[-1:], "|", markersize=10, markeredgewidth=1.6, zorder=4, **still)
+    for kind, n, style in (("best_of_n", None, ".--"), ("soft_best_of_n", SOFT, ":")):
+        own = _least(frontier, gained, kind, n)
+        ax.plot(prior + own["gain"], own["kl"], style, linewidth=1.0, zorder=3, **still)
+    band = np.column_stack([np.r_[x, x[::-1]], np.r_[kl / reach, (kl * reach)[::-1]]])[1:-1]  # no logarithm at no gain
+    ax.add_patch(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
 
 
 def _start(trade: Trade) -> tuple[float, float]:
