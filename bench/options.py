@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator, model_validator
 
@@ -11,7 +11,13 @@ from bench.runtime.files import expanded
 
 
 class Config(BaseModel):
-    """Base of a plugin's options and of a run's settings: immutable, and an unknown key is an error, not ignored."""
+    """Base of a plugin's options and of a run's settings: immutable, and an unknown key is an error, not ignored.
+
+    EXECUTION: of a reward's options, those that say how its scores are computed and not which: how many at a time, how
+    often a service is asked. They are no part of the hash that names a run, and a run may resume with others.
+    """
+
+    EXECUTION: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -29,6 +35,14 @@ class Config(BaseModel):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         return expanded(value)
+
+
+def execution_keys(options: Config, prefix: str) -> Iterator[str]:
+    """Dotted keys of `EXECUTION`, of the options and of those within them."""
+    yield from (prefix + name for name in options.EXECUTION)
+    for name, value in options:
+        if isinstance(value, Config):
+            yield from execution_keys(value, f"{prefix}{name}.")
 
 
 def _distinct(values: list[Any]) -> list[Any]:

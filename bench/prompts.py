@@ -153,22 +153,29 @@ def metadata(name: str) -> dict[str, dict[str, str]]:
     path = BUNDLED / f"{name}.csv" if name in NAMED else Path(name)
     if name in HUB or path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
         return {}
-    import pandas as pd  # takes half a second, which a list of prompts does not need
-
-    table = path.suffix.lower() == ".csv"
-    frame = (
-        pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-        if table
-        else pd.read_parquet(path)
-    )
-    frame = frame.astype(object).where(frame.notna(), "").astype(str)
-    place, part = _columns(list(frame.columns))
-    others = [name for i, name in enumerate(frame.columns) if i not in (place, part)]
+    header, rows = _csv_table(path) if path.suffix.lower() == ".csv" else _parquet_table(path)
+    place, part = _columns(header)
+    others = [(at, name.strip()) for at, name in enumerate(header) if at not in (place, part)]
     known: dict[str, dict[str, str]] = {}
-    for prompt, row in zip(frame.iloc[:, place], frame[others].to_dict("records"), strict=True):
-        if others and (text := prompt.strip()):
-            known.setdefault(text, {str(name): cell for name, cell in row.items()})
+    for row in rows if others else ():
+        if prompt := row[place].strip():
+            known.setdefault(prompt, {name: row[at] for at, name in others})
     return known
+
+
+def _csv_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, which are filled up with empty cells."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header, *rows = csv.reader(file, strict=True)
+    return header, [row + [""] * (len(header) - len(row)) for row in rows]
+
+
+def _parquet_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text."""
+    import pandas as pd
+
+    frame = pd.read_parquet(path).astype(object)
+    return list(map(str, frame.columns)), frame.where(frame.notna(), "").astype(str).to_numpy().tolist()
 
 
 def listed(name: str) -> list[str]:

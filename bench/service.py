@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 import numpy as np
@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 class ServiceConfig(Config):
     """Where the service is, and how it is asked."""
+
+    EXECUTION: ClassVar[tuple[str, ...]] = ("key_variable", "timeout", "tries", "wait", "concurrency", "rate")
 
     endpoint: str = Field("http://localhost:8000", description="its address")
     key_variable: str | None = Field(

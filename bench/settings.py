@@ -2,20 +2,22 @@
 
 import os
 from collections.abc import Collection
-from operator import attrgetter
+from functools import reduce
+from operator import attrgetter, getitem
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.options import Config
+from bench.options import Config, execution_keys
 from bench.prompts import SplitRule
 from bench.runtime import yaml_text
 from bench.runtime.digests import digest
 
 # How work is cut and stored, not what is computed: whatever these are, a trajectory is the same to rounding (1e-6 of a
-# float32 network). So they are no part of the hash that names a run, and a run may resume with others.
+# float32 network). So they are no part of the hash that names a run, and a run may resume with others. Rewards may have
+# such options too (`Config.EXECUTION`).
 EXECUTION = (
     "train.micro_batch",
     "train.sample_batch",
@@ -254,14 +256,14 @@ class RunConfig(Config):
         Runs of equal hash agree to rounding; to the bit, on a CPU, where the settings of `EXECUTION` agree too.
         """
         tree = self.model_dump(mode="json")
-        for key in EXECUTION:
-            section, name = key.split(".")
-            del tree[section][name]
+        for key in self.execution():
+            section, _, name = key.rpartition(".")
+            del reduce(getitem, section.split("."), tree)[name]
         return digest(tree, size=8)
 
     def execution(self) -> dict[str, Any]:
-        """The settings of `EXECUTION`, by dotted key."""
-        return {key: attrgetter(key)(self) for key in EXECUTION}
+        """The settings of `EXECUTION`, the reward's own among them, by dotted key."""
+        return {key: attrgetter(key)(self) for key in (*EXECUTION, *execution_keys(self.reward, "reward."))}
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out."""

@@ -24,6 +24,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 class GenEval2Config(Config):
     """How the answers come together."""
 
+    EXECUTION = ("batch",)
+
     mean: Literal["geometric", "arithmetic"] = Field("geometric", description="of the answers' probabilities")
     batch: int = Field(8, ge=1, description="questions that the network answers at a time")
 

@@ -41,7 +41,13 @@ class OCR(Reward):
         except ImportError as error:
             raise BenchError(f"the reward 'ocr' needs PaddleOCR: {self.setup} ({error}).") from None
         off = dict.fromkeys(("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation"), False)
-        self.engine = PaddleOCR(lang="en", device="cpu", **off)
+        try:
+            self.engine = PaddleOCR(lang="en", device="cpu", **off)
+        except Exception as error:  # it fetches its weights, and has no error of its own for that
+            raise BenchError(
+                f"PaddleOCR does not start ({error}): it fetches its weights when it is first used, so start it once "
+                "where there is a network."
+            ) from error
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         scores = [
@@ -52,7 +58,8 @@ class OCR(Reward):
 
     def read(self, image: np.ndarray) -> str:
         """All text in a uint8 image [H, W, 3], box after box."""
-        return "".join(text for page in self.engine.predict(image[..., ::-1].copy()) for text in page["rec_texts"])
+        blue_first = np.ascontiguousarray(image[..., ::-1])  # as PaddleOCR takes arrays
+        return "".join(text for page in self.engine.predict(blue_first) for text in page["rec_texts"])
 
     def words(self, prompt: str) -> str:
         """The words that the image must show. Raises BenchError for a prompt that asks for none."""

@@ -13,7 +13,9 @@ from bench.service import Service, ServiceConfig, pixels, png
 
 
 class RemoteConfig(ServiceConfig):
-    """How many images a request has."""
+    """How many images a request has. Another address is another reward."""
+
+    EXECUTION = (*ServiceConfig.EXECUTION, "batch")
 
     batch: int = Field(16, ge=1, description="images of a request")
 

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class VLMConfig(ServiceConfig):
-    """The model, what it is asked, and how its answer is read."""
+    """The model, what it is asked, and how its answer is read. At another address the same model gives its scores."""
+
+    EXECUTION = (*ServiceConfig.EXECUTION, "endpoint", "cache")
 
     endpoint: str = Field(
         "http://localhost:8000/v1", description="of a server that speaks OpenAI's protocol, such as vLLM's"

@@ -23,11 +23,11 @@ from bench.reporting.identity import RUN, canonical
 from bench.reporting.rows import FINGERPRINT, SCHEMA, read_rows
 from bench.reporting.selection import collect, differing
 from bench.reporting.selection import settings as by_setting
-from bench.runs.evaluate import evaluate_stored
+from bench.runs.evaluate import evaluate_stored, execution_of
 from bench.runs.preflight import preflight
 from bench.runs.rows import comparable_settings
 from bench.runs.run import Run
-from bench.settings import EXECUTION, RunConfig
+from bench.settings import RunConfig
 
 COLORS = {"equal": "green", "rounding": "green", "noise": "yellow", AMPLIFIED: "yellow"}
 
@@ -75,8 +75,6 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
     first = rows.iloc[0]
     settings = current(json.loads(first["settings"]))
     settings.pop(FINGERPRINT, None)
-    if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
-        raise BenchError(f"--set {foreign[0]} would make another run: only {', '.join(EXECUTION)} may change.")
     bases = dict.fromkeys(name.partition("/")[0] for name in rows["metric"])
     parts = [name.split("/") for name in rows["metric"].unique()]
     names = dict.fromkeys(part[1] for part in parts if part[0] == "reward" and len(part) == 3)
@@ -88,6 +86,9 @@ def config_of(rows: pd.DataFrame, assignments: list[str]) -> RunConfig:
         ],
         "evaluation.at": sorted({int(budget) for budget in rows["budget"]} - {settings["train.updates"], 0}),
     }
+    keys = tuple(configs.from_settings(settings | measured, []).execution())
+    if foreign := [text for text in assignments if not text.startswith(keys)]:
+        raise BenchError(f"--set {foreign[0]} would make another run: only {', '.join(keys)} may change.")
     config = configs.from_settings(settings | measured, assignments)
     now = comparable_settings(config)
     if changed := [key for key, value in current(settings).items() if now.get(key) != value]:
@@ -145,8 +146,9 @@ def verify(folder: Path, assignments: list[str], console: Console) -> bool:
 
     Whether all of them do. Raises BenchError if the folder holds no finished run.
     """
-    if foreign := [text for text in assignments if not text.startswith(EXECUTION)]:
-        raise BenchError(f"--set {foreign[0]} would measure something else: only {', '.join(EXECUTION)} may change.")
+    keys = execution_of(folder)
+    if foreign := [text for text in assignments if not text.startswith(keys)]:
+        raise BenchError(f"--set {foreign[0]} would measure something else: only {', '.join(keys)} may change.")
     rows = _read(folder / "rows.parquet")
     if "failed" in set(rows["status"]):
         raise BenchError(f"the run in {folder} failed: it left no adapter.")

@@ -30,16 +30,23 @@ from bench.settings import EXECUTION, JUDGED, RunConfig
 from bench.training import checkpoint
 
 
+def execution_of(folder: Path) -> tuple[str, ...]:
+    """Keys of the settings that say how a run is computed, its reward's among them if it has a configuration."""
+    path = folder / "config.yaml"
+    return tuple(configs.read(path).execution()) if path.is_file() else EXECUTION
+
+
 def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Path:
     """Evaluate a finished run with other evaluation settings; returns the folder of the new rows and picture.
 
     Raises BenchError if `folder` holds no finished run, or if an assignment changes more than the evaluation and how
     it is computed.
     """
-    if others := [text for text in assignments if not text.startswith(("evaluation.", *EXECUTION))]:
+    keys = execution_of(folder)
+    if others := [text for text in assignments if not text.startswith(("evaluation.", *keys))]:
         raise BenchError(
             f"--set {others[0]} would change the run itself: bench eval takes evaluation.* settings only, and "
-            f"{', '.join(EXECUTION)}."
+            f"{', '.join(keys)}."
         )
     stored = evaluate_stored(folder, assignments, console)
     config = configs.read(folder / "config.yaml", assignments)

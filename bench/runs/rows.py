@@ -18,7 +18,7 @@ from bench.renames import first_names
 from bench.reporting.rows import FINGERPRINT
 from bench.runs.requirements import requirements
 from bench.runtime.digests import digest
-from bench.settings import EXECUTION, JUDGED, RunConfig
+from bench.settings import JUDGED, RunConfig
 
 
 def run_name(config: RunConfig) -> str:
@@ -49,7 +49,7 @@ def comparable_settings(config: RunConfig) -> dict[str, Any]:
 
     They leave out the seed, the suite's name, how work is cut, and what else was measured and when.
     """
-    left_out = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *EXECUTION}
+    left_out = {"seed", "suite", "evaluation.at", "evaluation.metrics", "evaluation.rewards", *config.execution()}
     tree = config.model_dump(mode="json")
     return {key: value for key, value in leaves(tree) if key not in left_out and value != {}}
 

@@ -24,9 +24,12 @@ from PIL import Image
 from scaffold import ROOT
 from torch import Tensor
 
+from bench.config import resolve
 from bench.diagnose.selftest import selftest
 from bench.errors import BenchError
+from bench.runs.rows import comparable_settings
 from bench.service import Missing, ServiceConfig
+from bench.settings import RunConfig
 
 KEY = "sk-a-secret-of-the-tests"
 QUICK = {"wait": 0.01, "tries": 3, "timeout": 0.5}
@@ -375,3 +378,27 @@ def test_the_list_of_rewards_says_what_they_need(bench):
     needs = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     for name, words in {"vlm": "a server", "remote": "a service", "ocr": "nabla-bench[ocr]"}.items():
         assert words in needs[name]
+
+
+@pytest.mark.parametrize("name", ["vlm", "colorfulness+2*vlm"])
+def test_how_a_service_is_asked_makes_no_other_run(name):
+    """Another address, bound or number of tries: the same hash, row and folder. Another question is another run."""
+    prefix = "reward." if name == "vlm" else "reward.vlm."
+
+    def config(**options: Any) -> RunConfig:
+        return resolve("grpo", reward=name, suite="emoji", overrides={prefix + key: v for key, v in options.items()})
+
+    plain = config()
+    for change in (
+        {"endpoint": "http://elsewhere/v1"},
+        {"tries": 9},
+        {"concurrency": 2},
+        {"rate": 1.5},
+        {"cache": False},
+    ):
+        assert config(**change).hash() == plain.hash()
+        assert comparable_settings(config(**change)) == comparable_settings(plain)
+        assert config(**change).execution() != plain.execution()
+    for change in ({"model": "other"}, {"question": "Is it {prompt}?"}, {"scale": "log_odds"}):
+        assert config(**change).hash() != plain.hash()
+        assert comparable_settings(config(**change)) != comparable_settings(plain)
