@@ -10,6 +10,7 @@ from bench.core import Core
 from bench.diagnose.selftest.scaffold import BETA, gaussian_core
 from bench.reporting.rows import read_rows
 from bench.sampling.trajectory import Trajectory
+from bench.training.rounds import path_kl
 
 OPTIONS = ["--set", "evaluation.samples_per_prompt=64", "--set", "evaluation.metrics=[reward,path_kl]"]
 
@@ -17,7 +18,7 @@ OPTIONS = ["--set", "evaluation.samples_per_prompt=64", "--set", "evaluation.met
 def at_the_optimum(path: str, target: str) -> tuple[Core, ValueMatching, Truth]:
     """A core whose value network is `−log F̃(z_k) = const − b_k·z_k`, the constants left at zero."""
     method = ValueMatching(ValueMatchingConfig(target=target))
-    core, truth = gaussian_core(5, path=path, method=method), None
+    core = gaussian_core(5, path=path, method=method)
     truth = truth_of(core)
     core.networks["value"].slope.data[core.kernel.times.round().long()] = -truth.flow
     return core, method, truth
@@ -41,6 +42,14 @@ def test_the_steered_steps_are_those_of_the_tilted_prior(path):
         torch.testing.assert_close(shift, (truth.variance[k] * truth.flow[k + 1]).expand_as(shift))
     repeated = method.sample(core, core.batch(data.samples)).latents
     torch.testing.assert_close(repeated, data.latents)
+
+
+@PATHS
+def test_the_watched_divergence_is_that_of_the_steered_path(path):
+    """`Σ_k σ_k² |b_{k+1}|² / 2`, by which `train.max_path_kl` ends a run; the adapters' own would be 0."""
+    core, method, truth = at_the_optimum(path, "kl")
+    expected = float((truth.variance * truth.flow[1:].square().sum(1)).sum()) / 2
+    assert path_kl(core, method, core.batch([("a", 0), ("b", 0)])) == pytest.approx(expected)
 
 
 @PATHS
