@@ -36,7 +36,7 @@ class Missing(NamedTuple):
 def at(
     rows: pd.DataFrame, axis: str | None = None, limit: float = 0.0
 ) -> tuple[pd.DataFrame, dict[str, Missing], list[str]]:
-    """Every run where it reaches `limit` of `axis` for the first time: one of AXES, "gain", or a reward's name for its gain.
+    """Every run where it reaches `limit` of `axis` for the first time: one of AXES, "gain", or a reward, gained.
 
     Without an axis, its last evaluation. Between two evaluations everything is linear, and a run begins as the prior
     at no cost; the column `from_prior` tells what lies between the prior and a first evaluation. A row is refused where
