@@ -628,7 +628,7 @@ def selection() -> Claim:
 def best_of_eight() -> Claim:
     """The same for a cell of README's table."""
     less, every = _outgained()
-    return Claim(f"the best of 8 beats {less} of {every} trained methods", {"over half": less > every / 2})
+    return Claim(f"best of 8 gains more than {less} of {every} methods", {"over half": less > every / 2})
 
 
 def profile_of_selection() -> Claim:
