@@ -27,13 +27,13 @@ def test_a_name_means_what_ships(bench, monkeypatch, tmp_path: Path, caplog) -> 
 
 def test_a_folder_here_wins_and_says_so(monkeypatch, tmp_path: Path, caplog) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("ring").mkdir()
+    Path("ring_flow").mkdir()
     rows = ROOT / "results" / "published" / TABLE / "rows.parquet"
-    (tmp_path / "ring" / "rows.parquet").write_bytes(rows.read_bytes())
-    frame, _ = collect([Path("ring")])
+    (tmp_path / "ring_flow" / "rows.parquet").write_bytes(rows.read_bytes())
+    frame, _ = collect([Path("ring_flow")])
     assert set(frame["model"]) == {"emoji"}
-    assert "ring is read from this folder; it is also the name of a published table." in caplog.text
-    assert read_sweep(Path("ring")).suite == "ring"  # a folder is no sweep
+    assert "ring_flow is read from this folder; it is also the name of a published table." in caplog.text
+    assert read_sweep(Path("ring_flow")).suite == "ring_flow"  # a folder is no sweep
 
 
 @pytest.mark.parametrize("given", ["rign", "elsewhere/rign", "rign.yaml"])

@@ -10,6 +10,8 @@ from bench.publish.claims import Claim, Range, Table, markdown_table, tuning
 from bench.reporting.budgets import KL, TRAIN, VALIDATION
 from bench.reporting.frontier import best_kl
 from bench.shipped import shipped
+from results.claims.wording import hours as hours_of
+from results.claims.wording import listed, made, name_of, span
 
 HELDOUT = VALIDATION  # the prompts on whose reward learning rates were chosen
 PROMPTS = {TRAIN: "training", HELDOUT: "held-out"}
@@ -49,22 +51,6 @@ def _at(gain: float, *names: str) -> Table:
     return _table(*names).at(TRAIN, gain, measured=True)
 
 
-def _name(row: str) -> str:
-    return f"`{row.partition(' (')[0]}`"
-
-
-def _listed(rows: Sequence[str]) -> str:
-    """ "`a`, `b` and `c`"."""
-    names = [_name(row) for row in rows]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _span(values: Sequence[float], digits: int = 0) -> str:
-    """ "3 to 7", or the one number that all are when rounded."""
-    texts = [f"{value:,.{digits}f}" for value in (min(values), max(values))]
-    return " to ".join(dict.fromkeys(texts))
-
-
 def _clear(table: Table, methods: Sequence[str], metric: str, sign: int) -> list[str]:
     """The methods at which the paired difference to the prior has this sign and an interval that leaves out zero."""
     found = {name: table.gain(name, metric) for name in methods}
@@ -72,11 +58,6 @@ def _clear(table: Table, methods: Sequence[str], metric: str, sign: int) -> list
 
 
 # How the tables were made
-
-
-def _hours(name: str) -> float:
-    """What the runs of a table took; "run" names them."""
-    return _table(name).every.groupby("run")["wall_seconds"].max().sum() / 3600
 
 
 def _trials() -> list[dict[str, float]]:
@@ -91,7 +72,8 @@ def runs_and_trials() -> Claim:
 
 
 def hours() -> Claim:
-    every = sum(map(_hours, shipped("published"))) + sum(cost["wall_seconds"] for cost in _trials()) / 3600
+    trials = sum(cost["wall_seconds"] for cost in _trials()) / 3600
+    every = trials + sum(hours_of(_table(name)) for name in shipped("published"))
     return Claim(f"about {every:.0f} hours", {"more than one": every > 1})
 
 
@@ -110,37 +92,20 @@ def published_tables() -> Claim:
     return Claim(markdown_table(("table", "model", "reward", "methods", "seeds", "runs", "trials"), lines), {})
 
 
-def _made(name: str) -> Claim:
-    """Methods, seeds, budget and time of a table, and what its tuning could choose."""
-    table, tuned = _table(name), tuning(name)
-    trained = table.rows[table.rows["updates"] > 0].drop_duplicates("run")
-    edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
-    outside = [choice["method"] for choice in tuned["choices"] if not choice["within"]]
-    text = (
-        f"{len(table.methods)} methods and `best_of_n`, {trained['seed'].nunique()} seeds. A run has an NFE of "
-        f"{_span(trained['nfe'])} in {_span(trained['updates'])} updates. {tuned['cost']['runs']} trials took "
-        f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
-        f"{_hours(name):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
-    )
-    if outside:
-        text += f"; no rate kept {_listed(outside)} within the bound, and they have the one nearest to it"
-    return Claim(f"{text}.", {"every method was tuned": len(tuned["choices"]) == len(table.methods)})
-
-
 def emoji_made() -> Claim:
-    return _made("emoji")
+    return made(_table("emoji"), "emoji")
 
 
 def emoji_clip_made() -> Claim:
-    return _made("emoji_clip")
+    return made(_table("emoji_clip"), "emoji_clip")
 
 
 def emoji_flow_made() -> Claim:
-    return _made("emoji_flow")
+    return made(_table("emoji_flow"), "emoji_flow")
 
 
 def colorfulness_made() -> Claim:
-    return _made("emoji_flow_colorfulness")
+    return made(_table("emoji_flow_colorfulness"), "emoji_flow_colorfulness")
 
 
 # What the tables cannot say
@@ -165,8 +130,8 @@ def _largest_step(name: str) -> tuple[str, pd.Series]:
 def one_step_holds_most() -> Claim:
     (step, emoji), (flow_step, flow) = _largest_step("emoji"), _largest_step("emoji_flow")
     return Claim(
-        f"On `emoji` step {step} of 20 has {_span(100 * emoji)} % of a method's `path_kl`, on `emoji_flow` step "
-        f"{flow_step} has {_span(100 * flow)} %.",
+        f"On `emoji` step {step} of 20 has {span(100 * emoji)} % of a method's `path_kl`, on `emoji_flow` step "
+        f"{flow_step} has {span(100 * flow)} %.",
         {"more than the 30 % of the protocol": emoji.min() > 0.3 and flow.max() > 0.3},
     )
 
@@ -178,7 +143,7 @@ def floor_of_fid() -> Claim:
         gaps.append(rows.loc[rows["metric"] == f"{FID}/floor", "value"].abs().max())
         images |= set(rows.loc[rows["metric"] == FID, "n"])
     return Claim(
-        f"Two sets of {_span(sorted(images))} images of the same prior differ by up to {max(gaps):.0f} in `fid_prior`: "
+        f"Two sets of {span(sorted(images))} images of the same prior differ by up to {max(gaps):.0f} in `fid_prior`: "
         "smaller differences say nothing.",
         {"the floor is not zero": min(gaps) > 1},
     )
@@ -196,7 +161,7 @@ def _end(name: str) -> Claim:
     lines = []
     for row in rows:
         rate = rates.get(row.partition(" (")[0])
-        lines.append((_name(row), *(column.get(row, "–") for column in columns), f"{rate:g}" if rate else "–"))
+        lines.append((name_of(row), *(column.get(row, "–") for column in columns), f"{rate:g}" if rate else "–"))
     headings = ("gain on training prompts ↑", "on held-out prompts ↑", "`fid_prior`, change ↓", "coverage, change ↑")
     return Claim(markdown_table(("", *headings, "KL [nats] ↓", "learning rate"), lines), {})
 
@@ -224,8 +189,8 @@ def emoji_reaches_the_maximum() -> Claim:
     tuned = tuning("emoji")
     rates = [one["chosen"]["optimizer.lr"] for one in tuned["choices"] if one["method"] in methods]
     return Claim(
-        f"{_listed(methods)} raise the reward to its maximum of 0, on held-out prompts too, at {_span(kl)} nats. "
-        f"`fid_prior` is up by {_span(fid)}, and coverage is {_span(coverage, 2)} (prior: "
+        f"{listed(methods)} raise the reward to its maximum of 0, on held-out prompts too, at {span(kl)} nats. "
+        f"`fid_prior` is up by {span(fid)}, and coverage is {span(coverage, 2)} (prior: "
         f"{table.prior(COVERAGE).bare}). Tuning, which looked at the reward alone, chose the largest rate for them.",
         {
             "the largest rate": set(rates) == {max(tuned["tune"]["grid"]["optimizer.lr"])},
@@ -258,8 +223,8 @@ def _coverage(name: str) -> Claim:
     lost = _clear(table, table.methods, COVERAGE, -1)
     others = [row for row in table.methods if row not in lost]
     return Claim(
-        f"Coverage is significantly below the prior's {table.prior(COVERAGE).bare} with {_listed(lost)}. With "
-        f"{_listed(others)} {table.every['seed'].nunique()} seeds show no significant difference.",
+        f"Coverage is significantly below the prior's {table.prior(COVERAGE).bare} with {listed(lost)}. With "
+        f"{listed(others)} {table.every['seed'].nunique()} seeds show no significant difference.",
         {"some lose coverage, and some do not": bool(lost) and bool(others)},
     )
 
@@ -279,8 +244,8 @@ def _unmoved(name: str) -> Claim:
     flat = [row for row in table.methods if not table.gain(row, TRAIN).clear]
     little = [row for row in table.methods if row not in flat and table.gain(row, TRAIN).value < most / 5]
     return Claim(
-        f"Gains not separated from zero at this budget: {_listed(flat)}. Significant gains of less than a fifth of the "
-        f"most: {_listed(little)}.",
+        f"Gains not separated from zero at this budget: {listed(flat)}. Significant gains of less than a fifth of the "
+        f"most: {listed(little)}.",
         {"there are both": bool(flat) and bool(little), "none is below zero": not _clear(table, little, TRAIN, -1)},
     )
 
@@ -302,9 +267,9 @@ def emoji_flow_stops() -> Claim:
     ratios = [table.ratio(name, "nabla_gfn", KL) for name in methods]
     return Claim(
         f"`nabla_gfn` ends at {table.gain('nabla_gfn', TRAIN).signed} and {table('nabla_gfn', KL)} nats. "
-        f"{_listed(methods)} end at +{_span([table.gain(name, TRAIN).value for name in methods], 1)} and "
-        f"{_span([table(name, KL).value for name in methods])} nats, with `fid_prior` up by "
-        f"{_span([table.gain(name, FID).value for name in methods])}.",
+        f"{listed(methods)} end at +{span([table.gain(name, TRAIN).value for name in methods], 1)} and "
+        f"{span([table(name, KL).value for name in methods])} nats, with `fid_prior` up by "
+        f"{span([table.gain(name, FID).value for name in methods])}.",
         {
             "they gain more": all(table.difference(name, "nabla_gfn", TRAIN).low > 0 for name in methods),
             "they have more KL": all(ratio.low > 1 for ratio in ratios),
@@ -320,7 +285,7 @@ def emoji_flow_adjoint() -> Claim:
     others = [row for row in best if row != "adjoint_matching"]
     return Claim(
         f"`adjoint_matching` gains {table.gain('adjoint_matching', TRAIN).signed} on training prompts, not separated "
-        f"from {_listed(others)}, with {ratio} times the KL of `refl`. On held-out prompts it gains less than `refl`: "
+        f"from {listed(others)}, with {ratio} times the KL of `refl`. On held-out prompts it gains less than `refl`: "
         f"{heldout.signed}.",
         {
             "not separated from the best": "adjoint_matching" in best and "refl" in best,
@@ -336,10 +301,10 @@ def emoji_flow_awm() -> Claim:
     gaps = [table.difference("awm", row, FID) for row in others]
     return Claim(
         f"At a gain of 1.3 `fid_prior` is up by {table.gain('awm', FID).signed} with `awm`, and by at most "
-        f"{max(table.gain(row, FID).value for row in others):.0f} with {_listed(others)}, though its KL of "
+        f"{max(table.gain(row, FID).value for row in others):.0f} with {listed(others)}, though its KL of "
         f"{table('awm', KL)} nats is not separated from that of "
-        f"{_listed([row for row in others if not table.ratio('awm', row, KL).low > 1])}. In step 10 of 20 `awm` has "
-        f"{table('awm', MIDDLE)} nats, the others {_span([table(row, MIDDLE).value for row in others], 3)}.",
+        f"{listed([row for row in others if not table.ratio('awm', row, KL).low > 1])}. In step 10 of 20 `awm` has "
+        f"{table('awm', MIDDLE)} nats, the others {span([table(row, MIDDLE).value for row in others], 3)}.",
         {
             "fid_prior is higher than every other's": all(gap.low > 0 for gap in gaps),
             "its KL is like that of draft_1 and refl": all(
@@ -353,10 +318,10 @@ def emoji_flow_awm() -> Claim:
 def emoji_clip_heldout() -> Claim:
     table = _table("emoji_clip")
     gain = _clear(table, table.methods, HELDOUT, 1)
-    texts = [f"{_name(row)} ({table.gain(row, HELDOUT).signed})" for row in gain]
+    texts = [f"{name_of(row)} ({table.gain(row, HELDOUT).signed})" for row in gain]
     others = [row for row in table.methods if row not in gain]
     return Claim(
-        f"Of the trained methods {' and '.join(texts)} gain on held-out prompts; the gains of {_listed(others)} are "
+        f"Of the trained methods {' and '.join(texts)} gain on held-out prompts; the gains of {listed(others)} are "
         "not separated from zero.",
         {"adjoint_matching gains most": gain[0] == "adjoint_matching" and _ahead(table, HELDOUT, gain)},
     )
@@ -370,7 +335,7 @@ def _ahead(table: Table, metric: str, rows: Sequence[str]) -> bool:
 def emoji_clip_diversity() -> Claim:
     table = _table("emoji_clip")
     lost = _clear(table, [*table.methods, "best_of_n"], DIVERSITY, -1)
-    texts = [f"{_name(row)} ({table.gain(row, DIVERSITY).signed})" for row in lost]
+    texts = [f"{name_of(row)} ({table.gain(row, DIVERSITY).signed})" for row in lost]
     return Claim(
         f"Diversity falls significantly with {' and '.join(texts)}, the two that gain on held-out prompts "
         "by more than a fifth of a point.",
@@ -391,7 +356,7 @@ def colorfulness_furthest() -> Claim:
         f"`adjoint_matching` gains most on training prompts, {gain.signed} at {table('adjoint_matching', KL)} nats, "
         f"and its `fid_prior` is up most, by {fid.signed}; coverage changes by {coverage.signed}. On held-out prompts "
         "it is not separated from "
-        f"{_listed([row for row in table.best(HELDOUT) if row != 'adjoint_matching'])}.",
+        f"{listed([row for row in table.best(HELDOUT) if row != 'adjoint_matching'])}.",
         {
             "alone best": best == ["adjoint_matching"],
             "coverage falls": coverage.high < 0,
@@ -433,8 +398,8 @@ def _compared(key: str) -> Claim:
     for row in _table(*setting.names).methods:
         cells = [_ratio(_range(setting, row, setting.draft, reward)) for reward in PROMPTS]
         if row != setting.draft and cells != ["–", "–"]:
-            lines.append((_name(row), *cells))
-    headings = (f"KL over that of {_name(setting.draft)}, equal gain on training prompts", "on held-out prompts")
+            lines.append((name_of(row), *cells))
+    headings = (f"KL over that of {name_of(setting.draft)}, equal gain on training prompts", "on held-out prompts")
     return Claim(markdown_table(("", *headings), lines), {"somebody is compared": bool(lines)})
 
 
@@ -579,9 +544,9 @@ def _selection(name: str) -> Claim:
     below = [row for row, gap in gaps.items() if gap.low > 0]
     above = [row for row, gap in gaps.items() if gap.high < 0]
     tied = [row for row in gaps if row not in below + above]
-    parts = [f"more than {'any trained method' if len(below) == len(gaps) else _listed(below)}"] if below else []
-    parts += [f"less than {_listed(above)}"] if above else []
-    parts += [f"not separated from {_listed(tied)}"] if tied else []
+    parts = [f"more than {'any trained method' if len(below) == len(gaps) else listed(below)}"] if below else []
+    parts += [f"less than {listed(above)}"] if above else []
+    parts += [f"not separated from {listed(tied)}"] if tied else []
     return Claim(
         f"The best of 8 draws gains {table.gain('best_of_n', TRAIN).signed} on training prompts: {', '.join(parts)}. "
         f"`fid_prior` changes by {table.gain('best_of_n', FID).signed}.",

@@ -1,16 +1,18 @@
 """The rings: priors of points whose target is known."""
 
-from collections.abc import Iterable
 from functools import cache
 
-from bench.publish.claims import Claim, Estimate, Table
+from bench.publish.claims import Claim, Estimate, Table, markdown_table
+from bench.reporting.budgets import KL, TRAIN
+from results.claims.wording import listed, made, name_of
 
 SW2, TV, MEAN, SPREAD = "tilt_sw2", "tilt_tv", "tilt_within/mean", "tilt_within/spread"
-REWARD, KL, STEP = "reward/train", "path_kl", "path_kl_steps/"
+STEP = "path_kl_steps/"
 SHOWN = (
     *("tilt_matching", "rtb", "rtb_softmax", "adjoint_matching", "nabla_gfn_adjoint", "nabla_gfn", "dag_kl"),
     *("nft", "awm", "ddpo", "flow_grpo (ema)", "draft", "draft_1", "refl"),
 )
+NAMED = 6  # methods that a sentence names
 
 
 @cache
@@ -23,112 +25,200 @@ def _after(name: str, updates: int) -> Table:
     return _table(name).at("updates", updates)
 
 
-def _code(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _moved(name: str, since: int) -> dict[str, Estimate]:
-    """Method → what its distance to the target has changed by since an earlier update, where that is clear."""
+@cache
+def _moved(name: str, since: int = 200) -> dict[str, Estimate]:
+    """Method → what its distance to the target has changed by since an earlier update, the largest first, if clear."""
     now, then = _table(name), _after(name, since)
     both = [method for method in now.methods if method in then.methods]
     changes = {method: now.since(then, method, SW2) for method in both}
     return {method: one for method, one in sorted(changes.items(), key=lambda pair: -abs(pair[1].value)) if one.clear}
 
 
-def _shares(table: Table) -> dict[str, float]:
-    """Method → the share of path_kl that its largest step holds."""
-    steps = table.cells["value"].unstack("metric").filter(like=STEP)
-    return (steps.max(axis=1) / steps.sum(axis=1)).dropna().to_dict()
+def _errors(name: str, methods: tuple[str, ...], errors: tuple[str, ...]) -> Claim:
+    """The table of these methods: errors, reward and KL."""
+    table = _table(name)
+    columns = [table.column(metric) for metric in (*errors, TRAIN, KL)]
+    shown = sorted((row for row in methods if row in table.methods), key=lambda row: table(row, SW2).value)
+    lines = [
+        ("prior", *(table.prior(metric).bare for metric in (*errors, TRAIN)), "0"),
+        ("sampling floor", *(table.floor(metric).bare for metric in errors), "", ""),
+        *((name_of(row), *(column[row] for column in columns)) for row in shown),
+    ]
+    headings = ("", *(f"`{metric}` ↓" for metric in errors), "reward ↑", "KL [nats] ↓")
+    return Claim(markdown_table(headings, lines), {"every method shown has values": len(shown) == len(methods)})
+
+
+def _closest(name: str) -> Claim:
+    table = _table(name)
+    best, *ties = table.best(SW2)
+    behind = f", not separated from {listed(ties)}" if ties else ""
+    text = (
+        f"{name_of(best)} comes closest to the target, with a `tilt_sw2` of {table(best, SW2)} at {table(best, KL)} "
+        f"nats{behind}; as many draws of the target have {table.floor(SW2)}, the prior {table.prior(SW2)}."
+    )
+    return Claim(text, {"it is closer than the prior": table(best, SW2).high < table.prior(SW2).value})
+
+
+def _moves_away(name: str) -> Claim:
+    moved = {method: one for method, one in _moved(name).items() if one.value > 0}
+    said = ", ".join(f"{name_of(method)} ({one.signed})" for method, one in list(moved.items())[:NAMED])
+    more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
+    text = f"From 200 to 400 updates {len(moved)} methods move away from the target, by `tilt_sw2`: {said}{more}."
+    return Claim(text, {"some do": bool(moved)})
+
+
+def _approaches(name: str) -> Claim:
+    closer = [method for method, one in _moved(name).items() if one.value < 0]
+    text = (
+        f"{len(closer)} of {len(_table(name).methods)} still come closer between 200 and 400 updates: {listed(closer)}."
+    )
+    return Claim(text, {"some do": bool(closer)})
+
+
+def _cost(name: str, gain: float) -> Claim:
+    """NFE and KL at a gain, the cheapest first."""
+    table = _table(name).at(TRAIN, gain)
+    rows = sorted(table.methods, key=lambda row: table(row, "NFE").value)
+    nfe, kl = table.column("NFE"), table.column(KL)
+    lines = [(name_of(row), nfe[row], kl[row]) for row in rows]
+    return Claim(markdown_table(("", "NFE", "KL [nats]"), lines), {"most methods get there": len(rows) > 10})
+
+
+def ring_made() -> Claim:
+    return made(_table("ring"), "ring")
 
 
 def ring_table() -> Claim:
-    ring = _table("ring")
-    errors = (SW2, TV, MEAN, SPREAD)
-    best = {metric: ring.best(metric) for metric in errors}
-
-    def cell(method: str, metric: str) -> str:
-        marked = best.get(metric, [])
-        text = f"**{ring(method, metric)}**" if marked[:1] == [method] else str(ring(method, metric))
-        return f"{text} ≈" if method in marked[1:] else text
-
-    names = [f"`{name}`" for name in errors]
-    lines = [
-        ["", *(f"{name} ↓" for name in names), "reward ↑", "KL [nats] ↓"],
-        ["---"] * 7,
-        ["prior", *(ring.prior(metric).bare for metric in (*errors, REWARD)), "0"],
-        ["sampling floor", *(ring.floor(metric).bare for metric in errors), "", ""],
-    ]
-    shown = sorted((name for name in SHOWN if name in ring.methods), key=lambda name: ring(name, SW2).value)
-    lines += [[f"`{name}`", *(cell(name, metric) for metric in (*errors, REWARD, KL))] for name in shown]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return Claim(f"\n\n{text}\n\n", {"every method shown has values": len(shown) == len(SHOWN)})
+    return _errors("ring", SHOWN, (SW2, TV, MEAN, SPREAD))
 
 
 def ring_closest() -> Claim:
-    ring = _table("ring")
-    best, *ties = ring.best(SW2)
-    behind = f", not separated from {_code(ties)}" if ties else ""
-    text = (
-        f"**Closest to the target** is `{best}`, with a `tilt_sw2` of {ring(best, SW2)} at {ring(best, KL)} nats"
-        f"{behind}; as many draws of the target have {ring.floor(SW2)}, the prior {ring.prior(SW2)}."
-    )
-    return Claim(text, {"it is closer than the prior": ring(best, SW2).high < ring.prior(SW2).value})
+    return _closest("ring")
 
 
 def ring_moves_away() -> Claim:
-    moved = {name: one for name, one in _moved("ring", 200).items() if one.value > 0}
-    listed = ", ".join(f"`{name}` ({one.signed})" for name, one in list(moved.items())[:6])
-    more = f" and {len(moved) - 6} more" if len(moved) > 6 else ""
-    text = f"**From 200 to 400 updates {len(moved)} methods move away again**, by `tilt_sw2`: {listed}{more}."
-    return Claim(text, {"some do": bool(moved)})
+    return _moves_away("ring")
 
 
 def ring_approaches() -> Claim:
-    moved = [name for name, one in _moved("ring", 200).items() if one.value < 0]
-    count = len(_table("ring").methods)
-    text = f"{len(moved)} of {count} trained methods still come closer then: {_code(moved)}."
-    return Claim(text, {"some do": bool(moved)})
+    return _approaches("ring")
+
+
+def ring_cost() -> Claim:
+    return _cost("ring", 0.8)
 
 
 def ring_shrunk() -> Claim:
     ring = _table("ring")
     worst = sorted(ring.methods, key=lambda name: -ring(name, SPREAD).value)[:4]
-    listed = ", ".join(f"`{name}` ({ring(name, SPREAD)}, `tilt_tv` {ring(name, TV).bare})" for name in worst)
+    said = ", ".join(f"{name_of(name)} ({ring(name, SPREAD)}, `tilt_tv` {ring(name, TV).bare})" for name in worst)
     text = (
-        f"**Right shares are not right samples.** The width inside the modes is furthest off, by `tilt_within/spread`, "
-        f"for {listed}; 0.69 is half or twice the target's width."
+        f"The width inside the modes is furthest off, by `tilt_within/spread`, for {said}; 0.69 is half or twice the "
+        "target's width."
     )
-    return Claim(
-        text, {"their widths are clearly off": all(ring(n, SPREAD).low > ring.floor(SPREAD).high for n in worst)}
-    )
+    clear = all(ring(name, SPREAD).low > ring.floor(SPREAD).high for name in worst)
+    return Claim(text, {"their widths are clearly off": clear})
 
 
 def ring_steps() -> Claim:
-    shares = _shares(_table("ring"))
-    most = sorted(shares, key=lambda name: -shares[name])
-    over = [name for name in most if shares[name] > 0.3]
-    rest = f"all but {_code(over)}" if over else "all methods"
-    text = f"With this noise no step holds more than 30 % of `path_kl` for {rest} (the most is {shares[most[0]]:.0%})."
-    return Claim(text, {"most methods keep below": len(over) < len(shares) / 2})
+    steps = _table("ring").cells["value"].unstack("metric").filter(like=STEP)
+    shares = (steps.max(axis=1) / steps.sum(axis=1)).dropna().sort_values(ascending=False)
+    over = list(shares.index[shares > 0.3])
+    rest = f"of all methods but {listed(over)}" if over else "of any method"
+    text = f"No step holds more than 30 % of the `path_kl` {rest}; the most is {shares.iloc[0]:.0%}."
+    return Claim(text, {"that is so for most methods": len(over) < len(shares) / 2})
+
+
+def ring_noise() -> Claim:
+    """What more noise in the finished sample changes: both tables, tuned alike."""
+    little, more = _table("ring_little_noise"), _table("ring")
+    names = ("nabla_gfn", "nabla_gfn_adjoint", "adjoint_matching", "rtb", "tilt_matching")
+    lines = [(name_of(name), str(little(name, SW2)), str(more(name, SW2)), str(more(name, KL))) for name in names]
+    lines.append(("sampling floor", str(little.floor(SW2)), str(more.floor(SW2)), ""))
+    headings = ("", "`tilt_sw2` at noise 0.03", "at noise 0.1", "KL at noise 0.1 [nats]")
+    return Claim(markdown_table(headings, lines), {})
 
 
 def ring_stall() -> Claim:
     little, more = _table("ring_little_noise"), _table("ring")
-    names = ("nabla_gfn", "nabla_gfn_adjoint", "adjoint_matching", "rtb")
-    listed = "; ".join(
-        f"`{name}` from {little(name, SW2)} to {more(name, SW2)}, of a floor of {more.floor(SW2).bare}"
-        for name in names
+    shares = [table("nabla_gfn", SW2).value / table.prior(SW2).value for table in (little, more)]
+    text = (
+        f"Residual ∇-DB (`nabla_gfn`) ends at {shares[0]:.0%} of the prior's distance with noise of 0.03 and at "
+        f"{shares[1]:.0%} with 0.1: most of its stall was the sampler's."
     )
-    closer = [name for name in names if more(name, SW2).high < little(name, SW2).low]
-    text = f"With noise of 0.1 instead of 0.03 in the finished sample, `tilt_sw2` after 400 updates falls: {listed}."
-    return Claim(text, {"it falls clearly for all of them": len(closer) == len(names)})
+    clear = more("nabla_gfn", SW2).high < little("nabla_gfn", SW2).low
+    return Claim(text, {"it falls clearly": clear, "by more than half of the way": shares[1] < 0.5 < shares[0]})
 
 
 def ring_published_stalls() -> Claim:
     ring = _table("ring")
     text = (
-        f"Residual ∇-DB with its authors' choices (`nabla_gfn_published`) stays near the prior at this noise too: "
+        f"With its authors' choices (`nabla_gfn_published`) it stays near the prior at this noise too: "
         f"{ring('nabla_gfn_published', SW2)}, where the prior has {ring.prior(SW2)}."
     )
-    gone = ring("nabla_gfn_published", SW2).value / ring.prior(SW2).value
-    return Claim(text, {"it keeps over four fifths of the prior's distance": gone > 0.8})
+    left = ring("nabla_gfn_published", SW2).value / ring.prior(SW2).value
+    return Claim(text, {"it keeps over four fifths of the prior's distance": left > 0.8})
+
+
+def ring_adjoint() -> Claim:
+    now, then = _table("ring"), _after("ring", 100)
+    change = now.since(then, "adjoint_matching", SW2)
+    text = (
+        f"`adjoint_matching` is at {then('adjoint_matching', SW2)} after 100 updates and at "
+        f"{now('adjoint_matching', SW2)} after 400, a change of {change.signed}."
+    )
+    return Claim(text, {})
+
+
+def flow_made() -> Claim:
+    return made(_table("ring_flow"), "ring_flow")
+
+
+def flow_table() -> Claim:
+    return _errors("ring_flow", SHOWN, (SW2, TV))
+
+
+def flow_closest() -> Claim:
+    return _closest("ring_flow")
+
+
+def flow_moves_away() -> Claim:
+    return _moves_away("ring_flow")
+
+
+def flow_approaches() -> Claim:
+    return _approaches("ring_flow")
+
+
+def flow_cost() -> Claim:
+    return _cost("ring_flow", 0.7)
+
+
+def flow_shares_alone() -> Claim:
+    flow = _table("ring_flow")
+    behind = flow.difference("dag_kl", "tilt_matching", SW2)
+    text = (
+        f"`dag_kl` has the smallest `tilt_tv` of all, {flow('dag_kl', TV)}, and is not at the target: its `tilt_sw2` "
+        f"is {flow('dag_kl', SW2)}, larger than that of `tilt_matching` by {behind}, and its KL {flow('dag_kl', KL)}."
+    )
+    smallest = min(flow.methods, key=lambda name: flow(name, TV).value)
+    return Claim(text, {"its shares are best": smallest == "dag_kl", "its distance is larger": behind.low > 0})
+
+
+def flow_stall() -> Claim:
+    flow = _table("ring_flow")
+    share = flow("nabla_gfn", SW2).value / flow.prior(SW2).value
+    text = f"`nabla_gfn` ends at {share:.0%} of the prior's distance at this noise."
+    return Claim(text, {"it hardly moves": share > 0.7})
+
+
+def nearest() -> Claim:
+    """For a cell of README's table."""
+    ring = _table("ring")
+    return Claim(f"{listed(ring.best(SW2)[:3])}", {"they are near": ring(ring.best(SW2)[0], SW2).value < 0.3})
+
+
+def overshoots() -> Claim:
+    """The same."""
+    moved = [name for name, one in _moved("ring").items() if one.value > 0]
+    return Claim(f"{len(moved)} of {len(_table('ring').methods)} methods: they maximise", {"some do": bool(moved)})

@@ -16,7 +16,7 @@ from bench.reporting.statistics import holm
 
 @pytest.fixture(scope="module")
 def ring() -> pd.DataFrame:
-    return collect([Path("ring")])[0]
+    return collect([Path("ring_little_noise")])[0]
 
 
 def side(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -62,7 +62,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drawn]:
         patch.setattr(Text, "draw", keep)
         patch.setattr(Figure, "savefig", saved)
         out = tmp_path_factory.mktemp("figures")
-        for name, rows in {"ring": MANY, "emoji_clip": None}.items():
+        for name, rows in {"ring_little_noise": MANY, "emoji_clip": None}.items():
             (out / name).mkdir()
             frame = collect([PUBLISHED / name])[0]
             (section,) = sections(frame[frame["method"].isin(rows or frame["method"])], Question())
@@ -156,23 +156,23 @@ def test_names_beside_any_ends_neither_cross_nor_overlap(ends: list[tuple[float,
 def test_axes_are_filled_and_what_is_off_the_scale_is_named(drawn: Drawn) -> None:
     """Of the published ring rows one method diverged: to a reward of -3e5 and a KL of up to 1e9."""
     for kind, least in (("trades-0", 0.6), ("curves-reward-train-0", 0.6), ("methods-0", 0.5)):
-        figure, _ = drawn[f"ring/{kind}"]
+        figure, _ = drawn[f"ring_little_noise/{kind}"]
         for ax in figure.axes:
             shown = [line.get_xydata() for line in ax.lines if len(line.get_xydata()) > 1]
             shown += [dots.get_offsets() for dots in ax.collections if kind == "methods-0"]
             shares = ax.transAxes.inverted().transform(ax.transData.transform(np.concatenate(shown)))
             inside = shares[((shares >= 0) & (shares <= 1)).all(1)]
             assert (np.ptp(inside, axis=0) >= least).all(), (kind, ax.get_ylabel())
-    trades, _ = drawn["ring/trades-0"]
+    trades, _ = drawn["ring_little_noise/trades-0"]
     assert max(ax.get_ylim()[1] for ax in trades.axes) < 1e5
     for kind, axes in (
         ("trades-0", trades.axes),
-        ("curves-reward-train-0", drawn["ring/curves-reward-train-0"][0].axes),
+        ("curves-reward-train-0", drawn["ring_little_noise/curves-reward-train-0"][0].axes),
     ):
         named = [[text.get_text() for text in ax.texts] for ax in axes]
         assert [texts for texts in named if texts], kind
         assert {text for texts in named for text in texts} <= {"nabla_db ◂ -296,269", "nabla_db ▾ -296,266"}
-    tv, sw2, reward, kl = drawn["ring/methods-0"][0].axes
+    tv, sw2, reward, kl = drawn["ring_little_noise/methods-0"][0].axes
     assert [[text.get_text() for text in ax.texts] for ax in (tv, reward)] == [[], ["◂ -296,269"]]
     assert [len(ax.texts) for ax in (sw2, kl)] == [1, 1]
 

@@ -878,7 +878,7 @@ def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pyt
             assert len(ax.collections[0].get_offsets()) == 10 * len(labels) - 2  # of nabla_db, two runs failed
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    frame, _ = collect([PUBLISHED / "ring"])
+    frame, _ = collect([PUBLISHED / "ring_little_noise"])
     ((heading, rows),) = settings(frame)
     selected, _, _ = at(rows)
     plot_methods(selected, ["tilt_tv", "tilt_sw2"], tmp_path / "x.png", heading)

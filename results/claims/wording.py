@@ -1,0 +1,45 @@
+"""Names, lists and numbers in the wordings of claims."""
+
+from collections.abc import Iterable, Sequence
+
+from bench.publish.claims import Claim, Table, tuning
+
+
+def name_of(row: str) -> str:
+    """A row's method as code."""
+    return f"`{row.partition(' (')[0]}`"
+
+
+def listed(rows: Sequence[str]) -> str:
+    """ "`a`, `b` and `c`"."""
+    names = [name_of(row) for row in rows]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def span(values: Iterable[float], digits: int = 0) -> str:
+    """ "3 to 7", or the one number that all are when rounded."""
+    every = list(values)
+    texts = [f"{value:,.{digits}f}" for value in (min(every), max(every))]
+    return " to ".join(dict.fromkeys(texts))
+
+
+def hours(table: Table) -> float:
+    """What the runs of a table took; "run" names them."""
+    return table.every.groupby("run")["wall_seconds"].max().sum() / 3600
+
+
+def made(table: Table, name: str) -> Claim:
+    """Methods, seeds, budget and time of a table, and what its tuning could choose."""
+    tuned = tuning(name)
+    trained = table.rows[table.rows["updates"] > 0].drop_duplicates("run")
+    edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
+    outside = [choice["method"] for choice in tuned["choices"] if not choice["within"]]
+    text = (
+        f"{len(table.methods)} methods and `best_of_n`, {trained['seed'].nunique()} seeds. A run has an NFE of "
+        f"{span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials took "
+        f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
+        f"{hours(table):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
+    )
+    if outside:
+        text += f"; no rate kept {listed(outside)} within the bound, and they have the one nearest to it"
+    return Claim(f"{text}.", {"every method was tuned": len(tuned["choices"]) == len(table.methods)})
