@@ -56,30 +56,32 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
     rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0)]
     alike = [name for name in SETTING if name != "beta"]
     for key, own in rows.groupby(alike, sort=False):
-        texts = own["settings"].unique()
+        reward = measured_gains(own)[0]
+        points = _points(own, reward)
+        texts = points["settings"].unique()
         shared = {text: {k: v for k, v in json.loads(text).items() if not k.startswith(CONFIGURED)} for text in texts}
-        used = own.groupby("method")["settings"].unique()
         names: dict[tuple[str, str], str] = {}
-        for method, several in used.items():
+        for method, several in points.groupby("method")["settings"].unique().items():
             for text in several:
                 other = differing(shared[text], [shared[one] for one in several])
                 names[str(method), text] = f"{method} ({other})" if other else str(method)
         if len(names) == len(set(names.values())):
             continue
-        named = own.assign(line=[names[pair] for pair in zip(own["method"], own["settings"], strict=True)])
+        line = [names[pair] for pair in zip(points["method"], points["settings"], strict=True)]
         values = dict(zip(alike, key, strict=True))
         heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
-        reward = measured_gains(own)[0]
-        points = {str(name): _points(line, reward) for name, line in named.groupby("line", sort=False)}
-        yield Group(heading, reward, points)
+        by_line: dict[str, dict[int, np.ndarray]] = {}
+        for (name, seed), one in points.groupby([line, "seed"], sort=False):
+            by_line.setdefault(str(name), {})[int(seed)] = one[["gain", "kl"]].to_numpy()
+        yield Group(heading, reward, by_line)
 
 
-def _points(rows: pd.DataFrame, reward: str) -> dict[int, np.ndarray]:
-    run = ["seed", "settings", "budget"]
-    gain = rows[rows["metric"] == reward].set_index(run)["difference"].rename("gain")
-    both = pd.concat([gain, rows[rows["metric"] == KL].set_index(run)["value"].rename("kl")], axis=1).dropna()
-    both = both[both["kl"] > 0]  # of others there is no logarithm
-    return {int(seed): own.to_numpy() for seed, own in both.groupby(level="seed")}
+def _points(rows: pd.DataFrame, reward: str) -> pd.DataFrame:
+    """`method`, `settings`, `seed`, `gain` and `kl` of every evaluation that has both; of a KL of 0 there is no log."""
+    run = ["method", "settings", "seed", "budget"]
+    gain = rows.loc[rows["metric"] == reward, [*run, "difference"]].rename(columns={"difference": "gain"})
+    kl = rows.loc[(rows["metric"] == KL) & (rows["value"] > 0), [*run, "value"]].rename(columns={"value": "kl"})
+    return gain.merge(kl, on=run).dropna()
 
 
 def least_kl(points: np.ndarray, gains: np.ndarray) -> np.ndarray:

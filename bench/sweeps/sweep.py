@@ -104,6 +104,11 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
         if failed or not wider:
             break
         text = ", ".join(f"{axis} ({' and '.join(sides)})" for axis, sides in wider.items())
+        try:
+            plan_trials(spec, [*widenings, wider])
+        except BenchError as error:  # a value beyond what the setting can have
+            console.print(f"Winners are at an edge of the grids, which cannot grow: {text}. {error}")
+            break
         console.print(f"Wider grids for all methods, as winners are at an edge: {text}.")
         widenings = [*widenings, wider]
     console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.")

@@ -109,5 +109,11 @@ def test_configurations_of_a_method_are_one_line_and_other_settings_are_not(tmp_
     assert set(group.points) == {"adjoint_matching", "draft (sampler.steps = 20)", "draft (sampler.steps = 40)"}
 
 
+def test_evaluations_without_a_kl_are_no_part_of_it(tmp_path: Path) -> None:
+    rows = [row(settings=json.dumps({"optimizer.lr": rate}), run=str(rate)) for rate in (0.1, 0.2)]
+    write_rows(tmp_path / "rows.parquet", rows)
+    assert not list(groups(collect([tmp_path])[0]))
+
+
 def test_published_tables_have_one_configuration_of_each_method() -> None:
     assert not list(groups(collect([Path("ring")])[0]))

@@ -276,6 +276,17 @@ def test_winners_at_an_edge_widen_the_grid_of_every_method(tmp_path: Path) -> No
         assert any(all(chosen[key] == value for key, value in own.items()) for own in configurations(choice))
 
 
+def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
+    """The first of equals wins, which is the largest share that there is."""
+    grid = {"optimizer.lr": [4e-3], "train.beta_warmup": [1.0, 0.25]}
+    staged = spec(tmp_path, methods=["draft"], tune={"grid": grid, "widen": 1, "strength": False})
+    console = Console(record=True, width=300)
+    (choice,) = tune(staged, console, Scripted())[0].values()
+    assert choice["edge"] == {"train.beta_warmup": "largest"}
+    assert len(choice["trials"]) == 2
+    assert "cannot grow: train.beta_warmup (largest)" in console.export_text()
+
+
 def test_ties_are_decided_by_more_samples_and_an_interrupted_stage_goes_on(tmp_path: Path) -> None:
     staged = spec(tmp_path, methods=["draft"], set={"evaluation.samples_per_prompt": 64}, tune={"resolve": 16})
     noisy = Scripted(noise=0.3)
