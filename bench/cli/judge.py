@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,8 +89,9 @@ def judge(
     from bench.runtime import processes
 
     launching = num_processes > 1 and not processes.launched()
-    console.quiet = not processes.is_main()
-    with processes.main_first():
+    first = nullcontext if launching else processes.main_first  # one that only launches holds no device
+    console.quiet = not launching and not processes.is_main()
+    with first():
         found = [sources.find(word) for word in words]
     groups = judging.grouped(found, scale or [], together)
     if label and len(groups) > 1:
@@ -102,7 +103,7 @@ def judge(
     jobs = []
     for group, scales in groups:
         config = judging.configured(group, scales, **options)
-        with processes.main_first():
+        with first():
             preflight(config)
         jobs += [(group, config), *([(group, judging.without_noise(config))] if ode else [])]
     if launching:

@@ -71,6 +71,8 @@ def model_shapes(config: RunConfig, dtype: torch.dtype) -> Shapes | None:
         return None
     family, spec, vae = pipeline.family, pipeline.spec, pipeline.networks["vae"]
     weights = sum(_numbers(part) * (FLOAT if part is vae else dtype.itemsize) for part in pipeline.networks.values())
+    if config.model.finetune == "none":  # another denoiser may stand beside it
+        weights += _numbers(pipeline.network) * dtype.itemsize
     pipeline.network.requires_grad_(config.model.finetune == "full")
     if config.model.finetune == "lora":
         add_lora(pipeline.network, config.model.lora, family.lora_targets)

@@ -1,6 +1,7 @@
 """Adapters that others trained, read by diffusers and peft into the parts of a pipeline, whole or not at all."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,16 @@ def _switched(network: nn.Module, names: Sequence[str], scales: Sequence[float])
         own = [name for name in names if any(name in getattr(layer, kind) for kind in layer.adapter_layer_names)]
         layer.set_adapter(own)
         for name in own:
-            layer.set_scale(name, scales[names.index(name)])
+            if (scale := scales[names.index(name)]) == 1:
+                continue
+            if not hasattr(layer, "set_scale"):
+                raise BenchError(f"an adapter of {type(layer).__name__} has no scale: judge it with --scale 1.")
+            layer.set_scale(name, scale)
     changed = [(name, p) for name, p in network.named_parameters() if set(name.split(".")) & set(names)]
     for _, parameter in changed:
         parameter.data = parameter.data.to(next(network.parameters()).device, float32)
     network.requires_grad_(False)
-    adapters.mergeable = all("lora_A" in name or "lora_B" in name for name, _ in changed)
+    adapters.mergeable = all(re.search(r"\.lora_[AB]\.\w+\.weight$", name) for name, _ in changed)
     return adapters
 
 
