@@ -22,8 +22,10 @@ from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.elsewhere.weights import load_adapter
 from bench.models.pipeline import PipelineModel
+from bench.models.precision import network_dtype
 from bench.reporting.table import markdown_text, run_markdown
 from bench.runs.requirements import training_requirements
+from bench.runtime import processes
 from bench.sampling.noise import key
 from bench.settings import RunConfig
 
@@ -201,7 +203,9 @@ def export(folder: Path, out: Path | None) -> tuple[Path, list[str]]:
     if out.is_dir() and any(out.iterdir()):
         raise BenchError(f"{out} holds files: give another folder with --out.")
     obtain(training_requirements(config))
-    model = catalogue.load_model(config.model, config.sampler, seed=config.seed)
+    dtype = str(network_dtype(config.model, processes.state().device)).removeprefix("torch.")
+    settings = config.model.model_copy(update={"dtype": dtype})  # a run's on this machine, though loaded on its CPU
+    model = catalogue.load_model(settings, config.sampler, seed=config.seed)
     assert isinstance(model, PipelineModel)
     load_adapter(model, adapter)
     out.mkdir(parents=True, exist_ok=True)
