@@ -292,6 +292,8 @@ def find(rows: pd.DataFrame) -> Frontier | None:
 
     Of several the one with the most samples. rows: of `bench.reporting.selection.settings`.
     """
+    if "source" not in rows:  # made, not read
+        return None
     wanted = setting(json.loads(rows["settings"].iloc[0]))
     folders = {Path(source).parent for source in rows["source"].unique()}
     files = sorted({place / FILE for folder in folders for place in (folder, folder.parent)})

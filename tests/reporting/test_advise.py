@@ -90,8 +90,8 @@ def test_selection_without_training_stands_beside_as_far_as_it_is_within_the_bou
     found = advice(*rows, budget=100, most_kl=10)
     assert list(found.tries) == ["bb", "best_of_n"]
     assert found.board.answers[-1] == (
-        "Without training best_of_n gains +9 at a KL between samples of 1.2 nats, for 160 NFE and 8 reward calls per "
-        "finished sample; 100 reward calls make 12 samples."
+        "Without training best_of_n gains +9 at a KL between samples of at most 1.2 nats, for 160 NFE and 8 reward "
+        "calls per finished sample; 100 reward calls make 12 samples."
     )
     assert "best_of_n" not in {line.name for line in found.board.lines}
     for out in ({"budget": 100, "most_kl": 1.1}, {"budget": 150, "axis": "nfe"}):

@@ -186,8 +186,8 @@ def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None
     for kind, n, style in (("best_of_n", None, ".--"), ("soft_best_of_n", SOFT, ":")):
         own = _least(frontier, gained, kind, n)
         ax.plot(prior + own["gain"], own["kl"], style, linewidth=1.0, zorder=3, **still)
-    band = np.column_stack([np.r_[x, x[::-1]], np.r_[kl / reach, (kl * reach)[::-1]]])[1:-1]  # no logarithm at no gain
-    ax.add_patch(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
+    band = np.column_stack([np.r_[x, x[::-1]], np.r_[kl / reach, (kl * reach)[::-1]]])[1:-1]  # no logarithm of none
+    ax.add_artist(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
 
 
 def _start(trade: Trade) -> tuple[float, float]:
