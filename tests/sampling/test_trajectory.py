@@ -1,5 +1,7 @@
 """Sampling: named noise, agreement with diffusers, replay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -245,3 +247,12 @@ def test_a_fraction_above_zero_chooses_a_step_besides_the_last(core, fraction, c
     assert steps.shape == (20, count)
     assert (steps[:, -1] == 4).all()
     assert (steps.diff(dim=1) > 0).all()
+
+
+def test_a_chain_goes_on_from_a_step_as_if_it_had_not_been_cut(core):
+    whole = core.rollout(core.batch(SAMPLES))
+    core = replace(core, sample_batch=2)
+    first = core.rollout(core.batch(SAMPLES), stop_at=2)
+    rest = core.rollout(core.batch(SAMPLES), begin=(2, first.latents[:, -1]), record=frozenset({"model_output"}))
+    assert rest.steps == whole.steps - 2
+    torch.testing.assert_close(torch.cat([first.latents, rest.latents[:, 1:]], 1), whole.latents)
