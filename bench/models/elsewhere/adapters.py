@@ -57,11 +57,11 @@ def _switched(network: nn.Module, names: Sequence[str], scales: Sequence[float])
         own = [name for name in names if any(name in getattr(layer, kind) for kind in layer.adapter_layer_names)]
         layer.set_adapter(own)
         for name in own:
-            if (scale := scales[names.index(name)]) == 1:
-                continue
-            if not hasattr(layer, "set_scale"):
+            scale = scales[names.index(name)]
+            if hasattr(layer, "set_scale"):
+                layer.set_scale(name, scale)
+            elif scale != 1:
                 raise BenchError(f"an adapter of {type(layer).__name__} has no scale: judge it with --scale 1.")
-            layer.set_scale(name, scale)
     changed = [(name, p) for name, p in network.named_parameters() if set(name.split(".")) & set(names)]
     for _, parameter in changed:
         parameter.data = parameter.data.to(next(network.parameters()).device, float32)
