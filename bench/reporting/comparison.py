@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import scipy.stats
 
@@ -153,8 +152,8 @@ def _difference(rows: pd.DataFrame, metric: str) -> Difference | None:
 def _corrected(found: dict[tuple[str, Point], Difference]) -> dict[tuple[str, Point], Difference]:
     """Which differences are left after Holm's correction, costs apart: they are chosen, not measured."""
     tested = [key for key, one in found.items() if not math.isnan(one.p) and key[0] not in COST_NAMES]
-    kept = dict(zip(tested, holm(np.array([found[key].p for key in tested])), strict=True))
-    return {key: one._replace(clear=bool(kept.get(key, False))) for key, one in found.items()}
+    corrected = dict(zip(tested, holm([found[key].p for key in tested]), strict=True))
+    return {key: one._replace(clear=corrected.get(key, 1.0) < 1 - CONFIDENCE) for key, one in found.items()}
 
 
 def _board(

@@ -15,7 +15,7 @@ import scipy.stats
 from bench.reporting.budgets import KL, measured_gains
 from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.selection import SETTING, differing
-from bench.reporting.statistics import CONFIDENCE, over_seeds
+from bench.reporting.statistics import CONFIDENCE, holm, over_seeds
 
 CONFIGURED = ("method.", "optimizer.", "reward.beta", "train.updates")  # settings in which configurations may differ
 FLOOR = 0.1  # of the largest gain: below it, all configurations are near the prior and agree
@@ -120,15 +120,6 @@ def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> C
     p = float(scipy.stats.ttest_1samp(means, 0.0).pvalue) if means.std() > 0 else 1.0
     interval = tuple(map(float, over_seeds([means])[0]))
     return Comparison(gains, centre, centre - reach, centre + reach, (interval[0], interval[1], interval[2]), p, n)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Values of p corrected for their number by Holm's method (1979), in the given order."""
-    corrected, worst, count = [0.0] * len(p_values), 0.0, len(p_values)
-    for rank, place in enumerate(np.argsort(p_values).tolist()):
-        worst = max(worst, min(1.0, (count - rank) * p_values[place]))
-        corrected[place] = worst
-    return corrected
 
 
 def reference(group: Group) -> str:

@@ -138,13 +138,13 @@ def student(degrees: float | np.ndarray) -> float | np.ndarray:
     return scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees)
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """Which of p-values [n] are significant when all n are tested: [n], by Holm's (1979) step-down correction."""
-    order = np.argsort(p)
-    passed = p[order] <= (1 - CONFIDENCE) / np.arange(len(p), 0, -1)
-    kept = np.zeros(len(p), bool)
-    kept[order[np.cumprod(passed, dtype=bool)]] = True
-    return kept
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Values of p corrected for their number by Holm's method (1979), in the given order."""
+    corrected, worst, count = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, place in enumerate(np.argsort(p_values).tolist()):
+        worst = max(worst, min(1.0, (count - rank) * p_values[place]))
+        corrected[place] = worst
+    return corrected
 
 
 def improvement(tasks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:

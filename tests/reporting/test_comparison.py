@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
@@ -11,7 +10,6 @@ from bench.errors import BenchError
 from bench.reporting.comparison import compare, one_configuration
 from bench.reporting.formats import markdown
 from bench.reporting.selection import collect
-from bench.reporting.statistics import holm
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +65,3 @@ def test_baseline_is_compared_at_its_only_point_and_a_gain_passed_early_says_so(
     emoji = collect([Path("emoji")])[0]
     notes = " ".join(compare(side(emoji, "nabla_gfn"), side(emoji, "refl"), ("x", "y")).board.notes)
     assert "B passed before its first evaluation" in notes
-
-
-def test_holm_against_the_definition() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p = rng.random(8) ** 3
-        order = np.argsort(p)
-        kept = np.zeros(8, bool)
-        for rank, place in enumerate(order):
-            if p[place] > 0.05 / (8 - rank):
-                break
-            kept[place] = True
-        assert (holm(p) == kept).all()
-    assert holm(np.array([])).shape == (0,)

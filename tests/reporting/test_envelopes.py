@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_results import row
 
-from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, holm, least_kl, reference, table
+from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, least_kl, reference, table
 from bench.reporting.report import Question, write_report
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect
-from bench.reporting.statistics import CONFIDENCE
+from bench.reporting.statistics import CONFIDENCE, holm
 
 SEEDS = range(5)
 
