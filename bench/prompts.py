@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from bench.errors import BenchError, did_you_mean, disk_error
 from bench.hub import Repository
 from bench.runtime.digests import digest
+from bench.settings import SplitRule
 
 SPLITS = ("train", "validation", "test")
 TEST, VALIDATION = 0.3, 0.1  # shares of all texts, by their hash; the rest is for training
 FEWEST = 5  # a set of fewer prompts is all for training
-SplitRule = Literal["hash", "every_fifth"]
 Line: TypeAlias = tuple[str, str]  # of a file: a prompt, and the part that the file puts it in, or ""
 
 

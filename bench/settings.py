@@ -11,7 +11,6 @@ from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.options import Config, execution_keys
-from bench.prompts import SplitRule
 from bench.runtime import yaml_text
 from bench.runtime.digests import digest
 
@@ -38,6 +37,7 @@ Rule = Literal["ddim", "sde", "cps", "euler", "dance"]
 Spacing = Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux", "flux2"]
 Location = Annotated[str, AfterValidator(os.path.expanduser)]  # a name, or a path
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
+SplitRule = Literal["hash", "every_fifth"]
 
 
 class Named(Config):

@@ -39,7 +39,7 @@ class OCR(Reward):
         try:
             from paddleocr import PaddleOCR
         except ImportError as error:
-            raise BenchError(f"the reward 'ocr' needs PaddleOCR: {self.setup} ({error}).") from None
+            raise BenchError(f"the reward 'ocr' needs PaddleOCR: {self.setup} ({error}).") from error
         off = dict.fromkeys(("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation"), False)
         try:
             self.engine = PaddleOCR(lang="en", device="cpu", **off)

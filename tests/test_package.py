@@ -104,8 +104,8 @@ def test_sweeps_and_published_tables_are_names_in_an_empty_folder(call, bench, t
 def test_the_wheel_holds_one_package_and_of_the_results_the_rows(wheel) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"bench"}
-    rows = {f"bench/{file.relative_to(ROOT)}" for file in ROOT.glob("results/published/*/rows.parquet")}
-    assert {name for name in names if "results" in name} == rows
+    kept = [*ROOT.glob("results/published/*/rows.parquet"), *ROOT.glob("results/published/*/frontier.json")]
+    assert {name for name in names if "results" in name} == {f"bench/{file.relative_to(ROOT)}" for file in kept}
     assert not [name for name in names if "test_" in name]
     for name in ("bench/methods/prior.py", "bench/metrics/reward.py", "bench/reporting/page.html.j2"):
         assert name in names

@@ -21,7 +21,7 @@ from bench.runtime.digests import digest
 from bench.sampling import noise
 from bench.sampling.kernel import Kernel
 
-PROMPTS = PromptSet("test", ["cat", "dog"], [])
+PROMPTS = PromptSet("test", ["cat", "dog"], [], [])
 SMALL = [
     "evaluation.samples_per_prompt=2",
     "evaluation.train_prompts=2",

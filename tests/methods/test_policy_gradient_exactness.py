@@ -15,7 +15,6 @@ from torch import Tensor
 from bench.core import Core
 from bench.diagnose.selftest.scaffold import BETA, DIRECTION, Wavy, gaussian_core
 from bench.method import Method
-from bench.options import Config
 from bench.sampling.trajectory import Batch
 
 
@@ -47,7 +46,8 @@ def test_ddpo_expects_the_gradient_that_draft_computes(depth, fraction):
     core, rows, steps = gaussian_core(4, Wavy, spacing="trailing", final=0.95), 2048, 4
     core.model.adapters()["bias"].data[places(core)] = 0.2
     ddpo = DDPO(DDPOConfig(fraction=fraction))
-    draft = {"last": DRaFT1, "all": DRaFTFull}[depth](Config())
+    kind = {"last": DRaFT1, "all": DRaFTFull}[depth]
+    draft = kind(kind.Config())
     data = ddpo.prepare(core, with_rewards(core, sample(core, rows)))
     score, score_error = chunk_gradients(core, ddpo, data)
     path, path_error = chunk_gradients(core, draft, core.batch(data.samples))

@@ -87,11 +87,11 @@ def test_a_run_is_reproduced_from_its_rows_and_verified_from_its_pack(runs: Path
     assert status == 0, text
     status, text = bench("verify", tmp_path / "pack" / "one")
     assert status == 0, text
-    assert "values: 10 equal." in text
+    assert "values: 14 equal." in text
     shutil.rmtree(runs / "one" / "checkpoints")  # the rows alone are enough
     status, text = bench("reproduce", runs, "--method", "draft_1", "--seed", 0, "--out", tmp_path / "again")
     assert status == 0, text
-    assert "values: 20 equal." in text
+    assert "values: 28 equal." in text
     change(tmp_path / "pack" / "one", value=0.125)
     status, text = bench("verify", tmp_path / "pack" / "one")
     assert status == 1
@@ -200,9 +200,9 @@ def test_a_run_of_an_earlier_version_is_the_same_run(runs: Path, tmp_path: Path,
         text
     )
     status, text = bench("reproduce", published, "--method", "draft_1", "--out", tmp_path / "again")
-    assert (status, "values: 20 equal." in text) == (0, True), text
+    assert (status, "values: 28 equal." in text) == (0, True), text
     status, text = bench("verify", tmp_path / "old" / "one")
-    assert (status, "values: 10 equal." in text) == (0, True), text
+    assert (status, "values: 14 equal." in text) == (0, True), text
     assert "Not verified, as nothing is trained: run, config_hash" in text  # they hold another version's hash
 
 
@@ -212,7 +212,7 @@ def test_packs_that_contradict_are_refused_and_counts_are_of_what_changed(runs: 
     status, text = bench("merge", pack, pack, published)  # the same twice
     assert (status, "1 runs added" in text, "1 were there already" in text) == (0, True, True), text
     rows = read_rows(published)
-    assert len(rows) == 20
+    assert len(rows) == 28
     shutil.copytree(pack, other)
     before, now = alter(other / "one" / "rows.parquet", "value", 3)
     metric = read_rows(other / "one" / "rows.parquet")["metric"][3]
@@ -231,7 +231,7 @@ def test_packs_that_contradict_are_refused_and_counts_are_of_what_changed(runs: 
     store(published / "rows.parquet", rows[rows["metric"] != metric])  # measured by the pack alone
     status, text = bench("merge", pack, published)
     assert (status, "0 runs added" in text, "1 that were there have new rows" in text) == (0, True, True), text
-    assert len(read_rows(published)) == 20
+    assert len(read_rows(published)) == 28
 
     failed = rows.iloc[:1].assign(metric="run", value=None, status="failed", direction="none")
     store(published / "rows.parquet", failed)

@@ -78,7 +78,7 @@ def test_a_packed_copy_draws_images_and_can_be_pushed(
     assert bench("pack", tmp_path / "runs", "--out", tmp_path / "pack")[0] == 0
     packed = tmp_path / "pack" / "one"
     status, text = bench("verify", packed)
-    assert (status, "2 values: 2 equal." in text) == (0, True), text
+    assert (status, "3 values: 3 equal." in text) == (0, True), text
     status, text = bench("sample", packed, "--n", 2)
     assert status == 0, text
     assert (packed / "drawn" / "samples.png").is_file()

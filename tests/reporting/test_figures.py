@@ -172,7 +172,7 @@ def test_axes_are_filled_and_what_is_off_the_scale_is_named(drawn: Drawn) -> Non
         named = [[text.get_text() for text in ax.texts] for ax in axes]
         assert [texts for texts in named if texts], kind
         assert {text for texts in named for text in texts} <= {"nabla_db ◂ -296,269", "nabla_db ▾ -296,266"}
-    tv, sw2, reward, kl = drawn["ring_little_noise/methods-0"][0].axes
+    sw2, tv, reward, kl, _ = drawn["ring_little_noise/methods-0"][0].axes
     assert [[text.get_text() for text in ax.texts] for ax in (tv, reward)] == [[], ["◂ -296,269"]]
     assert [len(ax.texts) for ax in (sw2, kl)] == [1, 1]
 

@@ -76,15 +76,18 @@ class _Pretended(Tensor):
 
 
 class _Entries(TorchFunctionMode):
-    """What torch's dispatcher does not see: constants from data, lists as indices, `tolist`, the setter of `.data`."""
+    """What torch's dispatcher does not see: constants from data, lists as indices, texts, the setter of `.data`."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if function in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and _is_ours(kwargs.get("device")):
             device = kwargs.pop("device")
-            return function(*args, **kwargs).to(device)
-        if function is Tensor.tolist and isinstance(args[0], _Pretended):
-            return args[0].cpu().tolist()
+            here = _pytree.tree_map(lambda x: x.cpu() if isinstance(x, _Pretended) else x, args)  # in lists, that is
+            return function(*here, **kwargs).to(device)
+        if function is torch.arange and _is_ours(kwargs.get("device")):  # torch would resize a wrapper
+            return _Pretended(function(*args, **kwargs | {"device": "cpu"}))
+        if function in (Tensor.tolist, Tensor.__format__, Tensor.__repr__) and isinstance(args[0], _Pretended):
+            return function(args[0].cpu(), *args[1:])
         if function in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], _Pretended):
             args = args[0], _index(args[1], args[0].device), *args[2:]
         result = function(*args, **kwargs)

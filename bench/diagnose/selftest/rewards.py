@@ -1,6 +1,7 @@
 """The contract of a reward, on noise."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from bench.diagnose.listing import names
 from bench.diagnose.selftest.checking import Skipped, derivative_error, require
 from bench.diagnose.selftest.device import device as pretended_device
 from bench.diagnose.selftest.device import recording
+from bench.errors import BenchError
 from bench.evaluation.evaluator import load_reward
 from bench.prompts import load_prompts
 from bench.reward import Reward
@@ -22,16 +24,28 @@ PROMPTS = ["red apple", "dog", "cat", "lion"]
 def _loaded(name: str, device: torch.device | str = "cpu") -> tuple[Reward, list[str]]:
     """The reward, and prompts for it: of its own suite if it reads what a prompt file says of them.
 
-    Raises Skipped for one whose service does not answer.
+    Raises Skipped for one whose service does not answer, or whose extra is not installed.
     """
-    reward, prompts = load_reward(name, device=device), PROMPTS
+    try:
+        reward, prompts = load_reward(name, device=device), PROMPTS
+    except BenchError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise Skipped(str(error)) from None
+        raise
     if reward.columns:
         known = load_prompts(load_suite(reward.suite)["prompts"]["name"])
         reward.set_metadata(known.metadata)
         prompts = known.train[: len(PROMPTS)]
-    if reward.may_miss and bool(reward(_inputs(reward)[:1].to(device), prompts[:1]).isnan()):
+    if reward.may_miss and not _answers(name):
         raise Skipped(f"it gave no score: it needs {reward.setup or 'its service'}")
     return reward, prompts
+
+
+@cache
+def _answers(name: str) -> bool:
+    """Whether a reward that may give no score gives one; asked once, as a service that is not there takes long."""
+    reward = load_reward(name, device="cpu")
+    return not bool(reward(_inputs(reward)[:1], PROMPTS[:1]).isnan())
 
 
 def _inputs(reward: Reward) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from bench.reporting.figures.drawing import INK, drawing
 from bench.reporting.figures.scales import Scale, is_positive, references, scale_of, set_scale
@@ -44,7 +44,9 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             references(ax, metric, before, least, "x")
             _name_beyond(ax, cells["value"], place)
             ax.set_title(above[metric], fontsize=10, parse_math=False)
-            ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else LogLocator(numticks=5))
+            log = LogLocator(subs=(1.0, 3.0), numticks=5)
+            ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else log)
+            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_yticks(range(len(names)), names, parse_math=False)
             ax.set_ylim(-0.7, len(place) - 0.3)
 
