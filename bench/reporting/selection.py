@@ -286,7 +286,8 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
     found: dict[tuple[str, str], Standing] = {}
     robust = is_robust(rows)
     learned, _ = learners(rows, table)
-    rows = rows[rows["metric"].isin(metrics) & (rows["direction"] != "none") & rows["value"].notna()]
+    wholes = {WHOLES[base] for name in metrics if (base := name.partition("/")[0]) in WHOLES}
+    rows = rows[rows["metric"].isin([*metrics, *wholes]) & (rows["direction"] != "none") & rows["value"].notna()]
     compared = list(rows[rows["method"] != "prior"].groupby("metric", sort=False))
     for metric, measured in sorted(compared, key=lambda one: one[0].partition("/")[0] in WHOLES):  # parts after wholes
         sign = 1 if measured["direction"].iloc[0] == "higher" else -1
@@ -314,7 +315,7 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
             found |= {(name, metric): Standing("best") for name in best}
             marks = ["tie" if low <= 0 <= high else "" for _, low, high in ends]
             found |= {(name, metric): Standing(*one) for name, *one in zip(others, marks, *ends.T, strict=True)}
-    return found
+    return {key: one for key, one in found.items() if key[1] in metrics}
 
 
 def _gaps(rows: pd.DataFrame, best: str, others: Sequence[str], several: bool, robust: bool) -> np.ndarray:

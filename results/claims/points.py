@@ -69,9 +69,8 @@ def _moves_away(name: str) -> Claim:
 
 def _approaches(name: str) -> Claim:
     closer = [method for method, one in _moved(name).items() if one.value < 0]
-    text = (
-        f"{len(closer)} of {len(_table(name).methods)} still come closer between 200 and 400 updates: {listed(closer)}."
-    )
+    count = len(_table(name).methods)
+    text = f"{len(closer)} of {count} still come closer between 200 and 400 updates: {listed(closer)}."
     return Claim(text, {"some do": bool(closer)})
 
 
@@ -110,14 +109,14 @@ def ring_cost() -> Claim:
 
 def ring_shrunk() -> Claim:
     ring = _table("ring")
-    worst = sorted(ring.methods, key=lambda name: -ring(name, SPREAD).value)[:4]
+    off = [name for name in ring.methods if ring(name, SPREAD).low > ring.floor(SPREAD).high]
+    worst = sorted(off, key=lambda name: -ring(name, SPREAD).value)[:NAMED]
     said = ", ".join(f"{name_of(name)} ({ring(name, SPREAD)}, `tilt_tv` {ring(name, TV).bare})" for name in worst)
     text = (
-        f"The width inside the modes is furthest off, by `tilt_within/spread`, for {said}; 0.69 is half or twice the "
-        "target's width."
+        f"The width inside the modes is significantly off for {len(off)} methods, by `tilt_within/spread` most for "
+        f"{said}; 0.69 is half or twice the target's width."
     )
-    clear = all(ring(name, SPREAD).low > ring.floor(SPREAD).high for name in worst)
-    return Claim(text, {"their widths are clearly off": clear})
+    return Claim(text, {"some are": bool(off)})
 
 
 def ring_steps() -> Claim:
@@ -142,12 +141,13 @@ def ring_noise() -> Claim:
 def ring_stall() -> Claim:
     little, more = _table("ring_little_noise"), _table("ring")
     shares = [table("nabla_gfn", SW2).value / table.prior(SW2).value for table in (little, more)]
+    ends = [table("nabla_gfn", SW2) for table in (little, more)]
+    apart = "so part of its stall was the sampler's" if ends[1].high < ends[0].low else "which is not separated"
     text = (
-        f"Residual ∇-DB (`nabla_gfn`) ends at {shares[0]:.0%} of the prior's distance with noise of 0.03 and at "
-        f"{shares[1]:.0%} with 0.1: most of its stall was the sampler's."
+        f"Residual ∇-DB (`nabla_gfn`) ends at {shares[0]:.0%} of the prior's `tilt_sw2` with noise of 0.03, and at "
+        f"{shares[1]:.0%} ({ends[1]}) with 0.1: {apart}."
     )
-    clear = more("nabla_gfn", SW2).high < little("nabla_gfn", SW2).low
-    return Claim(text, {"it falls clearly": clear, "by more than half of the way": shares[1] < 0.5 < shares[0]})
+    return Claim(text, {"it ends nearer": shares[1] < shares[0]})
 
 
 def ring_published_stalls() -> Claim:
