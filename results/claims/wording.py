@@ -5,9 +5,14 @@ from collections.abc import Iterable, Sequence
 from bench.publish.claims import Claim, Table, tuning
 
 
+def method_of(row: str) -> str:
+    """A row's method."""
+    return row.partition(" (")[0]
+
+
 def name_of(row: str) -> str:
-    """A row's method as code."""
-    return f"`{row.partition(' (')[0]}`"
+    """The same as code."""
+    return f"`{method_of(row)}`"
 
 
 def listed(rows: Sequence[str]) -> str:

@@ -44,8 +44,11 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             references(ax, metric, before, least, "x")
             _name_beyond(ax, cells["value"], place)
             ax.set_title(above[metric], fontsize=10, parse_math=False)
-            log = LogLocator(subs=(1.0, 3.0), numticks=5)
-            ax.xaxis.set_major_locator(MaxNLocator(4) if ax.get_xscale() == "linear" else log)
+            if ax.get_xscale() == "linear":
+                ax.xaxis.set_major_locator(MaxNLocator(4))
+            else:
+                few = ax.get_xlim()[1] < 30 * ax.get_xlim()[0]  # a decade alone would be one number or none
+                ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,), numticks=5))
             ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_yticks(range(len(names)), names, parse_math=False)
             ax.set_ylim(-0.7, len(place) - 0.3)
