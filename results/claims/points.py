@@ -156,8 +156,8 @@ def ring_last_step() -> Claim:
     most = sorted(ratios, key=lambda name: -ratios[name])[:3]
     said = ", ".join(f"{name_of(name)} by a factor of {ratios[name]:.0f}" for name in most)
     text = (
-        f"Of {len(names)} methods with the same learning rate in both tables and over a nat at noise of 0.03, {len(less)} "
-        f"have significantly less at 0.1, most of all {said}."
+        f"Of {len(names)} methods with the same learning rate in both tables and over a nat at noise of 0.03, "
+        f"{len(less)} have significantly less at 0.1, most of all {said}."
     )
     return Claim(text, {"most of them have": len(less) > len(names) / 2})
 
