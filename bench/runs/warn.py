@@ -23,8 +23,8 @@ def warn_of_one_step(kernel: Kernel) -> None:
     if share > ONE_STEP:
         log.warning(
             "step %d of %d holds %.0f %% of the sampler's weights (∂μ/∂o / σ)²: the other steps learn little, "
-            "at a high path_kl. Leave more noise in the finished sample: sampler.final_noise=0.06 with "
-            "sampler.spacing=shifted for a flow, a lower sampler.final_alpha for a diffusion",
+            "at a high path_kl. Leave more noise in the finished sample: sampler.spacing=logsnr with "
+            "sampler.final_noise=0.06 for a flow, sampler.final_alpha=0.99 for a diffusion",
             step + 1,
             kernel.steps,
             100 * share,

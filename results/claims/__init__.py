@@ -1,7 +1,8 @@
 """What README and docs say of results: a function a sentence or table, a module a subject.
 
-A function's name is the claim's; it returns the wording, computed from published rows, and the conditions under which
-the wording holds. `python -m results.claims` writes the wordings into the pages.
+A function's name is the claim's, or a name in `OF_A_TABLE`, where tables share a function. It returns the wording,
+computed from published rows, and the conditions under which it holds. `python -m results.claims` writes the wordings
+into the pages.
 """
 
 import inspect
@@ -20,3 +21,4 @@ CLAIMS: dict[str, Callable[[], Claim]] = {
     for name, function in vars(module).items()
     if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
+CLAIMS |= points.OF_A_TABLE

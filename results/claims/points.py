@@ -1,6 +1,7 @@
 """The rings: priors of points whose target is known."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 from bench.publish.claims import Claim, Estimate, Table, markdown_table, tuning
 from bench.reporting.budgets import KL, TRAIN
@@ -89,30 +90,6 @@ def _cost(name: str, gain: float) -> Claim:
     return Claim(markdown_table(("", "NFE", "KL [nats]"), lines), {"most methods get there": len(rows) > 10})
 
 
-def ring_made() -> Claim:
-    return made(_table("ring"), "ring")
-
-
-def ring_table() -> Claim:
-    return _errors("ring", SHOWN, (SW2, TV, MEAN, SPREAD))
-
-
-def ring_closest() -> Claim:
-    return _closest("ring")
-
-
-def ring_moves_away() -> Claim:
-    return _moves_away("ring")
-
-
-def ring_approaches() -> Claim:
-    return _approaches("ring")
-
-
-def ring_cost() -> Claim:
-    return _cost("ring", 0.8)
-
-
 def ring_shrunk() -> Claim:
     ring = _table("ring")
     off = [name for name in ring.methods if ring(name, SPREAD).low > ring.floor(SPREAD).high]
@@ -195,30 +172,6 @@ def ring_adjoint() -> Claim:
     return Claim(text, {})
 
 
-def flow_made() -> Claim:
-    return made(_table("ring_flow"), "ring_flow")
-
-
-def flow_table() -> Claim:
-    return _errors("ring_flow", SHOWN, (SW2, TV))
-
-
-def flow_closest() -> Claim:
-    return _closest("ring_flow")
-
-
-def flow_moves_away() -> Claim:
-    return _moves_away("ring_flow")
-
-
-def flow_approaches() -> Claim:
-    return _approaches("ring_flow")
-
-
-def flow_cost() -> Claim:
-    return _cost("ring_flow", 0.7)
-
-
 def flow_shares_alone() -> Claim:
     flow = _table("ring_flow")
     behind = flow.difference("dag_kl", "tilt_matching", SW2)
@@ -248,3 +201,23 @@ def overshoots() -> Claim:
     """The same."""
     moved = [name for name, one in _moved("ring").items() if one.value > 0]
     return Claim(f"{len(moved)} of {len(_table('ring').methods)} methods: they maximise", {"some do": bool(moved)})
+
+
+def _made(name: str) -> Claim:
+    return made(_table(name), name)
+
+
+OF_A_TABLE: dict[str, Callable[[], Claim]] = {
+    "ring_made": partial(_made, "ring"),
+    "ring_table": partial(_errors, "ring", SHOWN, (SW2, TV, MEAN, SPREAD)),
+    "ring_closest": partial(_closest, "ring"),
+    "ring_moves_away": partial(_moves_away, "ring"),
+    "ring_approaches": partial(_approaches, "ring"),
+    "ring_cost": partial(_cost, "ring", 0.8),
+    "flow_made": partial(_made, "ring_flow"),
+    "flow_table": partial(_errors, "ring_flow", SHOWN, (SW2, TV)),
+    "flow_closest": partial(_closest, "ring_flow"),
+    "flow_moves_away": partial(_moves_away, "ring_flow"),
+    "flow_approaches": partial(_approaches, "ring_flow"),
+    "flow_cost": partial(_cost, "ring_flow", 0.7),
+}
