@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.options import ModelName, RewardName, RunFolders, Set, SuiteName, completed, console, show_warnings
+from bench.cli.options import (
+    ModelName,
+    PromptsName,
+    RewardName,
+    RunFolders,
+    Set,
+    SuiteName,
+    console,
+    show_warnings,
+)
 from bench.errors import BenchError
 
 
@@ -13,10 +22,7 @@ def frontier(
     paths: RunFolders = None,
     reward: RewardName = None,
     model: ModelName = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="Prompt set, or a .txt/.json/.csv/.parquet file.", autocompletion=completed("prompts")),
-    ] = None,
+    prompts: PromptsName = None,
     suite: SuiteName = None,
     samples: Annotated[
         int | None, typer.Option(min=100, help="Of the prior, for each prompt; default 512 pictures or 8192 points.")

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.options import AddedMetrics, ModelName, RewardName, Set, SuiteName, completed, console, show_warnings
+from bench.cli.options import (
+    AddedMetrics,
+    ModelName,
+    PromptsName,
+    RewardName,
+    Set,
+    SuiteName,
+    console,
+    show_warnings,
+)
 from bench.errors import BenchError
 
 
@@ -23,14 +32,7 @@ def judge(
     ] = None,
     model: ModelName = None,
     reward: RewardName = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="Prompt set, or a .txt/.json/.csv/.parquet file.",
-            parser=os.path.expanduser,
-            autocompletion=completed("prompts"),
-        ),
-    ] = None,
+    prompts: PromptsName = None,
     suite: SuiteName = None,
     seed: Annotated[int | None, typer.Option(help="Of the evaluation's noise.")] = None,
     scale: Annotated[
@@ -71,6 +73,7 @@ def judge(
 
     The same command again resumes: sets of samples that were drawn are kept.
     """
+    prompts = os.path.expanduser(prompts) if prompts else None
     if images:
         if words or model:
             raise BenchError("--images judges images alone: leave out --model and SOURCE, or leave out --images.")

@@ -74,6 +74,12 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", help="Named model, local diffusers folder, or hub id.", autocompletion=completed("models")),
 ]
+PromptsName = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts", help="Prompt set, or a .txt/.json/.csv/.parquet file.", autocompletion=completed("prompts")
+    ),
+]
 SuiteName = Annotated[
     str | None,
     typer.Option("--suite", help="Named setting; see: bench ls suites.", autocompletion=completed("suites")),
