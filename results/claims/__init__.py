@@ -21,4 +21,4 @@ CLAIMS: dict[str, Callable[[], Claim]] = {
     for name, function in vars(module).items()
     if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
-CLAIMS |= points.OF_A_TABLE
+CLAIMS |= images.OF_A_TABLE | points.OF_A_TABLE

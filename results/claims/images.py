@@ -1,7 +1,7 @@
 """The embedded image priors: end of training, path_kl at equal gain, selection, and how the tables were made."""
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -92,22 +92,6 @@ def published_tables() -> Claim:
     return Claim(markdown_table(("table", "model", "reward", "methods", "seeds", "runs", "trials"), lines), {})
 
 
-def emoji_made() -> Claim:
-    return made(_table("emoji"), "emoji")
-
-
-def emoji_clip_made() -> Claim:
-    return made(_table("emoji_clip"), "emoji_clip")
-
-
-def emoji_flow_made() -> Claim:
-    return made(_table("emoji_flow"), "emoji_flow")
-
-
-def colorfulness_made() -> Claim:
-    return made(_table("emoji_flow_colorfulness"), "emoji_flow_colorfulness")
-
-
 # What the tables cannot say
 
 
@@ -166,22 +150,6 @@ def _end(name: str) -> Claim:
     return Claim(markdown_table(("", *headings, "KL [nats] ↓", "learning rate"), lines), {})
 
 
-def emoji_end() -> Claim:
-    return _end("emoji")
-
-
-def emoji_clip_end() -> Claim:
-    return _end("emoji_clip")
-
-
-def emoji_flow_end() -> Claim:
-    return _end("emoji_flow")
-
-
-def colorfulness_end() -> Claim:
-    return _end("emoji_flow_colorfulness")
-
-
 def emoji_reaches_the_maximum() -> Claim:
     table, methods = _table("emoji"), ["draft", "draft_1", "refl"]
     ends = [abs(table(name, reward).value) for name in methods for reward in PROMPTS]
@@ -229,14 +197,6 @@ def _coverage(name: str) -> Claim:
     )
 
 
-def emoji_coverage() -> Claim:
-    return _coverage("emoji")
-
-
-def emoji_flow_coverage() -> Claim:
-    return _coverage("emoji_flow")
-
-
 def _unmoved(name: str) -> Claim:
     """Whose gain on training prompts is not separated from zero, or small."""
     table = _table(name)
@@ -248,18 +208,6 @@ def _unmoved(name: str) -> Claim:
         f"most: {listed(little)}.",
         {"there are both": bool(flat) and bool(little), "none is below zero": not _clear(table, little, TRAIN, -1)},
     )
-
-
-def emoji_unmoved() -> Claim:
-    return _unmoved("emoji")
-
-
-def emoji_flow_unmoved() -> Claim:
-    return _unmoved("emoji_flow")
-
-
-def colorfulness_unmoved() -> Claim:
-    return _unmoved("emoji_flow_colorfulness")
 
 
 def emoji_flow_stops() -> Claim:
@@ -403,22 +351,6 @@ def _compared(key: str) -> Claim:
     return Claim(markdown_table(("", *headings), lines), {"somebody is compared": bool(lines)})
 
 
-def emoji_kl() -> Claim:
-    return _compared("emoji")
-
-
-def emoji_clip_kl() -> Claim:
-    return _compared("emoji_clip")
-
-
-def emoji_flow_kl() -> Claim:
-    return _compared("emoji_flow")
-
-
-def colorfulness_kl() -> Claim:
-    return _compared("colorfulness")
-
-
 def images_kl() -> Claim:
     """A line per setting and kind of prompts."""
     lines = []
@@ -554,22 +486,6 @@ def _selection(name: str) -> Claim:
     )
 
 
-def emoji_selection() -> Claim:
-    return _selection("emoji")
-
-
-def emoji_clip_selection() -> Claim:
-    return _selection("emoji_clip")
-
-
-def emoji_flow_selection() -> Claim:
-    return _selection("emoji_flow")
-
-
-def colorfulness_selection() -> Claim:
-    return _selection("emoji_flow_colorfulness")
-
-
 def _outgained() -> tuple[int, int]:
     """Of the trained methods of all settings, how many gain less on training prompts than the best of 8; all."""
     gaps = [
@@ -619,3 +535,32 @@ def profile_of_selection() -> Claim:
 
 def _everywhere(row: str) -> bool:
     return all(row in _table(one.names[0]).methods for one in SETTINGS.values())
+
+
+def _made(name: str) -> Claim:
+    return made(_table(name), name)
+
+
+OF_A_TABLE: dict[str, Callable[[], Claim]] = {
+    "emoji_made": partial(_made, "emoji"),
+    "emoji_clip_made": partial(_made, "emoji_clip"),
+    "emoji_flow_made": partial(_made, "emoji_flow"),
+    "colorfulness_made": partial(_made, "emoji_flow_colorfulness"),
+    "emoji_end": partial(_end, "emoji"),
+    "emoji_clip_end": partial(_end, "emoji_clip"),
+    "emoji_flow_end": partial(_end, "emoji_flow"),
+    "colorfulness_end": partial(_end, "emoji_flow_colorfulness"),
+    "emoji_coverage": partial(_coverage, "emoji"),
+    "emoji_flow_coverage": partial(_coverage, "emoji_flow"),
+    "emoji_unmoved": partial(_unmoved, "emoji"),
+    "emoji_flow_unmoved": partial(_unmoved, "emoji_flow"),
+    "colorfulness_unmoved": partial(_unmoved, "emoji_flow_colorfulness"),
+    "emoji_kl": partial(_compared, "emoji"),
+    "emoji_clip_kl": partial(_compared, "emoji_clip"),
+    "emoji_flow_kl": partial(_compared, "emoji_flow"),
+    "colorfulness_kl": partial(_compared, "colorfulness"),
+    "emoji_selection": partial(_selection, "emoji"),
+    "emoji_clip_selection": partial(_selection, "emoji_clip"),
+    "emoji_flow_selection": partial(_selection, "emoji_flow"),
+    "colorfulness_selection": partial(_selection, "emoji_flow_colorfulness"),
+}
