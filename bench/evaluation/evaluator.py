@@ -147,6 +147,7 @@ class Evaluator:
         self.rewards: dict[str, Reward] = trained | loaded
         self.features = Features(cache, config.evaluation.features, core.model.device, core.micro_batch)
         self.prior_sets: dict[str, Samples] = {}  # by key: with their rewards, which no update of the policy changes
+        self.tilted: dict[str, Tilted] = {}  # by prompt, with what their metrics have computed
 
     def rows(self, name: str) -> int:
         """Samples in a set; those of "target" are for all prompts together."""
@@ -232,14 +233,13 @@ class Evaluator:
 
         None without a known density, or if no configured metric asks for it.
 
-        They are the same for every method and seed, and so are drawn and scored once.
+        They are the same for every method, seed and update, and so are drawn and scored once.
         """
         mixture, reward = self.core.model.mixture, self.config.reward
         if mixture is None or not any(registry.load("metrics", name).target for name in self.config.evaluation.metrics):
             return None
         known = copy.deepcopy(mixture).cpu()
-        targets = {}
-        for prompt in dict.fromkeys(prompt for prompt, _ in self.names):
+        for prompt in dict.fromkeys(prompt for prompt, _ in self.names if prompt not in self.tilted):
             names = [(prompt, i) for i in range(DRAWS)]
             key = {"draws": self._set_key("target", self.core, names, seed=0), "reward": self._reward_key(reward.name)}
 
@@ -252,8 +252,8 @@ class Evaluator:
 
             drawn = cached(self.cache / f"{digest(key)}.checked", draw_target)
             number = int(self.core.model.encode([prompt]).parts["concept"])
-            targets[prompt] = Tilted(known, number, drawn["latents"], reward.beta * drawn["rewards"].double())
-        return targets
+            self.tilted[prompt] = Tilted(known, number, drawn["latents"], reward.beta * drawn["rewards"].double())
+        return self.tilted
 
     def prior_rewards(self, prompt: str, count: int, on_batch: Callable[[int], None] = lambda rows: None) -> Tensor:
         """The training reward of `count` samples of the prior for a prompt, float32 [count].

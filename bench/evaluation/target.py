@@ -102,6 +102,7 @@ class Tilted:
         places = (rng.random() + torch.arange(count, dtype=torch.float64)) / count
         return self.latents[torch.searchsorted(self.weights.cumsum(0), places).clamp(max=len(self.weights) - 1)]
 
+    @cached_property
     def halves(self) -> "tuple[Tilted, Tilted]":
         """Two independent estimates of the target, of every other draw each."""
 
@@ -114,21 +115,36 @@ class Tilted:
 def compare(
     name: str, evaluation: Evaluation, statistic: Callable[[Tensor, Tilted], float], **rest: Any
 ) -> list[Measurement]:
-    """A statistic of latents [n, D] and their prompt's target, averaged over prompts; and what p* itself scores.
+    """A statistic of latents [n, D] and their prompt's target, averaged over the prompts of a split: `<name>/<split>`.
 
-    The floor `<name>/floor` is of as many draws of one half of the target, against the other. Nothing for a model
-    without a known density; a row without a value, and the reason, where a target has too few effective draws.
+    The floor `<name>/<split>/floor` is what p* itself scores: of as many draws of one half of the target, against the
+    other. Nothing for a model without a known density; a row without a value, and the reason, where a target has too
+    few effective draws.
     """
     targets: Mapping[str, Tilted] | None = evaluation.targets
     if targets is None:
         return []
-    fewest = min(targets.values(), key=lambda target: target.effective)
+    measurements = []
+    for split in dict.fromkeys(evaluation.finetuned.splits):
+        measurements += _compare(f"{name}/{split}", evaluation, targets, split, statistic, **rest)
+    return measurements
+
+
+def _compare(
+    name: str,
+    evaluation: Evaluation,
+    targets: Mapping[str, Tilted],
+    split: str,
+    statistic: Callable[[Tensor, Tilted], float],
+    **rest: Any,
+) -> list[Measurement]:
+    groups = evaluation.finetuned.rows(split)
+    fewest = min((targets[prompt] for prompt in groups), key=lambda target: target.effective)
     if fewest.effective < ENOUGH:
         note = (
             f"refused: {fewest.effective:.0f} effective draws of a prompt's target, below {ENOUGH}: lower reward.beta"
         )
         return [Measurement(name, None, note=note, **rest)]
-    groups = evaluation.finetuned.rows()
 
     def of(samples: Samples) -> Tensor:
         assert samples.latents is not None
@@ -138,12 +154,12 @@ def compare(
     def perfect(number: int) -> float:
         values = []
         for prompt, rows in groups.items():
-            drawn, against = targets[prompt].halves()
+            drawn, against = targets[prompt].halves
             draws = drawn.draws(len(rows), generator(0, "select", "target", prompt, step=number))
             values.append(statistic(draws, against))
         return float(np.mean(values))
 
-    n = len(evaluation.finetuned.prompts)
+    n = sum(map(len, groups.values()))
     measured = paired(name, of(evaluation.finetuned), of(evaluation.prior), n=n, **rest)
     unit = {key: value for key, value in rest.items() if key == "unit"}
     return [measured, floor(name, map(perfect, range(FLOORS)), n=n, **unit)]

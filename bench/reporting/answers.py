@@ -13,7 +13,7 @@ from bench.reporting.statistics import FEW
 
 NAMED = 4  # methods that a list names; of more it says how many
 DIVERSITY = "diversity"
-DISTANCES = ("tilt_sw2", "target_sw2")  # to a known target
+DISTANCES = ("tilt_sw2", "target_sw2/test", "target_sw2/train")  # to a known target
 
 
 class Verdict(NamedTuple):

@@ -13,7 +13,6 @@ from bench.reporting.budgets import COSTS, GAINS, KL, TEST, VALIDATION, Draws, M
 from bench.reporting.efficiency import EFFICIENCY, note, with_efficiency
 from bench.reporting.frontier import Frontier
 from bench.reporting.selection import (
-    WHOLES,
     Standing,
     floors,
     has_seeds,
@@ -22,6 +21,7 @@ from bench.reporting.selection import (
     priors,
     standings,
     summary,
+    whole_of,
 )
 from bench.reporting.statistics import FEW, MANY
 
@@ -258,7 +258,7 @@ def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lin
             "as equal to it, and marked are only rows with at least half the best gain of the training "
             f"reward{reached}: {who}."
         )
-    parts = {whole: [name for name in names if WHOLES.get(name.partition("/")[0]) == whole] for whole in names}
+    parts = {whole: [name for name in names if whole_of(name) == whole] for whole in names}
     for whole, own in ((whole, own) for whole, own in parts.items() if own):
         notes.append(f"{', '.join(own)}: of {whole} a part alone, and marked only in rows that are marked there.")
     for metric, own in shown.groupby("metric", sort=False)["note"]:

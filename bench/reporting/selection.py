@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bench import shipped
+from bench.prompts import SPLITS
 from bench.reporting.budgets import COSTS, TRAIN
 from bench.reporting.efficiency import widened
 from bench.reporting.identity import MEASUREMENT, RUN, identified
@@ -273,6 +274,13 @@ class Standing(NamedTuple):
     gap_high: float = float("nan")
 
 
+def whole_of(metric: str) -> str:
+    """The error of which a metric is a part, on the same prompts; empty for one that is none."""
+    names = metric.split("/")
+    whole = WHOLES.get(names[0], "")
+    return f"{whole}/{names[-1]}" if whole and names[-1] in SPLITS else whole
+
+
 def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -> dict[tuple[str, str], Standing]:
     """(row, metric) → how it compares with the best; a tie where the interval of the difference to it holds zero.
 
@@ -286,13 +294,13 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
     found: dict[tuple[str, str], Standing] = {}
     robust = is_robust(rows)
     learned, _ = learners(rows, table)
-    wholes = {WHOLES[base] for name in metrics if (base := name.partition("/")[0]) in WHOLES}
+    wholes = set(filter(None, map(whole_of, metrics)))
     rows = rows[rows["metric"].isin([*metrics, *wholes]) & (rows["direction"] != "none") & rows["value"].notna()]
     compared = list(rows[rows["method"] != "prior"].groupby("metric", sort=False))
-    for metric, measured in sorted(compared, key=lambda one: one[0].partition("/")[0] in WHOLES):  # parts after wholes
+    for metric, measured in sorted(compared, key=lambda one: bool(whole_of(one[0]))):  # parts after wholes
         sign = 1 if measured["direction"].iloc[0] == "higher" else -1
         limited = measured["prior_is_best"].iloc[0]
-        if (whole := WHOLES.get(metric.partition("/")[0])) in set(rows["metric"]):
+        if (whole := whole_of(metric)) in set(rows["metric"]):
             marked = [row for (row, name), one in found.items() if name == whole and one.mark]
             measured = measured[measured["row"].isin(marked)]
         measured = measured[measured["row"].isin(learned)] if limited else measured

@@ -176,7 +176,8 @@ def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch)
     status, text = bench(*run, "--out", tmp_path / "one")
     assert status == 0, text
     rows = read_rows(tmp_path / "one" / "rows.parquet").set_index("metric")
-    for name in ("share_tv", "within_mode/mean", "within_mode/spread", "target_sw2"):
+    names = ("share_tv", "within_mode/mean", "within_mode/spread", "target_sw2")
+    for name in (f"{name}/{split}" for name in names for split in ("train", "validation")):
         assert rows.loc[[name, f"{name}/floor"], "value"].between(0, 10).all()
     assert (tmp_path / "one" / "components.png").is_file()
     before = sorted((tmp_path / "cache").rglob("*.checked"))
