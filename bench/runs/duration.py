@@ -22,7 +22,8 @@ from bench.runs.requirements import requirements
 from bench.settings import OptimizerConfig, RunConfig, SamplerConfig
 from bench.training.trainer import Trainer
 
-ENOUGH = 0.5  # seconds of a piece from which on time is taken to be proportional to its size
+ENOUGH = 0.5  # seconds of a piece below which it is not trusted
+PROPORTIONAL = 1.6  # times as long as its half a piece must take for time to be taken as proportional to its size
 LONG = 10.0  # a first piece that takes so long is not repeated, although it loads and compiles too
 LARGE = 2**30  # bytes of weights with which a CPU is not tried
 PIECE = 4  # evaluation samples of the first piece
@@ -64,10 +65,10 @@ class Pace:
                 trainer.train_on(trainer.sample_round(0))
 
         train = config.train
-        sample = _seconds_of_one(samples, PIECE, len(names))
+        sample = seconds_of_one(samples, PIECE, len(names))
         if not method.needs.training:
             return cls(0.0, sample)
-        prompt = _seconds_of_one(round_of, 1, train.prompts_per_round)
+        prompt = seconds_of_one(round_of, 1, train.prompts_per_round)
         return cls(prompt * train.prompts_per_round / train.updates_per_round, sample)
 
 
@@ -138,16 +139,26 @@ def sweep_time(configs: Sequence[RunConfig], at_once: int, threads: int = 1) -> 
     return f"about {_clock(total)} of runs{parallel}; {total / 3600 * threads:.2g} thread-hours"
 
 
-def _seconds_of_one(work: Callable[[int], None], first: int, most: int) -> float:
-    """Seconds of one of many units of work: of the first of ever larger pieces that takes `ENOUGH`."""
-    limit, units = LONG, first
+def seconds_of_one(work: Callable[[int], None], first: int, most: int) -> float:
+    """Seconds of one of many units of work, from pieces twice as large each time.
+
+    Of the first piece that takes `ENOUGH`, and so much longer than its half that what is the same for pieces of every
+    size, which decides in a small model, no longer counts.
+    """
+    if (seconds := _seconds(work, first)) > LONG:
+        return seconds / first
+    units, half = first, 0.0
     while True:
-        start = time.perf_counter()
-        work(units)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        if seconds > limit or (limit == ENOUGH and units >= most):
+        seconds = _seconds(work, units)
+        grown = seconds > ENOUGH and seconds > PROPORTIONAL * half > 0
+        if grown or seconds > LONG or units >= most:
             return seconds / units
-        units = min(most, 2 * units) if limit == ENOUGH else units
-        limit = ENOUGH
+        units, half = min(most, 2 * units), seconds
+
+
+def _seconds(work: Callable[[int], None], units: int) -> float:
+    start = time.perf_counter()
+    work(units)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.config import resolve
-from bench.runs.duration import Pace, seconds_left, sweep_time, time_text
+from bench.runs.duration import Pace, seconds_left, seconds_of_one, sweep_time, time_text
 from bench.settings import RunConfig
 
 SMALL = ("train.updates=4", "evaluation.samples_per_prompt=64", "evaluation.metrics=[reward]", "evaluation.at=[2]")
@@ -89,3 +89,16 @@ def test_the_time_is_right_within_a_factor_of_two(bench, monkeypatch, tmp_path: 
     assert status == 0, text
     assert taken / 3 < expected < 3 * taken
     assert seconds(text, "Left: ") < 3 * taken
+
+
+def test_what_pieces_of_every_size_need_is_not_multiplied(monkeypatch) -> None:
+    """Half a second for anything, and a thousandth for each unit."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def work(units: int) -> None:
+        clock[0] += 0.5 + units / 1000
+
+    assert seconds_of_one(work, first=4, most=100_000) == pytest.approx(0.001, rel=0.5)
+    assert seconds_of_one(work, first=4, most=10) == pytest.approx(0.051)  # all there are
+    assert seconds_of_one(lambda units: work(20_000 * units), first=1, most=10) == pytest.approx(20.5)  # tried once
