@@ -127,7 +127,9 @@ def test_each_error_sees_what_it_is_for():
     assert narrow["within_mode/spread/train"] == pytest.approx(np.log(2), abs=0.1)
     assert narrow["prior_nll/train"] < right["prior_nll/train"] - 1
     assert single["share_tv/train"] > right["share_tv/train"] + 0.2 and single["within_mode/mean/train"] < 0.3
-    assert noisy["prior_nll/train"] == pytest.approx(right["prior_nll/train"] + 6 / 2, abs=1)  # six directions outside the bases
+    assert noisy["prior_nll/train"] == pytest.approx(
+        right["prior_nll/train"] + 6 / 2, abs=1
+    )  # six directions outside the bases
     assert min(narrow["target_sw2/train"], single["target_sw2/train"]) > right["target_sw2/train"]
 
 
