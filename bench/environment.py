@@ -3,8 +3,9 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accele
             "wandb", "trackio")  # fmt: skip
 
 
-def versions() -> dict[str, str | None]:
+@cache
+def versions() -> Mapping[str, str | None]:
     """Package → version, None if not installed."""
     versions: dict[str, str | None] = {}
     for name in ("nabla-bench", *PACKAGES):

@@ -7,6 +7,7 @@ is made.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,15 +137,23 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
 
 
 def _blueprint(config: ModelConfig, guidance: float) -> "Blueprint":
+    """The checked pipeline with its adapter; made once a process for files that stay as they are."""
+    folder = pipeline_folder(config.name, config.t5)
+    states = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
+    return _checked(config.model_dump_json(), guidance, folder, files)
+
+
+@lru_cache(maxsize=4)
+def _checked(config: str, guidance: float, folder: Path, files: tuple[Any, ...]) -> "Blueprint":
     from bench.models.checks import check_pipeline
     from bench.models.lora import add_lora
 
-    folder = pipeline_folder(config.name, config.t5)
-    family = family_of(folder)
-    only = {"scheduler", family.denoiser} if ships(config.name) else None  # the rest may ship elsewhere
-    blueprint = check_pipeline(folder, family, guidance, only=only, t5=config.t5)
-    if config.finetune == "lora":
-        add_lora(blueprint.network, config.lora, family.lora_targets)
+    model, family = ModelConfig.model_validate_json(config), family_of(folder)
+    only = {"scheduler", family.denoiser} if ships(model.name) else None  # the rest may ship elsewhere
+    blueprint = check_pipeline(folder, family, guidance, only=only, t5=model.t5)
+    if model.finetune == "lora":
+        add_lora(blueprint.network, model.lora, family.lora_targets)
     return blueprint
 
 
@@ -152,7 +161,7 @@ def load_model(
     config: ModelConfig, sampler: SamplerConfig, *, device: "torch.device | str" = "cpu", seed: int = 0
 ) -> "DiffusionModel":
     """The configured model on `device`. seed: of its adapter's first values."""
-    from bench.models.checks import check_pipeline, quiet_libraries
+    from bench.models.checks import quiet_libraries
     from bench.runtime import memory
 
     _require_model(config.name)
@@ -160,7 +169,7 @@ def load_model(
     kind: type[DiffusionModel] = family_of(folder) if folder else registry.load("models", config.name)
     quiet_libraries()
     if folder and not ships(config.name):
-        check_pipeline(folder, family_of(folder), sampler.guidance, t5=config.t5)
+        _blueprint(config, sampler.guidance)
     try:
         with memory.phase():
             return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)
