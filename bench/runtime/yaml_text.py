@@ -1,7 +1,9 @@
 """YAML as it is written: every file and `--set` value is read by `parse`, and what is stored for it is `dump`ed."""
 
+import copy
 import re
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -58,6 +60,11 @@ _Dumper.add_representer(str, _represent_str)
 
 def parse(text: str) -> Any:
     """What a YAML text says. Raises ValueError, with the reason and the line, where it cannot be read."""
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=256)  # every run of a sweep reads the same suite
+def _parsed(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
