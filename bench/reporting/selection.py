@@ -89,7 +89,8 @@ def _last_words(folder: Path) -> str:
 def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Every measurement of every run once, and what was different in a second one."""
     messages = []
-    place = frame["source"].map(lambda path: str(Path(path).parent))
+    folders = {path: Path(path).parent for path in frame["source"].unique()}
+    place = frame["source"].map({path: str(folder) for path, folder in folders.items()})
     failed = frame[frame["status"] == "failed"].assign(place=place)
     broken = pd.MultiIndex.from_frame(failed[[*RUN, "place"]])
     inside = pd.MultiIndex.from_frame(frame[RUN].assign(place=place)).isin(broken)
@@ -98,7 +99,7 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     again = pd.MultiIndex.from_frame(frame[RUN]).isin(finished) & (frame["status"] == "failed")
     messages += [f"{path} holds a failed run that is finished elsewhere." for path in frame.loc[again, "source"]]
     # the newest version of a metric first, and a run's own rows before those of its `bench eval`
-    second = frame["source"].map(lambda path: Path(path).parent.name.startswith("eval-"))
+    second = frame["source"].map({path: folder.name.startswith("eval-") for path, folder in folders.items()})
     order = frame[~again].assign(second=second).sort_values(["metric_version", "second"], ascending=[False, True])
     first = order.drop_duplicates(MEASUREMENT)
     compared = [*MEASUREMENT, "value", "source", "metric_version"]
