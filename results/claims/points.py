@@ -5,6 +5,7 @@ from functools import cache, partial
 
 from bench.publish.claims import Claim, Estimate, Table, markdown_table, tuning
 from bench.reporting.budgets import KL, TRAIN
+from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, method_of, name_of
 
 SW2, TV, MEAN, SPREAD = "tilt_sw2", "tilt_tv", "tilt_within/mean", "tilt_within/spread"
@@ -33,37 +34,6 @@ def _moved(name: str, since: int = 200) -> dict[str, Estimate]:
     both = [method for method in now.methods if method in then.methods]
     changes = {method: now.since(then, method, SW2) for method in both}
     return {method: one for method, one in sorted(changes.items(), key=lambda pair: -abs(pair[1].value)) if one.clear}
-
-
-def _errors(name: str, methods: tuple[str, ...], errors: tuple[str, ...]) -> Claim:
-    """The table of these methods: errors, reward and KL."""
-    table = _table(name)
-    columns = [table.column(metric) for metric in (*errors, TRAIN, KL)]
-    shown = sorted((row for row in methods if row in table.methods), key=lambda row: table(row, SW2).value)
-    lines = [
-        ("prior", *(table.prior(metric).bare for metric in (*errors, TRAIN)), "0"),
-        ("sampling floor", *(table.floor(metric).bare for metric in errors), "", ""),
-        *((name_of(row), *(column[row] for column in columns)) for row in shown),
-    ]
-    headings = ("", *(f"`{metric}` ↓" for metric in errors), "reward ↑", "KL [nats] ↓")
-    return Claim(markdown_table(headings, lines), {"every method shown has values": len(shown) == len(methods)})
-
-
-def _nearest(table: Table) -> list[str]:
-    """The closest rows and what is not separated from them, by their distance; not what scatters beyond the prior."""
-    near = [row for row in table.best(SW2) if table(row, SW2).value < table.prior(SW2).value]
-    return sorted(near, key=lambda row: table(row, SW2).value)
-
-
-def _closest(name: str) -> Claim:
-    table = _table(name)
-    best, *ties = _nearest(table)
-    behind = f", not separated from {listed(ties)}" if ties else ""
-    text = (
-        f"{name_of(best)} comes closest to the target, with a `tilt_sw2` of {table(best, SW2)} at {table(best, KL)} "
-        f"nats{behind}; as many draws of the target have {table.floor(SW2)}, the prior {table.prior(SW2)}."
-    )
-    return Claim(text, {"it is closer than the prior": table(best, SW2).high < table.prior(SW2).value})
 
 
 def _moves_away(name: str) -> Claim:
@@ -193,7 +163,7 @@ def flow_stall() -> Claim:
 def nearest() -> Claim:
     """For a cell of README's table."""
     ring = _table("ring")
-    near = _nearest(ring)
+    near = nearest_rows(ring, SW2)
     return Claim(f"{listed(near[:3])}", {"the first is near": ring(near[0], SW2).value < 0.3})
 
 
@@ -207,15 +177,23 @@ def _made(name: str) -> Claim:
     return made(_table(name), name)
 
 
+def _errors(name: str, metrics: tuple[str, ...]) -> Claim:
+    return errors(_table(name), SHOWN, metrics)
+
+
+def _closest(name: str) -> Claim:
+    return closest(_table(name), SW2)
+
+
 OF_A_TABLE: dict[str, Callable[[], Claim]] = {
     "ring_made": partial(_made, "ring"),
-    "ring_table": partial(_errors, "ring", SHOWN, (SW2, TV, MEAN, SPREAD)),
+    "ring_table": partial(_errors, "ring", (SW2, TV, MEAN, SPREAD)),
     "ring_closest": partial(_closest, "ring"),
     "ring_moves_away": partial(_moves_away, "ring"),
     "ring_approaches": partial(_approaches, "ring"),
     "ring_cost": partial(_cost, "ring", 0.8),
     "flow_made": partial(_made, "ring_flow"),
-    "flow_table": partial(_errors, "ring_flow", SHOWN, (SW2, TV)),
+    "flow_table": partial(_errors, "ring_flow", (SW2, TV)),
     "flow_closest": partial(_closest, "ring_flow"),
     "flow_moves_away": partial(_moves_away, "ring_flow"),
     "flow_approaches": partial(_approaches, "ring_flow"),
