@@ -19,6 +19,7 @@ from rich.console import Console
 from test_results import PUBLISHED, chosen, fid, floor, row
 
 from bench.reporting.formats import latex, markdown, terminal, to_csv
+from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import leaderboard
 from bench.reporting.page import plots_of, write_page
 from bench.reporting.report import Question, boards_of, sections, write_report
@@ -200,6 +201,26 @@ def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
     bands = [trace for trace in rewards.data if trace.get("fill")]
     assert len(bands) == len(rewards.data) / 2 == 8  # of two methods at four costs
     assert all(len(band["y"]) == 6 and band["y"][0] > band["y"][-1] for band in bands)
+
+
+def test_what_is_known_without_training_stands_beside_the_kl_alone() -> None:
+    """The least KL to where it is known, and best of n, whose points with few effective samples are hollow."""
+    (section,) = sections(collect([PUBLISHED / "emoji_clip"])[0], Question())
+    assert section.frontier
+    plot = plots_of(section)[1]
+    own = {metric: plot.views[metric][0]["visible"] for metric in plot.views}
+    stills = {
+        metric: [trace for trace, state in zip(plot.data, seen, strict=True) if state is True and "meta" in trace]
+        for metric, seen in own.items()
+    }
+    assert {metric: len(traces) for metric, traces in stills.items() if len(traces) > 1} == {"path_kl": 4}
+    prior, least, best, _ = stills["path_kl"]
+    curve, draws = section.frontier.curve("train"), section.frontier.curve("train", "best_of_n")
+    assert least["y"][-1] == pytest.approx(curve["kl"].max(), rel=1e-4)
+    assert least["x"][-1] == pytest.approx(prior["x"][0] + curve["gain"].max(), rel=1e-4)
+    assert best["x"] == pytest.approx(list(prior["x"][0] + draws["gain"]), rel=1e-4)
+    hollow = [symbol.endswith("open") for symbol in best["marker"]["symbol"]]
+    assert hollow == list(draws["effective"] < ENOUGH) and set(hollow) == {True, False}
 
 
 def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:
