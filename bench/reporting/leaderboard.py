@@ -34,7 +34,7 @@ MEASURES = (
     *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll"),
     *(*GAINS, VALIDATION, "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
 )
-COSTLY = (KL, "NFE", "reward calls", "reward gradients", "training time")
+COSTLY = (KL, "NFE", "backward NFE", "reward calls", "reward gradients", "training time")
 # what a narrow table leaves out before it leaves out costs
 LATER = ("tilt_tv", "tilt_within", "share_tv", "within_mode", "prior_nll", "diversity_dreamsim", "coverage")
 NARROW = 5  # its columns

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import AXES, COSTS, measured_gains
+from bench.reporting.chooser import choices
 from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, scale_of
 from bench.reporting.figures.trades import SHOWN as NEEDED
@@ -57,6 +58,7 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
     all_sections = sections(frame, question, with_gains=True)
     plots = [plots_of(section) for section in all_sections]
     runs = [_runs(section) for section in all_sections]
+    known = [choices(section.rows) for section in all_sections]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -66,6 +68,7 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
         "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
         "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
         "plots": json.dumps([[(*plot[1:3], list(plot.views.values())) for plot in own] for own in plots]),
+        "choices": json.dumps(known, separators=(",", ":")),
         "runs": json.dumps([own.astype(str).to_numpy().tolist() for own in runs]),
     }
     page = environment.get_template("page.html.j2").render(
@@ -77,8 +80,9 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
                 "plots": own,
                 "samples": _samples(section),
                 "runs": table,
+                "choices": own_choices,
             }
-            for section, own, table in zip(all_sections, plots, runs, strict=True)
+            for section, own, table, own_choices in zip(all_sections, plots, runs, known, strict=True)
         ],
         over=across(scores(all_sections)),
         left_out=left_out,
@@ -114,9 +118,14 @@ def plots_of(section: Section) -> list[Plot]:
     if not gained:
         return []
     labels = {column: f"{label} [{unit}]" if unit else label for column in AXES for label, unit in [COSTS[column]]}
+    spent = {
+        column: {name: line[line[column] > 0] for name, line in gained.items() if (line[column] > 0).any()}
+        for column in AXES
+    }
     curves = {
-        label: {n: (line[column], line["value"], line) for n, line in gained.items()}
-        for column, label in labels.items()
+        labels[column]: {name: (line[column], line["value"], line) for name, line in lines.items()}
+        for column, lines in spent.items()
+        if lines
     }
     values = {name: line["value"] for name, line in gained.items()}
     gain = _axis(rows, of, scale_of(values, positive=is_positive(rows, of)), " less the prior's on the same noise")
