@@ -16,8 +16,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from bench.reporting.budgets import AXES, COSTS, measured_gains
+from bench.reporting.budgets import AXES, COSTS, KL, measured_gains
 from bench.reporting.chooser import choices
+from bench.reporting.envelopes import Group, curves, ratios, reference, table
 from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, scale_of
 from bench.reporting.figures.trades import SHOWN as NEEDED
@@ -25,7 +26,7 @@ from bench.reporting.figures.trades import SOFT, Trade, curve_of, trades_of
 from bench.reporting.formats import interval, parts
 from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import Board, narrow
-from bench.reporting.report import Question, Section, across, scores, sections
+from bench.reporting.report import Question, Section, across, envelopes, scores, sections
 from bench.reporting.samples import Samples, mosaic
 from bench.reporting.statistics import student
 
@@ -56,7 +57,8 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
     frame, left_out: of `bench.reporting.selection.collect`.
     """
     all_sections = sections(frame, question, with_gains=True)
-    plots = [plots_of(section) for section in all_sections]
+    several = envelopes(all_sections)
+    plots = [*(plots_of(section) for section in all_sections), *([envelope_plot(group)] for group in several)]
     runs = [_runs(section) for section in all_sections]
     known = [choices(section.rows) for section in all_sections]
     environment = Environment(
@@ -79,10 +81,14 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
                 "boards": section.boards,
                 "plots": own,
                 "samples": _samples(section),
-                "runs": table,
-                "choices": own_choices,
+                "runs": origin,
+                "choices": choice,
             }
-            for section, own, table, own_choices in zip(all_sections, plots, runs, known, strict=True)
+            for section, own, origin, choice in zip(all_sections, plots[: len(all_sections)], runs, known, strict=True)
+        ],
+        envelopes=[
+            {"board": table(group), "plots": own}
+            for group, own in zip(several, plots[len(all_sections) :], strict=True)
         ],
         over=across(scores(all_sections)),
         left_out=left_out,
@@ -146,6 +152,22 @@ def plots_of(section: Section) -> list[Plot]:
     order = [name for name in names if name in gained]
     plots = [_plot(f"Gain of {of} against", curves, costs, order)]
     return plots + ([_plot(f"Against {of}:", lines, prices, order, known)] if lines else [])
+
+
+def envelope_plot(group: Group) -> Plot:
+    """The least KL of every method at every gain, and its ratio to the least of them."""
+    lines = {"the KL": curves(group), "its ratio": ratios(group)}
+    views = {
+        view: {name: (line["gain"], line["value"], line) for name, line in own.items()}
+        for view, own in lines.items()
+        if own
+    }
+    titles = {"the KL": f"least {KL} [nats]", "its ratio": f"{KL} over that of {reference(group)}"}
+    gain = {"title": {"text": html.escape(f"gain of {group.reward}")}, "type": "linear"}
+    axes = {
+        view: {"xaxis": gain, "yaxis": {"title": {"text": html.escape(titles[view])}, "type": "log"}} for view in views
+    }
+    return _plot("Over all gains:", views, axes, list(group.points))
 
 
 def _known(trade: Trade) -> list[dict[str, Any]]:
@@ -241,13 +263,14 @@ def _traces(name: str, line: Line, look: Look) -> list[dict[str, Any]]:
     """A line and, where there are several seeds, its band, which a click on the name hides together."""
     x, y = (_short(values) for values in line[:2])
     name = html.escape(name)  # Plotly reads texts as HTML
-    traces: list[dict[str, Any]] = [
-        {
-            "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers", "line": {"color": look.color},
-            "marker": {"symbol": SYMBOLS[look.marker], "size": 8}, "text": line[2]["budget"].tolist(),
-            "hovertemplate": _hover("at update %{text}"),
-        }
-    ]  # fmt: skip
+    trace: dict[str, Any] = {
+        "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines", "line": {"color": look.color},
+        "hovertemplate": _hover(),
+    }  # fmt: skip
+    if "budget" in line[2]:  # its points are evaluations
+        trace |= {"mode": "lines+markers", "marker": {"symbol": SYMBOLS[look.marker], "size": 8}}
+        trace |= {"text": line[2]["budget"].tolist(), "hovertemplate": _hover("at update %{text}")}
+    traces = [trace]
     if "low" in line[2] and line[2]["low"].notna().any():
         ends = [_short(line[2][end].fillna(line[1])) for end in ("high", "low")]
         band = {"x": x + x[::-1], "y": ends[0] + ends[1][::-1], "fill": "toself", "fillcolor": f"{look.color}26"}

@@ -12,7 +12,7 @@ import pandas as pd
 from bench.reporting.answers import answers
 from bench.reporting.budgets import GAINS, at, common_gains, measured_gains, spelled
 from bench.reporting.efficiency import with_efficiency
-from bench.reporting.envelopes import groups, table
+from bench.reporting.envelopes import Group, groups, table
 from bench.reporting.figures.curves import plot_curves
 from bench.reporting.figures.envelopes import plot_envelopes
 from bench.reporting.figures.methods import plot_methods
@@ -145,10 +145,16 @@ def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
     return Board("All settings", columns, columns, tuple(lines), notes)
 
 
+def envelopes(all_sections: Sequence[Section]) -> list[Group]:
+    """What `bench.reporting.envelopes` compares: methods with several configurations, over all their tables."""
+    return list(groups(pd.concat([section.rows for section in all_sections])))
+
+
 def boards_of(all_sections: Sequence[Section]) -> list[Board]:
-    """All tables, with the one over settings last."""
+    """All tables: of every setting, over settings, of envelopes."""
     over = across(scores(all_sections))
-    return [board for section in all_sections for board in section.boards] + ([over] if over else [])
+    boards = [board for section in all_sections for board in section.boards] + ([over] if over else [])
+    return boards + [table(group) for group in envelopes(all_sections)]
 
 
 def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
@@ -162,6 +168,9 @@ def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequ
     if over := across(scores(all_sections)):
         parts.append(f"### {over.title}\n\n{markdown(over)}")
         parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
+    for number, board in enumerate(map(table, envelopes(all_sections))):
+        parts.append(f"### {markdown_text(board.title)}\n\n{markdown(board)}")
+        parts += [f"![envelopes](envelopes-{number}.png)\n"] * bool(figures)
     if left_out:
         parts.append("Left out:\n\n" + "\n".join(f"- {markdown_text(sentence)}" for sentence in left_out) + "\n")
     return "\n".join(parts)
@@ -177,14 +186,11 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
     figures = [_figures(section, question, out, number) for number, section in enumerate(all_sections)]
     if across(scored := scores(all_sections)):
         plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
-    parts, boards = [text(all_sections, left_out, figures)], boards_of(all_sections)
-    for number, group in enumerate(groups(frame)):
-        boards.append(table(group))
-        name = f"envelopes-{number}.png"
-        plot_envelopes(group, out / name)
-        parts.append(f"### {markdown_text(boards[-1].title)}\n\n{markdown(boards[-1])}\n![envelopes]({name})\n")
+    for number, group in enumerate(envelopes(all_sections)):
+        plot_envelopes(group, out / f"envelopes-{number}.png")
+    boards = boards_of(all_sections)
     page = out / "report.md"
-    page.write_text("\n".join(parts), encoding="utf8")
+    page.write_text(text(all_sections, left_out, figures), encoding="utf8")
     (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
     (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
     return page
