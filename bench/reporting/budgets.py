@@ -282,9 +282,9 @@ def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
     )
     origin = both["before"].isna()
     constant = both["metric"].str.endswith("/floor")
-    start = {"value": both["prior"].where(~constant, both["value"]), "prior": both["prior"]}
     for name in names:
-        low = both[f"{name}_0"].mask(origin, start.get(name, 0.0)).astype(float)
+        low = both[f"{name}_0"].mask(origin, both["prior"] if name in ("value", "prior") else 0.0).astype(float)
+        low = low.mask(constant, both[name]) if name in MEASURED else low
         moved = low + both["share"] * (both[name] - low)
         both[name] = both[name].astype(float).mask(both["share"] < 1, moved)
     both["from_prior"] = origin & (both["share"] < 1)

@@ -20,6 +20,7 @@ from bench.reporting.selection import (
     is_robust,
     learners,
     priors,
+    spreads,
     standings,
     summary,
 )
@@ -258,6 +259,12 @@ def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lin
             "as equal to it, and marked are only rows with at least half the best gain of the training "
             f"reward{reached}: {who}."
         )
+    for metric, spread in spreads(rows, table).items():
+        if metric in names and spread.hides:
+            notes.append(
+                f"{metric}: 95 % of its floors fall between {spread.low:.3g} and {spread.high:.3g}, as far apart as "
+                f"the rows compared ({spread.apart:.3g}): nothing is marked, and it says nothing without more samples."
+            )
     parts = {whole: [name for name in names if WHOLES.get(name.partition("/")[0]) == whole] for whole in names}
     for whole, own in ((whole, own) for whole, own in parts.items() if own):
         notes.append(f"{', '.join(own)}: of {whole} a part alone, and marked only in rows that are marked there.")

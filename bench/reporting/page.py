@@ -26,7 +26,8 @@ from bench.reporting.figures.trades import SOFT, Trade, curve_of, trades_of
 from bench.reporting.formats import interval, parts
 from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import Board, narrow
-from bench.reporting.report import Question, Section, across, envelopes, scores, sections
+from bench.reporting.ranks import Ranks
+from bench.reporting.report import Question, Section, across, envelopes, ranked_over, scores, sections
 from bench.reporting.samples import Samples, mosaic
 from bench.reporting.statistics import student
 
@@ -59,6 +60,8 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
     all_sections = sections(frame, question, with_gains=True)
     several = envelopes(all_sections)
     plots = [*(plots_of(section) for section in all_sections), *([envelope_plot(group)] for group in several)]
+    ordered = ranked_over(all_sections)
+    plots += [[ranks_plot(ordered[0])]] if ordered else []
     runs = [_runs(section) for section in all_sections]
     known = [choices(section.rows) for section in all_sections]
     environment = Environment(
@@ -88,9 +91,10 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
         ],
         envelopes=[
             {"board": table(group), "plots": own}
-            for group, own in zip(several, plots[len(all_sections) :], strict=True)
+            for group, own in zip(several, plots[len(all_sections) :], strict=False)
         ],
-        over=across(scores(all_sections)),
+        over=[one for one in (across(scores(all_sections)), ordered and ordered[1]) if one],
+        ranks=plots[-1] if ordered else [],
         left_out=left_out,
         parts=parts,
         later=_later,
@@ -168,6 +172,25 @@ def envelope_plot(group: Group) -> Plot:
         view: {"xaxis": gain, "yaxis": {"title": {"text": html.escape(titles[view])}, "type": "log"}} for view in views
     }
     return _plot("Over all gains:", views, axes, list(group.points))
+
+
+def ranks_plot(found: Ranks) -> Plot:
+    """Mean ranks with bars half of the critical distance long on either side, which overlap where not separated."""
+    means, styles = found.means, looks([str(name) for name in found.means.index])
+    names = [html.escape(str(name)) for name in means.index]
+    trace = {
+        "x": _short(means), "y": names, "mode": "markers", "showlegend": False,
+        "marker": {"size": 9, "color": [look.color for look in styles.values()]},
+        "error_x": {"type": "constant", "value": found.distance / 2, "thickness": 1},
+        "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
+    }  # fmt: skip
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "mean rank"}},
+        "yaxis": {"autorange": "reversed", "automargin": True},
+    }
+    layout |= {"height": 160 + 22 * len(names), "margin": {"l": 60, "r": 10, "t": 40, "b": 50}}
+    label = "bars: half the critical distance; apart where they do not overlap"
+    return Plot("Mean ranks,", [trace], layout, {label: [{}, {}]})
 
 
 def _known(trade: Trade) -> list[dict[str, Any]]:

@@ -317,6 +317,27 @@ def test_methods_are_compared_over_settings_that_all_of_them_had() -> None:
     assert set(reports.scores(sections(pd.DataFrame(rows[:4]), Question()))) == set()  # none had all three
 
 
+@pytest.mark.parametrize(("apart", "marked"), [(40.0, True), (10.0, False)])
+def test_what_floors_scatter_over_is_marked_nowhere_and_said(apart: float, marked: bool) -> None:
+    """Five seeds' floors of three draws each, from 298 to 316: rows that lie 10 apart are not told apart by it."""
+    rows = []
+    for seed, low in enumerate((298.0, 303.0, 307.0, 311.0, 316.0)):
+        for name, gap in (("draft", apart), ("ddpo", 0.0)):
+            own = {"method": name, "run": f"{name}{seed}", "seed": seed}
+            scattered = low + 20 + gap + 0.1 * seed * (gap > 0)  # clear by Student's t within seeds, whatever the floor
+            rows += [row(**own), fid(value=scattered, prior=low, difference=scattered - low, **own)]
+            rows.append(floor(value=low, standard_error=3.0, degrees=2.0, **own))
+    ((_, own),) = settings(pd.DataFrame(rows))
+    shown = leaderboard(own)
+    place = shown.columns.index("fid_prior/space")
+    marks = {line.name: line.cells[place].mark for line in shown.lines if line.n}
+    assert marks == {"ddpo": "best" if marked else "", "draft": ""}
+    draws = np.array([low + step for low in (298, 303, 307, 311, 316) for step in (-3, 0, 3)])  # with that deviation
+    low, high = draws.mean() - 1.96 * draws.std(ddof=1), draws.mean() + 1.96 * draws.std(ddof=1)
+    said = f"fid_prior: 95 % of its floors fall between {low:.3g} and {high:.3g}, as far apart as the rows compared"
+    assert any(note.startswith(said) for note in shown.notes) != marked
+
+
 def test_cells_survive_pipes() -> None:
     assert comparison(row(metric="a|b"), metrics=["a|b"])[0].startswith(r"| method | a\|b ↑ |")
 
