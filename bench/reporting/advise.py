@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -118,7 +119,7 @@ def _tested(line: Line, rank: Rank | None, gained: bool) -> Line:
     names = () if gained and pd.isna(first.difference) else Cell._fields[3:6] if gained else Cell._fields[:3]
     tested = not math.isnan(rank.p)
     mark = "best" if rank.first else "tie" if tested and not rank.separated else ""
-    own = dict(zip(names, rank, strict=False)) | {"mark": mark}
+    own: dict[str, Any] = dict(zip(names, rank, strict=False)) | {"mark": mark}
     own |= {"gap": rank.gap, "gap_low": rank.gap_low, "gap_high": rank.gap_high}
     return line._replace(cells=(first._replace(**own), Cell(text=f"{rank.p:.2g}" if tested else "–"), *rest))
 

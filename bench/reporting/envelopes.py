@@ -183,7 +183,7 @@ def table(group: Group) -> Board:
             mark = "" if corrected[name] < 1 - CONFIDENCE else "not separated"
             mean = Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip())
             shown = [bands[name].iloc[place] for place in places.values()]
-            cells = (*mean, *(Cell(*at[["value", "low", "high"]], text=f"at {at['gain']:+.2g}") for at in shown))
+            cells = (*mean, *(Cell(at["value"], at["low"], at["high"], text=f"at {at['gain']:+.2g}") for at in shown))
         lines.append(Line(name, cells, str(one.seeds if one else len(group.points[name]))))
     columns = (f"KL over that of {best}", "p (Holm)", *places)
     notes = (

@@ -12,8 +12,8 @@ from bench.reporting.statistics import CONFIDENCE, gaps, holm, intervals, paired
 class Rank(NamedTuple):
     """A row's centre over seeds with Student's interval, and its difference to the first row within seeds.
 
-    The difference is one of logarithms where `gap_of_logs`. p: of Student's test that it is 0, by Holm's method; NaN of
-    the first row and where it cannot be tested.
+    The difference is one of logarithms where the metric is positive. p: of Student's test that it is 0, by Holm's
+    method; NaN of the first row and where it cannot be tested.
     """
 
     value: float
@@ -23,7 +23,6 @@ class Rank(NamedTuple):
     gap: float = float("nan")
     gap_low: float = float("nan")
     gap_high: float = float("nan")
-    gap_of_logs: bool = False
     p: float = float("nan")
 
     @property
@@ -57,9 +56,11 @@ def ranking(chosen: pd.DataFrame, metric: str) -> dict[str, Rank]:
     p_values = {name: paired_p(x - y) for name, (x, y) in zip(pairs, scaled, strict=True) if name != first}
     tested = [name for name, p in p_values.items() if not np.isnan(p)]
     corrected = dict(zip(tested, holm([p_values[name] for name in tested]), strict=True))
-    return {
-        name: Rank(*ends[name], False, *gap, bool(log), corrected.get(name, float("nan")))
-        if name != first
-        else Rank(*ends[name], True)
-        for name, gap, log in zip(order, apart, logs, strict=True)
-    }
+    found = {}
+    for name, (gap, gap_low, gap_high) in zip(order, apart, strict=True):
+        value, low, high = ends[name]
+        found[name] = Rank(value, low, high, name == first)
+        if name != first:
+            p = corrected.get(name, float("nan"))
+            found[name] = found[name]._replace(gap=gap, gap_low=gap_low, gap_high=gap_high, p=p)
+    return found
