@@ -17,6 +17,7 @@ class Currency(StrEnum):
     """What a budget is counted in."""
 
     reward_calls = "reward_calls"
+    reward_gradients = "reward_gradients"
     nfe = "nfe"
     updates = "updates"
     seconds = "seconds"
@@ -35,7 +36,8 @@ def advise(
         list[Path] | None, typer.Argument(help="Folders of runs of your own, beside the published rows.")
     ] = None,
     currency: Annotated[
-        Currency, typer.Option(help="Of --budget: images scored, NFE, updates, or seconds of training.")
+        Currency,
+        typer.Option(help="Of --budget: images scored, gradients of that, NFE, updates, or seconds of training."),
     ] = Currency.reward_calls,
     max_kl: Annotated[float | None, typer.Option(help="Stop where path_kl reaches so many nats.")] = None,
     gradient: Annotated[

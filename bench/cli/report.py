@@ -36,6 +36,9 @@ def report(
     ] = None,
     at_updates: Annotated[float | None, typer.Option(min=1, help="Compare every run at so many updates.")] = None,
     at_reward_calls: Annotated[float | None, typer.Option(min=1, help="The same at so many reward calls.")] = None,
+    at_reward_gradients: Annotated[
+        float | None, typer.Option(min=1, help="The same at so many gradients of the reward.")
+    ] = None,
     at_nfe: Annotated[
         float | None, typer.Option(min=1, help="The same at an NFE: passes of samples through the denoiser.")
     ] = None,
@@ -65,6 +68,7 @@ def report(
     costs = {
         "updates": at_updates,
         "reward_calls": at_reward_calls,
+        "reward_gradients": at_reward_gradients,
         "nfe": at_nfe or at_network_rows,
         "train_seconds": at_seconds,
     }

@@ -1,17 +1,32 @@
 """Which methods do best within a budget and a KL bound, as far as rows tell."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
 from bench.errors import BenchError, did_you_mean
-from bench.reporting.answers import DIVERSITY, answers
-from bench.reporting.budgets import ENOUGH, KL, NEAR, TEST, VALIDATION, amount, draws, measured_gains, spelled, within
+from bench.reporting.answers import DISTANCES, DIVERSITY, answers
+from bench.reporting.budgets import (
+    ENOUGH,
+    GAINS,
+    KL,
+    NEAR,
+    TEST,
+    VALIDATION,
+    Draws,
+    amount,
+    draws,
+    measured_gains,
+    spelled,
+    within,
+)
 from bench.reporting.formats import interval
-from bench.reporting.leaderboard import COST_NAMES, Board, tabulate
-from bench.reporting.selection import settings, summary
+from bench.reporting.leaderboard import COST_NAMES, Board, Cell, Line, tabulate
+from bench.reporting.ranking import Rank, ranking
+from bench.reporting.selection import has_seeds, settings, summary
 
 MOST = 4  # methods whose command is shown
 
@@ -67,34 +82,71 @@ def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
     chosen, missing, stops = within(rows, ask.axis, ask.budget, ask.most_kl)
     trained = chosen[chosen["updates"] > 0]
     metrics = [name for name in trained["metric"].unique() if not name.endswith("/floor")]
+    target = [name for name in DISTANCES if name in metrics][:1]
     spaces = [name for name in metrics if name.partition("/")[0] == DIVERSITY][:1]
     rewards = measured_gains(rows)
     others = [KL] if TEST in rewards else [VALIDATION, KL]
-    names = [*rewards, *(name for name in others if name in metrics)]
-    names += [*spaces, *(name for name in COST_NAMES if name != "training time")]
+    names = [*target, *rewards, *(name for name in others if name in metrics)]
+    names += [*spaces, *COST_NAMES]
     notes = _notes(stops[~stops["row"].isin(missing)], ask)
     board = tabulate(trained, names, missing, notes, f"{title}, within {ask}", _unknown(rows, trained, ask))
+    if not trained.empty and has_seeds(trained):
+        board = _ranked(board, ranking(trained, names[0]))
     free = _free(chosen[chosen["updates"] == 0], ask)
     board = replace(board, answers=(*answers(board), *free.values()))
     return Advice(board, {name: _settings(chosen, name) for name in [*_worth_a_try(board), *free]})
 
 
-def _free(rows: pd.DataFrame, ask: Ask) -> dict[str, str]:
-    """Methods that train nothing but select among draws, if the bounds let them → a sentence on what they gain."""
-    table, reward, found = summary(rows), measured_gains(rows)[0], dict[str, str]()
+def _ranked(board: Board, ranks: Mapping[str, Rank]) -> Board:
+    """The table in the order of `ranks`, with their intervals, marks and p in the place of its first column's own."""
+    places = {name: place for place, name in enumerate(ranks)}
+    lines = [_tested(line, ranks.get(line.name), board.columns[0] in GAINS) for line in board.lines]
+    lines.sort(key=lambda line: places.get(line.name, len(places)) if line.n else -1)
+    tests = sum(not math.isnan(rank.p) for rank in ranks.values())
+    note = (
+        f"By {board.columns[0]}: centres with Student's intervals over seeds. p: of Student's test of the difference "
+        f"to the first within seeds, corrected for {tests} tests by Holm's method; ≈: not separated from the first."
+    )
+    columns, headings = ((one[0], "p (Holm)", *one[1:]) for one in (board.columns, board.headings))
+    return replace(board, columns=columns, headings=headings, lines=tuple(lines), notes=(note, *board.notes))
+
+
+def _tested(line: Line, rank: Rank | None, gained: bool) -> Line:
+    """gained: whether the rank is by the difference to the prior."""
+    first, *rest = line.cells
+    if rank is None:
+        return line._replace(cells=(first, Cell(), *rest))
+    names = () if gained and pd.isna(first.difference) else Cell._fields[3:6] if gained else Cell._fields[:3]
+    tested = not math.isnan(rank.p)
+    mark = "best" if rank.first else "tie" if tested and not rank.separated else ""
+    own: dict[str, Any] = dict(zip(names, rank, strict=False)) | {"mark": mark}
+    own |= {"gap": rank.gap, "gap_low": rank.gap_low, "gap_high": rank.gap_high}
+    return line._replace(cells=(first._replace(**own), Cell(text=f"{rank.p:.2g}" if tested else "–"), *rest))
+
+
+def selections(rows: pd.DataFrame) -> dict[str, tuple[Draws, str]]:
+    """Methods that train nothing but select among draws → what a finished sample costs, and what they gain in words."""
+    table, reward = summary(rows), measured_gains(rows)[0]
+    found = {}
     for name, cost in draws(rows).items():
-        each = cost.of(ask.axis)
-        too_far = ask.most_kl is not None and not cost.kl <= ask.most_kl
-        if each > ask.budget or too_far or (name, reward) not in table.index:
+        if (name, reward) not in table.index:
             continue
         gain = table.loc[(name, reward)]
         ends = interval(gain["difference"], gain["difference_low"], gain["difference_high"], sign=True)
-        samples = f"; {spelled(ask.budget, ask.axis)} make {ask.budget // each:,.0f} samples" if each else ""
         kl = "" if math.isnan(cost.kl) else f" at a KL between samples of at most {cost.kl:.2g} nats"
-        found[name] = (
-            f"Without training {name} gains {' '.join(filter(None, ends))}{kl}, for {cost.nfe:,} NFE and {cost.calls} "
-            f"reward calls per finished sample{samples}."
-        )
+        spent = f"{cost.nfe:,} NFE and {cost.calls} reward calls per finished sample"
+        found[name] = cost, f"Without training {name} gains {' '.join(filter(None, ends))}{kl}, for {spent}"
+    return found
+
+
+def _free(rows: pd.DataFrame, ask: Ask) -> dict[str, str]:
+    """Those of `selections` that the bounds allow → the sentence, with how many samples the budget makes."""
+    found = {}
+    for name, (cost, said) in selections(rows).items():
+        each = cost.of(ask.axis)
+        if each <= ask.budget and (ask.most_kl is None or cost.kl <= ask.most_kl):
+            samples = f"; {spelled(ask.budget, ask.axis)} make {ask.budget // each:,.0f} samples" if each else ""
+            found[name] = f"{said}{samples}."
     return found
 
 

@@ -16,17 +16,19 @@ GAINS = {TEST: "test prompts", TRAIN: "training prompts"}  # whose difference to
 COSTS = {  # column → (what a table calls it, unit)
     "updates": ("updates", ""),
     "nfe": ("NFE", ""),
+    "network_backwards": ("backward NFE", ""),  # of the NFE
     "reward_calls": ("reward calls", ""),
     "reward_gradients": ("reward gradients", ""),
     "train_seconds": ("training time", "s"),
 }
-AXES = tuple(name for name in COSTS if name != "reward_gradients")  # what every training spends, gradient or none
+AXES = tuple(name for name in COSTS if name != "network_backwards")  # what a budget can be of
+SOME = ("network_backwards", "reward_gradients")  # what not every training spends
 KL = "path_kl"
 MEASURED = ["value", "prior", "difference", "standard_error"]
 NEAR = 2  # an evaluation within this factor of the value, on either side, is enough to interpolate
 ENOUGH = 0.9  # of a cost; a run that ends between this share of it and the whole counts with its last evaluation
 SELECTING = ("best_of_n", "soft_best_of_n", "fk_steering")  # methods that train nothing and choose among draws
-SPENT = [*COSTS, "network_forwards", "network_backwards", "wall_seconds"]
+SPENT = [*COSTS, "network_forwards", "wall_seconds"]
 
 
 class Missing(NamedTuple):
@@ -104,7 +106,9 @@ def _at_cost(rows: pd.DataFrame, axis: str, limit: float) -> tuple[pd.DataFrame,
     missing = {name: one._replace(costs={}) for name, one in _refused(rows, crossed, limit, axis).items()}
     for name, own in ends.groupby("row")["x"]:
         short = int((own < ENOUGH * limit).sum())
-        if short == own.size:
+        if axis in SOME and own.max() == 0:
+            missing[name] = Missing("spends none of it")
+        elif short == own.size:
             missing[name] = Missing(f"ends at {amount(own.max())}", most=own.max())
         elif short:
             missing[name] = Missing(f"{short} of {own.size} runs end before", most=own.max())
@@ -232,7 +236,10 @@ def _refused(rows: pd.DataFrame, crossed: pd.DataFrame, limit: float, axis: str)
         if axis not in GAINS:
             why = f"not evaluated between {before[axis]:,g} and {after[axis]:,g}"
         ends = {column: [amount(one[column]) for one in (before, after)] for column in COSTS}
-        costs = {COSTS[column][0]: f"< {high}" if first else f"{low} – {high}" for column, (low, high) in ends.items()}
+        costs = {
+            COSTS[column][0]: high if not after[column] else f"< {high}" if first else f"{low} – {high}"
+            for column, (low, high) in ends.items()
+        }
         refused[str(name)] = Missing(why, costs, places["seed"].nunique())
     return refused
 
@@ -275,9 +282,9 @@ def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
     )
     origin = both["before"].isna()
     constant = both["metric"].str.endswith("/floor")
-    start = {"value": both["prior"].where(~constant, both["value"]), "prior": both["prior"]}
     for name in names:
-        low = both[f"{name}_0"].mask(origin, start.get(name, 0.0)).astype(float)
+        low = both[f"{name}_0"].mask(origin, both["prior"] if name in ("value", "prior") else 0.0).astype(float)
+        low = low.mask(constant, both[name]) if name in MEASURED else low
         moved = low + both["share"] * (both[name] - low)
         both[name] = both[name].astype(float).mask(both["share"] < 1, moved)
     both["from_prior"] = origin & (both["share"] < 1)
@@ -287,13 +294,13 @@ def _between(rows: pd.DataFrame, *chosen: pd.DataFrame) -> pd.DataFrame:
 def with_costs(rows: pd.DataFrame, direction: str = "none") -> pd.DataFrame:
     """The rows and, as metrics, what every run cost; "lower" where the cheapest shall be marked.
 
-    Of reward gradients none is: methods that use none would win.
+    Of SOME none is: methods that spend nothing of it would win.
     """
     runs = rows[rows["status"] != "failed"].drop_duplicates(["row", "seed"])
     blank: dict[str, Any] = dict.fromkeys(["prior", "difference", "standard_error", "degrees"], np.nan)
     blank |= {"direction": direction, "metric_version": 1, "status": "ok", "note": ""}
     blank |= {"support": "positive", "prior_is_best": False}
-    own = {"reward_gradients": {"direction": "none"}}
+    own = {column: {"direction": "none"} for column in SOME}
     costs = [
         runs.assign(metric=name, unit=unit, value=runs[column].astype(float), **blank | own.get(column, {}))
         for column, (name, unit) in COSTS.items()

@@ -92,7 +92,13 @@ below the table names them.
 
 **A floor** is a mean over draws: three per evaluation, and over seeds those of all.
 
-**At an equal gain or cost** (`--at-reward-gain`, `--at-updates`, `--at-nfe`, `--at-reward-calls`, `--at-seconds`) every
+**A floor that scatters** as widely as the rows differ hides what the metric is to show. Where the range of 95 % of a
+floor's draws (their mean ± 1.96 standard deviations, over all draws of all seeds) is as wide as the largest difference
+between the rows compared, nothing in the column is marked, and a note gives both numbers. Then more samples, or another
+metric, are needed. It is so of `fid_prior` at 144 images for methods that stay near the prior.
+
+**At an equal gain or cost** (`--at-reward-gain`, `--at-updates`, `--at-nfe`, `--at-reward-calls`,
+`--at-reward-gradients`, `--at-seconds`) every
 run is read off where it first reaches the value, by linear interpolation between its evaluations (`evaluation.at`); it
 starts as the prior at no cost. Intervals at a gain are over the runs that got there, and the table says how many did
 not. A row of which a run ends before {enough} % of a cost has no values there, and a sentence above the table says so;

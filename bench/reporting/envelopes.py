@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 
 from bench.reporting.budgets import KL, measured_gains
 from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.selection import SETTING, differing
-from bench.reporting.statistics import CONFIDENCE, holm, over_seeds
+from bench.reporting.statistics import CONFIDENCE, holm, over_seeds, paired_p
 
 CONFIGURED = ("method.", "optimizer.", "reward.beta", "train.updates")  # settings in which configurations may differ
 FLOOR = 0.1  # of the largest gain: below it, all configurations are near the prior and agree
@@ -117,9 +116,10 @@ def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> C
     largest = np.abs(rng.standard_normal((DRAWS, n)) @ unit).max(1) / scale
     reach = np.quantile(largest, CONFIDENCE) * spread / np.sqrt(n * (n - 1))
     means = ratio.mean(1)
-    p = float(scipy.stats.ttest_1samp(means, 0.0).pvalue) if means.std() > 0 else 1.0
     interval = tuple(map(float, over_seeds([means])[0]))
-    return Comparison(gains, centre, centre - reach, centre + reach, (interval[0], interval[1], interval[2]), p, n)
+    return Comparison(
+        gains, centre, centre - reach, centre + reach, (interval[0], interval[1], interval[2]), paired_p(means), n
+    )
 
 
 def reference(group: Group) -> str:
@@ -144,23 +144,52 @@ def comparisons(group: Group) -> dict[str, Comparison | None]:
     return {name: compare(points, group.points[best]) for name, points in group.points.items() if name != best}
 
 
+def curves(group: Group) -> dict[str, pd.DataFrame]:
+    """Every method's envelope over the gains that all its seeds reach: `gain`, `value`, `low`, `high` [nats].
+
+    The mean of log KL over seeds with Student's interval at each gain; methods without a gain are left out.
+    """
+    found = {}
+    for name, seeds in group.points.items():
+        gains = common_range([seeds])
+        if len(gains):
+            logs = np.log(np.stack([least_kl(points, gains) for points in seeds.values()]))
+            ends = np.exp(over_seeds(list(logs.T)))
+            found[name] = pd.DataFrame(ends, columns=["value", "low", "high"]).assign(gain=gains)
+    return found
+
+
+def ratios(group: Group) -> dict[str, pd.DataFrame]:
+    """The others' KL over that of the `reference`: `gain`, `value`, `low`, `high`, a band for the whole curve."""
+    return {
+        name: pd.DataFrame(np.exp([one.ratio, one.low, one.high]).T, columns=["value", "low", "high"]).assign(
+            gain=one.gains
+        )
+        for name, one in comparisons(group).items()
+        if one
+    }
+
+
 def table(group: Group) -> Board:
-    """The table: the mean ratio of KL to the reference's over the common gains, and p by Holm's method."""
-    best, found = reference(group), comparisons(group)
+    """The table: the ratio of KL to the reference's over the common gains, p by Holm's method, and the band."""
+    best, found, bands = reference(group), comparisons(group), ratios(group)
     known = {name: one.p for name, one in found.items() if one}
     corrected = dict(zip(known, holm(list(known.values())), strict=True))
-    lines = [Line(best, (Cell(1.0), Cell(text="–")), str(len(group.points[best])))]
+    places = {"at the least gain": 0, "in the middle": GAINS // 2, "at the largest": GAINS - 1}
+    lines = [Line(best, (Cell(1.0), *[Cell(text="–")] * (1 + len(places))), str(len(group.points[best])))]
     for name, one in found.items():
-        cells = (Cell(text="–"), Cell(text="–"))
+        cells = (Cell(text="–"),) * (2 + len(places))
         if one:
             mark = "" if corrected[name] < 1 - CONFIDENCE else "not separated"
-            cells = (Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip()))
+            mean = Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip())
+            shown = [bands[name].iloc[place] for place in places.values()]
+            cells = (*mean, *(Cell(at["value"], at["low"], at["high"], text=f"at {at['gain']:+.2g}") for at in shown))
         lines.append(Line(name, cells, str(one.seeds if one else len(group.points[name]))))
-    columns = (f"KL over that of {best}", "p (Holm)")
+    columns = (f"KL over that of {best}", "p (Holm)", *places)
     notes = (
         f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
         f"much of {group.reward}. The ratio is the exponential of the mean difference of log KL over the gains that "
         f"both reach in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, "
-        "95 %.",
+        "95 %. At single gains the brackets are a band that holds the whole curve in 95 of 100.",
     )
     return Board(f"Envelopes: {group.heading}", columns, columns, tuple(lines), notes)

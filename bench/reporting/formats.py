@@ -150,8 +150,8 @@ def terminal(board: Board, width: int, wide: bool = False) -> Group:
     if broken:
         blocks, titles, columns = _blocks(board, width, narrow(board.columns), broken)
         blocks = blocks[:1]
-        rest = [board.headings[i] for i in every if i not in blocks[0]]
-        notes.insert(0, f"More columns with --wide: {', '.join(rest)}.")
+        if rest := [board.headings[i] for i in every if i not in blocks[0]]:
+            notes.insert(0, f"More columns with --wide: {', '.join(rest)}.")
     tables = []
     for block in blocks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

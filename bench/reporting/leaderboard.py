@@ -19,6 +19,7 @@ from bench.reporting.selection import (
     is_robust,
     learners,
     priors,
+    spreads,
     standings,
     summary,
     whole_of,
@@ -34,7 +35,7 @@ MEASURES = (
     *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll"),
     *(*GAINS, VALIDATION, "fid_prior", "diversity", "diversity_dreamsim", "coverage"),
 )
-COSTLY = (KL, "NFE", "reward calls", "reward gradients", "training time")
+COSTLY = (KL, "NFE", "backward NFE", "reward calls", "reward gradients", "training time")
 # what a narrow table leaves out before it leaves out costs
 LATER = ("tilt_tv", "tilt_within", "share_tv", "within_mode", "prior_nll", "diversity_dreamsim", "coverage")
 NARROW = 5  # its columns
@@ -258,6 +259,12 @@ def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lin
             "as equal to it, and marked are only rows with at least half the best gain of the training "
             f"reward{reached}: {who}."
         )
+    for metric, spread in spreads(rows, table).items():
+        if metric in names and spread.hides:
+            notes.append(
+                f"{metric}: 95 % of its floors fall between {spread.low:.3g} and {spread.high:.3g}, as far apart as "
+                f"the rows compared ({spread.apart:.3g}): nothing is marked, and it says nothing without more samples."
+            )
     parts = {whole: [name for name in names if whole_of(name) == whole] for whole in names}
     for whole, own in ((whole, own) for whole, own in parts.items() if own):
         notes.append(f"{', '.join(own)}: of {whole} a part alone, and marked only in rows that are marked there.")

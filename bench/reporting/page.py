@@ -11,18 +11,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from bench.reporting.budgets import AXES, COSTS, measured_gains
+from bench.reporting.budgets import AXES, COSTS, KL, measured_gains
+from bench.reporting.chooser import choices
+from bench.reporting.envelopes import Group, curves, ratios, reference, table
 from bench.reporting.figures.looks import Look, families, looks
-from bench.reporting.figures.scales import gains, is_positive, lines_of, scale_of
-from bench.reporting.figures.trades import TRADED
+from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, scale_of
+from bench.reporting.figures.trades import SHOWN as NEEDED
+from bench.reporting.figures.trades import SOFT, Trade, curve_of, trades_of
 from bench.reporting.formats import interval, parts
+from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import Board, narrow
-from bench.reporting.report import Question, Section, across, scores, sections
+from bench.reporting.ranks import Ranks
+from bench.reporting.report import Question, Section, across, envelopes, ranked_over, scores, sections
 from bench.reporting.samples import Samples, mosaic
+from bench.reporting.statistics import student
 
 PIXELS = 16_000_000  # of the samples of a setting, so that a phone opens the page
 SHOWN = 10  # rows of the table whose lines are shown before a reader asks for others
@@ -51,8 +58,12 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
     frame, left_out: of `bench.reporting.selection.collect`.
     """
     all_sections = sections(frame, question, with_gains=True)
-    plots = [plots_of(section) for section in all_sections]
+    several = envelopes(all_sections)
+    plots = [*(plots_of(section) for section in all_sections), *([envelope_plot(group)] for group in several)]
+    ordered = ranked_over(all_sections)
+    plots += [[ranks_plot(ordered[0])]] if ordered else []
     runs = [_runs(section) for section in all_sections]
+    known = [choices(section.rows) for section in all_sections]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -62,6 +73,7 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
         "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
         "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
         "plots": json.dumps([[(*plot[1:3], list(plot.views.values())) for plot in own] for own in plots]),
+        "choices": json.dumps(known, separators=(",", ":")),
         "runs": json.dumps([own.astype(str).to_numpy().tolist() for own in runs]),
     }
     page = environment.get_template("page.html.j2").render(
@@ -72,11 +84,17 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
                 "boards": section.boards,
                 "plots": own,
                 "samples": _samples(section),
-                "runs": table,
+                "runs": origin,
+                "choices": choice,
             }
-            for section, own, table in zip(all_sections, plots, runs, strict=True)
+            for section, own, origin, choice in zip(all_sections, plots[: len(all_sections)], runs, known, strict=True)
         ],
-        over=across(scores(all_sections)),
+        envelopes=[
+            {"board": table(group), "plots": own}
+            for group, own in zip(several, plots[len(all_sections) :], strict=False)
+        ],
+        over=[one for one in (across(scores(all_sections)), ordered and ordered[1]) if one],
+        ranks=plots[-1] if ordered else [],
         left_out=left_out,
         parts=parts,
         later=_later,
@@ -106,56 +124,158 @@ def plots_of(section: Section) -> list[Plot]:
     names = [line.name for line in board.lines if line.n]
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
     of = measured_gains(rows)[0]
-    reward = {name: line for name, line in lines_of(rows, of) if name in names}
-    if not reward:
-        return []
     gained = {name: line for name, line in lines_of(gains(rows), of) if name in names}
+    if not gained:
+        return []
     labels = {column: f"{label} [{unit}]" if unit else label for column in AXES for label, unit in [COSTS[column]]}
-    curves = {
-        label: {n: (line[column], line["value"], line) for n, line in gained.items()}
-        for column, label in labels.items()
+    spent = {
+        column: {name: line[line[column] > 0] for name, line in gained.items() if (line[column] > 0).any()}
+        for column in AXES
     }
-    trades: dict[str, dict[str, Line]] = {}
-    for metric in (name for name in board.columns if name.startswith(TRADED)):
-        both = {n: reward[n].merge(line, on="budget") for n, line in lines_of(rows, metric) if n in reward}
-        trades[metric] = {n: (line["value_x"], line["value_y"], line) for n, line in both.items()}
-    gain = _axis(rows, of, {n: line["value"] for n, line in gained.items()}, " less the prior's on the same noise")
+    curves = {
+        labels[column]: {name: (line[column], line["value"], line) for name, line in lines.items()}
+        for column, lines in spent.items()
+        if lines
+    }
+    values = {name: line["value"] for name, line in gained.items()}
+    gain = _axis(rows, of, scale_of(values, positive=is_positive(rows, of)), " less the prior's on the same noise")
     costs = {label: {"xaxis": {"title": {"text": label}, "type": "log"}, "yaxis": gain} for label in curves}
+    trades = {trade.metric: trade for trade in trades_of(rows, board.columns, names, section.frontier)}
     prices = {
         metric: {
-            "xaxis": _axis(rows, of, {n: line["value"] for n, line in reward.items()}),
-            "yaxis": _axis(rows, metric, {n: line[1] for n, line in lines.items()}),
+            axis: _axis(rows, name, scale)
+            for axis, name, scale in zip(("xaxis", "yaxis"), (of, metric), trade.scales, strict=True)
         }
-        for metric, lines in trades.items()
+        for metric, trade in trades.items()
     }
-    order = [name for name in names if name in reward]
-    plots = [(f"Gain of {of} against", curves, costs), (f"Against {of}:", trades, prices)]
-    return [_plot(title, views, axes, order) for title, views, axes in plots if views]
+    lines = {
+        metric: {name: (line["value_reward"], line["value"], line[["budget"]]) for name, line in trade.lines.items()}
+        for metric, trade in trades.items()
+    }
+    known = {metric: _known(trade) for metric, trade in trades.items()}
+    order = [name for name in names if name in gained]
+    plots = [_plot(f"Gain of {of} against", curves, costs, order)]
+    return plots + ([_plot(f"Against {of}:", lines, prices, order, known)] if lines else [])
 
 
-def _axis(rows: pd.DataFrame, metric: str, values: Mapping[str, pd.Series], more: str = "") -> dict[str, Any]:
+def envelope_plot(group: Group) -> Plot:
+    """The least KL of every method at every gain, and its ratio to the least of them."""
+    lines = {"the KL": curves(group), "its ratio": ratios(group)}
+    views = {
+        view: {name: (line["gain"], line["value"], line) for name, line in own.items()}
+        for view, own in lines.items()
+        if own
+    }
+    titles = {"the KL": f"least {KL} [nats]", "its ratio": f"{KL} over that of {reference(group)}"}
+    gain = {"title": {"text": html.escape(f"gain of {group.reward}")}, "type": "linear"}
+    axes = {
+        view: {"xaxis": gain, "yaxis": {"title": {"text": html.escape(titles[view])}, "type": "log"}} for view in views
+    }
+    return _plot("Over all gains:", views, axes, list(group.points))
+
+
+def ranks_plot(found: Ranks) -> Plot:
+    """Mean ranks with bars half of the critical distance long on either side, which overlap where not separated."""
+    means, styles = found.means, looks([str(name) for name in found.means.index])
+    names = [html.escape(str(name)) for name in means.index]
+    trace = {
+        "x": _short(means), "y": names, "mode": "markers", "showlegend": False,
+        "marker": {"size": 9, "color": [look.color for look in styles.values()]},
+        "error_x": {"type": "constant", "value": found.distance / 2, "thickness": 1},
+        "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
+    }  # fmt: skip
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "mean rank"}},
+        "yaxis": {"autorange": "reversed", "automargin": True},
+    }
+    layout |= {"height": 160 + 22 * len(names), "margin": {"l": 60, "r": 10, "t": 40, "b": 50}}
+    label = "bars: half the critical distance; apart where they do not overlap"
+    return Plot("Mean ranks,", [trace], layout, {label: [{}, {}]})
+
+
+def _known(trade: Trade) -> list[dict[str, Any]]:
+    """The prior and, against the KL, what is known without training: the least KL and the selections among draws."""
+    start = trade.start
+    traces: list[dict[str, Any]] = [
+        _still("prior", [start[0]], [start[1]], marker={"symbol": "diamond", "size": 10}, mode="markers")
+    ]
+    if trade.frontier is None:
+        return traces
+    least, best, soft = (
+        curve_of(trade.frontier, trade.reward, kind, n)
+        for kind, n in (("tilt", None), ("best_of_n", None), ("soft_best_of_n", SOFT))
+    )
+    drawn = [line["value"].min() for line in trade.lines.values()]
+    shown = min([NEEDED * least["kl"].max(), *drawn]) if trade.scales[1].log else 0.0  # less would stretch the axis
+    least, soft = (curve[curve["kl"] >= shown] for curve in (least, soft))
+    reach = np.exp(student(np.inf) * (least["kl_error"] / least["kl"]).fillna(0.0))
+    x, ends = _short(start[0] + least["gain"]), [_short(least["kl"] * reach), _short(least["kl"] / reach)]
+    band = {"x": x + x[::-1], "y": ends[0] + ends[1][::-1], "fill": "toself", "fillcolor": "#88888840"}
+    names = "least KL, to where samples run out", "best of n, at most", f"soft best of {SOFT}"
+    end = {"symbol": "line-ns", "size": [0] * (len(x) - 1) + [14], "line": {"width": 2}}
+    few = ["circle-open" if effective < ENOUGH else "circle" for effective in best["effective"]]
+    tilts, draws = ([f"{tilt:.3g}" for tilt in least["beta"]], [f"{n:.0f}" for n in best["n"]])
+    return [
+        *traces,
+        _still(names[0], x, _short(least["kl"]), marker=end, text=tilts, hovertemplate=_hover("β' = %{text}")),
+        {**band, "legendgroup": names[0], "showlegend": False, "hoverinfo": "skip", "mode": "none"},
+        _still(
+            names[1], _short(start[0] + best["gain"]), _short(best["kl"]), line={"dash": "dash", "width": 1},
+            marker={"symbol": few}, text=draws, hovertemplate=_hover("n = %{text}"),
+        ),
+        _still(
+            names[2], _short(start[0] + soft["gain"]), _short(soft["kl"]), line={"dash": "dot", "width": 1},
+            mode="lines",
+        ),
+    ]  # fmt: skip
+
+
+def _still(name: str, x: list[float], y: list[float], **look: Any) -> dict[str, Any]:
+    """A trace in the colour of the text, which the page knows."""
+    own = {"x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers", "meta": "ink"}
+    return own | {"hovertemplate": _hover()} | look
+
+
+def _hover(more: str = "") -> str:
+    return "<br>".join(filter(None, ["%{fullData.name}", "%{x:.4g}, %{y:.4g}", more])) + "<extra></extra>"
+
+
+def _axis(rows: pd.DataFrame, metric: str, scale: Scale, more: str = "") -> dict[str, Any]:
     """Plotly's axis of a metric."""
-    log, ends = scale_of(values, positive=is_positive(rows, metric))
-    limits = {"range": [math.log10(end) if log else end for end in ends]} if ends else {}
+    limits = {"range": [math.log10(end) if scale.log else end for end in scale.ends]} if scale.ends else {}
     unit = rows.loc[rows["metric"] == metric, "unit"].iloc[0]
     title = {"text": html.escape(f"{metric} [{unit}]" if unit else metric + more)}
-    return {"title": title, "type": "log" if log else "linear", **limits}
+    return {"title": title, "type": "log" if scale.log else "linear", **limits}
 
 
-def _plot(title: str, views: dict[str, dict[str, Line]], axes: dict[str, dict[str, Any]], order: Sequence[str]) -> Plot:
-    """Lines by name, and the axes, of every view; order: rows of the table, of which the first are shown unasked."""
+def _plot(
+    title: str,
+    views: dict[str, dict[str, Line]],
+    axes: dict[str, dict[str, Any]],
+    order: Sequence[str],
+    known: Mapping[str, list[dict[str, Any]]] | None = None,
+) -> Plot:
+    """Lines by name, and the axes, of every view; order: rows of the table, of which the first are shown unasked.
+
+    known: traces of a view that are shown beside the rows.
+    """
     first, styles = next(iter(views)), looks(order)
     data: list[dict[str, Any]] = []
-    shown: list[tuple[str, str]] = []
+    shown: list[tuple[str, bool | str]] = []
     for view, lines in views.items():
         for kind, members in families(order).items():
             for i, name in enumerate(filter(lines.__contains__, members)):
                 traces = _traces(name, lines[name], styles[name])
                 traces[0] |= {"legendgrouptitle": {"text": kind}} if i == 0 else {}
                 data += traces
-                shown += [(view, name)] * len(traces)
-    asked = {name: True if i < SHOWN else "legendonly" for i, name in enumerate(order)}
-    visible = {view: [asked[name] if own == view else False for own, name in shown] for view in views}
+                shown += [(view, order.index(name) < SHOWN or "legendonly")] * len(traces)
+        others = (known or {}).get(view, [])
+        data += [
+            trace | {"legendgrouptitle": {"text": "nothing trained"} if i == 0 else {}}
+            for i, trace in enumerate(others)
+        ]
+        shown += [(view, True)] * len(others)
+    visible = {view: [state if own == view else False for own, state in shown] for view in views}
     for trace, state in zip(data, visible[first], strict=True):
         trace["visible"] = state
     layout = {"margin": {"l": 60, "r": 10, "t": 40, "b": 50}, "height": 560, "legend": {"tracegroupgap": 3}}
@@ -166,13 +286,14 @@ def _traces(name: str, line: Line, look: Look) -> list[dict[str, Any]]:
     """A line and, where there are several seeds, its band, which a click on the name hides together."""
     x, y = (_short(values) for values in line[:2])
     name = html.escape(name)  # Plotly reads texts as HTML
-    traces: list[dict[str, Any]] = [
-        {
-            "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers", "line": {"color": look.color},
-            "marker": {"symbol": SYMBOLS[look.marker], "size": 8}, "text": line[2]["budget"].tolist(),
-            "hovertemplate": "%{fullData.name}<br>%{x:.4g}, %{y:.4g}<br>at update %{text}<extra></extra>",
-        }
-    ]  # fmt: skip
+    trace: dict[str, Any] = {
+        "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines", "line": {"color": look.color},
+        "hovertemplate": _hover(),
+    }  # fmt: skip
+    if "budget" in line[2]:  # its points are evaluations
+        trace |= {"mode": "lines+markers", "marker": {"symbol": SYMBOLS[look.marker], "size": 8}}
+        trace |= {"text": line[2]["budget"].tolist(), "hovertemplate": _hover("at update %{text}")}
+    traces = [trace]
     if "low" in line[2] and line[2]["low"].notna().any():
         ends = [_short(line[2][end].fillna(line[1])) for end in ("high", "low")]
         band = {"x": x + x[::-1], "y": ends[0] + ends[1][::-1], "fill": "toself", "fillcolor": f"{look.color}26"}

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.reporting.answers import answers
+from bench.reporting.answers import DISTANCES, answers
 from bench.reporting.budgets import GAINS, at, common_gains, measured_gains, spelled
 from bench.reporting.efficiency import with_efficiency
-from bench.reporting.envelopes import groups, table
+from bench.reporting.envelopes import Group, groups, table
 from bench.reporting.figures.curves import plot_curves
 from bench.reporting.figures.envelopes import plot_envelopes
 from bench.reporting.figures.methods import plot_methods
 from bench.reporting.figures.prompts import plot_prompts
+from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles, plot_steps
 from bench.reporting.figures.trades import plot_trades
@@ -24,6 +25,7 @@ from bench.reporting.formats import latex, markdown, to_csv
 from bench.reporting.frontier import Frontier, find
 from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected, with_kl
 from bench.reporting.points import plot_points
+from bench.reporting.ranks import FEWEST, Ranks, ranks, ranks_table
 from bench.reporting.samples import Samples, samples_of, write_samples
 from bench.reporting.selection import settings, summary, without_levels
 from bench.reporting.statistics import improvement, over_seeds
@@ -145,10 +147,38 @@ def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
     return Board("All settings", columns, columns, tuple(lines), notes)
 
 
+def ranked_over(all_sections: Sequence[Section]) -> tuple[Ranks, Board] | None:
+    """Mean ranks by the distance to the target, where it is known, else by the gain; None if there is too little."""
+    values, measures = {}, {}
+    for section in all_sections:
+        rows, _, _ = at(section.rows)
+        rows = rows[(rows["status"] != "failed") & (rows["method"] != "prior") & rows["value"].notna()]
+        known = set(rows["metric"])
+        metric = next((name for name in (*DISTANCES, *measured_gains(rows)) if name in known), None)
+        if metric is not None:
+            own = summary(rows).xs(metric, level="metric")
+            values[section.heading] = own["difference"] if metric in GAINS else -own["value"]
+            measures[section.heading] = metric
+    every = pd.DataFrame(values)
+    scored = every.dropna()
+    if len(scored) < FEWEST or len(values) < 2:
+        return None
+    found, left = ranks(scored), every[every.isna().any(axis=1)]
+    partly = {str(name): int(count) for name, count in left.notna().sum(axis=1).items()}
+    return found, ranks_table(found, measures, partly)
+
+
+def envelopes(all_sections: Sequence[Section]) -> list[Group]:
+    """What `bench.reporting.envelopes` compares: methods with several configurations, over all their tables."""
+    return list(groups(pd.concat([section.rows for section in all_sections])))
+
+
 def boards_of(all_sections: Sequence[Section]) -> list[Board]:
-    """All tables, with the one over settings last."""
-    over = across(scores(all_sections))
-    return [board for section in all_sections for board in section.boards] + ([over] if over else [])
+    """All tables: of every setting, over settings, of envelopes."""
+    boards = [board for section in all_sections for board in section.boards]
+    over, ordered = across(scores(all_sections)), ranked_over(all_sections)
+    boards += [one for one in (over, ordered and ordered[1]) if one]
+    return boards + [table(group) for group in envelopes(all_sections)]
 
 
 def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
@@ -162,6 +192,12 @@ def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequ
     if over := across(scores(all_sections)):
         parts.append(f"### {over.title}\n\n{markdown(over)}")
         parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
+    if ordered := ranked_over(all_sections):
+        parts.append(f"### {ordered[1].title}\n\n{markdown(ordered[1])}")
+        parts += ["![mean ranks](ranks.png)\n"] * bool(figures)
+    for number, board in enumerate(map(table, envelopes(all_sections))):
+        parts.append(f"### {markdown_text(board.title)}\n\n{markdown(board)}")
+        parts += [f"![envelopes](envelopes-{number}.png)\n"] * bool(figures)
     if left_out:
         parts.append("Left out:\n\n" + "\n".join(f"- {markdown_text(sentence)}" for sentence in left_out) + "\n")
     return "\n".join(parts)
@@ -177,14 +213,13 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
     figures = [_figures(section, question, out, number) for number, section in enumerate(all_sections)]
     if across(scored := scores(all_sections)):
         plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
-    parts, boards = [text(all_sections, left_out, figures)], boards_of(all_sections)
-    for number, group in enumerate(groups(frame)):
-        boards.append(table(group))
-        name = f"envelopes-{number}.png"
-        plot_envelopes(group, out / name)
-        parts.append(f"### {markdown_text(boards[-1].title)}\n\n{markdown(boards[-1])}\n![envelopes]({name})\n")
+    if ordered := ranked_over(all_sections):
+        plot_ranks(ordered[0], out / "ranks.png", "Mean ranks over all settings")
+    for number, group in enumerate(envelopes(all_sections)):
+        plot_envelopes(group, out / f"envelopes-{number}.png")
+    boards = boards_of(all_sections)
     page = out / "report.md"
-    page.write_text("\n".join(parts), encoding="utf8")
+    page.write_text(text(all_sections, left_out, figures), encoding="utf8")
     (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
     (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
     return page

@@ -15,7 +15,7 @@ from bench.reporting.budgets import COSTS, TRAIN
 from bench.reporting.efficiency import widened
 from bench.reporting.identity import MEASUREMENT, RUN, identified
 from bench.reporting.rows import FINGERPRINT, RANDOM, read_rows
-from bench.reporting.statistics import MANY, around, differences, gaps, intervals, student
+from bench.reporting.statistics import MANY, SCALES, around, differences, gaps, intervals, student
 from bench.settings import JUDGED
 
 STATED = {"nfe": "nfe", "reward_calls": "reward_calls", "train_seconds": "gpu_hours"}  # column → what an author states
@@ -262,6 +262,48 @@ def learners(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], float]
     return (list(cells.index[cells["difference"] >= half]), half) if half > 0 else ([], half)
 
 
+class Spread(NamedTuple):
+    """The ends between which 95 % of a metric's floors fall, and the largest difference between rows of a table."""
+
+    low: float
+    high: float
+    apart: float
+
+    @property
+    def hides(self) -> bool:
+        """Whether the floors scatter as widely as the rows differ."""
+        return self.high - self.low >= self.apart
+
+
+def spreads(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, Spread]:
+    """Metric → how its floor's draws scatter, of all seeds, beside how far the rows that are compared lie apart.
+
+    Draws are independent sets of the prior, or of the target. Where the prior is best the rows are the `learners`, if
+    there are two.
+    """
+    drawn = rows[rows["metric"].str.endswith("/floor") & rows["value"].notna()]
+    drawn = drawn.drop_duplicates(["metric", "seed", "budget"]).drop_duplicates(["metric", "seed"])
+    learned, _ = learners(rows, table)
+    limited = set(rows.loc[rows["prior_is_best"], "metric"])
+    untrained = rows.loc[rows["method"] == "prior", "row"].unique()
+    found = {}
+    for name, own in drawn.groupby("metric"):
+        metric = str(name).removesuffix("/floor")
+        if metric not in table.index.get_level_values("metric"):
+            continue
+        values = table["value"].xs(metric, level="metric").drop(untrained, errors="ignore").dropna()
+        compared = values[values.index.isin(learned)] if metric in limited else values
+        compared = compared if len(compared) > 1 else values
+        counts = own["degrees"].fillna(0) + 1  # draws of a seed, of which the row has the mean and the deviation
+        mean = np.average(own["value"], weights=counts)
+        squares = (counts * (own["value"] - mean) ** 2 + (counts - 1) * own["standard_error"].fillna(0) ** 2).sum()
+        if len(compared) > 1 and counts.sum() > 1:
+            reach = student(np.inf) * np.sqrt(squares / (counts.sum() - 1))
+            low, high = np.clip((mean - reach, mean + reach), *SCALES[own["support"].iloc[0]].ends)
+            found[metric] = Spread(low, high, np.ptp(compared))
+    return found
+
+
 class Standing(NamedTuple):
     """A row in a column: "best", "tie" or "", and its tested difference to the best with the interval.
 
@@ -290,18 +332,20 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
     Of a metric at which the prior is best only `learners` are compared, and what is beyond the prior's equals it. Of a
     part of an error (`WHOLES`) only rows are compared that are marked at the whole: right shares of modes in the wrong
     shape are no success.
-    Nothing is marked where no error is known.
+    Nothing is marked where no error is known, or where the floor scatters as widely as the rows differ (`spreads`).
     """
     found: dict[tuple[str, str], Standing] = {}
     robust = is_robust(rows)
     learned, _ = learners(rows, table)
+    hidden = [metric for metric, spread in spreads(rows, table).items() if spread.hides]
     wholes = set(filter(None, map(whole_of, metrics)))
-    rows = rows[rows["metric"].isin([*metrics, *wholes]) & (rows["direction"] != "none") & rows["value"].notna()]
+    rows = rows[rows["metric"].isin({*metrics, *wholes}.difference(hidden)) & (rows["direction"] != "none")]
+    rows = rows[rows["value"].notna()]
     compared = list(rows[rows["method"] != "prior"].groupby("metric", sort=False))
     for metric, measured in sorted(compared, key=lambda one: bool(whole_of(one[0]))):  # parts after wholes
         sign = 1 if measured["direction"].iloc[0] == "higher" else -1
         limited = measured["prior_is_best"].iloc[0]
-        if (whole := whole_of(metric)) in set(rows["metric"]):
+        if (whole := whole_of(metric)) in {*rows["metric"], *hidden}:
             marked = [row for (row, name), one in found.items() if name == whole and one.mark]
             measured = measured[measured["row"].isin(marked)]
         measured = measured[measured["row"].isin(learned)] if limited else measured

@@ -138,6 +138,18 @@ def student(degrees: float | np.ndarray) -> float | np.ndarray:
     return scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees)
 
 
+def paired_p(differences: np.ndarray) -> float:
+    """p of Student's two-sided test that differences [n] have a mean of 0; NaN of fewer than two.
+
+    Of equal ones it is 1 if they are 0, else 0.
+    """
+    if len(differences) < 2:
+        return float("nan")
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0)
+    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Values of p corrected for their number by Holm's method (1979), in the given order."""
     corrected, worst, count = [0.0] * len(p_values), 0.0, len(p_values)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -42,6 +43,43 @@ def test_a_run_stops_at_the_budget_or_the_bound_whichever_is_first() -> None:
     half = advice(*METHODS, budget=60, most_kl=12)
     assert half.tries["bb"][1] == 60  # updates; there is one reward call each
     assert json.loads(half.tries["bb"][0]) == json.loads(chosen())
+
+
+def test_differences_to_the_first_are_paired_and_corrected_by_holms_method() -> None:
+    rows = [*METHODS, *trained("ccc", 4.9, 9.0, 0.5)]
+    ends = pd.DataFrame([one for one in rows if one["budget"] == 100 and one["metric"] == "reward/train"])
+    gains = ends.pivot(index="seed", columns="method", values="difference")
+    p = {name: scipy.stats.ttest_rel(gains[name], gains["a"]).pvalue for name in ("bb", "ccc")}
+    least, most = sorted(p, key=p.__getitem__)
+    expected = {least: 2 * p[least], most: max(2 * p[least], p[most])}
+    board = advice(*rows, budget=100).board
+    assert board.columns[:2] == ("reward/train", "p (Holm)")
+    assert [line.name for line in board.lines if line.n] == ["a", "ccc", "bb"]
+    found = {line.name: line.cells[:2] for line in board.lines if line.name in p}
+    assert {name: float(cells[1].text) for name, cells in found.items()} == pytest.approx(expected, rel=0.05)
+    assert all((cells[0].mark == "tie") == (expected[name] >= 0.05) for name, cells in found.items())
+
+
+def test_where_the_target_is_known_the_distance_to_it_ranks() -> None:
+    """a gains more, but ends farther from the target."""
+    distance = {"metric": "tilt_sw2", "direction": "lower", "support": "positive", "prior": 2.0}
+    rewards = [one for one in METHODS if one["metric"] == "reward/train"]
+    far = {"a": 1.0, "bb": 0.5}
+    known = [
+        one | distance | {"value": far[one["method"]] * (1 + one["seed"] / 50), "difference": -1.0} for one in rewards
+    ]
+    board = advice(*METHODS, *known, budget=100).board
+    assert board.columns[0] == "tilt_sw2"
+    assert [line.name for line in board.lines if line.n] == ["bb", "a"]
+    assert board.answers[0].startswith("bb comes closest to the target, tilt_sw2 0.5")
+
+
+def test_a_budget_of_reward_gradients() -> None:
+    """Spent at half of the run; what needs none goes on to its end."""
+    rows = [one | {"reward_gradients": one["reward_calls"] if one["method"] == "a" else 0} for one in METHODS]
+    found = advice(*rows, budget=50, axis="reward_gradients").board
+    spent = {line.name: dict(zip(found.columns, line.cells, strict=True)) for line in found.lines}
+    assert (spent["a"]["reward calls"].value, spent["bb"]["reward calls"].value) == pytest.approx((50, 100))
 
 
 def test_what_is_not_separated_is_to_be_tried_too() -> None:

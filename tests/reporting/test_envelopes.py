@@ -9,7 +9,9 @@ import pytest
 from test_results import row
 
 from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, least_kl, reference, table
-from bench.reporting.report import Question, write_report
+from bench.reporting.formats import markdown
+from bench.reporting.page import write_page
+from bench.reporting.report import Question, boards_of, sections, text, write_report
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect
 from bench.reporting.statistics import CONFIDENCE, holm
@@ -98,7 +100,18 @@ def test_configurations_of_a_method_are_one_line_and_other_settings_are_not(tmp_
     assert reference(group) == "adjoint_matching"
     board = table(group)
     assert [line.name for line in board.lines] == ["adjoint_matching", "draft"]
-    assert board.lines[1].cells[0].value == pytest.approx(2.0 ** (1 + 0.02), rel=1e-6)
+    ratio, p, *bands = board.lines[1].cells
+    assert ratio.value == pytest.approx(2.0 ** (1 + 0.02), rel=1e-6)
+    assert float(p.text) < 0.05  # by Holm's method, of one test
+    found = compare(group.points["draft"], group.points["adjoint_matching"])
+    assert found and [(cell.value, cell.low, cell.high) for cell in bands] == [
+        pytest.approx(np.exp([found.ratio[i], found.low[i], found.high[i]])) for i in (0, len(found.gains) // 2, -1)
+    ]
+    everywhere = sections(collect([tmp_path])[0], Question())
+    assert boards_of(everywhere)[-1] == board  # on the terminal, and so in every format
+    assert markdown(board) in text(everywhere, [])
+    html = write_page(tmp_path / "page.html", *collect([tmp_path]), Question()).read_text()
+    assert "<h2>Envelopes: emoji_clip on emoji, prompts emoji</h2>" in html and "Over all gains:" in html
     page = write_report(tmp_path / "report", *collect([tmp_path]), Question())
     assert "Envelopes: emoji_clip on emoji" in page.read_text()
     assert (page.parent / "envelopes-0.png").is_file()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from PIL import Image
 from rich.console import Console
 from test_results import PUBLISHED, chosen, fid, floor, row
 
+from bench.reporting.budgets import within
+from bench.reporting.chooser import choices
 from bench.reporting.formats import latex, markdown, terminal, to_csv
+from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import leaderboard
 from bench.reporting.page import plots_of, write_page
+from bench.reporting.ranking import ranking
 from bench.reporting.report import Question, boards_of, sections, write_report
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect, settings
@@ -183,6 +188,58 @@ def test_the_page_works_in_a_browser(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize(
+    ("table", "axis", "share", "most_kl", "place"),
+    [
+        ("ring_little_noise", "reward_calls", 1.0, None, 0),  # by the distance, of ten seeds
+        ("ring_little_noise", "nfe", 0.3, 0.5, 1),
+        ("emoji_flow", "reward_calls", 0.5, 20.0, 0),  # of three
+        ("emoji_flow", "train_seconds", 0.2, None, 0),
+        ("emoji_flow", "reward_gradients", 0.02, 3.0, 0),
+    ],
+)
+def test_the_page_chooses_as_the_command_does(
+    page: Any, table: str, axis: str, share: float, most_kl: float | None, place: int
+) -> None:
+    """Order, intervals, p by Holm's method, and which rows are not ranked, for any budget and bound."""
+    ((_, rows),) = settings(collect([PUBLISHED / table])[0])
+    budget = share * rows[axis].max()
+    chosen_rows, missing, _ = within(rows[rows["status"] != "failed"], axis, budget, most_kl)
+    data = choices(rows)
+    assert data
+    measure = data["measures"][place]
+    expected = ranking(chosen_rows[chosen_rows["updates"] > 0], measure["name"])
+    script = (files("bench.reporting") / "chooser.js").read_text().replace("export ", "")
+    found = page.evaluate(
+        "([script, ...given]) => { const { rows, first, missing } = eval(`${script}; choose`)(...given, true);"
+        "return [rows.map(row => [row.name, ...row.ends, row === first ? null : row.p]), Object.keys(missing)]; }",
+        [script, data, measure, axis, budget, most_kl],
+    )
+    assert set(found[1]) == set(missing)
+    assert [name for name, *_ in found[0]] == list(expected)
+    for name, *ends, p in found[0]:
+        rank = expected[name]
+        assert ends == pytest.approx(rank[:3], rel=2e-4, abs=1e-4), name
+        assert rank.first if p is None else p == pytest.approx(rank.p, rel=0.02, abs=1e-6), name
+
+
+def test_the_page_answers_for_a_budget(page: Any) -> None:
+    """What a reader asks for: ddpo gains twice as much as draft, at four times the KL."""
+    section = page.locator("section[data-setting='0']")
+    page.locator("#setting").select_option("0")
+    section.get_by_role("spinbutton", name="Budget").fill("960")
+    lead = section.locator(".chosen .lead")
+    assert lead.inner_text().startswith("Within 960 reward calls, ddpo gains most: +4")
+    assert "1 significantly less. This rests on 3 seeds." in lead.inner_text()
+    section.get_by_label("path_kl at most").fill("2")
+    assert "Within 960 reward calls and 2 nats, " in lead.inner_text()
+    assert section.locator(".chosen tbody td:last-child").all_inner_texts() == ["the KL"] * 2
+    section.get_by_label("without the reward's gradient").check()
+    assert "Nothing is known of training" in lead.inner_text()  # all of these rows have spent gradients
+    section.get_by_label("without the reward's gradient").uncheck()
+    page.locator("#setting").select_option("")
+
+
 def test_the_page_quotes_and_asks_for_nothing(page: Any) -> None:
     assert f"{EVIL} · 0" in page.locator("select.samples option").all_text_contents()
     assert page.evaluate("window.hacked") is None
@@ -200,6 +257,26 @@ def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
     bands = [trace for trace in rewards.data if trace.get("fill")]
     assert len(bands) == len(rewards.data) / 2 == 8  # of two methods at four costs
     assert all(len(band["y"]) == 6 and band["y"][0] > band["y"][-1] for band in bands)
+
+
+def test_what_is_known_without_training_stands_beside_the_kl_alone() -> None:
+    """The least KL to where it is known, and best of n, whose points with few effective samples are hollow."""
+    (section,) = sections(collect([PUBLISHED / "emoji_clip"])[0], Question())
+    assert section.frontier
+    plot = plots_of(section)[1]
+    own = {metric: plot.views[metric][0]["visible"] for metric in plot.views}
+    stills = {
+        metric: [trace for trace, state in zip(plot.data, seen, strict=True) if state is True and "meta" in trace]
+        for metric, seen in own.items()
+    }
+    assert {metric: len(traces) for metric, traces in stills.items() if len(traces) > 1} == {"path_kl": 4}
+    prior, least, best, _ = stills["path_kl"]
+    curve, draws = section.frontier.curve("train"), section.frontier.curve("train", "best_of_n")
+    assert least["y"][-1] == pytest.approx(curve["kl"].max(), rel=1e-4)
+    assert least["x"][-1] == pytest.approx(prior["x"][0] + curve["gain"].max(), rel=1e-4)
+    assert best["x"] == pytest.approx(list(prior["x"][0] + draws["gain"]), rel=1e-4)
+    hollow = [symbol.endswith("open") for symbol in best["marker"]["symbol"]]
+    assert hollow == list(draws["effective"] < ENOUGH) and set(hollow) == {True, False}
 
 
 def test_a_page_of_the_reward_alone_has_no_prices(tmp_path: Path) -> None:

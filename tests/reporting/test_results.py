@@ -42,7 +42,9 @@ from bench.runs.log import UpdateLog, read_log
 from bench.runs.rows import comparable_settings, evaluation_id
 
 PUBLISHED = ROOT / "results" / "published"
-COSTS = "NFE | reward calls | reward gradients | training time [s] | n |"  # the columns that end every table
+COSTS = (
+    "NFE | backward NFE | reward calls | reward gradients | training time [s] | n |"  # the columns that end every table
+)
 
 
 def chosen(**changes: Any) -> str:
@@ -284,11 +286,14 @@ def test_comparison_of_methods() -> None:
     lines = comparison(row(), fid(), floor(), row(**kl), row(**ddpo), row(**failed))
     columns = f"reward/train ↑ | fid_prior ↓ | path_kl [nats] ↓ | {COSTS}"
     assert lines[0] == f"| method | {columns}"
-    assert lines[2] == "| prior | 30 | 70 | 0 | – | – | – | – |  |"
-    assert lines[3] == "| sampling floor | – | 65 [62, 68] | – | – | – | – | – |  |"  # ± 3.2 · 2/√4, of four draws
-    assert lines[4] == "| draft | **35.25** (+5.2 [+4.9, +5.6]) | 90 | 5.2 [4.9, 5.6] | 12,000 | 960 | 960 | 120 | 1 |"
-    assert lines[5] == "| ddpo | 32 (+2.0 [+1.6, +2.4]) | – | – | 12,000 | 960 | 960 | 30 | 1 |"
-    assert lines[6] == "| broken | failed | – | – | – | – | – | – | 0, 1 failed |"
+    assert lines[2] == "| prior | 30 | 70 | 0 | – | – | – | – | – |  |"
+    assert lines[3] == "| sampling floor | – | 65 [62, 68] | – | – | – | – | – | – |  |"  # ± 3.2 · 2/√4, of four draws
+    assert (
+        lines[4]
+        == "| draft | **35.25** (+5.2 [+4.9, +5.6]) | 90 | 5.2 [4.9, 5.6] | 12,000 | 2000 | 960 | 960 | 120 | 1 |"
+    )
+    assert lines[5] == "| ddpo | 32 (+2.0 [+1.6, +2.4]) | – | – | 12,000 | 2000 | 960 | 960 | 30 | 1 |"
+    assert lines[6] == "| broken | failed | – | – | – | – | – | – | – | 0, 1 failed |"
     assert "95 % within the one evaluation" in lines[8]
     assert lines[10].startswith("At fid_prior the prior is best")
     assert lines[12] == "Feature space: space."
@@ -312,6 +317,27 @@ def test_methods_are_compared_over_settings_that_all_of_them_had() -> None:
     assert set(reports.scores(sections(pd.DataFrame(rows[:4]), Question()))) == set()  # none had all three
 
 
+@pytest.mark.parametrize(("apart", "marked"), [(40.0, True), (10.0, False)])
+def test_what_floors_scatter_over_is_marked_nowhere_and_said(apart: float, marked: bool) -> None:
+    """Five seeds' floors of three draws each, from 298 to 316: rows that lie 10 apart are not told apart by it."""
+    rows = []
+    for seed, low in enumerate((298.0, 303.0, 307.0, 311.0, 316.0)):
+        for name, gap in (("draft", apart), ("ddpo", 0.0)):
+            own = {"method": name, "run": f"{name}{seed}", "seed": seed}
+            scattered = low + 20 + gap + 0.1 * seed * (gap > 0)  # clear by Student's t within seeds, whatever the floor
+            rows += [row(**own), fid(value=scattered, prior=low, difference=scattered - low, **own)]
+            rows.append(floor(value=low, standard_error=3.0, degrees=2.0, **own))
+    ((_, own),) = settings(pd.DataFrame(rows))
+    shown = leaderboard(own)
+    place = shown.columns.index("fid_prior/space")
+    marks = {line.name: line.cells[place].mark for line in shown.lines if line.n}
+    assert marks == {"ddpo": "best" if marked else "", "draft": ""}
+    draws = np.array([low + step for low in (298, 303, 307, 311, 316) for step in (-3, 0, 3)])  # with that deviation
+    low, high = draws.mean() - 1.96 * draws.std(ddof=1), draws.mean() + 1.96 * draws.std(ddof=1)
+    said = f"fid_prior: 95 % of its floors fall between {low:.3g} and {high:.3g}, as far apart as the rows compared"
+    assert any(note.startswith(said) for note in shown.notes) != marked
+
+
 def test_cells_survive_pipes() -> None:
     assert comparison(row(metric="a|b"), metrics=["a|b"])[0].startswith(r"| method | a\|b ↑ |")
 
@@ -326,7 +352,7 @@ def test_comparison_over_seeds_takes_the_error_over_seeds_and_nothing_else() -> 
     earlier = row(seed=1, value=0.0, budget=30)
     alone = row(method="ddpo", value=33.0)
     lines = comparison(*seeds(35.25, 37.25), earlier, alone)
-    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 960 | 960 | 120 | 2 † |"  # 36.25 ± 12.7 · 1.0
+    assert lines[3] == "| draft | 36 [24, 49] | 12,000 | 2000 | 960 | 960 | 120 | 2 † |"  # 36.25 ± 12.7 · 1.0
     assert lines[4].startswith("| ddpo | 33 | 12,000 |")  # the one evaluation's error is something else
     assert "95 % over seeds, each with evaluation noise of its own." in lines[6]
     fixed = comparison(*seeds(35.25, 37.25, settings=chosen(evaluation__seed=0)))
@@ -617,7 +643,7 @@ def test_limits_have_the_names_of_columns(tmp_path: Path, bench: Callable[..., t
         status, text = bench("report", tmp_path, option, 12_000, "--format", "md")
         assert status == 0, text
         assert ", at 12,000 NFE\n" in text
-        assert "| cheap | **2** [-5, 8] (+1) | 12,000 | 100 |" in text
+        assert "| cheap | **2** [-5, 8] (+1) | 12,000 | 2000 | 100 |" in text
     assert "network" not in bench("report", "--help")[1]
 
 
@@ -661,8 +687,9 @@ def test_at_an_equal_gain_all_else_is_interpolated_within_a_run() -> None:
     assert own["fid_prior/space/floor"] == 65.0
     assert set(found.loc[found["method"] == "dear", "reward_calls"]) == {600.0}
     shown = leaderboard(rows, axis="reward/train", limit=3.0)
-    assert shown.columns == ("path_kl", "updates", "NFE", "reward calls", "reward gradients", "training time")
-    marks = {line.name: line.cells[3].mark for line in shown.lines if line.n}
+    costs = ("updates", "NFE", "backward NFE", "reward calls", "reward gradients", "training time")
+    assert shown.columns == ("path_kl", *costs)
+    marks = {line.name: line.cells[4].mark for line in shown.lines if line.n}
     assert marks == {"cheap": "best", "dear": ""}  # 300 reward calls against 600
 
 
@@ -713,7 +740,7 @@ def test_best_of_n_is_charged_per_finished_sample() -> None:
     assert any("320 NFE and 8 reward calls; of a trained model it takes 40 NFE" in note for note in shown.notes)
     unguided = chosen(**options | {"sampler__guidance": 1.0, "evaluation__sampler__steps": None})
     shown = board(row(), row(**free | {"settings": unguided}))
-    assert "| 80 per sample | 8 per sample |" in markdown(shown)
+    assert "| 80 per sample | 2000 | 8 per sample |" in markdown(shown)
 
 
 def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
@@ -729,12 +756,12 @@ def test_nothing_is_interpolated_far_from_an_evaluation() -> None:
     assert missing["cheap"].why == "passed before its first evaluation"
     assert missing["cheap"].costs == {
         "updates": "< 10", "reward calls": "< 100", "NFE": "< 12,000", "training time": "< 120",
-        "reward gradients": "< 960",
+        "reward gradients": "< 960", "backward NFE": "< 2,000",
     }  # fmt: skip
     assert any(note.startswith("< and –") for note in told) and any(note.startswith("‡") for note in told)
     lines = markdown(leaderboard(rows, axis="reward/train", limit=0.5)).splitlines()
-    assert lines[3].startswith("| dear | 5 ‡ | 6000 ‡ | 100 ‡ | 480 ‡ | 60 ‡ | 2 † |")
-    assert lines[4] == "| cheap | passed before its first evaluation | < 12,000 | < 100 | < 960 | < 120 | 2 |"
+    assert lines[3].startswith("| dear | 5 ‡ | 6000 ‡ | 1000 ‡ | 100 ‡ | 480 ‡ | 60 ‡ | 2 † |")
+    assert lines[4] == "| cheap | passed before its first evaluation | < 12,000 | < 2,000 | < 100 | < 960 | < 120 | 2 |"
     frame.loc[(frame["method"] == "dear") & (frame["budget"] == 40), "difference"] = 40.0  # from 2, and asked for 9
     frame = frame[(frame["method"] == "dear")]
     ((_, rows),) = settings(frame)
@@ -925,5 +952,5 @@ def test_every_suite_but_the_demo_has_a_curve() -> None:
 def test_metrics_of_plugins_stand_in_the_table_unasked() -> None:
     names = ("reward/train", "vendi", "contrast/train", "path_kl")
     frame = pd.DataFrame([row(metric=name) for name in names]).assign(row="draft", source="rows.parquet")
-    costs = ["NFE", "reward calls", "reward gradients", "training time"]
+    costs = ["NFE", "backward NFE", "reward calls", "reward gradients", "training time"]
     assert selected(frame) == ["reward/train", "contrast/train", "path_kl", *costs]

@@ -16,7 +16,7 @@ from bench.reporting.selection import floors, priors
 
 
 def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str], title: str = "") -> None:
-    """A metric against every cost (log), a line of small multiples for every family of methods, the others in grey.
+    """A metric against every cost that is spent (log): panels in a line for every family of methods, others in grey.
 
     order: the rows of the table. Markers are evaluations, bands the table's intervals. Evaluations that not all seeds
     of a row had are left out: the centre would change with the seeds. The training reward, on training or test prompts,
@@ -31,37 +31,45 @@ def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str
     bands = {name: pd.concat([line["value"], line["low"], line["high"]]).dropna() for name, line in lines.items()}
     scale = scale_of(bands, before["value"].get(metric, np.nan), positive=is_positive(rows, metric))
     kinds = families([name for name in order if name in lines])
-    size = 2.9 * len(AXES) + 2.2, 2.3 * len(kinds) + 1.1
+    costs = [cost for cost in AXES if any((line[cost] > 0).any() for line in lines.values())]
+    size = 2.9 * len(costs) + 2.2, 2.3 * len(kinds) + 1.1
     with drawing(path, size, title, "markers: evaluations; bands: 95 % over seeds; -- prior, ·· floor") as figure:
-        grid = figure.subplots(len(kinds), len(AXES), squeeze=False, sharex="col", sharey=True)
+        grid = figure.subplots(len(kinds), len(costs), squeeze=False, sharex="col", sharey=True)
         set_scale(grid[0, 0], scale, "y")
         for axes, (kind, names) in zip(grid, kinds.items(), strict=True):
-            for ax, cost in zip(axes, AXES, strict=True):
+            for ax, cost in zip(axes, costs, strict=True):
                 ax.set(xscale="log")
                 _lines(ax, lines, cost, scale, {name: looks(order)[name] for name in names})
                 references(ax, metric, before, least, "y")
                 ax.minorticks_off()
             axes[0].set_ylabel(kind)
             legend(axes[-1], names, looks(order), right=True)
-        for ax, (label, unit) in zip(grid[-1], (COSTS[cost] for cost in AXES), strict=True):
+        for ax, (label, unit) in zip(grid[-1], (COSTS[cost] for cost in costs), strict=True):
             ax.set_xlabel(f"{label} [{unit}]" if unit else label)
             _ticks(ax)
         settle(figure)
         for axes, names in zip(grid, kinds.values(), strict=True):
-            for ax, cost in zip(axes, AXES, strict=True):
-                own = {name: lines[name][[cost, "value"]].to_numpy() for name in names}
+            for ax, cost in zip(axes, costs, strict=True):
+                own = {name: _spent(lines[name], cost)[[cost, "value"]].to_numpy() for name in names}
+                own = {name: line for name, line in own.items() if len(line)}
                 name_leaving(ax, {name: (*line.T, looks(order)[name].color) for name, line in own.items()})
 
 
 def _lines(ax: Axes, lines: Mapping[str, pd.DataFrame], cost: str, scale: Scale, own: Mapping[str, Look]) -> None:
     """Lines with their bands; those without a look in grey, without a band."""
     for name, line in lines.items():
+        line = _spent(line, cost)
         if look := own.get(name):
             ax.plot(line[cost], line["value"], **look._asdict(), label=name, markersize=4, linewidth=1.4)
             if scale.shows(line["value"]):
                 ax.fill_between(line[cost], line["low"], line["high"], color=look.color, alpha=0.18, linewidth=0)
         else:
             ax.plot(line[cost], line["value"], color=FAINT, linewidth=0.8, zorder=1)
+
+
+def _spent(line: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """Where anything of the cost is spent, which alone a logarithmic axis shows."""
+    return line[line[cost] > 0]
 
 
 def _ticks(ax: Axes) -> None:

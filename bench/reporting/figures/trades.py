@@ -15,7 +15,7 @@ from bench.reporting.budgets import KL, measured_gains
 from bench.reporting.figures.drawing import FAINT, INK, drawing, end_names, leaves, legend, name_leaving, settle, spread
 from bench.reporting.figures.looks import SHADES, Look, families, looks
 from bench.reporting.figures.scales import Scale, is_positive, lines_of, references, scale_of, set_scale
-from bench.reporting.frontier import Frontier
+from bench.reporting.frontier import ENOUGH, Frontier
 from bench.reporting.leaderboard import heading
 from bench.reporting.plots import shortened
 from bench.reporting.selection import floors, priors
@@ -26,7 +26,8 @@ TOGETHER = 16  # lines in a panel that can still be told apart
 NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
 LEAST = (
     "; black: the least KL at every gain on these prompts with its 95 % band, up to where the prior's samples run out "
-    "(|); dashed: best of n = 2, 4, … draws, at most; dotted: soft best of {n}"
+    "(|); dashed: best of n = 2, 4, … draws, at most; dotted: soft best of {n}; hollow: from under {enough} effective "
+    "samples"
 )
 SOFT = 8  # of how many draws
 SHOWN = 0.05  # of a curve's largest KL; what is less need not be on a logarithmic scale
@@ -44,6 +45,11 @@ class Trade(NamedTuple):
     least: pd.DataFrame
     frontier: Frontier | None
 
+    @property
+    def start(self) -> tuple[float, float]:
+        """The prior's place; NaN where it is not known."""
+        return self.before["value"].get(self.reward, np.nan), self.before["value"].get(self.metric, np.nan)
+
 
 def plot_trades(
     rows: pd.DataFrame,
@@ -60,16 +66,25 @@ def plot_trades(
     More than `TOGETHER` lines are small multiples, a line of them for every family, the others in grey. Draws those of
     `metrics` that are worth a panel and returns whether there were any.
     """
-    gained = measured_gains(rows)[0]
-    reward = {name: line for name, line in lines_of(rows, gained) if name in order}
-    traded = [name for name in metrics if name.split("/")[0].startswith(TRADED)]
-    if not reward or not traded:
+    trades = trades_of(rows, metrics, order, frontier)
+    if not trades:
         return False
-    trades = [_trade(rows, gained, reward, metric, frontier if metric == KL else None) for metric in traded]
+    reward = set(rows.loc[rows["metric"] == trades[0].reward, "row"])
     names = [name for name in order if name in reward]
-    label = heading(rows[rows["metric"] == gained].iloc[0])
+    label = heading(rows[rows["metric"] == trades[0].reward].iloc[0])
     (_by_family if len(names) > TOGETHER else _together)(trades, names, looks(order), path, title, label)
     return True
+
+
+def trades_of(
+    rows: pd.DataFrame, metrics: Sequence[str], order: Sequence[str], frontier: Frontier | None = None
+) -> list[Trade]:
+    """Panels of those of `metrics` that are worth one, of the rows in `order`; none without a reward."""
+    gained = measured_gains(rows)[0]
+    reward = {name: line for name, line in lines_of(rows, gained) if name in order}
+    measured = set(rows["metric"])
+    traded = [name for name in metrics if name.split("/")[0].startswith(TRADED) and name in measured]
+    return [_trade(rows, gained, reward, metric, frontier if metric == KL else None) for metric in traded if reward]
 
 
 def _trade(
@@ -85,13 +100,13 @@ def _trade(
     start = [before["value"].get(name, np.nan) for name in (gained, metric)]
     across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
     shown = {name: line["value"] for name, line in lines.items() if across.shows(line["value_reward"])}
-    known = [] if frontier is None else [share * _least(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
+    known = [] if frontier is None else [share * curve_of(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
     scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric))
     title = heading(rows[rows["metric"] == metric].iloc[0])
     return Trade(gained, metric, title, lines, scales, before, floors(rows), frontier)
 
 
-def _least(frontier: Frontier, gained: str, kind: str = "tilt", n: int | None = None) -> pd.DataFrame:
+def curve_of(frontier: Frontier, gained: str, kind: str = "tilt", n: int | None = None) -> pd.DataFrame:
     """A curve on the prompts of the gain."""
     return frontier.curve(gained.partition("/")[2], kind, n)
 
@@ -120,7 +135,7 @@ def _together(
         settle(figure)
         for ax, trade, own, labels in zip(axes, trades, ends, inside, strict=True):
             spread(ax, labels)
-            name_leaving(ax, own, _start(trade))
+            name_leaving(ax, own, trade.start)
 
 
 def _by_family(
@@ -141,19 +156,19 @@ def _by_family(
         settle(figure)
         for axes, members in zip(grid, kinds.values(), strict=True):
             for ax, trade in zip(axes, trades, strict=True):
-                name_leaving(ax, _ends(trade, members, styles), _start(trade))
+                name_leaving(ax, _ends(trade, members, styles), trade.start)
 
 
 def _note(trades: Sequence[Trade]) -> str:
     known = any(trade.frontier is not None for trade in trades)
-    return NOTE + (LEAST.format(n=SOFT) if known else "")
+    return NOTE + (LEAST.format(n=SOFT, enough=ENOUGH) if known else "")
 
 
 def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
     """A panel; lines without a look are grey."""
     set_scale(ax, trade.scales[0], "x")
     set_scale(ax, trade.scales[1], "y")
-    start = _start(trade)
+    start = trade.start
     shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
     for name, line in trade.lines.items():
         x, y = line["value_reward"], line["value"]
@@ -175,7 +190,7 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
 
 def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None:
     """The least KL with its band and its end, and the selections; prior: its mean of the reward `gained`."""
-    curve = _least(frontier, gained)
+    curve = curve_of(frontier, gained)
     x, kl = prior + curve["gain"], curve["kl"]
     reach = np.exp(student(np.inf) * (curve["kl_error"] / kl).fillna(0.0))
     needed = kl >= SHOWN * kl.max() * (ax.get_yscale() == "log")
@@ -183,16 +198,15 @@ def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None
     still: dict[str, Any] = {"color": INK, "scalex": False, "scaley": False}  # what else is drawn stretches no axis
     ax.plot(x, kl, linewidth=1.6, zorder=4, **still)
     ax.plot(x.iloc[-1:], kl.iloc[-1:], "|", markersize=10, markeredgewidth=1.6, zorder=4, **still)
-    for kind, n, style in (("best_of_n", None, ".--"), ("soft_best_of_n", SOFT, ":")):
-        own = _least(frontier, gained, kind, n)
+    for kind, n, style in (("best_of_n", None, "--"), ("soft_best_of_n", SOFT, ":")):
+        own = curve_of(frontier, gained, kind, n)
         ax.plot(prior + own["gain"], own["kl"], style, linewidth=1.0, zorder=3, **still)
+    best = curve_of(frontier, gained, "best_of_n")
+    for few, face in ((False, INK), (True, "white")):
+        own = best[(best["effective"] < ENOUGH) == few]
+        ax.plot(prior + own["gain"], own["kl"], "o", markersize=3.5, markerfacecolor=face, zorder=3, **still)
     band = np.column_stack([np.r_[x, x[::-1]], np.r_[kl / reach, (kl * reach)[::-1]]])[1:-1]  # no logarithm of none
     ax.add_artist(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
-
-
-def _start(trade: Trade) -> tuple[float, float]:
-    """The prior's place."""
-    return trade.before["value"].get(trade.reward, np.nan), trade.before["value"].get(trade.metric, np.nan)
 
 
 def _ends(
