@@ -193,8 +193,7 @@ def _try_shapes(blueprint: Blueprint, folder: Path) -> None:
     try:
         with torch.device("meta"):
             z = torch.empty(1, *spec.latent_shape)
-            conditioning = {name: torch.empty(1, *shape) for name, shape in spec.conditioning.items()}
-            output = family.denoise(blueprint.network, z, torch.empty(1), conditioning)
+            output = family.denoise(blueprint.network, z, torch.empty(1), family.blank(spec))
             images = vae.decode(family.vae_latents(z, vae), return_dict=False)[0]
         if output.shape != z.shape or images.shape[:2] != (1, 3):
             raise ValueError(f"latents {list(z.shape)} become {list(output.shape)} and images {list(images.shape)}")

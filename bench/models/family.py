@@ -24,6 +24,8 @@ class Family(DiffusionModel):
     rules: what can be represented, by "part.key" of the configurations.
     denoiser: the pipeline's name for it. lora_targets: ends of the names of its layers that get an adapter.
     embedded_guidance: guidance is an input of the network, not a second row.
+    host: parts of a Conditioning that lie on the CPU, as the denoiser's Python code asks for their values.
+    call_options: further arguments of the pipeline's own call, where its defaults are not what is sampled here.
     """
 
     pipeline_class: ClassVar[Any]
@@ -34,6 +36,8 @@ class Family(DiffusionModel):
     denoiser: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]
     embedded_guidance: ClassVar[bool] = False
+    host: ClassVar[frozenset[str]] = frozenset()
+    call_options: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     @abstractmethod
@@ -44,6 +48,10 @@ class Family(DiffusionModel):
     def encode_one(self, prompt: str) -> Parts:
         """The conditioning's parts for one prompt, [1, …] each, as the pipeline makes them."""
 
+    def encode_null(self, prompt: str) -> Parts:
+        """The parts of the empty or the negative prompt, which guidance starts from."""
+        return self.encode_one(prompt)
+
     @staticmethod
     @abstractmethod
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
@@ -53,6 +61,27 @@ class Family(DiffusionModel):
     def rows(cls, guidance: float) -> int:
         """See `DiffusionModel.rows`."""
         return 1 if guidance == 1 or cls.embedded_guidance else 2
+
+    @classmethod
+    def blank(cls, spec: PipelineSpec, dtype: torch.dtype = torch.float32) -> Parts:
+        """One row of a Conditioning without storage; its parts on the CPU are ones."""
+        places = {name: "cpu" if name in cls.host else "meta" for name in spec.conditioning}
+        return {name: torch.ones(1, *spec.conditioning[name], dtype=dtype, device=places[name]) for name in places}
+
+    @staticmethod
+    def guide(null: Tensor, output: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of the network's outputs [B, *latent] for the empty prompt and for the rows'."""
+        return null + scale * (output - null)
+
+    @staticmethod
+    def call_guidance(scale: float) -> dict[str, Any]:
+        """The guidance scale as the pipeline's own call takes it."""
+        return {"guidance_scale": scale}
+
+    @staticmethod
+    def pixels(vae: Mapping[str, Any]) -> int:
+        """Pixels to a side of one of the autoencoder's latents, from its configuration."""
+        return 2 ** (len(vae["block_out_channels"]) - 1)
 
     @staticmethod
     def vae_latents(z: Tensor, vae: Any) -> Tensor:
@@ -65,8 +94,13 @@ class Family(DiffusionModel):
 
         On a CPU, pictures of 32 pixels 8 at a time take 0.9 of the time that 16 or 64 take.
         """
-        scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        return min(8, max(1, 2**19 // (scale**2 * cls.vae_latents(z, vae)[0, 0].numel())))
+        return min(8, max(1, 2**19 // (cls.pixels(vae.config) ** 2 * cls.vae_latents(z, vae)[0, 0].numel())))
+
+    @classmethod
+    def call_texts(cls, parts: Parts) -> dict[str, Any]:
+        """The conditioning as the pipeline's own call takes it; the null prompt's keywords begin with `negative_`."""
+        names = {"prompt_embeds": "text", "pooled_prompt_embeds": "pooled"}
+        return {keyword: parts[part] for keyword, part in names.items() if part in parts}
 
     def pipeline_latents(self, z: Tensor) -> Tensor:
         """Latents [B, *latent] in the form that the pipeline's own call takes."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from bench.errors import BenchError
 from bench.model import Conditioning
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
-from bench.models.family import Call, Family
+from bench.models.family import Call, Family, Parts
 from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
 from bench.models.lora import Adapters, LoraAdapter
@@ -77,7 +77,7 @@ class PipelineModel(Family):
         precision = "tf32" if config.dtype == "tf32" else str(dtype)
         self._fingerprint = fingerprint(pipe, precision=precision, negative_prompt=config.negative_prompt)
         pipe.to(self.device)
-        self._texts: dict[str, Conditioning] = {}
+        self._texts: dict[str | None, Conditioning] = {}  # None: what guidance starts from
         self._prior: nn.Module | None = None
         self._lora: Adapters | None = None
         self._encoders: Sequence[Adapters] = ()  # of the text encoders, where what is judged has changed them too
@@ -159,51 +159,56 @@ class PipelineModel(Family):
         """A row a prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
         for prompt in prompts:
             if prompt not in self._texts:
-                with torch.no_grad():
-                    self._texts[prompt] = Conditioning(self._encode_both(prompt))
+                self._texts[prompt] = self._encode_both(self.encode_one, prompt)
             self._texts[prompt] = self._texts.pop(prompt)
         whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
         for prompt in list(self._texts)[:-TEXTS]:
             del self._texts[prompt]
         return whole
 
-    def _encode_both(self, prompt: str) -> dict[str, Tensor]:
+    def _encode_both(self, encode: Callable[[str], Parts], prompt: str) -> Conditioning:
         """A prompt's parts, and beside them the prior's where other text encoders made them."""
-        parts = self.encode_one(prompt)
-        if self._encoders:
-            with ExitStack() as off:
-                for adapters in self._encoders:
-                    off.enter_context(adapters.off())
-                parts |= {PRIOR + name: part for name, part in self.encode_one(prompt).items()}
-        return parts
+        with torch.no_grad():
+            parts = encode(prompt)
+            if self._encoders:
+                with ExitStack() as off:
+                    for adapters in self._encoders:
+                        off.enter_context(adapters.off())
+                    parts |= {PRIOR + name: part for name, part in encode(prompt).items()}
+        return Conditioning(parts)
 
     def unconditional(self) -> Conditioning:
         """The row of the empty or the negative prompt, which guidance starts from."""
-        return self.encode([self.config.negative_prompt])
+        if None not in self._texts:
+            self._texts[None] = self._encode_both(self.encode_null, self.config.negative_prompt)
+        return self._texts[None]
 
     def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
         """Keywords of the pipeline's own call for these rows and this guidance."""
-        names = {"prompt_embeds": "text", "pooled_prompt_embeds": "pooled"}
-        inputs = {keyword: conditioning.parts.get(part) for keyword, part in names.items()}
+        inputs = self.call_texts(conditioning.parts)
         if self.rows(self.guidance) > 1:
-            null = self.unconditional().expand(len(conditioning))
-            inputs |= {f"negative_{keyword}": null.parts.get(part) for keyword, part in names.items()}
-        return {"guidance_scale": self.guidance} | {k: tensor for k, tensor in inputs.items() if tensor is not None}
+            null = self.call_texts(self.unconditional().expand(len(conditioning)).parts)
+            inputs |= {f"negative_{keyword}": text for keyword, text in null.items()}
+        return inputs | self.call_guidance(self.guidance)
 
     def call_pipeline(self, pipe: Any, conditioning: Conditioning, z: Tensor, kernel: Kernel, output_type: str) -> Any:
         """What diffusers' own call of `pipe`, the model's or another of its folder, makes of latents `z` [B, *latent].
 
-        Steps and guidance are the kernel's and the model's; so is η, except that flow pipelines have none.
+        Steps and guidance are the kernel's and the model's; so is η, except that flow pipelines have none. A pipeline
+        whose scheduler is another solver than the kernel gets DDIM, or Euler's method on the kernel's grid.
         output_type: see diffusers.
         """
         options: dict[str, Any] = {}
         if self.output != "flow":
             pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
             options = {"eta": kernel.eta}
+        elif not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):  # a solver of higher order
+            pipe.scheduler = _EulerOn(kernel)
         z = z.to(self.device)
-        height, width = (pipe.vae_scale_factor * side for side in self.vae_latents(z, self.pipeline.vae).shape[2:])
+        latents, scale = self.vae_latents(z, self.pipeline.vae), self.pixels(pipe.vae.config)
+        height, width = (scale * side for side in latents.shape[-2:])
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
-        options |= {"num_inference_steps": kernel.steps, "output_type": output_type}
+        options |= {"num_inference_steps": kernel.steps, "output_type": output_type, **self.call_options}
         return pipe(**self.pipeline_inputs(conditioning), **options).images
 
     def predict(
@@ -226,7 +231,7 @@ class PipelineModel(Family):
             return output, output
         conditioning = Conditioning.join([self.unconditional().expand(len(z)), conditioning])
         null_output, output = self._call(torch.cat([z, z]), torch.cat([t, t]), conditioning, prior).chunk(2)
-        return null_output + self.guidance * (output - null_output), output
+        return self.guide(null_output, output, self.guidance), output
 
     def _call(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:
         names, tensors = list(conditioning.parts), list(conditioning.parts.values())
@@ -363,6 +368,18 @@ class PipelineModel(Family):
     def fingerprint(self) -> str:
         """See `bench.models.fingerprint`; with the guidance."""
         return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)})
+
+
+class _EulerOn(FlowMatchEulerDiscreteScheduler):
+    """Euler's method on the noise levels of a kernel."""
+
+    def __init__(self, kernel: Kernel):
+        super().__init__()
+        assert kernel.sigmas is not None
+        self.levels = kernel.sigmas[:-1].tolist()
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, **unused: Any) -> None:  # type: ignore[override]
+        super().set_timesteps(sigmas=self.levels, device=device)
 
 
 def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:

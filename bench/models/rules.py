@@ -23,6 +23,7 @@ DIFFUSION_SCHEDULERS = (  # on a schedule of β, which their configurations alon
     "UniPCMultistepScheduler",
 )
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+FLOW_SOLVERS = (*FLOW_SCHEDULERS, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # of which the grid is read
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
@@ -65,3 +66,19 @@ FLOW_SCHEDULER = {
     "scheduler.use_exponential_sigmas": one_of(None, False),
     "scheduler.use_beta_sigmas": one_of(None, False),
 }
+FLOW_SOLVER = FLOW_SCHEDULER | {
+    "scheduler.use_flow_sigmas": one_of(True),
+    "scheduler.prediction_type": one_of("flow_prediction"),
+    "scheduler.use_dynamic_shifting": one_of(None, False),
+}
+
+
+def flow_grid(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """`spacing` and `shift` of the grid that a pipeline makes of its number of steps alone.
+
+    The levels of the solvers of higher order are those of "shifted" to 0.001 before the shift: theirs begin or end
+    beside 0 and 1.
+    """
+    if "flow_shift" in scheduler:
+        return {"spacing": "shifted", "shift": scheduler["flow_shift"]}
+    return {"spacing": "sd3", "shift": scheduler["shift"]}

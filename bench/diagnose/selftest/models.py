@@ -180,13 +180,14 @@ def the_prior_switch_is_exact(name: str) -> None:
 
 
 def adapters_are_saved_and_loaded(name: str) -> None:
-    """a model that reads the file predicts the same to the bit, as one does that borrows the values"""
+    """a model that reads the file predicts the same to the bit, and one that borrows the values the same to rounding"""
     model = _model(name)
     expected = _predict(model).detach()
     values = {key: parameter.detach().clone() for key, parameter in model.adapters().items()}
     other = _model(name, seed=1, nudged=False)
     with other.using(values):
-        require(torch.equal(_predict(other), expected), "using() another's adapters does not give its predictions.")
+        # torch chooses another product where nothing has a gradient
+        require(_near(_predict(other), expected, 1e-5), "using() another's adapters does not give its predictions.")
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "adapter")
         other.load(Path(folder) / "adapter")
