@@ -142,7 +142,7 @@ def _blueprint(config: ModelConfig, guidance: float) -> "Blueprint":
     folder = pipeline_folder(config.name, config.t5)
     family = family_of(folder)
     only = {"scheduler", family.denoiser} if ships(config.name) else None  # the rest may ship elsewhere
-    blueprint = check_pipeline(folder, family, guidance, only=only, t5=config.t5)
+    blueprint = check_pipeline(folder, family, guidance, only=only, config=config)
     if config.finetune == "lora":
         add_lora(blueprint.network, config.lora, family.lora_targets)
     return blueprint
@@ -160,7 +160,7 @@ def load_model(
     kind: type[DiffusionModel] = family_of(folder) if folder else registry.load("models", config.name)
     quiet_libraries()
     if folder and not ships(config.name):
-        check_pipeline(folder, family_of(folder), sampler.guidance, t5=config.t5)
+        check_pipeline(folder, family_of(folder), sampler.guidance, config=config)
     try:
         with memory.phase():
             return kind.create(folder, config, guidance=sampler.guidance, device=device, seed=seed)

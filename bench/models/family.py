@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BenchError
 from bench.model import DiffusionModel
 from bench.models.rules import Configs, Rule
 from bench.models.spec import PipelineSpec
+from bench.settings import ModelConfig
 
 Parts = dict[str, Tensor]  # of a Conditioning
 Call = Callable[..., tuple[Tensor, ...]]  # a denoiser's forward, called with return_dict=False
@@ -25,6 +27,9 @@ class Family(DiffusionModel):
     denoiser: the pipeline's name for it. lora_targets: ends of the names of its layers that get an adapter.
     embedded_guidance: guidance is an input of the network, not a second row.
     host: parts of a Conditioning that lie on the CPU, as the denoiser's Python code asks for their values.
+    default_size: height and width in pixels of a pipeline whose configurations name none; None: they do.
+    video: whether it draws several frames.
+    waits: how often a call of the denoiser waits for a GPU, in code of diffusers.
     call_options: further arguments of the pipeline's own call, where its defaults are not what is sampled here.
     """
 
@@ -37,12 +42,29 @@ class Family(DiffusionModel):
     lora_targets: ClassVar[tuple[str, ...]]
     embedded_guidance: ClassVar[bool] = False
     host: ClassVar[frozenset[str]] = frozenset()
+    default_size: ClassVar[tuple[int, int] | None] = None
+    video: ClassVar[bool] = False
+    waits: ClassVar[int] = 0
     call_options: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     @abstractmethod
     def describe(cls, configs: Configs) -> PipelineSpec:
-        """The pipeline's spec, from the configurations of its denoiser, autoencoder and scheduler."""
+        """The pipeline's spec, from the configurations of its denoiser, autoencoder and scheduler.
+
+        Beside these: its index as "pipeline", and what is asked for (see `asked`) as "picture".
+        """
+
+    @classmethod
+    def asked(cls, config: ModelConfig) -> dict[str, Any]:
+        """Height and width (both None where the files say them), and frames. Raises BenchError for what cannot be."""
+        name = cls.pipeline_class.__name__
+        if config.size and cls.default_size is None:
+            raise BenchError(f"model.size: the files of a {name} say how large its pictures are; leave it out.")
+        if config.frames > 1 and not cls.video:
+            raise BenchError(f"model.frames = {config.frames}: a {name} draws pictures; use 1.")
+        height, width = config.size or cls.default_size or (None, None)
+        return {"height": height, "width": width, "frames": config.frames}
 
     @abstractmethod
     def encode_one(self, prompt: str) -> Parts:

@@ -100,7 +100,7 @@ class Flux(PipelineModel):
             txt_ids=torch.zeros(parts["text"].shape[1], 3, device=z.device, dtype=z.dtype),
             return_dict=False,
         )[0]
-        return output.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5).reshape(z.shape)
+        return unpack(output, rows, columns)
 
 
 def side(vae: Mapping[str, Any]) -> int:
@@ -111,3 +111,9 @@ def side(vae: Mapping[str, Any]) -> int:
 def pack(z: Tensor) -> Tensor:
     """Latents [B, C, H, W] as tokens [B, H/2 · W/2, 4 C], channels first within a token."""
     return z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """What `pack` made of latents [B, C, 2 rows, 2 columns]."""
+    squares = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns))
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

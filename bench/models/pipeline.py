@@ -71,7 +71,8 @@ class PipelineModel(Family):
         self.network: Any = getattr(pipe, self.denoiser)
         network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
-        self.spec = spec = self.describe({"pipeline": read(folder / "model_index.json")} | parts)
+        parts |= {"pipeline": read(folder / "model_index.json"), "picture": self.asked(config)}
+        self.spec = spec = self.describe(parts)
         spec.require_guidance(guidance, folder)
         self.decoder_batch = self.decoder_rows(torch.zeros(1, *spec.latent_shape), pipe.vae)
         precision = "tf32" if config.dtype == "tf32" else str(dtype)
@@ -295,7 +296,10 @@ class PipelineModel(Family):
         return self._decode(z)
 
     def _decode(self, z: Tensor) -> Tensor:
-        return (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        images = (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        if images.dim() == 4:
+            return images
+        return images[:, :, 0] if images.shape[2] == 1 else images.transpose(1, 2)
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the denoiser by name."""

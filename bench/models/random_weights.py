@@ -116,6 +116,7 @@ TOKENIZERS: dict[str, Callable[[Path], Any]] = {
     "T5EncoderModel": _t5_tokenizer,
     "Qwen3ForCausalLM": _qwen_tokenizer,
     "Qwen3Model": _qwen_tokenizer,
+    "Qwen2_5_VLForConditionalGeneration": _qwen_tokenizer,
     "Gemma2Model": _gemma_tokenizer,
 }
 WRITERS: dict[str, Callable[[Path, Size], None]] = {

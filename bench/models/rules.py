@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.errors import BenchError
+
 DIFFUSION_SCHEDULERS = (  # on a schedule of β, which their configurations alone describe
     "DDIMScheduler",
     "DDIMParallelScheduler",
@@ -46,6 +48,17 @@ def one_of(*values: Any) -> Rule:
 def equals(expected: Callable[[Configs], Any], wanted: str) -> Rule:
     """The value follows from the other parts' configurations."""
     return Rule(lambda value, configs: value == expected(configs), wanted)
+
+
+def sides(picture: Mapping[str, Any], scale: int, multiple: int) -> tuple[int, int]:
+    """A latent's height and width for the picture asked for; scale: pixels to a side of a latent's place.
+
+    Raises BenchError for a height or width that is no multiple of `multiple`.
+    """
+    height, width = picture["height"], picture["width"]
+    if height % multiple or width % multiple:
+        raise BenchError(f"model.size = [{height}, {width}]: both have to be multiples of {multiple}.")
+    return height // scale, width // scale
 
 
 def _is_size(value: Any, _: Configs) -> bool:

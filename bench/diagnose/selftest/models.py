@@ -22,6 +22,7 @@ from bench.models import catalogue
 from bench.models.card import HubCard
 from bench.models.cards import CARDS
 from bench.models.checks import quiet_libraries
+from bench.models.family import Family
 from bench.models.folder import family_of
 from bench.models.pipeline import PipelineModel
 from bench.sampling.kernel import Kernel
@@ -32,6 +33,7 @@ from bench.settings import LoraConfig, ModelConfig, SamplerConfig
 PROMPTS = ["red apple", "a dog, from the side", "cat"]
 SAMPLES = [(prompt, 0) for prompt in PROMPTS]
 GUIDANCE = 3.0
+SIZE, FRAMES = (64, 96), 5
 
 
 @contextmanager
@@ -79,12 +81,19 @@ def _built(kind: Any, name: str, folder: Path | None, guidance: float, seed: int
     quiet_libraries()
     settings = dict(options)
     place = settings.pop("device", torch.device("cpu"))
-    config = ModelConfig(name=name, dtype="float32", lora=LoraConfig(rank=2), **settings)
+    config = ModelConfig(name=name, dtype="float32", lora=LoraConfig(rank=2), **_smallest(kind) | settings)
     try:
         model = kind.create(folder, config, guidance=guidance, device=place, seed=seed)
     except BenchError:  # without guidance at all, which it says
         model = kind.create(folder, config, guidance=1.0, device=place, seed=seed)
     return model, {key: parameter.detach().clone() for key, parameter in model.adapters().items()}
+
+
+def _smallest(kind: type[DiffusionModel]) -> dict[str, Any]:
+    """Settings for small samples of a family whose files name no size, and for several frames of one that has them."""
+    if not issubclass(kind, Family) or kind.default_size is None:
+        return {}
+    return {"size": SIZE, "frames": FRAMES if kind.video else 1}
 
 
 def _kernel(model: DiffusionModel, steps: int = 4) -> Kernel:
@@ -291,7 +300,8 @@ def it_runs_on_a_device(name: str) -> None:
                 latents = _sample(model, kernel)
             results.append([latents.cpu(), *(gradient.cpu() for gradient in gradients)])
     waited = ledger.synchronisations.total() + ledger.waits.total()
-    require(not waited, f"sampling waited for the device {waited} times: {ledger.describe()}.")
+    known = kernel.steps * model.waits if isinstance(model, Family) else 0
+    require(waited <= known, f"sampling waited for the device {waited} times: {ledger.describe()}.")
     same = all(_near(ours, theirs, 1e-3) for theirs, ours in zip(*results, strict=True))
     require(same, "samples or gradients differ from those on the CPU.")
 
