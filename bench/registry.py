@@ -139,6 +139,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "ZImagePipeline": Plugin("bench.models.z_image:ZImage"),
         "QwenImagePipeline": Plugin("bench.models.qwen_image:QwenImage"),
         "SanaPipeline": Plugin("bench.models.sana:Sana"),
+        "WanPipeline": Plugin("bench.models.wan:Wan"),
     },
 }
 

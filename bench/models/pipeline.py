@@ -210,7 +210,7 @@ class PipelineModel(Family):
         height, width = (scale * side for side in latents.shape[-2:])
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
         options |= {"num_inference_steps": kernel.steps, "output_type": output_type, **self.call_options}
-        return pipe(**self.pipeline_inputs(conditioning), **options).images
+        return pipe(**self.pipeline_inputs(conditioning), **options, return_dict=False)[0]
 
     def predict(
         self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True

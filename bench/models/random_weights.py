@@ -114,6 +114,7 @@ TOKENIZERS: dict[str, Callable[[Path], Any]] = {
     "CLIPTextModel": clip_tokenizer,
     "CLIPTextModelWithProjection": clip_tokenizer,
     "T5EncoderModel": _t5_tokenizer,
+    "UMT5EncoderModel": _t5_tokenizer,
     "Qwen3ForCausalLM": _qwen_tokenizer,
     "Qwen3Model": _qwen_tokenizer,
     "Qwen2_5_VLForConditionalGeneration": _qwen_tokenizer,
