@@ -161,7 +161,10 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Images, float32 [B, 3, H, W] in [0, 1], or points [B, d] of an analytic model; differentiable in `z`."""
+        """Images, float32 [B, 3, H, W] in [0, 1], or points [B, d] of an analytic model; differentiable in `z`.
+
+        Of a model that draws several frames, videos [B, F, 3, H, W].
+        """
 
     @abstractmethod
     def adapters(self) -> dict[str, nn.Parameter]:

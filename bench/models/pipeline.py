@@ -192,6 +192,12 @@ class PipelineModel(Family):
             inputs |= {f"negative_{keyword}": text for keyword, text in null.items()}
         return inputs | self.call_guidance(self.guidance)
 
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        vae = self.pipeline.vae
+        height, width = self.vae_latents(torch.zeros(1, *self.latent_shape, device=self.device), vae).shape[-2:]
+        return height * self.pixels(vae.config), width * self.pixels(vae.config)
+
     def call_pipeline(self, pipe: Any, conditioning: Conditioning, z: Tensor, kernel: Kernel, output_type: str) -> Any:
         """What diffusers' own call of `pipe`, the model's or another of its folder, makes of latents `z` [B, *latent].
 
@@ -206,8 +212,7 @@ class PipelineModel(Family):
         elif not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):  # a solver of higher order
             pipe.scheduler = _EulerOn(kernel)
         z = z.to(self.device)
-        latents, scale = self.vae_latents(z, self.pipeline.vae), self.pixels(pipe.vae.config)
-        height, width = (scale * side for side in latents.shape[-2:])
+        height, width = self.picture_size()
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
         options |= {"num_inference_steps": kernel.steps, "output_type": output_type, **self.call_options}
         return pipe(**self.pipeline_inputs(conditioning), **options, return_dict=False)[0]
@@ -370,8 +375,9 @@ class PipelineModel(Family):
         return self.spec.latent_network(channels, layers_per_block)
 
     def fingerprint(self) -> str:
-        """See `bench.models.fingerprint`; with the guidance."""
-        return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)})
+        """See `bench.models.fingerprint`; with the guidance, and with the size where it is chosen."""
+        asked = {"latents": list(self.latent_shape)} if self.default_size else {}  # which no file says
+        return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)} | asked)
 
 
 class _EulerOn(FlowMatchEulerDiscreteScheduler):

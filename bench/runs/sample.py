@@ -1,6 +1,6 @@
 """`bench sample`: images from a trained adapter, and the prior's on the same noise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -57,11 +57,12 @@ def sample(
     save_images(out, sets, seed=seed, each=each)
     shown = [rows[: SHOWN[1]] for rows in sets["prior"].rows().values()][: SHOWN[0]]
 
-    def of(values: Tensor) -> np.ndarray:
-        return np.stack([values[rows].numpy() for rows in shown])
+    def of(values: Callable[[Tensor], Tensor]) -> np.ndarray:
+        return np.stack([values(rows).numpy() for rows in shown])
 
-    before, after = (of(sets[name].images.permute(0, 2, 3, 1)) for name in ("prior", "finetuned"))
-    rewards = [of(sets[name].rewards[core.reward_name]) for name in ("prior", "finetuned")]
+    both = sets["prior"], sets["finetuned"]
+    before, after = (of(lambda rows, one=one: one.strip(rows).permute(0, 2, 3, 1)) for one in both)
+    rewards = [of(one.rewards[core.reward_name].__getitem__) for one in both]
     title = f"{config.method.name} on {config.reward.name} ({config.model.name}): same prompts, same noise"
     plot_samples(before, after, prompts[: SHOWN[0]], out / "samples.png", title, *rewards)
     return out

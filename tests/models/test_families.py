@@ -36,6 +36,7 @@ from bench.models.architecture import build
 from bench.models.cards import CARDS
 from bench.models.catalogue import load_model, make_kernel, repository
 from bench.models.emoji import FLOW, WEIGHTS, shared
+from bench.models.lora import add_lora
 from bench.models.pipeline import PipelineModel
 from bench.models.random_weights import TOKENIZERS, write
 from bench.models.sd3 import StableDiffusion3
@@ -239,7 +240,10 @@ def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
 
 
 METHODS = ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"]
-FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein"]
+VIDEO = "wan2.1-t2v-1.3b"
+NEWER = ["z-image-turbo", "qwen-image", "sana-600m", VIDEO]
+FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein", *NEWER]
+SMALL = {"qwen-image": {"size": [64, 96]}, VIDEO: {"size": [64, 96], "frames": 5}}  # where no file says a size
 TINY = [
     "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
     "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.test_prompts=0", "evaluation.validation_prompts=0",
@@ -254,7 +258,8 @@ def guidance(name: str) -> float:
 
 def loaded(name: str, alpha: int | None = None, **options) -> PipelineModel:
     lora = LoraConfig(rank=2, alpha=alpha)
-    return load_model(ModelConfig(name=name, lora=lora, **options), SamplerConfig(guidance=guidance(name)))
+    config = ModelConfig(name=name, lora=lora, **SMALL.get(name, {}) | options)
+    return load_model(config, SamplerConfig(guidance=guidance(name)))
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
@@ -262,7 +267,7 @@ def test_a_family_equals_diffusers_to_the_bit(family):
     """Images of the pipeline's own call, also with an adapter that it loads; then where it reads the prompts itself."""
     models.its_pipeline_agrees(family)
     model = loaded(family, alpha=4)
-    agree_from_prompts(model)
+    agree_from_prompts(model, **{"negative_prompt": [""] * 3} if family == "qwen-image" else {})  # none: no guidance
     if "negative_prompt" in inspect.signature(model.pipeline.__call__).parameters and model.rows(2) == 2:
         agree_from_prompts(loaded(family, negative_prompt="a fox").with_guidance(2.0), negative_prompt=["a fox"] * 3)
 
@@ -289,7 +294,8 @@ def agree_from_prompts(model: PipelineModel, **inputs: list[str]) -> None:
     kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
     prompts = [prompt for prompt, _ in SAMPLES]
     ours = model.decode(rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1])
-    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance, **inputs}
+    guidance = model.call_guidance(model.guidance)
+    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, **guidance, **inputs}
     theirs = model.call_pipeline(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
 
@@ -377,7 +383,8 @@ def test_methods_end_to_end_on_the_flow_prior(bench, tmp_path, monkeypatch, meth
     assert set(rows["model"]) == {"emoji_flow"}
 
 
-SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching")}
+SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching"),
+         ("z-image-turbo", "adjoint_matching"), (VIDEO, "nabla_gfn")}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -395,6 +402,7 @@ def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family
     settings = [*TINY, f"sampler.guidance={guidance(family)}", "train.micro_batch=4", "train.sample_batch=4"]
     settings += ["sampler.spacing=auto", "evaluation.features=efficientnet_lite0"]
     settings += ["method.channels=[32,32]"] if method == "nabla_gfn" else []
+    settings += [f"model.{name}={value}" for name, value in SMALL.get(family, {}).items()]
     sets = [word for setting in settings for word in ("--set", setting)]
     status, text = bench(
         "run", "--method", method, "--reward", "colorfulness", "--model", family, "--updates", 1,
@@ -410,11 +418,14 @@ def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family
 def test_full_sizes_are_known_without_weights(bench, tmp_path, monkeypatch, name):
     """Parameters of the denoisers as their cards have them; a dry run and the sizes of a download."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9}.get(name, 11.9e9)
+    parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9, "z-image-turbo": 6.15e9,
+                  "qwen-image": 20.4e9, "sana-600m": 0.59e9, VIDEO: 1.42e9}.get(name, 11.9e9)  # fmt: skip
+    shapes = {"flux2_klein": (128, 64, 64), "sana-600m": (32, 32, 32), VIDEO: (16, 1, 60, 104), "sdxl": (4, 128, 128)}
     config = resolve("ddpo", overrides={"model.name": name})
     pipeline = blueprint(config)
     assert sum(p.numel() for p in pipeline.network.parameters()) == pytest.approx(parameters, rel=0.01)
-    assert pipeline.spec.latent_shape[1] == (64 if name == "flux2_klein" else 128)
+    assert pipeline.spec.latent_shape == shapes.get(name, (16, 128, 128))
+    add_lora(pipeline.network, LoraConfig(), pipeline.family.lora_targets)  # refuses a target that no layer has
     status, text = bench("fetch", "--model", name, "--dry-run")
     assert status == 0, text
     assert repository(name).name in text
