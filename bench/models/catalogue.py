@@ -130,9 +130,18 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
         kind = model_class(config.name, config.t5)
         if config.negative_prompt and kind and kind.rows(2) == 1:
             raise BenchError(f"model.negative_prompt: no guidance of {config.name!r} could lead away from it.")
+        if is_analytic(config.name):
+            _require_own_size(config)
         model = load_model(config, sampler) if is_analytic(config.name) else _blueprint(config, sampler.guidance)
         checked.append((model, make_kernel(model.spec, sampler)))
     return checked
+
+
+def _require_own_size(config: ModelConfig) -> None:
+    what = "draws points" if draws_points(config.name) else "is no pipeline"
+    for name, chosen in (("size", config.size), ("frames", config.frames > 1)):
+        if chosen:
+            raise BenchError(f"model.{name}: {config.name!r} {what}; leave it out.")
 
 
 def _blueprint(config: ModelConfig, guidance: float) -> "Blueprint":

@@ -54,7 +54,9 @@ def used_parts(folder: Path, family: "type[Family]", t5: bool = True) -> dict[st
     options = {name for name, one in inspect.signature(family.pipeline_class).parameters.items() if one.default is None}
     places = {*family.parts, *(name for name, value in family.unused.items() if value is None)}
     for name, entry in read(path).items():
-        if (entry is None and name not in options - places) or (name in places and not (isinstance(entry, list) and len(entry) == 2)):  # diffusers fails
+        if (entry is None and name not in options - places) or (
+            name in places and not (isinstance(entry, list) and len(entry) == 2)
+        ):  # diffusers fails
             raise BenchError(
                 f"{path}: {name} = {json.dumps(entry)}; a part is written [library, class], one that is left out "
                 "[null, null]."

@@ -120,6 +120,7 @@ class QwenImage(PipelineModel):
 def standardised(z: Tensor, vae: Any) -> Tensor:
     """The decoder's input for a flow's latents [B, C, F, H, W], of the mean and variance of each channel."""
     mean, std = (
-        upload(torch.tensor(vae.config[name]), z.device).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+        upload(torch.tensor(vae.config[name]), z.device).view(1, -1, 1, 1, 1)
+        for name in ("latents_mean", "latents_std")
     )
     return z / (1 / std) + mean  # rounded as in diffusers

@@ -33,7 +33,9 @@ class Sana(PipelineModel):
     }
     rules = FLOW_SOLVER | {
         "transformer.sample_size": SIDE,
-        "transformer.in_channels": equals(lambda c: c["vae"]["latent_channels"], "as many as the autoencoder's latents"),
+        "transformer.in_channels": equals(
+            lambda c: c["vae"]["latent_channels"], "as many as the autoencoder's latents"
+        ),
         "transformer.caption_channels": equals(lambda c: c["text_encoder"]["hidden_size"], "the text encoder's width"),
         "transformer.guidance_embeds": one_of(False),
         "transformer.timestep_scale": one_of(1.0),

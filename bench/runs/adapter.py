@@ -190,7 +190,9 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
         given |= dict(zip(("height", "width"), model.picture_size(), strict=True)) | dict(model.call_options)
     if config.model.negative_prompt or "true_cfg_scale" in given:  # which does nothing without one
         given["negative_prompt"] = config.model.negative_prompt
-    told = ", ".join(f"{name}={value:g}" if type(value) is float else f"{name}={value!r}" for name, value in given.items())
+    told = ", ".join(
+        f"{name}={value:g}" if type(value) is float else f"{name}={value!r}" for name, value in given.items()
+    )
     call = f"pipe({prompt!r}, num_inference_steps={sampler.steps}, {told}, latents={start}"
     if model.video:
         lines += [f'frames = {call}, output_type="pil").frames[0]',

@@ -171,7 +171,9 @@ def blueprint(config: RunConfig) -> Blueprint | None:
         networks = {part: build(*description) for part, description in described.items()}
     configs = {part: networks[part].config for part in (family.denoiser, "vae")}
     configs["scheduler"] = getattr(diffusers, scheduler).from_config(options).config
-    return Blueprint(family, networks, family.describe({"pipeline": index, "picture": family.asked(config.model), **configs}))
+    return Blueprint(
+        family, networks, family.describe({"pipeline": index, "picture": family.asked(config.model), **configs})
+    )
 
 
 def _of_folder(name: str, family: type[Family], t5: bool) -> tuple[dict[str, Any], Described]:

@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -28,10 +29,12 @@ from transformers import (
 )
 
 from bench.config import resolve
+from bench.core import Core
 from bench.diagnose.selftest import models
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
-from bench.model import DiffusionModel
+from bench.evaluation import evaluator
+from bench.model import Conditioning, DiffusionModel
 from bench.models.architecture import build
 from bench.models.cards import CARDS
 from bench.models.catalogue import load_model, make_kernel, repository
@@ -39,6 +42,7 @@ from bench.models.emoji import FLOW, WEIGHTS, shared
 from bench.models.lora import add_lora
 from bench.models.pipeline import PipelineModel
 from bench.models.random_weights import TOKENIZERS, write
+from bench.models.sana import INSTRUCTION
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
 from bench.runs.estimate import blueprint
@@ -442,6 +446,104 @@ def test_profile_of_random_weights(bench, tmp_path, name):
     )  # fmt: skip
     assert status == 0, text
     assert "diffusers pipeline" in text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [VIDEO], indirect=True)
+def test_one_frame_is_a_picture_and_several_are_a_video(family):
+    """To the bit those of the pipeline's own call; the latents too, and those of a size that is not square."""
+    prints = set()
+    for frames, latents in ((1, (4, 1, 8, 12)), (5, (4, 2, 8, 12))):
+        model = loaded(family, frames=frames).with_guidance(1.0)
+        assert model.latent_shape == latents
+        prints.add(model.fingerprint())
+        kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
+        prompts, z = [prompt for prompt, _ in SAMPLES], noise(0, model.latent_shape)
+        ours = rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1]
+        pipe = model.open()
+        assert torch.equal(model.call_pipeline(pipe, model.encode(prompts), z, kernel, "latent"), ours)
+        core = Core(model, kernel, evaluator.load_reward("colorfulness"), beta=1.0)
+        drawn = evaluator.draw(core, SAMPLES, ["train"] * 3, seed=0)
+        seen = drawn.images if frames == 1 else drawn.videos
+        theirs = model.call_pipeline(pipe, model.encode(prompts), z, kernel, "pt")
+        assert torch.equal(seen, (theirs * 255).round().byte())
+        assert (drawn.videos is None) == (frames == 1)
+        assert seen.shape == (3, *((5,) if frames > 1 else ()), 3, 64, 96)
+        assert torch.equal(drawn.images, seen if frames == 1 else seen[:, 2])
+    assert len(prints) == 2  # samples of one are never taken for the other's
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("emoji", "model.size=[64,64]", "the files of a StableDiffusionPipeline say how large its pictures are"),
+        ("emoji", "model.frames=5", "a StableDiffusionPipeline draws pictures"),
+        ("qwen-image", "model.frames=5", "a QwenImagePipeline draws pictures"),
+        ("qwen-image", "model.size=[500,512]", "both have to be multiples of 16"),
+        (VIDEO, "model.size=[64,88]", "both have to be multiples of 16"),
+        (VIDEO, "model.frames=4", "this autoencoder's videos have 1, 5, 9, 13, … frames"),
+        ("ring", "model.frames=5", "'ring' draws points"),
+        ("emoji_mixture", "model.size=[64,64]", "'emoji_mixture' is no pipeline"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(bench, tmp_path, monkeypatch, untried, name, settings, words):
+    """Also where the weights are not here."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    status, text = bench("run", "ddpo", "--model", name, "--reward", "colorfulness", "--dry-run", "--set", settings)
+    assert (status, words in " ".join(text.split())) == (2, True), text
+
+
+@pytest.mark.parametrize("steps", [4, 28])
+@pytest.mark.parametrize("name", ["sana-600m", VIDEO])
+def test_the_grid_of_a_solver_of_higher_order_is_near_ours(name, steps):
+    """Its first level lies beside 1, or its last beside 0, by 0.001 before the shift."""
+    kind, options = CARDS[name].architecture.scheduler
+    scheduler = getattr(diffusers, kind).from_config(options)
+    scheduler.set_timesteps(steps)
+    kernel = make_kernel(blueprint(resolve("ddpo", overrides={"model.name": name})).spec, SamplerConfig(steps=steps))
+    torch.testing.assert_close(kernel.sigmas[:-1], scheduler.sigmas[:-1], rtol=0, atol=0.003)
+    torch.testing.assert_close(kernel.timesteps, scheduler.timesteps.float(), rtol=0, atol=3.0)
+
+
+@pytest.mark.parametrize("steps", [4, 28])
+def test_the_grid_of_qwen_image_is_that_of_its_pipeline(steps):
+    """Its shift grows with the picture, and its levels end at 0.02."""
+    kind, options = CARDS["qwen-image"].architecture.scheduler
+    scheduler = getattr(diffusers, kind).from_config(options)
+    mu = calculate_shift(4096, 256, 8192, 0.5, 0.9)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    kernel = flow_kernel(steps, spacing="qwen", tokens=4096, final_noise=0.0)
+    assert torch.equal(kernel.sigmas, scheduler.sigmas)
+
+
+@torch.no_grad()
+def test_sana_reads_a_prompt_with_the_instruction_and_the_empty_one_without(hub):
+    write([repository("sana-600m")], hub, "tiny")
+    model = loaded("sana-600m")
+    prompt, null = model.encode([""]).parts, model.unconditional().parts
+    text, mask, null_text, null_mask = model.pipeline.encode_prompt(
+        "", True, complex_human_instruction=INSTRUCTION, max_sequence_length=300
+    )
+    assert torch.equal(prompt["text"], text) and torch.equal(prompt["mask"], mask.float())
+    assert torch.equal(null["text"], null_text) and torch.equal(null["mask"], null_mask.float())
+    assert not torch.equal(text, null_text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image", "sana-600m"])
+def test_padding_of_a_text_changes_nothing(hub, name):
+    """What stands there is not read, whatever it is."""
+    write([repository(name)], hub, "tiny")
+    model = loaded(name)
+    z, t, text = (
+        Noise(0, "train", SAMPLES)(0, model.latent_shape),
+        torch.tensor(500.0),
+        model.encode(["cat", "", "a fox"]),
+    )
+    states, mask = text.parts["text"], text.parts["mask"]
+    assert 1 < len(set(mask.sum(1).tolist()))
+    other = Conditioning({"text": states + 10 * (1 - mask)[..., None], "mask": mask})
+    assert torch.equal(model.predict(z, t, other), model.predict(z, t, text))
 
 
 @pytest.mark.parametrize("steps", [4, 28])

@@ -142,9 +142,14 @@ def predictions_and_images_are_well_formed(name: str) -> None:
         again = model.predict(z, _times(model), conditioning, **options)
         require(torch.equal(again, output), "the same latents have two predictions: is a dropout on?")
     image = model.decode(z)
-    good = (len(image), image.shape[-3:-2], image.dim() < 6) == (len(z), (3,), True) and 0 <= float(image.min()) <= float(image.max()) <= 1
+    good = (len(image), image.shape[-3:-2], image.dim() < 6) == (len(z), (3,), True) and 0 <= float(
+        image.min()
+    ) <= float(image.max()) <= 1
     good = good or image.shape == z.shape  # points
-    require(good, f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], or points.")
+    require(
+        good,
+        f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], or points.",
+    )
     require(torch.equal(z, before), "the latents were changed in place.")
     require(torch.equal(state, torch.get_rng_state()), "global random state was used: see bench.sampling.noise.seeded.")
     with seeded(0, "latent network"):

@@ -31,5 +31,10 @@ def _card(name: str, text: str, hub: str, shift: float) -> HubCard:
 
 CARDS = (
     _card("z-image", "Z-Image (flow), 1024 pixels; not yet run here", "Z-Image", 6.0),
-    _card("z-image-turbo", "Z-Image-Turbo (flow, distilled to 8 steps), 1024 pixels; not yet run here", "Z-Image-Turbo", 3.0),
+    _card(
+        "z-image-turbo",
+        "Z-Image-Turbo (flow, distilled to 8 steps), 1024 pixels; not yet run here",
+        "Z-Image-Turbo",
+        3.0,
+    ),
 )
