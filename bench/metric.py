@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bench import options
 
-
 STRIP = 8  # frames of a video that are shown
 
 

@@ -148,7 +148,8 @@ def predictions_and_images_are_well_formed(name: str) -> None:
     good = good or image.shape == z.shape  # points
     require(
         good,
-        f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], or points.",
+        f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], or "
+        "points.",
     )
     require(torch.equal(z, before), "the latents were changed in place.")
     require(torch.equal(state, torch.get_rng_state()), "global random state was used: see bench.sampling.noise.seeded.")

@@ -1,4 +1,4 @@
-"""Sana 1.0, of 600 and 1600 million parameters. The numbers of files and bytes follow from diffusers' conversion script."""
+"""Sana 1.0, of 600 and 1600 million parameters. Files and bytes are those that diffusers' conversion writes."""
 
 from bench.models.architecture import Architecture, Network
 from bench.models.card import HubCard
@@ -29,7 +29,7 @@ SOLVER = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_p
 
 
 def _card(millions: int, heads: int, layers: int, cross: tuple[int, int], size: int, shards: int) -> HubCard:
-    """cross: heads of the attention to the text, and the width of each. size: bytes of the files. shards: of the denoiser."""
+    """cross: heads of the attention to the text, and the width of each. size: bytes. shards: of the denoiser."""
     width = 32 * heads
     full = {"num_attention_heads": heads, "num_layers": layers, "num_cross_attention_heads": cross[0],
             "cross_attention_head_dim": cross[1], "cross_attention_dim": width}  # fmt: skip
