@@ -29,6 +29,7 @@ class Family(DiffusionModel):
     host: parts of a Conditioning that lie on the CPU, as the denoiser's Python code asks for their values.
     default_size: height and width in pixels of a pipeline whose configurations name none; None: they do.
     video: whether it draws several frames.
+    alone: whether diffusers reads a single file of its denoiser alone, which `bench convert` then takes.
     waits: how often a call of the denoiser waits for a GPU, in code of diffusers.
     call_options: further arguments of the pipeline's own call, where its defaults are not what is sampled here.
     """
@@ -44,6 +45,7 @@ class Family(DiffusionModel):
     host: ClassVar[frozenset[str]] = frozenset()
     default_size: ClassVar[tuple[int, int] | None] = None
     video: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
     waits: ClassVar[int] = 0
     call_options: ClassVar[Mapping[str, Any]] = {}
 

@@ -163,8 +163,8 @@ class PipelineModel(Family):
                 self._texts[prompt] = self._encode_both(self.encode_one, prompt)
             self._texts[prompt] = self._texts.pop(prompt)
         whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
-        for prompt in list(self._texts)[:-TEXTS]:
-            del self._texts[prompt]
+        for old in list(self._texts)[:-TEXTS]:
+            del self._texts[old]
         return whole
 
     def _encode_both(self, encode: Callable[[str], Parts], prompt: str) -> Conditioning:

@@ -1,5 +1,6 @@
 """Qwen-Image."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class QwenImage(PipelineModel):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     default_size = (1024, 1024)
     waits = 1
+    alone = True
 
     @classmethod
     def describe(cls, configs: Configs) -> PipelineSpec:
@@ -107,7 +109,7 @@ class QwenImage(PipelineModel):
         return unpack(output, rows, columns)
 
     @staticmethod
-    def pixels(vae: Configs) -> int:
+    def pixels(vae: Mapping[str, Any]) -> int:
         """See `Family.pixels`."""
         return 2 ** len(vae["temperal_downsample"])
 

@@ -1,6 +1,7 @@
 """Sana 600M and 1600M, 1.0 and 1.5."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import SanaPipeline
@@ -42,6 +43,7 @@ class Sana(PipelineModel):
     }
     denoiser = "transformer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    alone = True
     call_options = {"use_resolution_binning": False}  # the latents have the size that is wanted
 
     @classmethod
@@ -83,7 +85,7 @@ class Sana(PipelineModel):
         return super().pipeline_inputs(conditioning) | {"negative_prompt": None}
 
     @staticmethod
-    def pixels(vae: Configs) -> int:
+    def pixels(vae: Mapping[str, Any]) -> int:
         """See `Family.pixels`."""
         return 2 ** (len(vae["encoder_block_out_channels"]) - 1)
 

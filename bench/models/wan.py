@@ -1,5 +1,6 @@
 """Wan 2.1 (text to video), and Wan 2.2 where one transformer denoises at every noise level."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import WanPipeline
@@ -40,6 +41,7 @@ class Wan(PipelineModel):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     default_size = (480, 832)
     video = True
+    alone = True
 
     @classmethod
     def describe(cls, configs: Configs) -> PipelineSpec:
@@ -75,7 +77,7 @@ class Wan(PipelineModel):
         return call(hidden_states=z, timestep=t, encoder_hidden_states=parts["text"], return_dict=False)[0]
 
     @staticmethod
-    def pixels(vae: Configs) -> int:
+    def pixels(vae: Mapping[str, Any]) -> int:
         """See `Family.pixels`."""
         return vae["scale_factor_spatial"]
 

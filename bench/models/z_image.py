@@ -52,6 +52,7 @@ class ZImage(PipelineModel):
     denoiser = "transformer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     host = frozenset({"mask"})
+    alone = True
 
     @classmethod
     def describe(cls, configs: Configs) -> PipelineSpec:
@@ -87,7 +88,7 @@ class ZImage(PipelineModel):
     def denoise(call: Call, z: Tensor, t: Tensor, parts: Parts) -> Tensor:
         """See `Family.denoise`."""
         output = call(list(z.unsqueeze(2)), (1000 - t) / 1000, _tokens(parts), return_dict=False)[0]
-        return -torch.stack(output).squeeze(2)
+        return -torch.stack(list(output)).squeeze(2)
 
 
 def _tokens(parts: Parts) -> list[Tensor]:

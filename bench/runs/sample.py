@@ -1,12 +1,11 @@
 """`bench sample`: images from a trained adapter, and the prior's on the same noise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from rich.console import Console
-from torch import Tensor
 
 from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.image_folder import save_images
@@ -57,12 +56,9 @@ def sample(
     save_images(out, sets, seed=seed, each=each)
     shown = [rows[: SHOWN[1]] for rows in sets["prior"].rows().values()][: SHOWN[0]]
 
-    def of(values: Callable[[Tensor], Tensor]) -> np.ndarray:
-        return np.stack([values(rows).numpy() for rows in shown])
-
     both = sets["prior"], sets["finetuned"]
-    before, after = (of(lambda rows, one=one: one.strip(rows).permute(0, 2, 3, 1)) for one in both)
-    rewards = [of(one.rewards[core.reward_name].__getitem__) for one in both]
+    before, after = (np.stack([one.strip(rows).permute(0, 2, 3, 1).numpy() for rows in shown]) for one in both)
+    rewards = [np.stack([one.rewards[core.reward_name][rows].numpy() for rows in shown]) for one in both]
     title = f"{config.method.name} on {config.reward.name} ({config.model.name}): same prompts, same noise"
     plot_samples(before, after, prompts[: SHOWN[0]], out / "samples.png", title, *rewards)
     return out

@@ -21,6 +21,7 @@ from diffusers import (
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+from PIL import Image
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -45,6 +46,7 @@ from bench.models.random_weights import TOKENIZERS, write
 from bench.models.sana import INSTRUCTION
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
+from bench.runs.adapter import redraw
 from bench.runs.estimate import blueprint
 from bench.sampling.grids import flow_kernel
 from bench.sampling.kernel import Kernel
@@ -471,6 +473,47 @@ def test_one_frame_is_a_picture_and_several_are_a_video(family):
         assert seen.shape == (3, *((5,) if frames > 1 else ()), 3, 64, 96)
         assert torch.equal(drawn.images, seen if frames == 1 else seen[:, 2])
     assert len(prints) == 2  # samples of one are never taken for the other's
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in NEWER], indirect=True
+)
+def test_the_cards_lines_draw_with_the_adapter(family, tmp_path, monkeypatch):
+    """As they stand, at the run's size; of a video all frames."""
+    model = loaded(str(repository(family).path()), **SMALL.get(family, {}))
+    perturb(model, 0.1)
+    model.save(tmp_path)
+    settings = {"model.name": str(repository(family).path()), "sampler.steps": 2, "sampler.spacing": "auto"}
+    settings |= {f"model.{name}": value for name, value in SMALL.get(family, {}).items()}
+    monkeypatch.chdir(tmp_path)
+    exec(redraw(resolve("ddpo", reward="colorfulness", overrides=settings), model, "tiger", 0), {})
+    (drawn,) = tmp_path.glob("redrawn.*")
+    with Image.open(drawn) as image:
+        frames = model.config.frames
+        assert (image.height, image.width, getattr(image, "n_frames", 1)) == (*model.picture_size(), frames)
+
+
+@torch.no_grad()
+def test_wan_22_is_read_where_one_transformer_denoises_at_every_level(hub, tmp_path):
+    """Its autoencoder packs 2×2 pixels, and its pipeline gives each token its time; a pair is refused."""
+    write([repository(VIDEO)], hub, "tiny")
+    folder = shutil.copytree(repository(VIDEO).path(), tmp_path / "wan22")
+    vae = {"base_dim": 4, "decoder_base_dim": 4, "is_residual": True, "in_channels": 12, "out_channels": 12,
+           "patch_size": 2, "scale_factor_spatial": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_dim": 4,
+           "latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}  # fmt: skip
+    shutil.rmtree(folder / "vae")
+    with seeded(0, "wan22"):
+        build("AutoencoderKLWan", vae).save_pretrained(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"expand_timesteps": True, "boundary_ratio": None, "transformer_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    model = loaded(str(folder), size=[64, 96], frames=5)
+    assert model.latent_shape == (4, 2, 4, 6)
+    agree_from_prompts(model)
+    index["transformer_2"] = index["transformer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BenchError, match="transformer_2"):
+        loaded(str(folder))
 
 
 @pytest.mark.parametrize(
