@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bench.errors import BenchError
 from bench.model import DiffusionModel
 from bench.models.rules import Configs, Rule
 from bench.models.spec import PipelineSpec
+from bench.sampling.noise import upload
 from bench.settings import ModelConfig
 
 Parts = dict[str, Tensor]  # of a Conditioning
@@ -129,6 +131,24 @@ class Family(DiffusionModel):
     def pipeline_latents(self, z: Tensor) -> Tensor:
         """Latents [B, *latent] in the form that the pipeline's own call takes."""
         return z
+
+
+def padded(text: Tensor, tokens: int) -> Parts:
+    """Text states [1, n, width] with zeros behind them, and their mask [1, tokens]: 1 for a token, 0 for padding."""
+    behind = (0, tokens - text.shape[1])
+    return {
+        "text": functional.pad(text, (0, 0, *behind)),
+        "mask": functional.pad(torch.ones_like(text[..., 0]), behind),
+    }
+
+
+def standardised(z: Tensor, vae: Any) -> Tensor:
+    """The decoder's input for a flow's latents [B, C, F, H, W], of the mean and variance of each channel."""
+    mean, std = (
+        upload(torch.tensor(vae.config[name]), z.device).view(1, -1, 1, 1, 1)
+        for name in ("latents_mean", "latents_std")
+    )
+    return z / (1 / std) + mean  # rounded as in diffusers
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.models.family import Call, Parts
 from bench.models.pipeline import PipelineModel
-from bench.models.rules import AUTOENCODER, FLOW_SCHEDULER, FLOW_SCHEDULERS, TOKENIZER, Configs, equals, one_of
+from bench.models.rules import AUTOENCODER, FLOW_SCHEDULER, FLOW_SCHEDULERS, TOKENIZER, Configs, equals, fixed
 from bench.models.spec import PipelineSpec
 
 T5_TOKENS = 512
@@ -40,11 +40,8 @@ class Flux(PipelineModel):
             ),
             "transformer.joint_attention_dim": equals(lambda c: c["text_encoder_2"]["d_model"], "T5's width"),
             "transformer.pooled_projection_dim": equals(lambda c: c["text_encoder"]["hidden_size"], "CLIP's width"),
-            "scheduler.base_shift": one_of(0.5),
-            "scheduler.max_shift": one_of(1.15),
-            "scheduler.base_image_seq_len": one_of(256),
-            "scheduler.max_image_seq_len": one_of(4096),
-            "scheduler.time_shift_type": one_of("exponential"),
+            **fixed("scheduler", base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096),
+            **fixed("scheduler", time_shift_type="exponential"),
         }
     )
     denoiser = "transformer"

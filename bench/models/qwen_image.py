@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from bench.models.family import Call, Parts
+from bench.models.family import Call, Parts, padded, standardised
 from bench.models.flux import pack, unpack
 from bench.models.pipeline import PipelineModel
-from bench.models.rules import FLOW_SCHEDULER, FLOW_SCHEDULERS, QWEN_TOKENIZER, Configs, equals, one_of, sides
+from bench.models.rules import FLOW_SCHEDULER, FLOW_SCHEDULERS, QWEN_TOKENIZER, Configs, equals, fixed, sides
 from bench.models.spec import PipelineSpec
-from bench.sampling.noise import upload
 
 TOKENS = 512  # of text: the pipeline's default
 
@@ -36,16 +34,9 @@ class QwenImage(PipelineModel):
         "transformer.joint_attention_dim": equals(
             lambda c: c["text_encoder"]["text_config"]["hidden_size"], "the text encoder's width"
         ),
-        "transformer.guidance_embeds": one_of(False),
-        "transformer.zero_cond_t": one_of(False),
-        "transformer.use_additional_t_cond": one_of(False),
-        "scheduler.use_dynamic_shifting": one_of(True),
-        "scheduler.base_shift": one_of(0.5),
-        "scheduler.max_shift": one_of(0.9),
-        "scheduler.base_image_seq_len": one_of(256),
-        "scheduler.max_image_seq_len": one_of(8192),
-        "scheduler.shift_terminal": one_of(0.02),
-        "scheduler.time_shift_type": one_of("exponential"),
+        **fixed("transformer", guidance_embeds=False, zero_cond_t=False, use_additional_t_cond=False),
+        **fixed("scheduler", use_dynamic_shifting=True, time_shift_type="exponential", shift_terminal=0.02),
+        **fixed("scheduler", base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192),
     }
     denoiser = "transformer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -69,9 +60,7 @@ class QwenImage(PipelineModel):
     def encode_one(self, prompt: str) -> Parts:
         """Text states and their mask."""
         text, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=TOKENS)
-        padding = (0, TOKENS - text.shape[1])
-        mask = torch.nn.functional.pad(torch.ones_like(text[..., 0]), padding)
-        return {"text": torch.nn.functional.pad(text, (0, 0, *padding)), "mask": mask}
+        return padded(text, TOKENS)
 
     @classmethod
     def call_texts(cls, parts: Parts) -> dict[str, Any]:
@@ -117,12 +106,3 @@ class QwenImage(PipelineModel):
     def vae_latents(z: Tensor, vae: Any) -> Tensor:
         """See `Family.vae_latents`; one frame."""
         return standardised(z.unsqueeze(2), vae)
-
-
-def standardised(z: Tensor, vae: Any) -> Tensor:
-    """The decoder's input for a flow's latents [B, C, F, H, W], of the mean and variance of each channel."""
-    mean, std = (
-        upload(torch.tensor(vae.config[name]), z.device).view(1, -1, 1, 1, 1)
-        for name in ("latents_mean", "latents_std")
-    )
-    return z / (1 / std) + mean  # rounded as in diffusers

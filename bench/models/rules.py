@@ -45,6 +45,11 @@ def one_of(*values: Any) -> Rule:
     return Rule(lambda value, _: value in values, " or ".join(map(repr, values)))
 
 
+def fixed(part: str, **values: Any) -> dict[str, Rule]:
+    """Rules for a part's configuration: these keys have these values."""
+    return {f"{part}.{name}": one_of(value) for name, value in values.items()}
+
+
 def equals(expected: Callable[[Configs], Any], wanted: str) -> Rule:
     """The value follows from the other parts' configurations."""
     return Rule(lambda value, configs: value == expected(configs), wanted)

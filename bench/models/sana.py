@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.model import Conditioning
 from bench.models.family import Call, Parts
 from bench.models.pipeline import PipelineModel
-from bench.models.rules import FLOW_SOLVER, FLOW_SOLVERS, SIDE, Configs, equals, flow_grid, one_of
+from bench.models.rules import FLOW_SOLVER, FLOW_SOLVERS, SIDE, Configs, equals, fixed, flow_grid
 from bench.models.spec import PipelineSpec
 
 TOKENS = 300  # of text: the pipeline's default
@@ -38,8 +38,7 @@ class Sana(PipelineModel):
             lambda c: c["vae"]["latent_channels"], "as many as the autoencoder's latents"
         ),
         "transformer.caption_channels": equals(lambda c: c["text_encoder"]["hidden_size"], "the text encoder's width"),
-        "transformer.guidance_embeds": one_of(False),
-        "transformer.timestep_scale": one_of(1.0),
+        **fixed("transformer", guidance_embeds=False, timestep_scale=1.0),
     }
     denoiser = "transformer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.model import Conditioning
-from bench.models.family import Call, Parts
+from bench.models.family import Call, Parts, standardised
 from bench.models.pipeline import PipelineModel
-from bench.models.qwen_image import standardised
 from bench.models.rules import FLOW_SOLVER, FLOW_SOLVERS, TOKENIZER, Configs, equals, flow_grid, one_of, sides
 from bench.models.spec import PipelineSpec
 from bench.sampling.kernel import Kernel

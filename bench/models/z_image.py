@@ -6,7 +6,7 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
 
-from bench.models.family import Call, Parts
+from bench.models.family import Call, Parts, padded
 from bench.models.flux import side
 from bench.models.pipeline import PipelineModel
 from bench.models.rules import (
@@ -71,8 +71,8 @@ class ZImage(PipelineModel):
         (text,), _ = self.pipeline.encode_prompt(
             prompt, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
         )
-        padded = torch.nn.functional.pad(text, (0, 0, 0, TOKENS - len(text)))
-        return {"text": padded[None], "mask": (torch.arange(TOKENS) < len(text)).to(text.dtype)[None]}
+        parts = padded(text[None], TOKENS)
+        return parts | {"mask": parts["mask"].cpu()}
 
     @classmethod
     def call_texts(cls, parts: Parts) -> dict[str, Any]:
