@@ -10,12 +10,16 @@ from torch import Tensor
 
 from bench import options
 
+STRIP = 8  # frames of a video that are shown
+
 
 @dataclass(frozen=True)
 class Samples:
     """Images of one model, with what was recorded while sampling. Rows of one prompt are consecutive.
 
-    images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model.
+    images: uint8 [N, 3, H, W], or float32 points [N, d] of an analytic model. Of a video it is the middle frame: frames
+        are no independent samples, and metrics count rows.
+    videos: uint8 [N, F, 3, H, W] of a model that draws several frames, which rewards score; or None.
     prompts: N strings; splits: N times "train", "validation" or "test".
     rewards: reward name → float32 [N].
     step_kl: [N, K] nats, `‖μ_θ−μ_#‖² / 2σ_k²` at the sampled states, or None (a kernel without densities).
@@ -32,6 +36,19 @@ class Samples:
     log_ratio: Tensor | None = None
     output_norm: Tensor | None = None
     latents: Tensor | None = None
+    videos: Tensor | None = None
+
+    def strip(self, rows: Tensor | int) -> Tensor:
+        """Images of these rows, uint8 [*rows, 3, H, W], as people look at them: a video's frames side by side.
+
+        Of a longer video `STRIP` of them, evenly spaced, with its first and last.
+        """
+        if self.videos is None:
+            return self.images[rows]
+        videos = self.videos[rows]
+        count = videos.shape[-4]
+        places = torch.linspace(0, count - 1, min(count, STRIP)).round().long()
+        return videos.index_select(-4, places).movedim(-4, -2).flatten(-2)
 
     def rows(self, split: str | None = None) -> dict[str, Tensor]:
         """Prompt → long tensor of its rows, in order of appearance; one split or all."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bench.sampling.noise import upload
 from bench.settings import ModelConfig
 
 Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx, velocity ε − x
@@ -25,8 +26,13 @@ class Conditioning:
         return len(next(iter(self.parts.values())))
 
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
-        """The rows named by a slice, an index or a mask."""
-        return Conditioning({name: part[rows] for name, part in self.parts.items()})
+        """The rows named by a slice, an index or a mask, which is moved to where each part lies.
+
+        An index on the CPU makes no device wait; one on a device does where a part lies on the CPU.
+        """
+        return Conditioning(
+            {name: part[_beside(rows, part) if isinstance(rows, Tensor) else rows] for name, part in self.parts.items()}
+        )
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +51,10 @@ class Conditioning:
     def join(parts: "Sequence[Conditioning]") -> "Conditioning":
         """The rows of all, in order."""
         return Conditioning({name: torch.cat([one.parts[name] for one in parts]) for name in parts[0].parts})
+
+
+def _beside(index: Tensor, part: Tensor) -> Tensor:
+    return upload(index, part.device) if index.device.type == "cpu" else index.to(part.device)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -151,7 +161,10 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Images, float32 [B, 3, H, W] in [0, 1], or points [B, d] of an analytic model; differentiable in `z`."""
+        """Images, float32 [B, 3, H, W] in [0, 1], or points [B, d] of an analytic model; differentiable in `z`.
+
+        Of a model that draws several frames, videos [B, F, 3, H, W].
+        """
 
     @abstractmethod
     def adapters(self) -> dict[str, nn.Parameter]:

@@ -136,6 +136,10 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "StableDiffusion3Pipeline": Plugin("bench.models.sd3:StableDiffusion3"),
         "FluxPipeline": Plugin("bench.models.flux:Flux"),
         "Flux2KleinPipeline": Plugin("bench.models.flux2:Flux2Klein"),
+        "ZImagePipeline": Plugin("bench.models.z_image:ZImage"),
+        "QwenImagePipeline": Plugin("bench.models.qwen_image:QwenImage"),
+        "SanaPipeline": Plugin("bench.models.sana:Sana"),
+        "WanPipeline": Plugin("bench.models.wan:Wan"),
     },
 }
 

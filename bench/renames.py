@@ -42,6 +42,8 @@ ADDED: Mapping[str, Any] = {
     "train.guidance": None,
     "evaluation.sampler.guidance": None,
     "model.negative_prompt": "",
+    "model.size": None,
+    "model.frames": 1,
     "model.lora.target_modules": None,
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",

@@ -19,6 +19,8 @@ class Reward(ABC):
 
     differentiable: whether gradients reach the images.
     inputs: what it scores, "images" or (on analytic models) "points".
+    frames: whether it gets videos [B, F, 3, H, W], a picture as one of a single frame. One that gets pictures alone
+        scores a video by the mean of its frames' scores.
     scale: what the numbers mean, in a few words, with their usual range.
     source: paper or repository.
     suite: the named setting that `--reward NAME` selects when nothing else is said.
@@ -34,6 +36,7 @@ class Reward(ABC):
     Config: ClassVar[type[options.Config]] = options.Config
     differentiable: ClassVar[bool] = True
     inputs: ClassVar[Literal["images", "points"]] = "images"
+    frames: ClassVar[bool] = False
     scale: ClassVar[str]
     source: ClassVar[str]
     suite: ClassVar[str] = "emoji"
@@ -48,7 +51,10 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score float32 images [B, 3, H, W] in [0, 1], or points [B, d]; returns float32 [B]."""
+        """Score float32 images [B, 3, H, W] in [0, 1], videos if it declares `frames`, or points [B, d].
+
+        Returns float32 [B].
+        """
 
     def set_metadata(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
         """Tell the reward, and those that it consists of, what is known of the prompts."""
@@ -72,9 +78,16 @@ def without_column(name: str, prompt: str) -> str:
 def score(reward: Reward, name: str, images: Tensor, prompts: list[str]) -> Tensor:
     """`reward(images, prompts)` [B], held to its contract; whether the numbers are finite is the caller's to ask.
 
+    images: [B, 3, H, W], videos [B, F, 3, H, W], or points; the reward sees them as it declares (`Reward.frames`).
+
     The reward gets a copy of the images, so that one which writes into them changes no other's. Nothing here waits for
     a device. Raises BenchError, naming the reward, for anything but float32 [B] with a graph where there must be one.
     """
+    if images.dim() == 5 and not reward.frames:
+        each = score(reward, name, images.flatten(0, 1), [prompt for prompt in prompts for _ in range(images.shape[1])])
+        return each.unflatten(0, images.shape[:2]).mean(1)
+    if images.dim() == 4 and reward.frames:
+        images = images.unsqueeze(1)
     try:
         with memory.phase():
             scores = reward(images.clone(), list(prompts))

@@ -34,7 +34,7 @@ HEAVY = ("diversity_dreamsim", "diversity_clip", "sampler_gap", "path_kl_steps",
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rule = Literal["ddim", "sde", "cps", "euler", "dance"]
-Spacing = Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux", "flux2"]
+Spacing = Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "shifted", "flux", "flux2", "qwen"]
 Location = Annotated[str, AfterValidator(os.path.expanduser)]  # a name, or a path
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
 SplitRule = Literal["hash", "every_fifth"]
@@ -82,6 +82,10 @@ class ModelConfig(Config):
     compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")
     vae_slicing: bool = Field(False, description="decode one image at a time")
     negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
+    size: tuple[int, int] | None = Field(
+        None, description="height and width in pixels, where the pipeline's files say none; null: its own call's"
+    )
+    frames: int = Field(1, ge=1, description="of a pipeline that draws videos; 1: a picture")
 
 
 class SamplerConfig(Config):
@@ -93,7 +97,7 @@ class SamplerConfig(Config):
     guidance: float = Field(5.0, ge=1, description="classifier-free guidance; 1: none")
     spacing: Spacing = Field(
         "auto",
-        description="the time grid: the model's own, one of a diffusion, or (logsnr and the last four) of a flow",
+        description="the time grid: the model's own, one of a diffusion, or (logsnr and the last five) of a flow",
     )
     final_alpha: float | None = Field(None, gt=0, le=1, description="a diffusion's ᾱ_K; null: its scheduler's")
     final_noise: float | None = Field(None, ge=0, lt=1, description="a flow's s_K; null: 0.02, less on a finer grid")

@@ -61,6 +61,7 @@ def weighted_sum(expression: str, classes: dict[str, type[Reward]]) -> type[Rewa
         names = tuple(classes)
         differentiable = all(term.differentiable for term in classes.values())
         inputs = first.inputs
+        frames = any(term.frames for term in classes.values())
         scale = f"{expression} of: " + "; ".join(f"{name}: {term.scale}" for name, term in classes.items())
         source = "; ".join(f"{name}: {term.source}" for name, term in classes.items())
         suite = first.suite

@@ -71,13 +71,13 @@ def push(
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of Stable Diffusion in one .safetensors.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint in one .safetensors.")],
     like: Annotated[
         str,
         typer.Option(
             metavar="MODEL",
-            help="Of the same architecture: sd15, sd21, sdxl, a folder or a hub id. Its configurations and tokenizers "
-            "are used, and only these are fetched.",
+            help="Of the same architecture: a name, a folder or a hub id. Of Stable Diffusion its configurations and "
+            "tokenizers are used, and only these are fetched; of other families all parts but the denoiser.",
             parser=os.path.expanduser,
             autocompletion=completed("models"),
         ),
@@ -88,6 +88,7 @@ def convert(
 
     bench convert dreamshaper_8.safetensors --like sd15
     bench run --model ./dreamshaper_8 --reward hps
+    bench convert my_z_image.safetensors --like z-image-turbo
     """
     show_warnings()
     from bench.models.convert import convert as write

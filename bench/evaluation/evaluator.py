@@ -33,7 +33,7 @@ from bench.sampling.trajectory import Batch, Trajectory, step_kl
 from bench.settings import EvaluationConfig, RunConfig
 from bench.training.nonfinite import PRIOR_NOT_FINITE
 
-SHOWN = ("images", "latents")  # what is kept of a set of prior samples
+SHOWN = ("images", "latents", "videos")  # what is kept of a set of prior samples
 RECORDED = ("step_kl", "log_ratio", "output_norm")  # and of a finetuned model's set
 LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
     "nabla-bench",
@@ -90,7 +90,10 @@ def draw(
         if not bool(torch.isfinite(image).all()):
             remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
             raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
-        tensors = {"images": (image * 255).round().byte() if image.ndim == 4 else image}
+        tensors = {"images": (image * 255).round().byte() if image.ndim > 2 else image}
+        if image.ndim == 5:
+            tensors["videos"] = videos = tensors["images"]
+            tensors["images"] = videos[:, videos.shape[1] // 2]
         if core.model.mixture is not None:
             tensors["latents"] = path.latents[:, -1]
         if path.model_output is not None and path.prior_output is not None:
@@ -364,12 +367,14 @@ def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, wh
     a score that is missing.
     """
 
+    shown = samples.images if samples.videos is None else samples.videos
+
     @torch.no_grad()
     def scores_of(part: Tensor) -> dict[str, Tensor]:
         prompts, scores = [samples.prompts[i] for i in part.tolist()], {}
         for name, reward in rewards.items():
             with memory.phase("reward"):
-                scores[name] = score(reward, name, as_seen(samples.images[part].to(reward.device)), prompts).cpu()
+                scores[name] = score(reward, name, as_seen(shown[part].to(reward.device)), prompts).cpu()
             missing = scores[name].isnan() & reward.may_miss
             if not bool((torch.isfinite(scores[name]) | missing).all()):
                 raise NonFiniteError(

@@ -34,7 +34,7 @@ def save_images(folder: Path, sets: Mapping[str, Samples], *, seed: int | None, 
                 line["noise"] = f"0x{key(seed, 'evaluate', prompt, sample):032x}"
             for name, samples in sets.items():
                 line[name] = f"{stem}-{sample}-{name}.webp"
-                write_atomic(folder / line[name], webp(samples.images[row]))
+                write_atomic(folder / line[name], webp(samples.strip(row)))
                 line |= {f"{reward}/{name}": f"{values[row]:.6g}" for reward, values in samples.rewards.items()}
             lines.append(line)
     table = pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")

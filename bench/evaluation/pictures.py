@@ -107,7 +107,7 @@ def draw_images(evaluation: Evaluation, path: Path, title: str, each: int = 4) -
     rows = torch.stack(list(chosen.values()))
 
     def of(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-        images = samples.images[rows[:, :each]].permute(0, 1, 3, 4, 2)
+        images = samples.strip(rows[:, :each]).permute(0, 1, 3, 4, 2)
         return images.numpy(), samples.rewards[evaluation.reward][rows].numpy()
 
     (prior, prior_rewards), (finetuned, finetuned_rewards) = of(evaluation.prior), of(evaluation.finetuned)

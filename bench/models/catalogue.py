@@ -131,9 +131,18 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
         kind = model_class(config.name, config.t5)
         if config.negative_prompt and kind and kind.rows(2) == 1:
             raise BenchError(f"model.negative_prompt: no guidance of {config.name!r} could lead away from it.")
+        if is_analytic(config.name):
+            _require_own_size(config)
         model = load_model(config, sampler) if is_analytic(config.name) else _blueprint(config, sampler.guidance)
         checked.append((model, make_kernel(model.spec, sampler)))
     return checked
+
+
+def _require_own_size(config: ModelConfig) -> None:
+    what = "draws points" if draws_points(config.name) else "is no pipeline"
+    for name, chosen in (("size", config.size), ("frames", config.frames > 1)):
+        if chosen:
+            raise BenchError(f"model.{name}: {config.name!r} {what}; leave it out.")
 
 
 def _blueprint(config: ModelConfig, guidance: float) -> "Blueprint":
@@ -151,7 +160,7 @@ def _checked(config: str, guidance: float, folder: Path, files: tuple[Any, ...])
 
     model, family = ModelConfig.model_validate_json(config), family_of(folder)
     only = {"scheduler", family.denoiser} if ships(model.name) else None  # the rest may ship elsewhere
-    blueprint = check_pipeline(folder, family, guidance, only=only, t5=model.t5)
+    blueprint = check_pipeline(folder, family, guidance, only=only, config=model)
     if model.finetune == "lora":
         add_lora(blueprint.network, model.lora, family.lora_targets)
     return blueprint

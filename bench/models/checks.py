@@ -16,7 +16,9 @@ import torch
 from bench.errors import BenchError
 from bench.models.family import Blueprint, Family
 from bench.models.folder import headers, read, used_parts
+from bench.settings import ModelConfig
 
+DEFAULT = ModelConfig()
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # one of them is enough
 
 
@@ -46,15 +48,16 @@ def check_pipeline(
     *,
     only: Collection[str] | None = None,
     weights: bool = True,
-    t5: bool = True,
+    config: ModelConfig = DEFAULT,
 ) -> Blueprint:
     """The pipeline in `folder`, without its weights.
 
-    only: parts to look at; None: all. weights: whether they lie in the folder too. t5: see `used_parts`.
+    only: parts to look at; None: all. weights: whether they lie in the folder too. config: whose T5 and size hold.
     Raises BenchError for what the family cannot represent, by file, key and value, and for weights that do not fit.
     """
     quiet_libraries()
-    contents = _read_parts(folder, family, only, weights, t5)
+    contents = _read_parts(folder, family, only, weights, config.t5)
+    contents.configs["picture"] = family.asked(config)
     _apply_rules(folder, family, contents.configs, only is None)
     for place, differences in contents.differences.items():
         _require_fit(differences, place)
@@ -193,8 +196,7 @@ def _try_shapes(blueprint: Blueprint, folder: Path) -> None:
     try:
         with torch.device("meta"):
             z = torch.empty(1, *spec.latent_shape)
-            conditioning = {name: torch.empty(1, *shape) for name, shape in spec.conditioning.items()}
-            output = family.denoise(blueprint.network, z, torch.empty(1), conditioning)
+            output = family.denoise(blueprint.network, z, torch.empty(1), family.blank(spec))
             images = vae.decode(family.vae_latents(z, vae), return_dict=False)[0]
         if output.shape != z.shape or images.shape[:2] != (1, 3):
             raise ValueError(f"latents {list(z.shape)} become {list(output.shape)} and images {list(images.shape)}")

@@ -1,20 +1,26 @@
-"""A checkpoint in a single safetensors file (Stable Diffusion 1.x, 2.x and XL) becomes the folder that a run takes.
+"""A checkpoint in a single safetensors file becomes the folder that a run takes.
 
-The file holds tensors alone. What they mean, what the networks predict above all, is read from a pipeline's folder of
-the same architecture, and nothing is converted that does not fit it whole.
+Of Stable Diffusion 1.x, 2.x and XL the file holds the whole pipeline, of the families that say so (`Family.alone`) the
+denoiser alone. It holds tensors and nothing else. What they mean, what the networks predict above all, is read from a
+pipeline's folder of the same architecture, and nothing is converted that does not fit it whole.
 """
 
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from bench import registry
 from bench.errors import BenchError
 from bench.hub import Repository
 from bench.models import catalogue
 from bench.models.checks import check_pipeline
+from bench.models.family import Family
 from bench.models.folder import family_of, header
 from bench.models.hub_pipeline import CONFIGURATIONS
 from bench.models.stable_diffusion import StableDiffusion
@@ -22,6 +28,7 @@ from bench.runtime.files import naming_disk_errors
 
 DENOISER = "model.diffusion_model."  # how the names of its tensors begin in such a file
 V_PREDICTION = "v_pred"  # a tensor that says so, in some
+UNREAD = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.", "norm_final.weight")  # which no forward pass uses
 
 
 def convert(file: Path, like: str, out: Path) -> str:
@@ -35,27 +42,29 @@ def convert(file: Path, like: str, out: Path) -> str:
     if file.suffix != ".safetensors":
         raise BenchError(f"{file} is no .safetensors file; pickled ones (.ckpt) are not loaded.")
     stored = header(file)
-    if not (denoiser := sum(name.startswith(DENOISER) for name in stored)):
-        raise BenchError(f"{file} holds no {DENOISER}…: it is no whole checkpoint of Stable Diffusion.")
     configs = _configs(like)
     family = family_of(configs)
+    if family.alone:
+        return _convert_denoiser(file, family, like, out)
     if not issubclass(family, StableDiffusion):
         raise BenchError(
-            f"--like {like} is a {family.pipeline_class.__name__}; files of Stable Diffusion alone are converted."
+            f"--like {like} is a {family.pipeline_class.__name__}; files of Stable Diffusion are converted, and of "
+            f"{', '.join(_alone())} those of a denoiser."
         )
+    if not (denoiser := sum(name.startswith(DENOISER) for name in stored)):
+        raise BenchError(f"{file} holds no {DENOISER}…: it is no whole checkpoint of Stable Diffusion.")
     spec = check_pipeline(configs, family, guidance=1, weights=False).spec
     if V_PREDICTION in stored and spec.output != "v_prediction":
         raise BenchError(
             f"{file} says that it predicts v, and {like!r} predicts {spec.output}: give --like a copy of its "
             "folder with prediction_type = v_prediction in scheduler/scheduler_config.json."
         )
-    precisions = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point() and tensor.dim()}
     try:
         pipe = family.pipeline_class.from_single_file(
             str(file),
             config=str(configs),
             local_files_only=True,
-            dtype=precisions.pop() if len(precisions) == 1 else torch.float32,
+            dtype=_precision(stored),
             **family.unused,
         )
     except Exception as error:  # whatever a library raises over files of the user's
@@ -65,19 +74,71 @@ def convert(file: Path, like: str, out: Path) -> str:
         raise BenchError(f"{file} is no pipeline like {like!r}: {reason}.") from error
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     tensors = {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state_dict().items()}
-    if absent := [name for name, tensor in tensors.items() if tensor.is_meta]:  # the library leaves them without values
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise BenchError(f"{file} lacks {', '.join(absent[:3])}{more}, which a pipeline like {like!r} has.")
+    _require_values(tensors, file, like)
     if (count := len(parts[family.denoiser].state_dict())) != denoiser:
         raise BenchError(f"{file} holds {denoiser} tensors of a denoiser, and the one of {like!r} has {count}.")
+    with _written(out, family) as whole:
+        pipe.save_pretrained(whole)
+    return spec.output
+
+
+def _convert_denoiser(file: Path, family: type[Family], like: str, out: Path) -> str:
+    """`convert` of a file that holds a denoiser alone; the other parts are copied from `like`."""
+    source = catalogue.pipeline_folder(like)
+    blueprint = check_pipeline(source, family, guidance=1)
+    state = load_file(file)
+    if any(name.startswith(DENOISER) for name in state):  # of a file that may hold the other parts too
+        state = {name.removeprefix(DENOISER): tensor for name, tensor in state.items() if name.startswith(DENOISER)}
+    count = sum(tensor.numel() for name, tensor in state.items() if not name.startswith(UNREAD))
+    kind = type(blueprint.network)
+    try:
+        network = kind.from_single_file(
+            state, config=str(source / family.denoiser), local_files_only=True, dtype=_precision(state)
+        )
+    except Exception as error:  # whatever a library raises over files of the user's
+        raise BenchError(
+            f"{file} is no {kind.__name__} like that of {like!r}: {type(error).__name__}: {str(error).split('. ')[0]}."
+        ) from error
+    tensors = network.state_dict()
+    _require_values(tensors, file, like)
+    if count != (expected := sum(tensor.numel() for tensor in tensors.values())):
+        raise BenchError(f"{file} holds {count} numbers of a denoiser, and the one of {like!r} has {expected}.")
+
+    def weights(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder) == source / family.denoiser and ".safetensors" in name]
+
+    with _written(out, family) as whole:
+        shutil.copytree(source, whole, ignore=weights)
+        network.save_pretrained(whole / family.denoiser)
+    return blueprint.spec.output
+
+
+def _alone() -> list[str]:
+    """The families whose denoisers are read from files of their own."""
+    return [name for name in registry.plugins("pipelines") if registry.load("pipelines", name).alone]
+
+
+def _precision(tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+    precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point() and tensor.dim()}
+    return precisions.pop() if len(precisions) == 1 else torch.float32
+
+
+def _require_values(tensors: Mapping[str, torch.Tensor], file: Path, like: str) -> None:
+    """Raise BenchError for tensors that the library left without values."""
+    if absent := [name for name, tensor in tensors.items() if tensor.is_meta]:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise BenchError(f"{file} lacks {', '.join(absent[:3])}{more}, which a pipeline like {like!r} has.")
+
+
+@contextmanager
+def _written(out: Path, family: type[Family]) -> Iterator[Path]:
+    """A folder to write a pipeline to, which becomes `out` at the end of the block, if it is whole."""
     with naming_disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
-            whole = Path(place) / out.name
-            pipe.save_pretrained(whole)
+            yield (whole := Path(place) / out.name)
             check_pipeline(whole, family, guidance=1)
             shutil.move(whole, out)
-    return spec.output
 
 
 def _configs(like: str) -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.models.family import Call, Parts
 from bench.models.pipeline import PipelineModel
-from bench.models.rules import AUTOENCODER, FLOW_SCHEDULER, FLOW_SCHEDULERS, TOKENIZER, Configs, equals, one_of
+from bench.models.rules import AUTOENCODER, FLOW_SCHEDULER, FLOW_SCHEDULERS, TOKENIZER, Configs, equals, fixed
 from bench.models.spec import PipelineSpec
 
 T5_TOKENS = 512
@@ -40,11 +40,8 @@ class Flux(PipelineModel):
             ),
             "transformer.joint_attention_dim": equals(lambda c: c["text_encoder_2"]["d_model"], "T5's width"),
             "transformer.pooled_projection_dim": equals(lambda c: c["text_encoder"]["hidden_size"], "CLIP's width"),
-            "scheduler.base_shift": one_of(0.5),
-            "scheduler.max_shift": one_of(1.15),
-            "scheduler.base_image_seq_len": one_of(256),
-            "scheduler.max_image_seq_len": one_of(4096),
-            "scheduler.time_shift_type": one_of("exponential"),
+            **fixed("scheduler", base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096),
+            **fixed("scheduler", time_shift_type="exponential"),
         }
     )
     denoiser = "transformer"
@@ -100,7 +97,7 @@ class Flux(PipelineModel):
             txt_ids=torch.zeros(parts["text"].shape[1], 3, device=z.device, dtype=z.dtype),
             return_dict=False,
         )[0]
-        return output.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5).reshape(z.shape)
+        return unpack(output, rows, columns)
 
 
 def side(vae: Mapping[str, Any]) -> int:
@@ -111,3 +108,9 @@ def side(vae: Mapping[str, Any]) -> int:
 def pack(z: Tensor) -> Tensor:
     """Latents [B, C, H, W] as tokens [B, H/2 · W/2, 4 C], channels first within a token."""
     return z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """What `pack` made of latents [B, C, 2 rows, 2 columns]."""
+    squares = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns))
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

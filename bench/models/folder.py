@@ -1,5 +1,6 @@
 """Files of a pipeline's folder, in diffusers' layout. Nothing is loaded; torch is imported for tensors alone."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,12 @@ def used_parts(folder: Path, family: "type[Family]", t5: bool = True) -> dict[st
     """
     path, pipeline = folder / "model_index.json", family.pipeline_class.__name__
     parts, left_out = {}, {*family.unused, *(() if t5 else family.optional)}
+    options = {name for name, one in inspect.signature(family.pipeline_class).parameters.items() if one.default is None}
     places = {*family.parts, *(name for name, value in family.unused.items() if value is None)}
     for name, entry in read(path).items():
-        if entry is None or (name in places and not (isinstance(entry, list) and len(entry) == 2)):  # diffusers fails
+        if (entry is None and name not in options - places) or (
+            name in places and not (isinstance(entry, list) and len(entry) == 2)
+        ):  # diffusers fails
             raise BenchError(
                 f"{path}: {name} = {json.dumps(entry)}; a part is written [library, class], one that is left out "
                 "[null, null]."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from bench.errors import BenchError
 from bench.model import Conditioning
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
-from bench.models.family import Call, Family
+from bench.models.family import Call, Family, Parts
 from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
 from bench.models.lora import Adapters, LoraAdapter
@@ -71,13 +71,14 @@ class PipelineModel(Family):
         self.network: Any = getattr(pipe, self.denoiser)
         network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
-        self.spec = spec = self.describe({"pipeline": read(folder / "model_index.json")} | parts)
+        parts |= {"pipeline": read(folder / "model_index.json"), "picture": self.asked(config)}
+        self.spec = spec = self.describe(parts)
         spec.require_guidance(guidance, folder)
         self.decoder_batch = self.decoder_rows(torch.zeros(1, *spec.latent_shape), pipe.vae)
         precision = "tf32" if config.dtype == "tf32" else str(dtype)
         self._fingerprint = fingerprint(pipe, precision=precision, negative_prompt=config.negative_prompt)
         pipe.to(self.device)
-        self._texts: dict[str, Conditioning] = {}
+        self._texts: dict[str | None, Conditioning] = {}  # None: what guidance starts from
         self._prior: nn.Module | None = None
         self._lora: Adapters | None = None
         self._encoders: Sequence[Adapters] = ()  # of the text encoders, where what is judged has changed them too
@@ -159,52 +160,62 @@ class PipelineModel(Family):
         """A row a prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
         for prompt in prompts:
             if prompt not in self._texts:
-                with torch.no_grad():
-                    self._texts[prompt] = Conditioning(self._encode_both(prompt))
+                self._texts[prompt] = self._encode_both(self.encode_one, prompt)
             self._texts[prompt] = self._texts.pop(prompt)
         whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
-        for prompt in list(self._texts)[:-TEXTS]:
-            del self._texts[prompt]
+        for old in list(self._texts)[:-TEXTS]:
+            del self._texts[old]
         return whole
 
-    def _encode_both(self, prompt: str) -> dict[str, Tensor]:
+    def _encode_both(self, encode: Callable[[str], Parts], prompt: str) -> Conditioning:
         """A prompt's parts, and beside them the prior's where other text encoders made them."""
-        parts = self.encode_one(prompt)
-        if self._encoders:
-            with ExitStack() as off:
-                for adapters in self._encoders:
-                    off.enter_context(adapters.off())
-                parts |= {PRIOR + name: part for name, part in self.encode_one(prompt).items()}
-        return parts
+        with torch.no_grad():
+            parts = encode(prompt)
+            if self._encoders:
+                with ExitStack() as off:
+                    for adapters in self._encoders:
+                        off.enter_context(adapters.off())
+                    parts |= {PRIOR + name: part for name, part in encode(prompt).items()}
+        return Conditioning(parts)
 
     def unconditional(self) -> Conditioning:
         """The row of the empty or the negative prompt, which guidance starts from."""
-        return self.encode([self.config.negative_prompt])
+        if None not in self._texts:
+            self._texts[None] = self._encode_both(self.encode_null, self.config.negative_prompt)
+        return self._texts[None]
 
     def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
         """Keywords of the pipeline's own call for these rows and this guidance."""
-        names = {"prompt_embeds": "text", "pooled_prompt_embeds": "pooled"}
-        inputs = {keyword: conditioning.parts.get(part) for keyword, part in names.items()}
+        inputs = self.call_texts(conditioning.parts)
         if self.rows(self.guidance) > 1:
-            null = self.unconditional().expand(len(conditioning))
-            inputs |= {f"negative_{keyword}": null.parts.get(part) for keyword, part in names.items()}
-        return {"guidance_scale": self.guidance} | {k: tensor for k, tensor in inputs.items() if tensor is not None}
+            null = self.call_texts(self.unconditional().expand(len(conditioning)).parts)
+            inputs |= {f"negative_{keyword}": text for keyword, text in null.items()}
+        return inputs | self.call_guidance(self.guidance)
+
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        vae = self.pipeline.vae
+        height, width = self.vae_latents(torch.zeros(1, *self.latent_shape, device=self.device), vae).shape[-2:]
+        return height * self.pixels(vae.config), width * self.pixels(vae.config)
 
     def call_pipeline(self, pipe: Any, conditioning: Conditioning, z: Tensor, kernel: Kernel, output_type: str) -> Any:
         """What diffusers' own call of `pipe`, the model's or another of its folder, makes of latents `z` [B, *latent].
 
-        Steps and guidance are the kernel's and the model's; so is η, except that flow pipelines have none.
+        Steps and guidance are the kernel's and the model's; so is η, except that flow pipelines have none. A pipeline
+        whose scheduler is another solver than the kernel gets DDIM, or Euler's method on the kernel's grid.
         output_type: see diffusers.
         """
         options: dict[str, Any] = {}
         if self.output != "flow":
             pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
             options = {"eta": kernel.eta}
+        elif not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):  # a solver of higher order
+            pipe.scheduler = _EulerOn(kernel)
         z = z.to(self.device)
-        height, width = (pipe.vae_scale_factor * side for side in self.vae_latents(z, self.pipeline.vae).shape[2:])
+        height, width = self.picture_size()
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
-        options |= {"num_inference_steps": kernel.steps, "output_type": output_type}
-        return pipe(**self.pipeline_inputs(conditioning), **options).images
+        options |= {"num_inference_steps": kernel.steps, "output_type": output_type, **self.call_options}
+        return pipe(**self.pipeline_inputs(conditioning), **options, return_dict=False)[0]
 
     def predict(
         self, z: Tensor, t: Tensor, conditioning: Conditioning, *, prior: bool = False, guided: bool = True
@@ -226,7 +237,7 @@ class PipelineModel(Family):
             return output, output
         conditioning = Conditioning.join([self.unconditional().expand(len(z)), conditioning])
         null_output, output = self._call(torch.cat([z, z]), torch.cat([t, t]), conditioning, prior).chunk(2)
-        return null_output + self.guidance * (output - null_output), output
+        return self.guide(null_output, output, self.guidance), output
 
     def _call(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:
         names, tensors = list(conditioning.parts), list(conditioning.parts.values())
@@ -290,7 +301,10 @@ class PipelineModel(Family):
         return self._decode(z)
 
     def _decode(self, z: Tensor) -> Tensor:
-        return (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        images = (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        if images.dim() == 4:
+            return images
+        return images[:, :, 0] if images.shape[2] == 1 else images.transpose(1, 2)
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the denoiser by name."""
@@ -361,8 +375,21 @@ class PipelineModel(Family):
         return self.spec.latent_network(channels, layers_per_block)
 
     def fingerprint(self) -> str:
-        """See `bench.models.fingerprint`; with the guidance."""
-        return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)})
+        """See `bench.models.fingerprint`; with the guidance, and with the size where it is chosen."""
+        asked = {"latents": list(self.latent_shape)} if self.default_size else {}  # which no file says
+        return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)} | asked)
+
+
+class _EulerOn(FlowMatchEulerDiscreteScheduler):
+    """Euler's method on the noise levels of a kernel."""
+
+    def __init__(self, kernel: Kernel):
+        super().__init__()
+        assert kernel.sigmas is not None
+        self.levels = kernel.sigmas[:-1].tolist()
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, **unused: Any) -> None:  # type: ignore[override]
+        super().set_timesteps(sigmas=self.levels, device=device)
 
 
 def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:

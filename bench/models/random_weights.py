@@ -14,8 +14,9 @@ from typing import Any
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import Qwen2Tokenizer, T5Tokenizer
+from transformers import GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
 
 from bench.errors import BenchError
 from bench.hub import RANDOM, Repository, Requirement
@@ -100,12 +101,24 @@ def _qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=words, merges=[], chat_template=template, model_max_length=512)
 
 
+def _gemma_tokenizer(folder: Path) -> GemmaTokenizer:
+    """Letters, of Gemma's kind."""
+    words = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS)
+    tokenizer = GemmaTokenizer({word: i for i, word in enumerate(words)}, model_max_length=512)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return tokenizer
+
+
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?-"
 TOKENIZERS: dict[str, Callable[[Path], Any]] = {
     "CLIPTextModel": clip_tokenizer,
     "CLIPTextModelWithProjection": clip_tokenizer,
     "T5EncoderModel": _t5_tokenizer,
+    "UMT5EncoderModel": _t5_tokenizer,
     "Qwen3ForCausalLM": _qwen_tokenizer,
+    "Qwen3Model": _qwen_tokenizer,
+    "Qwen2_5_VLForConditionalGeneration": _qwen_tokenizer,
+    "Gemma2Model": _gemma_tokenizer,
 }
 WRITERS: dict[str, Callable[[Path, Size], None]] = {
     **{card.hub: partial(write_pipeline, card) for card in CARDS.values() if isinstance(card, HubCard)},

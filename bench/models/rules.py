@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.errors import BenchError
+
 DIFFUSION_SCHEDULERS = (  # on a schedule of β, which their configurations alone describe
     "DDIMScheduler",
     "DDIMParallelScheduler",
@@ -23,6 +25,7 @@ DIFFUSION_SCHEDULERS = (  # on a schedule of β, which their configurations alon
     "UniPCMultistepScheduler",
 )
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+FLOW_SOLVERS = (*FLOW_SCHEDULERS, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # of which the grid is read
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
@@ -42,9 +45,25 @@ def one_of(*values: Any) -> Rule:
     return Rule(lambda value, _: value in values, " or ".join(map(repr, values)))
 
 
+def fixed(part: str, **values: Any) -> dict[str, Rule]:
+    """Rules for a part's configuration: these keys have these values."""
+    return {f"{part}.{name}": one_of(value) for name, value in values.items()}
+
+
 def equals(expected: Callable[[Configs], Any], wanted: str) -> Rule:
     """The value follows from the other parts' configurations."""
     return Rule(lambda value, configs: value == expected(configs), wanted)
+
+
+def sides(picture: Mapping[str, Any], scale: int, multiple: int) -> tuple[int, int]:
+    """A latent's height and width for the picture asked for; scale: pixels to a side of a latent's place.
+
+    Raises BenchError for a height or width that is no multiple of `multiple`.
+    """
+    height, width = picture["height"], picture["width"]
+    if height % multiple or width % multiple:
+        raise BenchError(f"model.size = [{height}, {width}]: both have to be multiples of {multiple}.")
+    return height // scale, width // scale
 
 
 def _is_size(value: Any, _: Configs) -> bool:
@@ -65,3 +84,19 @@ FLOW_SCHEDULER = {
     "scheduler.use_exponential_sigmas": one_of(None, False),
     "scheduler.use_beta_sigmas": one_of(None, False),
 }
+FLOW_SOLVER = FLOW_SCHEDULER | {
+    "scheduler.use_flow_sigmas": one_of(True),
+    "scheduler.prediction_type": one_of("flow_prediction"),
+    "scheduler.use_dynamic_shifting": one_of(None, False),
+}
+
+
+def flow_grid(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """`spacing` and `shift` of the grid that a pipeline makes of its number of steps alone.
+
+    The levels of the solvers of higher order are those of "shifted" to 0.001 before the shift: theirs begin or end
+    beside 0 and 1.
+    """
+    if "flow_shift" in scheduler:
+        return {"spacing": "shifted", "shift": scheduler["flow_shift"]}
+    return {"spacing": "sd3", "shift": scheduler["shift"]}

@@ -1,5 +1,6 @@
 """A pipeline without its weights: what checking, estimating memory and loading share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class PipelineSpec(ModelSpec):
             raise BenchError(f"{source} was distilled to no guidance: use sampler.guidance=1.")
 
     def latent_network(self, channels: Sequence[int], layers_per_block: int = 1) -> nn.Module:
-        """A small text-conditioned UNet; see `DiffusionModel.latent_network`."""
+        """A small text-conditioned UNet; see `DiffusionModel.latent_network`. Frames are further channels to it."""
         return _LatentUNet(self.latent_shape, channels, layers_per_block, self.conditioning["text"][-1])
 
 
@@ -40,8 +41,8 @@ class _LatentUNet(nn.Module):
         levels = len(channels)
         unet: Any = UNet2DConditionModel(
             sample_size=latent_shape[-1],
-            in_channels=latent_shape[0],
-            out_channels=latent_shape[0],
+            in_channels=math.prod(latent_shape[:-2]),
+            out_channels=math.prod(latent_shape[:-2]),
             block_out_channels=tuple(channels),
             layers_per_block=layers_per_block,
             cross_attention_dim=text_width,
@@ -54,4 +55,5 @@ class _LatentUNet(nn.Module):
         self.unet = unet
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.unet(z, t, encoder_hidden_states=conditioning.parts["text"].float(), return_dict=False)[0]
+        text = conditioning.parts["text"].float()
+        return self.unet(z.flatten(1, -3), t, encoder_hidden_states=text, return_dict=False)[0].view_as(z)

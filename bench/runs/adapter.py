@@ -183,12 +183,22 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
             f"pipe.scheduler.step = lambda *a, **o: step(*a, eta={sampler.eta:g}, variance_noise=next(draws), **o)",
         ]
     start = "noise(0)"
-    if hasattr(model.pipeline, "_pack_latents"):  # FLUX takes them as tokens
+    if hasattr(model.pipeline, "_pack_latents"):  # FLUX and Qwen-Image take them as tokens
         start = f"pipe._pack_latents(noise(0), 1, {', '.join(map(str, model.latent_shape))})"
-    call = f"num_inference_steps={sampler.steps}, guidance_scale={sampler.guidance:g}, latents={start}"
-    if config.model.negative_prompt:
-        call += f", negative_prompt={config.model.negative_prompt!r}"
-    lines.append(f'pipe({prompt!r}, {call}).images[0].save("redrawn.png")')
+    given = dict(model.call_guidance(sampler.guidance))
+    if model.default_size or model.call_options:  # the call's own size may be another
+        given |= dict(zip(("height", "width"), model.picture_size(), strict=True)) | dict(model.call_options)
+    if config.model.negative_prompt or "true_cfg_scale" in given:  # which does nothing without one
+        given["negative_prompt"] = config.model.negative_prompt
+    told = ", ".join(
+        f"{name}={value:g}" if type(value) is float else f"{name}={value!r}" for name, value in given.items()
+    )
+    call = f"pipe({prompt!r}, num_inference_steps={sampler.steps}, {told}, latents={start}"
+    if model.video:
+        lines += [f'frames = {call}, output_type="pil").frames[0]',
+                  'frames[0].save("redrawn.webp", save_all=True, append_images=frames[1:], duration=62)']  # fmt: skip
+    else:
+        lines.append(f'{call}).images[0].save("redrawn.png")')
     return "\n".join([*imports, f"from diffusers import {kind}", "", *lines]) + "\n"
 
 

@@ -113,8 +113,7 @@ def _saved_by_row(pipeline: Blueprint, dtype: torch.dtype) -> tuple[int, int]:
     network.to(dtype)
     with torch.device("meta"):
         z, t = torch.empty(1, *spec.latent_shape), torch.empty(1)
-        conditioning = {name: torch.empty(1, *shape, dtype=dtype) for name, shape in spec.conditioning.items()}
-        denoise = _saved(network, lambda: family.denoise(network, z.to(dtype), t, conditioning))
+        denoise = _saved(network, lambda: family.denoise(network, z.to(dtype), t, family.blank(spec, dtype)))
         decode = _saved(vae, lambda: vae.decode(family.vae_latents(z, vae).requires_grad_()).sample)
     return denoise, decode
 
@@ -172,7 +171,9 @@ def blueprint(config: RunConfig) -> Blueprint | None:
         networks = {part: build(*description) for part, description in described.items()}
     configs = {part: networks[part].config for part in (family.denoiser, "vae")}
     configs["scheduler"] = getattr(diffusers, scheduler).from_config(options).config
-    return Blueprint(family, networks, family.describe({"pipeline": index, **configs}))
+    return Blueprint(
+        family, networks, family.describe({"pipeline": index, "picture": family.asked(config.model), **configs})
+    )
 
 
 def _of_folder(name: str, family: type[Family], t5: bool) -> tuple[dict[str, Any], Described]:

@@ -53,7 +53,7 @@ class UpdateLog:
         if evaluation.finetuned.images.ndim == 4:
             first = torch.cat([rows[:4] for rows in pairs(evaluation).values()])
             for name in ("prior", "finetuned"):
-                self._writer.add_images(f"samples/{name}", getattr(evaluation, name).images[first], update)
+                self._writer.add_images(f"samples/{name}", getattr(evaluation, name).strip(first), update)
         self._writer.flush()
 
     def __enter__(self) -> "UpdateLog":

@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 import numpy as np
 from rich.console import Console
-from torch import Tensor
 
 from bench.evaluation.evaluator import draw, score_samples
 from bench.evaluation.image_folder import save_images
@@ -57,11 +56,9 @@ def sample(
     save_images(out, sets, seed=seed, each=each)
     shown = [rows[: SHOWN[1]] for rows in sets["prior"].rows().values()][: SHOWN[0]]
 
-    def of(values: Tensor) -> np.ndarray:
-        return np.stack([values[rows].numpy() for rows in shown])
-
-    before, after = (of(sets[name].images.permute(0, 2, 3, 1)) for name in ("prior", "finetuned"))
-    rewards = [of(sets[name].rewards[core.reward_name]) for name in ("prior", "finetuned")]
+    both = sets["prior"], sets["finetuned"]
+    before, after = (np.stack([one.strip(rows).permute(0, 2, 3, 1).numpy() for rows in shown]) for one in both)
+    rewards = [np.stack([one.rewards[core.reward_name][rows].numpy() for rows in shown]) for one in both]
     title = f"{config.method.name} on {config.reward.name} ({config.model.name}): same prompts, same noise"
     plot_samples(before, after, prompts[: SHOWN[0]], out / "samples.png", title, *rewards)
     return out

@@ -47,10 +47,11 @@ class Meter:
             self.network_forwards += len(args[0] if args else options["hidden_states"])  # as diffusers names latents
 
         def backward(module: nn.Module, args: tuple, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            rows = len(tensor)
-            if tensor.requires_grad:
-                tensor.register_hook(lambda grad: self._backward(rows))
+            value = output[0] if isinstance(output, tuple) else output
+            # a network that takes a list of latents gives a list, of a row each
+            for tensor, rows in [(row, 1) for row in value] if isinstance(value, list) else [(value, len(value))]:
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda grad, rows=rows: self._backward(rows))
 
         network.register_forward_pre_hook(forward, with_kwargs=True)
         network.register_forward_hook(backward)

@@ -99,7 +99,8 @@ def flow_kernel(
     spacing: "sd3", Stable Diffusion 3's (`shift` is applied twice); "shifted", even levels with `shift` applied once;
         "logsnr", after a first step to K/(K+1) levels even in log-SNR, so that no step outweighs the others in a KL;
         "flux", even levels with a shift `μ` that grows with the number of latent `tokens` (0.5 at 256, 1.15 at 4096);
-        "flux2", with one that depends on the number of steps too.
+        "flux2", with one that depends on the number of steps too; "qwen", with one of 0.5 at 256 and 0.9 at 8192, whose
+        levels are then stretched to end at 0.02.
     final_noise: s_K, the noise left in the finished sample. 0 ends as diffusers does, but then the last step has no
         density. None means 0.02, or half of the grid's last level if that is less (Stable Diffusion 1.5 leaves 0.03).
     Raises BenchError for a spacing, rule, eta or final level that does not fit.
@@ -108,7 +109,11 @@ def flow_kernel(
 
     check_rule(rule, eta, flow=True)
     shift = 1.0 if spacing == "logsnr" else shift
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=spacing in ("flux", "flux2"))
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=shift,
+        use_dynamic_shifting=spacing in ("flux", "flux2", "qwen"),
+        shift_terminal=0.02 if spacing == "qwen" else None,
+    )
     scheduler.set_timesteps(**_flow_grid(steps, spacing, tokens, 0.02 if final_noise is None else final_noise))
     sigmas = scheduler.sigmas.to(dtype)
     sigmas[-1] = min(0.02, float(sigmas[-2]) / 2) if final_noise is None else final_noise
@@ -135,8 +140,9 @@ def _flow_grid(steps: int, spacing: str, tokens: int, final_noise: float) -> dic
             first, last = (np.log(level / (1 - level)) for level in (steps / (steps + 1), final_noise))
             even = np.linspace(first, last, steps)
             return {"sigmas": np.concatenate([[1.0], 1 / (1 + np.exp(-even[:-1]))])}
-        case "flux":
-            mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+        case "flux" | "qwen":
+            most, at = (1.15, 4096) if spacing == "flux" else (0.9, 8192)
+            mu = 0.5 + (most - 0.5) * (tokens - 256) / (at - 256)
             return {"sigmas": np.linspace(1, 1 / steps, steps), "mu": mu}
         case "flux2":
             from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
@@ -144,5 +150,5 @@ def _flow_grid(steps: int, spacing: str, tokens: int, final_noise: float) -> dic
             return {"sigmas": np.linspace(1, 1 / steps, steps), "mu": compute_empirical_mu(tokens, steps)}
     raise BenchError(
         f"sampler.spacing = {spacing!r} is not a grid of a flow-matching model: use 'auto' (its own), 'sd3', "
-        "'shifted', 'logsnr', 'flux' or 'flux2'."
+        "'shifted', 'logsnr', 'flux', 'flux2' or 'qwen'."
     )

@@ -23,7 +23,9 @@ def _rows(value: Any, index: Tensor) -> Any:
     """Rows of a tensor, of a conditioning, of a list, or of nothing; index: long, on the CPU."""
     if value is None:
         return None
-    return [value[i] for i in index.tolist()] if isinstance(value, list) else value[upload(index, value.device)]
+    if isinstance(value, list):
+        return [value[i] for i in index.tolist()]
+    return value[index if isinstance(value, Conditioning) else upload(index, value.device)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Trajectory(Batch):
 
     def transitions_at(self, row: Tensor, k: Tensor) -> "Transitions":
         """The n transitions of trajectory `row[i]` at step `k[i]`; both long [n], on the CPU."""
-        prompts, samples = _rows(self.prompts, row), _rows(self.samples, row)
+        prompts, samples, texts = (_rows(value, row) for value in (self.prompts, self.samples, self.conditioning))
         split = (k + 1 < self.steps).nonzero().flatten(), (k + 1 == self.steps).nonzero().flatten()
         row, k, unfinished, finished = (upload(index, self.latents.device) for index in (row, k, *split))
 
@@ -117,7 +119,7 @@ class Trajectory(Batch):
         return Transitions(
             prompts=prompts,
             samples=samples,
-            conditioning=self.conditioning[row],
+            conditioning=texts,
             row=row,
             k=k,
             unfinished=unfinished,

@@ -20,6 +20,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+from PIL import Image
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -28,18 +30,23 @@ from transformers import (
 )
 
 from bench.config import resolve
+from bench.core import Core
 from bench.diagnose.selftest import models
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
-from bench.model import DiffusionModel
+from bench.evaluation import evaluator
+from bench.model import Conditioning, DiffusionModel
 from bench.models.architecture import build
 from bench.models.cards import CARDS
 from bench.models.catalogue import load_model, make_kernel, repository
 from bench.models.emoji import FLOW, WEIGHTS, shared
+from bench.models.lora import add_lora
 from bench.models.pipeline import PipelineModel
 from bench.models.random_weights import TOKENIZERS, write
+from bench.models.sana import INSTRUCTION
 from bench.models.sd3 import StableDiffusion3
 from bench.models.sdxl import StableDiffusionXL
+from bench.runs.adapter import redraw
 from bench.runs.estimate import blueprint
 from bench.sampling.grids import flow_kernel
 from bench.sampling.kernel import Kernel
@@ -239,7 +246,10 @@ def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
 
 
 METHODS = ["nabla_gfn", "ddpo", "draft_1", "adjoint_matching"]
-FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein"]
+VIDEO = "wan2.1-t2v-1.3b"
+NEWER = ["z-image-turbo", "qwen-image", "sana-600m", VIDEO]
+FAMILIES = ["sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein", *NEWER]
+SMALL = {"qwen-image": {"size": [64, 96]}, VIDEO: {"size": [64, 96], "frames": 5}}  # where no file says a size
 TINY = [
     "prompts.limit=2", "train.prompts_per_round=2", "train.samples_per_prompt=2", "train.updates_per_round=1",
     "sampler.steps=3", "evaluation.train_prompts=2", "evaluation.test_prompts=0", "evaluation.validation_prompts=0",
@@ -254,7 +264,8 @@ def guidance(name: str) -> float:
 
 def loaded(name: str, alpha: int | None = None, **options) -> PipelineModel:
     lora = LoraConfig(rank=2, alpha=alpha)
-    return load_model(ModelConfig(name=name, lora=lora, **options), SamplerConfig(guidance=guidance(name)))
+    config = ModelConfig(name=name, lora=lora, **SMALL.get(name, {}) | options)
+    return load_model(config, SamplerConfig(guidance=guidance(name)))
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
@@ -262,7 +273,7 @@ def test_a_family_equals_diffusers_to_the_bit(family):
     """Images of the pipeline's own call, also with an adapter that it loads; then where it reads the prompts itself."""
     models.its_pipeline_agrees(family)
     model = loaded(family, alpha=4)
-    agree_from_prompts(model)
+    agree_from_prompts(model, **{"negative_prompt": [""] * 3} if family == "qwen-image" else {})  # none: no guidance
     if "negative_prompt" in inspect.signature(model.pipeline.__call__).parameters and model.rows(2) == 2:
         agree_from_prompts(loaded(family, negative_prompt="a fox").with_guidance(2.0), negative_prompt=["a fox"] * 3)
 
@@ -289,7 +300,8 @@ def agree_from_prompts(model: PipelineModel, **inputs: list[str]) -> None:
     kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
     prompts = [prompt for prompt, _ in SAMPLES]
     ours = model.decode(rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1])
-    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, "guidance_scale": model.guidance, **inputs}
+    guidance = model.call_guidance(model.guidance)
+    model.pipeline_inputs = lambda conditioning: {"prompt": prompts, **guidance, **inputs}
     theirs = model.call_pipeline(model.open(), model.encode(prompts), noise(0, model.latent_shape), kernel, "pt")
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3)
 
@@ -377,7 +389,8 @@ def test_methods_end_to_end_on_the_flow_prior(bench, tmp_path, monkeypatch, meth
     assert set(rows["model"]) == {"emoji_flow"}
 
 
-SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching")}
+SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching"),
+         ("z-image-turbo", "adjoint_matching"), (VIDEO, "nabla_gfn")}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -395,6 +408,7 @@ def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family
     settings = [*TINY, f"sampler.guidance={guidance(family)}", "train.micro_batch=4", "train.sample_batch=4"]
     settings += ["sampler.spacing=auto", "evaluation.features=efficientnet_lite0"]
     settings += ["method.channels=[32,32]"] if method == "nabla_gfn" else []
+    settings += [f"model.{name}={value}" for name, value in SMALL.get(family, {}).items()]
     sets = [word for setting in settings for word in ("--set", setting)]
     status, text = bench(
         "run", "--method", method, "--reward", "colorfulness", "--model", family, "--updates", 1,
@@ -410,11 +424,14 @@ def test_methods_end_to_end_on_every_family(bench, tmp_path, monkeypatch, family
 def test_full_sizes_are_known_without_weights(bench, tmp_path, monkeypatch, name):
     """Parameters of the denoisers as their cards have them; a dry run and the sizes of a download."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9}.get(name, 11.9e9)
+    parameters = {"sdxl": 2.57e9, "sd35_medium": 2.24e9, "flux2_klein": 3.88e9, "z-image-turbo": 6.15e9,
+                  "qwen-image": 20.4e9, "sana-600m": 0.59e9, VIDEO: 1.42e9}.get(name, 11.9e9)  # fmt: skip
+    shapes = {"flux2_klein": (128, 64, 64), "sana-600m": (32, 32, 32), VIDEO: (16, 1, 60, 104), "sdxl": (4, 128, 128)}
     config = resolve("ddpo", overrides={"model.name": name})
     pipeline = blueprint(config)
     assert sum(p.numel() for p in pipeline.network.parameters()) == pytest.approx(parameters, rel=0.01)
-    assert pipeline.spec.latent_shape[1] == (64 if name == "flux2_klein" else 128)
+    assert pipeline.spec.latent_shape == shapes.get(name, (16, 128, 128))
+    add_lora(pipeline.network, LoraConfig(), pipeline.family.lora_targets)  # refuses a target that no layer has
     status, text = bench("fetch", "--model", name, "--dry-run")
     assert status == 0, text
     assert repository(name).name in text
@@ -431,6 +448,145 @@ def test_profile_of_random_weights(bench, tmp_path, name):
     )  # fmt: skip
     assert status == 0, text
     assert "diffusers pipeline" in text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [VIDEO], indirect=True)
+def test_one_frame_is_a_picture_and_several_are_a_video(family):
+    """To the bit those of the pipeline's own call; the latents too, and those of a size that is not square."""
+    prints = set()
+    for frames, latents in ((1, (4, 1, 8, 12)), (5, (4, 2, 8, 12))):
+        model = loaded(family, frames=frames).with_guidance(1.0)
+        assert model.latent_shape == latents
+        prints.add(model.fingerprint())
+        kernel, noise = models._kernel(model, 3), Noise(0, "evaluate", SAMPLES)
+        prompts, z = [prompt for prompt, _ in SAMPLES], noise(0, model.latent_shape)
+        ours = rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1]
+        pipe = model.open()
+        assert torch.equal(model.call_pipeline(pipe, model.encode(prompts), z, kernel, "latent"), ours)
+        core = Core(model, kernel, evaluator.load_reward("colorfulness"), beta=1.0)
+        drawn = evaluator.draw(core, SAMPLES, ["train"] * 3, seed=0)
+        seen = drawn.images if frames == 1 else drawn.videos
+        theirs = model.call_pipeline(pipe, model.encode(prompts), z, kernel, "pt")
+        assert torch.equal(seen, (theirs * 255).round().byte())
+        assert (drawn.videos is None) == (frames == 1)
+        assert seen.shape == (3, *((5,) if frames > 1 else ()), 3, 64, 96)
+        assert torch.equal(drawn.images, seen if frames == 1 else seen[:, 2])
+    assert len(prints) == 2  # samples of one are never taken for the other's
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in NEWER], indirect=True
+)
+def test_the_cards_lines_draw_with_the_adapter(family, tmp_path, monkeypatch):
+    """As they stand, at the run's size; of a video all frames."""
+    model = loaded(str(repository(family).path()), **SMALL.get(family, {}))
+    perturb(model, 0.1)
+    model.save(tmp_path)
+    settings = {"model.name": str(repository(family).path()), "sampler.steps": 2, "sampler.spacing": "auto"}
+    settings |= {f"model.{name}": value for name, value in SMALL.get(family, {}).items()}
+    monkeypatch.chdir(tmp_path)
+    exec(redraw(resolve("ddpo", reward="colorfulness", overrides=settings), model, "tiger", 0), {})
+    (drawn,) = tmp_path.glob("redrawn.*")
+    with Image.open(drawn) as image:
+        frames = model.config.frames
+        assert (image.height, image.width, getattr(image, "n_frames", 1)) == (*model.picture_size(), frames)
+
+
+@torch.no_grad()
+def test_wan_22_is_read_where_one_transformer_denoises_at_every_level(hub, tmp_path):
+    """Its autoencoder packs 2×2 pixels, and its pipeline gives each token its time; a pair is refused."""
+    write([repository(VIDEO)], hub, "tiny")
+    folder = shutil.copytree(repository(VIDEO).path(), tmp_path / "wan22")
+    vae = {"base_dim": 4, "decoder_base_dim": 4, "is_residual": True, "in_channels": 12, "out_channels": 12,
+           "patch_size": 2, "scale_factor_spatial": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_dim": 4,
+           "latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}  # fmt: skip
+    shutil.rmtree(folder / "vae")
+    with seeded(0, "wan22"):
+        build("AutoencoderKLWan", vae).save_pretrained(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"expand_timesteps": True, "boundary_ratio": None, "transformer_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    model = loaded(str(folder), size=[64, 96], frames=5)
+    assert model.latent_shape == (4, 2, 4, 6)
+    agree_from_prompts(model)
+    index["transformer_2"] = index["transformer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BenchError, match="transformer_2"):
+        loaded(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("emoji", "model.size=[64,64]", "the files of a StableDiffusionPipeline say how large its pictures are"),
+        ("emoji", "model.frames=5", "a StableDiffusionPipeline draws pictures"),
+        ("qwen-image", "model.frames=5", "a QwenImagePipeline draws pictures"),
+        ("qwen-image", "model.size=[500,512]", "both have to be multiples of 16"),
+        (VIDEO, "model.size=[64,88]", "both have to be multiples of 16"),
+        (VIDEO, "model.frames=4", "this autoencoder's videos have 1, 5, 9, 13, … frames"),
+        ("ring", "model.frames=5", "'ring' draws points"),
+        ("emoji_mixture", "model.size=[64,64]", "'emoji_mixture' is no pipeline"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(bench, tmp_path, monkeypatch, untried, name, settings, words):
+    """Also where the weights are not here."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    status, text = bench("run", "ddpo", "--model", name, "--reward", "colorfulness", "--dry-run", "--set", settings)
+    assert (status, words in " ".join(text.split())) == (2, True), text
+
+
+@pytest.mark.parametrize("steps", [4, 28])
+@pytest.mark.parametrize("name", ["sana-600m", VIDEO])
+def test_the_grid_of_a_solver_of_higher_order_is_near_ours(name, steps):
+    """Its first level lies beside 1, or its last beside 0, by 0.001 before the shift."""
+    kind, options = CARDS[name].architecture.scheduler
+    scheduler = getattr(diffusers, kind).from_config(options)
+    scheduler.set_timesteps(steps)
+    kernel = make_kernel(blueprint(resolve("ddpo", overrides={"model.name": name})).spec, SamplerConfig(steps=steps))
+    torch.testing.assert_close(kernel.sigmas[:-1], scheduler.sigmas[:-1], rtol=0, atol=0.003)
+    torch.testing.assert_close(kernel.timesteps, scheduler.timesteps.float(), rtol=0, atol=3.0)
+
+
+@pytest.mark.parametrize("steps", [4, 28])
+def test_the_grid_of_qwen_image_is_that_of_its_pipeline(steps):
+    """Its shift grows with the picture, and its levels end at 0.02."""
+    kind, options = CARDS["qwen-image"].architecture.scheduler
+    scheduler = getattr(diffusers, kind).from_config(options)
+    mu = calculate_shift(4096, 256, 8192, 0.5, 0.9)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    kernel = flow_kernel(steps, spacing="qwen", tokens=4096, final_noise=0.0)
+    assert torch.equal(kernel.sigmas, scheduler.sigmas)
+
+
+@torch.no_grad()
+def test_sana_reads_a_prompt_with_the_instruction_and_the_empty_one_without(hub):
+    write([repository("sana-600m")], hub, "tiny")
+    model = loaded("sana-600m")
+    prompt, null = model.encode([""]).parts, model.unconditional().parts
+    text, mask, null_text, null_mask = model.pipeline.encode_prompt(
+        "", True, complex_human_instruction=INSTRUCTION, max_sequence_length=300
+    )
+    assert torch.equal(prompt["text"], text) and torch.equal(prompt["mask"], mask.float())
+    assert torch.equal(null["text"], null_text) and torch.equal(null["mask"], null_mask.float())
+    assert not torch.equal(text, null_text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image", "sana-600m"])
+def test_padding_of_a_text_changes_nothing(hub, name):
+    """What stands there is not read, whatever it is."""
+    write([repository(name)], hub, "tiny")
+    model = loaded(name)
+    z, t, text = (
+        Noise(0, "train", SAMPLES)(0, model.latent_shape),
+        torch.tensor(500.0),
+        model.encode(["cat", "", "a fox"]),
+    )
+    states, mask = text.parts["text"], text.parts["mask"]
+    assert len(set(mask.sum(1).tolist())) > 1
+    other = Conditioning({"text": states + 10 * (1 - mask)[..., None], "mask": mask})
+    assert torch.equal(model.predict(z, t, other), model.predict(z, t, text))
 
 
 @pytest.mark.parametrize("steps", [4, 28])

@@ -215,7 +215,9 @@ def test_stable_diffusion_by_name(hub, name):
 
 
 @pytest.mark.parametrize(
-    "family", ["sd15", "sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein"], indirect=True
+    "family",
+    ["sd15", "sdxl", "sd35_medium", "flux_dev", "flux_schnell", "flux2_klein", "z-image-turbo", "sana-600m"],
+    indirect=True,
 )
 def test_estimated_memory_is_what_autograd_keeps(family):
     """The count without storage against the real forward pass, and the parts that follow from the configuration."""

@@ -217,6 +217,104 @@ def test_what_a_file_is_like_has_to_be_like_it(bench, pipeline_folder, tmp_path,
     assert words in " ".join(text.split())
 
 
+SANA = {
+    "patch_embed.": "x_embedder.",
+    "time_embed.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_embed.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_embed.linear": "t_block.1",
+    "caption_projection.linear_": "y_embedder.y_proj.fc",
+    "caption_norm": "attention_y_norm",
+    "transformer_blocks": "blocks",
+    "ff.conv_inverted": "mlp.inverted_conv.conv",
+    "ff.conv_depth": "mlp.depth_conv.conv",
+    "ff.conv_point": "mlp.point_conv.conv",
+    "attn1.to_out.0": "attn.proj",
+    "attn1": "attn",
+    "attn2.to_out.0": "cross_attn.proj",
+    "attn2.to_q": "cross_attn.q_linear",
+    "attn2": "cross_attn",
+    "proj_out": "final_layer.linear",
+}
+WAN = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "scale_shift_table": "modulation",
+    "proj_out": "head.head",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    "norm2": "norm?",
+    "norm3": "norm2",
+    "norm?": "norm3",
+    "attn1": "self_attn",
+    "attn2": "cross_attn",
+    "to_out.0": "o",
+    "to_": "",
+}
+Z_IMAGE = {
+    "all_final_layer.2-1": "final_layer",
+    "all_x_embedder.2-1": "x_embedder",
+    "to_out.0": "out",
+    "norm_k": "k_norm",
+    "norm_q": "q_norm",
+}
+
+
+def joined(state: Mapping[str, Tensor], parts: str, name: str) -> dict[str, Tensor]:
+    """Projections of one attention as one tensor; `q`, `k`, `v` are the letters of `parts`."""
+    found = {}
+    for key, tensor in state.items():
+        if match := re.match(rf"(.*)\.to_([{parts}])\.(.*)", key):
+            if match[2] == parts[0]:
+                others = [state[f"{match[1]}.to_{part}.{match[3]}"] for part in parts]
+                found[f"{match[1]}.{name}.{match[3]}"] = torch.cat(others)
+        else:
+            found[key] = tensor
+    return found
+
+
+def original_denoiser(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As the makers' code names the tensors of a transformer."""
+    if name == "z-image":
+        return joined({replaced(key, Z_IMAGE): tensor for key, tensor in state.items()}, "qkv", "qkv")
+    if name == "sana-600m":
+        first = {key: tensor for key, tensor in state.items() if ".attn2." not in key}
+        second = {key: tensor for key, tensor in state.items() if key not in first and ".to_q." not in key}
+        queries = {key: tensor for key, tensor in state.items() if ".attn2.to_q." in key}
+        whole = joined(first, "qkv", "qkv") | joined(second, "kv", "kv_linear") | queries
+        found = {replaced(key, SANA): tensor for key, tensor in whole.items()}
+        found["final_layer.scale_shift_table"] = found.pop("scale_shift_table")
+        return found | {"pos_embed": torch.zeros(3), "y_embedder.y_embedding": torch.zeros(3)}
+    if name == "wan2.1-t2v-1.3b":
+        found = {replaced(key, WAN): tensor for key, tensor in state.items()}
+        return found | {"head.modulation": found.pop("modulation")}
+    return dict(state)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("family", ["z-image", "qwen-image", "sana-600m", "wan2.1-t2v-1.3b"], indirect=True)
+def test_a_file_of_a_denoiser_becomes_a_pipeline_with_it(bench, family, prefix, tmp_path):
+    """The denoiser's tensors to the bit, the other parts those of the pipeline that is named."""
+    folder = locate(family)
+    theirs = tensors(folder)
+    state = {name: 2 * tensor for name, tensor in theirs.items() if name.startswith("transformer.")}
+    wanted = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    file = {prefix + name: tensor.contiguous() for name, tensor in original_denoiser(family, wanted).items()}
+    save_file(file, tmp_path / "mine.safetensors")
+    status, text = bench("convert", tmp_path / "mine.safetensors", "--like", family)
+    assert status == 0, text
+    ours = tensors(tmp_path / "mine")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, state.get(name, theirs[name])) for name, tensor in ours.items())
+    for change in (dict(list(file.items())[1:]), file | {f"{prefix}layers.9.weight": torch.zeros(3)}):
+        save_file(change, tmp_path / "other.safetensors")
+        status, text = bench("convert", tmp_path / "other.safetensors", "--like", family)
+        assert status == 2 and "other.safetensors" in text, text
+        assert not (tmp_path / "other").exists()
+
+
 def test_only_a_whole_safetensors_file_is_read(bench, pipeline_folder, tmp_path):
     for name, content, words in [
         ("old.ckpt", b"PK", "pickled ones (.ckpt) are not loaded"),

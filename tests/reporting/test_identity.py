@@ -21,6 +21,8 @@ BEFORE = {
     "train.guidance": None,
     "evaluation.sampler.guidance": None,
     "model.negative_prompt": "",
+    "model.size": None,
+    "model.frames": 1,
     "model.lora.target_modules": None,
     "model.lora.use_dora": False,
     "model.lora.init": "gaussian",

@@ -168,7 +168,8 @@ def _run(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if returns and returns[0].alias_info and returns[0].alias_info.is_write:  # in place, or into `out`
         return kwargs.get("out", args[0] if args else None)
     if _is_ours(target) or (target is None and ours):
-        return _pytree.tree_map(lambda x: _Pretended(x) if isinstance(x, Tensor) else x, result)
+        # a wrapper does not say that its tensor is to be read conjugated, as complex views in a backward pass are
+        return _pytree.tree_map(lambda x: _Pretended(x.resolve_conj()) if isinstance(x, Tensor) else x, result)
     return result
 
 

@@ -22,6 +22,7 @@ from bench.models import catalogue
 from bench.models.card import HubCard
 from bench.models.cards import CARDS
 from bench.models.checks import quiet_libraries
+from bench.models.family import Family
 from bench.models.folder import family_of
 from bench.models.pipeline import PipelineModel
 from bench.sampling.kernel import Kernel
@@ -32,6 +33,7 @@ from bench.settings import LoraConfig, ModelConfig, SamplerConfig
 PROMPTS = ["red apple", "a dog, from the side", "cat"]
 SAMPLES = [(prompt, 0) for prompt in PROMPTS]
 GUIDANCE = 3.0
+SIZE, FRAMES = (64, 96), 5
 
 
 @contextmanager
@@ -79,12 +81,19 @@ def _built(kind: Any, name: str, folder: Path | None, guidance: float, seed: int
     quiet_libraries()
     settings = dict(options)
     place = settings.pop("device", torch.device("cpu"))
-    config = ModelConfig(name=name, dtype="float32", lora=LoraConfig(rank=2), **settings)
+    config = ModelConfig(name=name, dtype="float32", lora=LoraConfig(rank=2), **_smallest(kind) | settings)
     try:
         model = kind.create(folder, config, guidance=guidance, device=place, seed=seed)
     except BenchError:  # without guidance at all, which it says
         model = kind.create(folder, config, guidance=1.0, device=place, seed=seed)
     return model, {key: parameter.detach().clone() for key, parameter in model.adapters().items()}
+
+
+def _smallest(kind: type[DiffusionModel]) -> dict[str, Any]:
+    """Settings for small samples of a family whose files name no size, and for several frames of one that has them."""
+    if not issubclass(kind, Family) or kind.default_size is None:
+        return {}
+    return {"size": SIZE, "frames": FRAMES if kind.video else 1}
 
 
 def _kernel(model: DiffusionModel, steps: int = 4) -> Kernel:
@@ -133,9 +142,15 @@ def predictions_and_images_are_well_formed(name: str) -> None:
         again = model.predict(z, _times(model), conditioning, **options)
         require(torch.equal(again, output), "the same latents have two predictions: is a dropout on?")
     image = model.decode(z)
-    good = image.shape[:2] == (len(z), 3) and 0 <= float(image.min()) <= float(image.max()) <= 1
+    good = (len(image), image.shape[-3:-2], image.dim() < 6) == (len(z), (3,), True) and 0 <= float(
+        image.min()
+    ) <= float(image.max()) <= 1
     good = good or image.shape == z.shape  # points
-    require(good, f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] in [0, 1], or points.")
+    require(
+        good,
+        f"decode gave {list(image.shape)}: it must be images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], or "
+        "points.",
+    )
     require(torch.equal(z, before), "the latents were changed in place.")
     require(torch.equal(state, torch.get_rng_state()), "global random state was used: see bench.sampling.noise.seeded.")
     with seeded(0, "latent network"):
@@ -180,13 +195,14 @@ def the_prior_switch_is_exact(name: str) -> None:
 
 
 def adapters_are_saved_and_loaded(name: str) -> None:
-    """a model that reads the file predicts the same to the bit, as one does that borrows the values"""
+    """a model that reads the file predicts the same to the bit, and one that borrows the values the same to rounding"""
     model = _model(name)
     expected = _predict(model).detach()
     values = {key: parameter.detach().clone() for key, parameter in model.adapters().items()}
     other = _model(name, seed=1, nudged=False)
     with other.using(values):
-        require(torch.equal(_predict(other), expected), "using() another's adapters does not give its predictions.")
+        # torch chooses another product where nothing has a gradient
+        require(_near(_predict(other), expected, 1e-5), "using() another's adapters does not give its predictions.")
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "adapter")
         other.load(Path(folder) / "adapter")
@@ -290,7 +306,8 @@ def it_runs_on_a_device(name: str) -> None:
                 latents = _sample(model, kernel)
             results.append([latents.cpu(), *(gradient.cpu() for gradient in gradients)])
     waited = ledger.synchronisations.total() + ledger.waits.total()
-    require(not waited, f"sampling waited for the device {waited} times: {ledger.describe()}.")
+    known = kernel.steps * model.waits if isinstance(model, Family) else 0
+    require(waited <= known, f"sampling waited for the device {waited} times: {ledger.describe()}.")
     same = all(_near(ours, theirs, 1e-3) for theirs, ours in zip(*results, strict=True))
     require(same, "samples or gradients differ from those on the CPU.")
 

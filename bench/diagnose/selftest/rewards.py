@@ -49,7 +49,7 @@ def _answers(name: str) -> bool:
 
 
 def _inputs(reward: Reward) -> Tensor:
-    shape = (3, 32, 32) if reward.inputs == "images" else (2,)
+    shape = ((2,) * reward.frames + (3, 32, 32)) if reward.inputs == "images" else (2,)
     noise = Noise(0, "evaluate", [(prompt, 0) for prompt in PROMPTS])(0, shape)
     return torch.sigmoid(noise) if reward.inputs == "images" else noise
 
