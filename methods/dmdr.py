@@ -13,7 +13,7 @@ from bench import NFE, TILT, Batch, Config, Core, DiffusionModel, Loss, Method, 
 class DMDRConfig(Config):
     """Options of DMDR."""
 
-    fraction: float = Field(0.2, gt=0, le=1, description="noise levels at which a sample is compared, over the teacher's")
+    fraction: float = Field(0.2, gt=0, le=1, description="noise levels at which a sample is compared, over all")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the network beside the teacher")
 
 

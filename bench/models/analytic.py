@@ -148,8 +148,7 @@ class RingFlowTurboModel(RingFlowModel):
     few_step = FewStep(
         steps=(4,),
         spacing="shifted",
-        teacher="ring_flow",
-        teacher_sampler=SamplerConfig(steps=20, spacing="shifted", guidance=1),
+        teacher=("ring_flow", SamplerConfig(steps=20, spacing="shifted", guidance=1)),
     )
 
     def __init__(self, **options: Any):

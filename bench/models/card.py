@@ -19,14 +19,13 @@ class FewStep:
     most of the sample, whatever noise its steps add (see `bench.method.Needs`).
 
     steps: the numbers of sampling steps that it knows. spacing: their time grid; None: whichever is its own.
-    teacher: the name of the model that it was distilled from, whose score is that of the student's samples; None: it is
-    not here. teacher_sampler: the teacher's guidance, and a grid of noise levels to compare the two at.
+    teacher: the name of the model that it was distilled from, and the guidance and a grid of noise levels to compare
+    the two at; None: it is not here.
     """
 
     steps: tuple[int, ...]
     spacing: Spacing | None = None
-    teacher: str | None = None
-    teacher_sampler: SamplerConfig = SamplerConfig()
+    teacher: tuple[str, SamplerConfig] | None = None
 
     def require(self, name: str, sampler: SamplerConfig) -> None:
         """Raise BenchError for a sampler that the student of this name does not know."""

@@ -185,8 +185,8 @@ def load_teacher(name: str, *, device: "torch.device | str" = "cpu") -> "tuple[D
     """The model that the few-step student of this name was distilled from, and the kernel of its noise levels."""
     student = few_step(name)
     assert student and student.teacher, f"{name} has no teacher here"
-    config, sampler = ModelConfig(name=student.teacher, finetune="none"), student.teacher_sampler
-    model = load_model(config, sampler, device=device)
+    teacher, sampler = student.teacher
+    model = load_model(ModelConfig(name=teacher, finetune="none"), sampler, device=device)
     return model, make_kernel(model.spec, sampler)
 
 

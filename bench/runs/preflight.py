@@ -119,8 +119,8 @@ def _check_few_steps(config: RunConfig, method: Method) -> None:
     if method.needs.teacher and not (student and student.teacher):
         able = [name for name in catalogue.names() if (known := catalogue.few_step(name)) and known.teacher]
         raise BenchError(
-            f"method {config.method.name!r} compares a few-step student with its teacher, and {config.model.name!r} has "
-            f"none here: use --model {' or '.join(able)}."
+            f"method {config.method.name!r} compares a few-step student with its teacher, and {config.model.name!r} "
+            f"has none here: use --model {' or '.join(able)}."
         )
     for need, why in UNFIT.items():
         if student and getattr(method.needs, need):
@@ -129,7 +129,7 @@ def _check_few_steps(config: RunConfig, method: Method) -> None:
                 for name, kind in _working("methods")
                 if kind.needs.training and not any(getattr(kind.needs, unmet) for unmet in UNFIT)
             ]
-            teacher = f"--model {student.teacher}" if student.teacher else "a model of many steps"
+            teacher = f"--model {student.teacher[0]}" if student.teacher else "a model of many steps"
             raise BenchError(
                 f"method {config.method.name!r} {why}: use {teacher}, or one of the methods {', '.join(able)}."
             )

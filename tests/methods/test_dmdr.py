@@ -1,14 +1,14 @@
-"""DMDR: its gradient is that of the divergence between known laws, and it settles where reward and divergence balance."""
+"""DMDR: its gradient is that of the divergence between known laws, and of the reward."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from bench.methods.dmdr import DMDR, DMDRConfig
 from torch import Tensor, nn
 
 from bench.core import Core
 from bench.diagnose.selftest.scaffold import Linear
-from bench.methods.dmdr import DMDR, DMDRConfig
 from bench.models.analytic import GaussianFlowModel, GaussianModel
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel, flow_kernel
@@ -18,7 +18,7 @@ SHIFT, SCALE = torch.tensor([0.5, -0.3], dtype=torch.float64), 0.8  # of the stu
 
 
 class KnownGap(nn.Module):
-    """What the output of a Gaussian law N(m, v I) has beside the teacher's, in the place of the network that learns it."""
+    """What the output of N(m, v I) has beside the teacher's, in the place of the network that learns it."""
 
     def __init__(self, model, kernel, mean: Tensor, std: float):
         super().__init__()
@@ -54,7 +54,8 @@ def teacher_core(path: str) -> Core:
     else:
         model = GaussianModel(2, MEAN, STD, dtype=torch.float64)
         kernel = ddim_kernel(model.spec.alphas_cumprod, 6, spacing="trailing")
-    return Core(model, kernel, Linear(Config()), 2.0, micro_batch=4096, sample_batch=4096, teacher_model=(model, kernel))
+    sizes = {"micro_batch": 4096, "sample_batch": 4096}
+    return Core(model, kernel, Linear(Config()), 2.0, teacher_model=(model, kernel), **sizes)
 
 
 @pytest.mark.parametrize("path", ["flow", "diffusion"])

@@ -11,7 +11,7 @@ LICENCE = "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) 
 
 def _four_steps(teacher: str, spacing: Spacing) -> FewStep:
     sampler = SamplerConfig(steps=20, spacing=spacing, guidance=GUIDANCE)
-    return FewStep(steps=(4,), spacing=spacing, teacher=teacher, teacher_sampler=sampler)
+    return FewStep(steps=(4,), spacing=spacing, teacher=(teacher, sampler))
 
 
 CARDS = (

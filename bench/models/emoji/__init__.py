@@ -5,7 +5,7 @@
 here. ``FLOW`` holds the transformer of ``emoji_flow``, whose other parts are those of ``path()``:
 ``StableDiffusion3Pipeline.from_pretrained(FLOW, **shared(FLOW))``. ``python -m bench.recipe.train`` makes the weights,
 ``python -m bench.recipe.evaluate`` measures them. ``turbo/`` has the adapters of their students of 4 steps, which
-``python -m bench.recipe.distil`` makes and measures: ``StableDiffusion3Pipeline.from_pretrained(FLOW, **student(FLOW))``.
+``python -m bench.recipe.distil`` makes and measures; ``student(FLOW)`` in the place of ``shared(FLOW)`` loads one.
 """
 
 import json
@@ -57,7 +57,7 @@ def shared(folder: Path) -> dict[str, Any]:
 
 
 def student(folder: Path) -> dict[str, Any]:
-    """`shared` parts of the pipeline in ``folder``, ``WEIGHTS`` or ``FLOW``, and the denoiser of its few-step student."""
+    """The `shared` parts of the pipeline in ``folder``, and the denoiser of its few-step student."""
     import torch
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
