@@ -107,9 +107,9 @@ def _check_method(config: RunConfig, method: Method) -> None:
 
 
 UNFIT = {  # needs that no few-step student meets, and why
-    "memoryless": "tilts sampling steps, and the sample of a few-step student hangs on its first noise, which no step "
-    "can change",
-    "denoiser": "takes the output for the mean given z, and that of a few-step student is a jump to its next level",
+    "memoryless": "tilts sampling steps, and the first noise, which these leave as it is, decides most of the sample of a "
+    "few-step student",
+    "denoiser": "takes the output for a mean given z, and that of a few-step student is a jump to its next noise level",
 }
 
 
