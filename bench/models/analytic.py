@@ -140,7 +140,7 @@ class RingFlowModel(RingModel):
 
 
 class RingFlowTurboModel(RingFlowModel):
-    """A student of `ring_flow` with 4 steps, exact to rounding: it follows the teacher's flow to the next noise level.
+    """A student of `ring_flow` with 4 steps, exact to 0.001: it follows the teacher's flow to the next noise level.
 
     Its samples are the ring's own, so the target is known too.
     """
@@ -154,12 +154,12 @@ class RingFlowTurboModel(RingFlowModel):
     def __init__(self, **options: Any):
         super().__init__(**options)
         even = torch.linspace(1, 0, self.few_step.steps[0] + 1, dtype=self.dtype)
-        levels = self.spec.shift * even / (1 + (self.spec.shift - 1) * even)
-        self.network = _FlowMap(self.network, levels).to(self.device)
+        self.levels = self.spec.shift * even / (1 + (self.spec.shift - 1) * even)
+        self.network = _FlowMap(self.network, self.finetuned, self.levels).to(self.device)
 
     def fingerprint(self) -> str:
         """A hash of the teacher's settings and the student's levels."""
-        return digest({"teacher": super().fingerprint(), "levels": self.network.levels.tolist()})
+        return digest({"teacher": super().fingerprint(), "levels": self.levels.tolist()})
 
 
 class _FlowMap(nn.Module):
@@ -170,9 +170,9 @@ class _FlowMap(nn.Module):
 
     levels: Tensor
 
-    def __init__(self, teacher: nn.Module, levels: Tensor, substeps: int = 16):
+    def __init__(self, teacher: nn.Module, finetuned: nn.Module, levels: Tensor, substeps: int = 8):
         super().__init__()
-        self.teacher, self.finetuned, self.substeps = teacher, teacher.finetuned, substeps
+        self.teacher, self.finetuned, self.substeps = teacher, finetuned, substeps
         self.register_buffer("levels", levels)
 
     def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:

@@ -131,9 +131,10 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
 
     Raises BenchError for files that cannot be represented, or a setting that does not fit.
     """
-    samplers, student = list(samplers), few_step(config.name)
-    for sampler in samplers if student else ():
-        student.require(config.name, sampler)
+    samplers = list(samplers)
+    if student := few_step(config.name):
+        for sampler in samplers:
+            student.require(config.name, sampler)
     if not is_here(config.name, config.t5):
         return []
     checked = []

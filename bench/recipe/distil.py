@@ -36,8 +36,10 @@ from bench.sampling.noise import Noise
 from bench.sampling.trajectory import Batch, rollout
 from bench.settings import LoraConfig, ModelConfig, SamplerConfig
 
-STEPS, TEACHER_STEPS = 4, 20
-PART = 64  # paths in a file of the cache, and rows of a batch
+STEPS = 4
+TEACHER_STEPS = 20  # of the teacher where it is measured; its paths may be of fewer, a multiple of STEPS
+PART = 64  # paths in a file of the cache, and rows of a batch of samples
+REFERENCE = 256  # samples of the teacher, of random captions, that distances are measured to
 SHOWN = ("tiger", "penguin", "strawberry", "octopus")  # prompts of the picture
 LINEAR = r"to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|linear|linear_[12]|net\.0\.proj|net\.2|proj_out"
 CONVOLUTION = r"conv|conv[12]|conv_in|conv_out|conv_shortcut|time_emb_proj|proj_in"
@@ -83,24 +85,23 @@ The art: Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0), Fluent Emoji 3D (MIT). Se
 
 @dataclass(frozen=True)
 class Student:
-    """sampler: the teacher's; the student's grid, of fewer steps, is part of its grid. lora: of the student."""
+    """sampler: the student's, whose noise levels are among those of more steps on its grid. lora: its adapter."""
 
     sampler: SamplerConfig
     lora: LoraConfig
 
-    @property
-    def few(self) -> SamplerConfig:
-        """The student's sampler."""
-        return self.sampler.model_copy(update={"steps": STEPS, "guidance": 1.0})
+    def teacher(self, steps: int) -> SamplerConfig:
+        """The teacher's sampler."""
+        return self.sampler.model_copy(update={"steps": steps, "guidance": GUIDANCE})
 
 
 STUDENTS = {
     "emoji_flow": Student(
-        SamplerConfig(steps=TEACHER_STEPS, eta=0, guidance=GUIDANCE, spacing="shifted", final_noise=0),
+        SamplerConfig(steps=STEPS, eta=0, guidance=1, spacing="shifted", final_noise=0),
         LoraConfig(rank=28, target_modules=rf"(.*\.)?({LINEAR}|context_embedder)"),
     ),
     "emoji": Student(
-        SamplerConfig(steps=TEACHER_STEPS, eta=0, guidance=GUIDANCE, spacing="trailing"),
+        SamplerConfig(steps=STEPS, eta=0, guidance=1, spacing="trailing"),
         LoraConfig(rank=28, target_modules=rf"(.*\.)?({LINEAR}|{CONVOLUTION})"),
     ),
 }
@@ -129,31 +130,31 @@ def states(model: PipelineModel, kernel: Kernel, names: list[tuple[str, int]], n
     return rollout(model, kernel, Batch(prompts, names, model.encode(prompts)), noise).latents
 
 
-def make_paths(recipe: Recipe, name: str, count: int) -> tuple[list[str], torch.Tensor]:
-    """Captions, and the teacher's states at the student's levels, `[count, STEPS + 1, *latent]`."""
-    teacher, kernel = load(name, STUDENTS[name].sampler)
-    texts, parts = captions(recipe.seed), []
+def make_paths(out: Path, name: str, count: int, steps: int, seed: int) -> tuple[list[str], torch.Tensor]:
+    """Captions, and the states of a teacher of so many steps at the student's levels, `[count, STEPS + 1, *latent]`."""
+    teacher, kernel = load(name, STUDENTS[name].teacher(steps))
+    texts, parts = captions(seed), []
     names = [(next(texts), i) for i in range(count)]
     for start in tqdm(range(0, count, PART), desc="paths"):
-        file = recipe.out / f"paths-{name}-{start}.safetensors"
+        file = out / f"paths-{name}-{steps}-{start}.safetensors"
         if not file.exists():
             part = names[start : start + PART]
-            whole = states(teacher, kernel, part, Noise(recipe.seed, "reference", part))
-            kept = whole[:, :: TEACHER_STEPS // STEPS].contiguous()
+            whole = states(teacher, kernel, part, Noise(seed, "reference", part))
+            kept = whole[:, :: steps // STEPS].contiguous()
             save_file({"states": kept}, file.with_suffix(".partial"))
             os.replace(file.with_suffix(".partial"), file)
         parts.append(load_file(file)["states"])
     return [prompt for prompt, _ in names], torch.cat(parts)
 
 
-def train(recipe: Recipe, name: str, texts: list[str], path: torch.Tensor, lr: float) -> PipelineModel:
+def train(recipe: Recipe, name: str, texts: list[str], path: torch.Tensor, batch: int, lr: float) -> PipelineModel:
     """The student, trained on the teacher's states `[N, STEPS + 1, *latent]`."""
-    model, kernel = load(name, STUDENTS[name].few, STUDENTS[name].lora)
+    model, kernel = load(name, STUDENTS[name].sampler, STUDENTS[name].lora)
     conditioning = Conditioning.join([model.encode([text]) for text in texts])
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        row = torch.randint(len(path), (PART,), generator=generator)
-        k = torch.arange(PART) % STEPS
+        row = torch.randint(len(path), (batch,), generator=generator)
+        k = torch.arange(batch) % STEPS
         z, following = path[row, k], path[row, k + 1]
         output = model.predict(z, kernel.timesteps[k], conditioning[row])
         return mean_square(kernel.mean(z, output, k) - following).mean()
@@ -173,68 +174,74 @@ def draw(model: PipelineModel, kernel: Kernel, names: list[tuple[str, int]], see
     """Images [N, 3, 32, 32] of named samples."""
     parts = [names[start : start + PART] for start in range(0, len(names), PART)]
     paths = [states(model, kernel, part, Noise(seed, "evaluate", part)) for part in parts]
-    with torch.no_grad():
-        return torch.cat([model.decode(path[:, -1]) for path in paths])
+    return decode(model, torch.cat([path[:, -1] for path in paths]))
 
 
-def measure(name: str, each: int) -> tuple[list[str], torch.Tensor]:
+@torch.no_grad()
+def decode(model: PipelineModel, latents: torch.Tensor) -> torch.Tensor:
+    """Images [N, 3, 32, 32] in [0, 1]."""
+    return torch.cat([model.decode(part) for part in latents.split(PART)])
+
+
+def measure(out: Path, name: str, seed: int) -> tuple[list[str], torch.Tensor]:
     """Rows of the card's table, and images of `SHOWN`: by the teacher, the student, and the teacher in few steps."""
-    student, labels = STUDENTS[name], torch.arange(len(concepts())).repeat_interleave(each)
-    known = [concept["name"] for concept in concepts()]
-    names = [(known[label], i % each) for i, label in enumerate(labels.tolist())]
+    student, known = STUDENTS[name], [concept["name"] for concept in concepts()]
+    labels = torch.arange(2 * len(known)) % len(known)
+    names = [(known[label], i) for i, label in enumerate(labels.tolist())]
     models = [
-        (name, *load(name, student.sampler)),
-        (f"{name}_turbo", *load(f"{name}_turbo", student.few)),
-        (name, *load(name, student.sampler.model_copy(update={"steps": STEPS}))),
+        (name, *load(name, student.teacher(TEACHER_STEPS))),
+        (f"{name}_turbo", *load(f"{name}_turbo", student.sampler)),
+        (name, *load(name, student.teacher(STEPS))),
     ]
     features, clip = EfficientNetLite0(), CLIPModel.from_pretrained(WEIGHTS / "clip").float().eval()
-    reference = features(draw(*models[0][1:], names, seed=1))
+    _, paths = make_paths(out, name, REFERENCE, TEACHER_STEPS, seed)
+    reference = features(decode(models[0][1], paths[:, -1]))
     shown = [(prompt, i) for prompt in SHOWN for i in range(12)]
     rows, pictures = [], []
     for title, model, kernel in tqdm(models, desc=name):
-        images = draw(model, kernel, names, seed=0)
+        images = draw(model, kernel, names, seed)
         found = top(clip_rank(clip, model.pipeline.tokenizer, known, images, labels))
         network = kernel.steps * model.rows(model.guidance)
         distance = frechet(features(images), reference)
         rows.append(
             f"| `{title}` | {kernel.steps} | {network} | {distance:.1f} | {found['top1']:.1%} | {found['top5']:.1%} |"
         )
-        pictures.append(draw(model, kernel, shown, seed=0).unflatten(0, (len(SHOWN), 12)))
+        pictures.append(draw(model, kernel, shown, seed).unflatten(0, (len(SHOWN), 12)))
     return rows, torch.stack(pictures, 1).flatten(0, 2)
+
+
+def write_card(out: Path, seed: int) -> None:
+    """Measure both students and write their card and picture."""
+    table, pictures = zip(*(measure(out, name, seed) for name in STUDENTS), strict=True)
+    save_image(enlarge(make_grid(torch.cat(pictures), nrow=12, padding=1, pad_value=1.0)), TURBO / "samples.png")
+    text = CARD.format(
+        size=sum(file.stat().st_size for file in TURBO.rglob(LORA_FILE)) / 1e6,
+        concepts=len(concepts()),
+        reference=REFERENCE,
+        table="\n".join(row for rows in table for row in rows),
+    )
+    (TURBO / "README.md").write_text(text, encoding="utf8")
 
 
 def main(
     teacher: Annotated[str, typer.Argument(help="emoji or emoji_flow")] = "emoji_flow",
     out: Annotated[Path, typer.Option(help="work folder: the teacher's paths and checkpoints")] = Path("runs/distil"),
-    paths: Annotated[int, typer.Option(help="paths of the teacher")] = 1024,
-    steps: Annotated[int, typer.Option(help="optimiser steps, of 64 transitions each")] = 600,
+    paths: Annotated[int, typer.Option(help="paths of the teacher")] = 2048,
+    teacher_steps: Annotated[int, typer.Option(help="steps of a path, a multiple of 4")] = 8,
+    steps: Annotated[int, typer.Option(help="optimiser steps")] = 600,
+    batch: Annotated[int, typer.Option(help="transitions of an optimiser step")] = 64,
     lr: float = 1e-3,
     seed: int = 0,
     measured: Annotated[bool, typer.Option("--measure", help="only measure the students that ship")] = False,
-    each: Annotated[int, typer.Option(help="samples of each concept to measure by")] = 2,
 ) -> None:
     """Distil TEACHER to four steps, and put its student where `emoji_turbo` and `emoji_flow_turbo` are read from."""
-    if measured:
-        write_card(each)
-        return
     out.mkdir(parents=True, exist_ok=True)
+    if measured:
+        write_card(out, seed)
+        return
     recipe = Recipe(out, "cpu", seed, {f"distil-{teacher}": steps})
-    export(train(recipe, teacher, *make_paths(recipe, teacher, paths), lr), TURBO / teacher)
-
-
-def write_card(each: int) -> None:
-    """Measure both students and write their card and picture."""
-    table, pictures = zip(*(measure(name, each) for name in STUDENTS), strict=True)
-    save_image(enlarge(make_grid(torch.cat(pictures), nrow=12, padding=1, pad_value=1.0)), TURBO / "samples.png")
-    count = len(concepts())
-    text = CARD.format(
-        size=sum(file.stat().st_size for file in TURBO.rglob(LORA_FILE)) / 1e6,
-        count=each * count,
-        each=each,
-        concepts=count,
-        table="\n".join(row for rows in table for row in rows),
-    )
-    (TURBO / "README.md").write_text(text, encoding="utf8")
+    texts, path = make_paths(out, teacher, paths, teacher_steps, seed)
+    export(train(recipe, teacher, texts, path, batch, lr), TURBO / teacher)
 
 
 if __name__ == "__main__":

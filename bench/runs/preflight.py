@@ -107,8 +107,8 @@ def _check_method(config: RunConfig, method: Method) -> None:
 
 
 UNFIT = {  # needs that no few-step student meets, and why
-    "memoryless": "tilts sampling steps, and the first noise, which these leave as it is, decides most of the sample of a "
-    "few-step student",
+    "memoryless": "tilts sampling steps, and the first noise, which these leave as it is, decides most of a few-step "
+    "student's sample",
     "denoiser": "takes the output for a mean given z, and that of a few-step student is a jump to its next noise level",
 }
 

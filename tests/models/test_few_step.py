@@ -34,7 +34,7 @@ def draw(model, steps: int, count: int) -> torch.Tensor:
 
 def test_the_rings_student_lands_where_many_steps_of_its_teacher_do():
     student, teacher = RingFlowTurboModel(dtype=torch.float64), RingFlowModel(dtype=torch.float64)
-    few, many = draw(student, 4, 256), draw(teacher, 4000, 256)[:, ::1000]
+    few, many = draw(student, 4, 256), draw(teacher, 800, 256)[:, ::200]
     assert torch.allclose(few[:, 1:-1], many[:, 1:-1], atol=0.02)
     distance = (few[:, -1] - many[:, -1]).norm(dim=1)
     assert distance.median() < 0.01
@@ -72,7 +72,7 @@ def test_whoever_declares_a_target_takes_the_model_for_what_no_student_is():
 
 def test_a_method_whose_options_ask_for_more_is_refused_too():
     check(resolve("draft_full", suite="ring_flow_turbo", assignments=NOISY))
-    with pytest.raises(BenchError, match="the first noise.*decides most"):
+    with pytest.raises(BenchError, match="the first noise, which these leave as it is"):
         check(resolve("draft_full", suite="ring_flow_turbo", assignments=[*NOISY, "method.kl=1"]))
 
 

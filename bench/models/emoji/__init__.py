@@ -60,13 +60,14 @@ def student(folder: Path) -> dict[str, Any]:
     """The `shared` parts of the pipeline in ``folder``, and the denoiser of its few-step student."""
     import torch
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+    from safetensors.torch import load_file
 
     if folder == FLOW:
         name, part, kind = "emoji_flow", "transformer", SD3Transformer2DModel
     else:
         name, part, kind = "emoji", "unet", UNet2DConditionModel
     network = kind.from_pretrained(folder / part, torch_dtype=torch.float32)
-    network.load_lora_adapter(TURBO / name, prefix=part)
+    network.load_lora_adapter(load_file(TURBO / name / "pytorch_lora_weights.safetensors"), prefix=part)
     network.fuse_lora()
     network.unload_lora()
     return shared(folder) | {part: network}
