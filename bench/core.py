@@ -32,6 +32,7 @@ class Core:
     meter: counts what is computed.
     networks: the method's extra networks by name. copies: copies of the adapters by name, then by parameter.
     reward_name: for messages; empty means the name of the reward's class.
+    teacher_model: the teacher of a few-step student and the kernel of its noise levels, for methods that need it.
     unchecked: for every call of the reward since the last `check`, its scores [n, …] and their prompts.
     """
 
@@ -46,6 +47,7 @@ class Core:
     networks: dict[str, nn.Module] = field(default_factory=dict)
     copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     reward_name: str = ""
+    teacher_model: tuple[DiffusionModel, Kernel] | None = None
     unchecked: list[tuple[Tensor, list[str]]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +120,15 @@ class Core:
         """
         with self._using(weights):
             return self.model.predict(z, self.kernel.timesteps[k], conditioning, prior=prior, guided=guided)
+
+    def teacher(self) -> "Core":
+        """This core with the student's teacher in the model's place: its predictions, noise levels and encoded prompts.
+
+        Networks, reward and counts are shared. Needs `Needs.teacher`.
+        """
+        assert self.teacher_model, "the method declares no Needs.teacher"
+        model, kernel = self.teacher_model
+        return replace(self, model=model, kernel=kernel)
 
     def _using(self, weights: str | None) -> AbstractContextManager[None]:
         return self.model.using(self.copies[weights]) if weights else nullcontext()

@@ -32,6 +32,10 @@ class Needs:
     rewards: the trajectories carry the rewards of their final images.
     reward_gradient: the reward must be differentiable.
     density: every sampling step must have a positive variance.
+    memoryless: the prior's sampling steps must be noising reversed, so that the first noise says nothing of the sample.
+    denoiser: the output must be the mean, given z, of what noising would have it (ε, v or velocity), at any level.
+        No few-step student has either of these two.
+    teacher: the model must be a few-step student whose teacher is here, as `core.teacher()`.
     record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
     whole_update: the loss normalises over an update's trajectories, so it is not the mean over parts of them.
     adapters: the loss trains the adapters (False: the method's own networks steer the sampler, in `collect` and
@@ -43,6 +47,9 @@ class Needs:
     rewards: bool = False
     reward_gradient: bool = False
     density: bool = False
+    memoryless: bool = False
+    denoiser: bool = False
+    teacher: bool = False
     record: frozenset[str] = frozenset()
     whole_update: bool = False
     adapters: bool = True

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bench.sampling.noise import upload
 from bench.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from bench.models.card import FewStep
 
 Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx, velocity ε − x
 
@@ -87,6 +90,7 @@ class DiffusionModel(ABC):
     the largest of a run. points: whether samples are points and not images.
     modes: [M, d], the centres of the prior's modes, of a model that knows them.
     mixture: the prior's density, `bench.models.mixture.Mixture`, of a model that knows it, else None.
+    few_step: of a class that is a few-step student by itself; a pipeline's is on its card.
     """
 
     spec: ModelSpec
@@ -95,6 +99,7 @@ class DiffusionModel(ABC):
     guidance: float = 1
     decoder_batch: int = 1 << 20
     points: ClassVar[bool] = False
+    few_step: ClassVar["FewStep | None"] = None
     modes: Tensor | None = None
     mixture: Any = None
 

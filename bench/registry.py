@@ -70,6 +70,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
         "leap_align": Plugin("bench.methods.backprop.leap_align:LeapAlign"),
         "alignprop": Plugin("bench.methods.backprop.alignprop:AlignProp"),
         "refl": Plugin("bench.methods.backprop.refl:ReFL"),
+        "dmdr": Plugin("bench.methods.dmdr:DMDR"),
         "value_matching": Plugin("bench.methods.value_matching:ValueMatching"),
         "adjoint_matching": Plugin("bench.methods.adjoint_matching:AdjointMatching"),
         "best_of_n": Plugin("bench.methods.best_of_n:BestOfN"),
@@ -125,6 +126,7 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
     "models": {  # a class each, whose weights, if any, ship with it
         "ring": Plugin("bench.models.analytic:RingModel"),
         "ring_flow": Plugin("bench.models.analytic:RingFlowModel"),
+        "ring_flow_turbo": Plugin("bench.models.analytic:RingFlowTurboModel"),
         "gaussian": Plugin("bench.models.analytic:GaussianModel"),
         "gaussian_flow": Plugin("bench.models.analytic:GaussianFlowModel"),
         "emoji_mixture": Plugin("bench.models.mixture:EmojiMixture"),

@@ -41,7 +41,13 @@ class ValueMatching(Method):
     """
 
     Config = ValueMatchingConfig
-    needs = Needs(rewards=True, density=True, record=frozenset({"model_output", "prior_output"}), adapters=False)
+    needs = Needs(
+        rewards=True,
+        density=True,
+        memoryless=True,
+        record=frozenset({"model_output", "prior_output"}),
+        adapters=False,
+    )
     strength = TILT
     recipe = {"optimizer.lr": 1e-4, "optimizer.weight_decay": 0.0}
     config: ValueMatchingConfig

@@ -64,7 +64,7 @@ class VGGFlow(Method):
     """
 
     Config = VGGFlowConfig
-    needs = Needs(reward_gradient=True)
+    needs = Needs(reward_gradient=True, denoiser=True)
     recipe = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
     strength = TILT
     config: VGGFlowConfig
@@ -138,7 +138,7 @@ class VGGFlowPruned(Method):
     """
 
     Config = VGGFlowPrunedConfig
-    needs = VGGFlow.needs
+    needs = Needs(reward_gradient=True)
     recipe = VGGFlow.recipe
     strength = TILT
     config: VGGFlowPrunedConfig

@@ -113,9 +113,10 @@ def model(pipeline_folder: Path) -> StableDiffusion:
 
 @pytest.fixture
 def core(model: StableDiffusion) -> Core:
-    """A core of 5 DDPM steps on the random pipeline."""
+    """A core of 5 DDPM steps on the random pipeline, which is its own teacher."""
     kernel = ddim_kernel(model.spec.alphas_cumprod, 5, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
-    return Core(model, kernel, Brightness(Config()), beta=10.0, micro_batch=8, sample_batch=8)
+    sizes = {"micro_batch": 8, "sample_batch": 8}
+    return Core(model, kernel, Brightness(Config()), beta=10.0, teacher_model=(model, kernel), **sizes)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from bench.training.trainer import Record, Trainer
 TOLERANCE = 1e-2  # relative, float32 on the device against float32 on the CPU
 EXACT = ModelConfig(dtype="float32")  # what a run with such a denoiser computes with, whatever a step before this did
 SUITE = "sd15-aesthetic"  # its prompts ship; its reward is learned and differentiable
+FEW_STEPS = "emoji_flow_turbo"  # for methods that need a teacher
 HALF = ("nabla_gfn", "ddpo", "draft_1", "adjoint_matching")  # methods also tried in bfloat16
 TINY = {  # two updates' worth of trajectories, of which one update trains: the mean of a whole round's advantages is 0
     "reward.beta": 1000.0,
@@ -67,12 +68,12 @@ Found = tuple[str, dict[str, Any]]  # a note for the table, numbers for the repo
 
 
 def tiny(method: str, dtype: str = "float32", changes: Mapping[str, Any] | None = None) -> RunConfig:
-    """A small setting of Stable Diffusion 1.5 in its scaled-down form."""
+    """A small setting of Stable Diffusion 1.5 in its scaled-down form, or of a few-step student."""
+    kind = registry.load("methods", method)
     overrides = TINY | {"model.dtype": dtype} | dict(changes or {})
-    options = registry.load("methods", method).Config.model_fields
     small = {"channels": [32, 32], "fraction": 0.5}
-    overrides |= {f"method.{name}": value for name, value in small.items() if name in options}
-    return resolve(method, suite=SUITE, overrides=overrides)
+    overrides |= {f"method.{name}": value for name, value in small.items() if name in kind.Config.model_fields}
+    return resolve(method, suite=FEW_STEPS if kind.needs.teacher else SUITE, overrides=overrides)
 
 
 def one_update(config: RunConfig, device: torch.device, folder: Path | None = None) -> Record:

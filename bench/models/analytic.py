@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.model import Conditioning, ModelSpec
+from bench.models.card import FewStep
 from bench.models.exact import TIMES, ExactModel, time_features
 from bench.runtime.digests import digest
 from bench.sampling.noise import seeded
+from bench.settings import SamplerConfig
 
 
 class AnalyticModel(ExactModel):
@@ -135,6 +137,54 @@ class RingFlowModel(RingModel):
 
     def _levels(self) -> None:
         return None
+
+
+class RingFlowTurboModel(RingFlowModel):
+    """A student of `ring_flow` with 4 steps, exact to 0.001: it follows the teacher's flow to the next noise level.
+
+    Its samples are the ring's own, so the target is known too.
+    """
+
+    few_step = FewStep(
+        steps=(4,),
+        spacing="shifted",
+        teacher=("ring_flow", SamplerConfig(steps=20, spacing="shifted", guidance=1)),
+    )
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        even = torch.linspace(1, 0, self.few_step.steps[0] + 1, dtype=self.dtype)
+        self.levels = self.spec.shift * even / (1 + (self.spec.shift - 1) * even)
+        self.network = _FlowMap(self.network, self.finetuned, self.levels).to(self.device)
+
+    def fingerprint(self) -> str:
+        """A hash of the teacher's settings and the student's levels."""
+        return digest({"teacher": super().fingerprint(), "levels": self.levels.tolist()})
+
+
+class _FlowMap(nn.Module):
+    """A student's output for an exact velocity: the mean velocity of the flow up to the next of its noise levels.
+
+    The finetuned part is added to it. levels: [K+1], falling from 1 to 0.
+    """
+
+    levels: Tensor
+
+    def __init__(self, teacher: nn.Module, finetuned: nn.Module, levels: Tensor, substeps: int = 8):
+        super().__init__()
+        self.teacher, self.finetuned, self.substeps = teacher, finetuned, substeps
+        self.register_buffer("levels", levels)
+
+    def forward(self, z: Tensor, t: Tensor, conditioning: Conditioning, prior: bool) -> Tensor:
+        s = t.to(z) / TIMES
+        below = self.levels < s[:, None] - 1e-4  # the time is a rounded level
+        step = (torch.where(below, self.levels, 0).amax(1) - s) / self.substeps
+        x = z
+        for i in range(self.substeps):  # the midpoint rule
+            middle = x + step[:, None] / 2 * self.teacher(x, TIMES * (s + i * step), conditioning, True)
+            x = x + step[:, None] * self.teacher(middle, TIMES * (s + (i + 0.5) * step), conditioning, True)
+        output = (x - z) / (self.substeps * step)[:, None]
+        return output if prior else output + self.finetuned(z, t)
 
 
 class _Affine(nn.Module):

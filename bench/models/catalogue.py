@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.hub import Repository
-from bench.models.card import EmbeddedCard, HubCard
+from bench.models.card import EmbeddedCard, FewStep, HubCard
 from bench.models.cards import CARDS
 from bench.models.folder import family_of
 from bench.models.hub_pipeline import CONFIGURATIONS, HubPipeline
@@ -44,6 +44,14 @@ def is_analytic(name: str) -> bool:
 def draws_points(name: str) -> bool:
     """Whether a model's samples are points and not images."""
     return is_analytic(name) and registry.load("models", name).points
+
+
+def few_step(name: str) -> FewStep | None:
+    """What a model was distilled to, if it is known as a few-step student."""
+    if is_analytic(name):
+        return registry.load("models", name).few_step
+    card = CARDS.get(name)
+    return card.few_step if card else None
 
 
 def ships(name: str) -> bool:
@@ -124,6 +132,10 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
 
     Raises BenchError for files that cannot be represented, or a setting that does not fit.
     """
+    samplers = list(samplers)
+    if student := few_step(config.name):
+        for sampler in samplers:
+            student.require(config.name, sampler)
     if not is_here(config.name, config.t5):
         return []
     checked = []
@@ -186,6 +198,15 @@ def load_model(
         raise
     except Exception as error:  # whatever a library raises over files of the user's
         raise BenchError(f"the model {config.name!r} does not load: {type(error).__name__}: {error}.") from error
+
+
+def load_teacher(name: str, *, device: "torch.device | str" = "cpu") -> "tuple[DiffusionModel, Kernel]":
+    """The model that the few-step student of this name was distilled from, and the kernel of its noise levels."""
+    student = few_step(name)
+    assert student and student.teacher, f"{name} has no teacher here"
+    teacher, sampler = student.teacher
+    model = load_model(ModelConfig(name=teacher, finetune="none"), sampler, device=device)
+    return model, make_kernel(model.spec, sampler)
 
 
 def make_kernel(spec: "ModelSpec", sampler: SamplerConfig) -> "Kernel":

@@ -63,6 +63,8 @@ agree, on another background.
 a `CLIPModel` and `weights/style/` a `ResNetForImageClassification`; both take `[B, 3, 32, 32]` scaled to [-1, 1].
 `weights/concepts.json` lists what can be drawn.
 
+`turbo/` has [their students of 4 steps](turbo/README.md).
+
 `flow/` is the transformer of `emoji_flow` (14.7 MB), a `StableDiffusion3Pipeline` without T5 whose autoencoder,
 tokenizer and text encoder are those of `weights/`; `bench.models.emoji.shared` gives them to `from_pretrained`:
 

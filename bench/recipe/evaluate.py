@@ -190,15 +190,16 @@ def draw(pipeline, guidance: float, images, sample_features, known, known_featur
     """
     folder.mkdir(parents=True, exist_ok=True)
     grid = sample(pipeline, [prompt for prompt in GRID_PROMPTS for _ in range(12)], 16, guidance)
-    save_image(_enlarge(make_grid(grid, nrow=12, padding=1, pad_value=1.0)), folder / f"samples{suffix}.png")
+    save_image(enlarge(make_grid(grid, nrow=12, padding=1, pad_value=1.0)), folder / f"samples{suffix}.png")
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(17))[:24]
     nearest = torch.cdist(sample_features[chosen], known_features).argmin(1)
     rows = torch.stack([images[chosen].view(2, 12, 3, SIZE, SIZE), known[nearest].view(2, 12, 3, SIZE, SIZE)], 1)
     rows = make_grid(rows.flatten(0, 2), nrow=12, padding=1, pad_value=1.0)
-    save_image(_enlarge(rows), folder / f"neighbours{suffix}.png")
+    save_image(enlarge(rows), folder / f"neighbours{suffix}.png")
 
 
-def _enlarge(picture: torch.Tensor) -> torch.Tensor:
+def enlarge(picture: torch.Tensor) -> torch.Tensor:
+    """Every pixel of ``picture [..., H, W]`` twice in both directions."""
     return picture.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 

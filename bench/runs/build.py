@@ -7,7 +7,7 @@ import torch
 from bench import registry
 from bench.core import Core
 from bench.method import Method
-from bench.models.catalogue import load_model, make_kernel
+from bench.models.catalogue import load_model, load_teacher, make_kernel
 from bench.models.precision import use_precision
 from bench.prompts import metadata
 from bench.runs.estimate import with_batches
@@ -29,7 +29,8 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     config = with_batches(config, device, processes.count())
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model.spec, config.sampler)
-    if build_method(config).needs.density:
+    needs = build_method(config).needs
+    if needs.density:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
     reward_class = registry.load("rewards", config.reward.name)
@@ -45,8 +46,11 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
         micro_batch=config.train.micro_batch,
         sample_batch=config.train.sample_batch,
         reward_name=config.reward.name,
+        teacher_model=load_teacher(config.model.name, device=device) if needs.teacher else None,
     )
     core.meter.watch(model.network)
+    if needs.teacher:
+        core.meter.watch(core.teacher().model.network)
     return core
 
 

@@ -71,6 +71,7 @@ def _check_method(config: RunConfig, method: Method) -> None:
             f"method {config.method.name!r} scores within its losses, where a score must be there, and "
             f"{config.reward.name!r} may have none: use one of the methods {', '.join(able)}."
         )
+    _check_few_steps(config, method)
     if method.needs.density and config.sampler.eta == 0:
         raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
     if config.train.max_path_kl is not None:
@@ -103,6 +104,35 @@ def _check_method(config: RunConfig, method: Method) -> None:
             "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
             "method of normalised advantages, such as grpo, flow_grpo or nft."
         )
+
+
+UNFIT = {  # needs that no few-step student meets, and why
+    "memoryless": "tilts sampling steps, and the first noise, which these leave as it is, decides most of a few-step "
+    "student's sample",
+    "denoiser": "takes the output for a mean given z, and that of a few-step student is a jump to its next noise level",
+}
+
+
+def _check_few_steps(config: RunConfig, method: Method) -> None:
+    """The method against a few-step student, or against a model that is none."""
+    student = catalogue.few_step(config.model.name)
+    if method.needs.teacher and not (student and student.teacher):
+        able = [name for name in catalogue.names() if (known := catalogue.few_step(name)) and known.teacher]
+        raise BenchError(
+            f"method {config.method.name!r} compares a few-step student with its teacher, and {config.model.name!r} "
+            f"has none here: use --model {' or '.join(able)}."
+        )
+    for need, why in UNFIT.items():
+        if student and getattr(method.needs, need):
+            able = [
+                name
+                for name, kind in _working("methods")
+                if kind.needs.training and not any(getattr(kind.needs, unmet) for unmet in UNFIT)
+            ]
+            teacher = f"--model {student.teacher[0]}" if student.teacher else "a model of many steps"
+            raise BenchError(
+                f"method {config.method.name!r} {why}: use {teacher}, or one of the methods {', '.join(able)}."
+            )
 
 
 def _check_model(config: RunConfig, method: Method) -> None:

@@ -42,7 +42,7 @@ class RewardBackpropagation(Method):
     def __init__(self, config: BackpropagationConfig):
         super().__init__(config)
         if config.kl and config.penalty == "path":
-            self.needs = replace(self.needs, density=True)
+            self.needs = replace(self.needs, density=True, memoryless=True)
 
     def with_kl(
         self, core: Core, part: Batch, loss: Tensor, visited: Iterable[tuple[Tensor, Tensor, int | Tensor]]

@@ -1,6 +1,7 @@
 """LeapAlign: two leaps stand in for the trajectory when the gradient goes back."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class LeapAlign(RewardBackpropagation):
     LeapAlign, https://arxiv.org/abs/2604.15311
     """
 
+    needs = replace(RewardBackpropagation.needs, denoiser=True)
     recipe = {"optimizer.lr": 4e-4, "optimizer.weight_decay": 1e-4}
 
     def unfit(self, steps: int, group: int) -> str | None:

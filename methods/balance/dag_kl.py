@@ -43,7 +43,7 @@ class DAGKL(DB):
     """
 
     Config = DAGKLConfig
-    needs = Needs(density=True, record=frozenset({"model_output", "log_prob"}), whole_update=True)
+    needs = Needs(density=True, memoryless=True, record=frozenset({"model_output", "log_prob"}), whole_update=True)
     config: DAGKLConfig
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:

@@ -69,7 +69,7 @@ class DB(Method):
     """
 
     Config = DBConfig
-    needs = Needs(density=True, record=frozenset({"model_output"}))
+    needs = Needs(density=True, memoryless=True, record=frozenset({"model_output"}))
     strength = TILT
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4, "train.beta_warmup": 0.5}
     config: DBConfig

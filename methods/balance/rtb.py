@@ -30,7 +30,7 @@ class RTB(Method):
     """
 
     Config = RTBConfig
-    needs = Needs(rewards=True, density=True)
+    needs = Needs(rewards=True, density=True, memoryless=True)
     strength = TILT
     recipe = {"optimizer.lr": 1e-4, "optimizer.networks.log_z.lr": 1e-2}
     config: RTBConfig

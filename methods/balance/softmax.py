@@ -34,7 +34,7 @@ class SoftmaxRTB(Method):
     trajectories comes first, which gives the slopes.
     """
 
-    needs = Needs(rewards=True, density=True, whole_update=True)
+    needs = Needs(rewards=True, density=True, memoryless=True, whole_update=True)
     recipe = {"optimizer.lr": 1e-4}
     strength = TILT
 

@@ -30,7 +30,7 @@ class FlowConfig(NablaConfig):
 class NablaMethod(Method):
     """Matches the scores of the policy's transitions to the reward's gradient plus a flow network `g_φ`."""
 
-    needs = Needs(reward_gradient=True, density=True, record=frozenset({"model_output"}))
+    needs = Needs(reward_gradient=True, density=True, memoryless=True, record=frozenset({"model_output"}))
     strength = TILT
     recipe = {
         "optimizer.lr": 1e-3,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import TILT, Batch, Copy, Core, Noised, Trajectory, group_tilt, mean_square
+from bench import TILT, Batch, Copy, Core, Needs, Noised, Trajectory, group_tilt, mean_square
 
 from .forward_process import Regression, RegressionConfig, by_row
 
@@ -31,6 +31,7 @@ class TiltMatching(Regression):
 
     Config = TiltMatchingConfig
     config: TiltMatchingConfig
+    needs = Needs(rewards=True, denoiser=True)
     references = ("old",)
     strength = TILT
 

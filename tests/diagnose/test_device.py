@@ -31,7 +31,8 @@ def core_on_device(folder: Path, **options: object) -> Core:
     options = {"device": device()} | options
     model = pipeline_model(folder, **options)
     kernel = ddim_kernel(model.spec.alphas_cumprod, STEPS, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
-    return Core(model, kernel, Brightness(Config(), options["device"]), beta=10.0, micro_batch=8, sample_batch=8)
+    reward, sizes = Brightness(Config(), options["device"]), {"micro_batch": 8, "sample_batch": 8}
+    return Core(model, kernel, reward, beta=10.0, teacher_model=(model, kernel.to(options["device"])), **sizes)
 
 
 def trainer_of(name: str, core: Core, folder: Path, updates: int = 2) -> Trainer:

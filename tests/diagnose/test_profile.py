@@ -62,6 +62,7 @@ BY_HAND = {
     "alignprop": ([[2]] * B, (0, 4, 2)),
     "draft_lv": ([[3]] * B, (0, 4 + 2, 2)),
     "refl": ([[2]] * B, (0, 3, 1)),
+    "dmdr": (APART, (0, 4 + 2, 4)),  # and the teacher at each noised sample
 }
 SHARED = {  # z_3 is both ahead and chosen
     "nabla_gfn": (4, 2 + 2, 2 + 2),

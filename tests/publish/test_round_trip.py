@@ -37,7 +37,10 @@ def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     needs = registry.load("methods", method).needs
     copied = needs.training and needs.adapters
     weights = ["train.ema=0.5", "evaluation.weights=ema"] if copied else []
-    config = resolve(method, suite="ring", assignments=[*SMALL, *weights])
+    suite, small = "ring", SMALL
+    if needs.teacher:
+        suite, small = "ring_flow_turbo", [text for text in SMALL if "steps" not in text and "path_kl" not in text]
+    config = resolve(method, suite=suite, assignments=[*small, *weights])
     console = Console(file=io.StringIO())
     with ExitStack() as held:
         Run(config, tmp_path / "runs" / "one", console).go(False, held)

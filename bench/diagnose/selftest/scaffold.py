@@ -59,7 +59,7 @@ def gaussian_core(
     """A Gaussian prior in two dimensions, in float64, where every conditional law is known.
 
     path: "diffusion" or "flow". eta, spacing, final: of the sampler (`spacing` and `final` of a diffusion's alone).
-    method: its extra networks and its copies of the adapters are part of the core.
+    method: its extra networks and its copies of the adapters are part of the core. The prior is its own teacher.
     """
     kind = {"diffusion": GaussianModel, "flow": GaussianFlowModel}[path]
     model = kind(2, (0.7, -0.2), 0.6, dtype=torch.float64, device=device)
@@ -80,6 +80,7 @@ def gaussian_core(
         sample_batch=4096,
         networks=method.networks(model) if method else {},
         copies=dict.fromkeys(method.copies(), start) if method else {},
+        teacher_model=None if method and not method.needs.teacher else (model, kernel),
     )
 
 

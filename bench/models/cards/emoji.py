@@ -2,10 +2,17 @@
 
 from functools import partial
 
-from bench.models.card import EmbeddedCard
-from bench.models.emoji import FLOW, WEIGHTS, shared
+from bench.models.card import EmbeddedCard, FewStep
+from bench.models.emoji import FLOW, GUIDANCE, WEIGHTS, shared, student
+from bench.settings import SamplerConfig, Spacing
 
 LICENCE = "Apache-2.0; drawn after Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT)"
+
+
+def _four_steps(teacher: str, spacing: Spacing) -> FewStep:
+    sampler = SamplerConfig(steps=20, spacing=spacing, guidance=GUIDANCE)
+    return FewStep(steps=(4,), spacing=spacing, teacher=(teacher, sampler))
+
 
 CARDS = (
     EmbeddedCard(
@@ -18,5 +25,22 @@ CARDS = (
         folder=FLOW,
         lender=WEIGHTS,
         components=partial(shared, FLOW),
+    ),
+    EmbeddedCard(
+        "emoji_turbo",
+        "a student of `emoji` with 4 steps and no guidance",
+        LICENCE,
+        folder=WEIGHTS,
+        components=partial(student, WEIGHTS),
+        few_step=_four_steps("emoji", "trailing"),
+    ),
+    EmbeddedCard(
+        "emoji_flow_turbo",
+        "a student of `emoji_flow` with 4 steps and no guidance",
+        LICENCE,
+        folder=FLOW,
+        lender=WEIGHTS,
+        components=partial(student, FLOW),
+        few_step=_four_steps("emoji_flow", "shifted"),
     ),
 )

@@ -9,7 +9,7 @@ from bench.models.architecture import (
     Network,
     autoencoder,
 )
-from bench.models.card import HubCard
+from bench.models.card import FewStep, HubCard
 
 
 def _flux1(guidance: bool) -> Architecture:
@@ -54,6 +54,7 @@ CARDS = (
         size=33_700_000_000,
         architecture=_flux1(guidance=False),
         shards={"transformer": 3, "text_encoder_2": 2},
+        few_step=FewStep(steps=(1, 2, 3, 4)),
     ),
     HubCard(
         "flux_dev",

@@ -4,7 +4,8 @@
 ``StableDiffusionPipeline.from_pretrained(path())`` and ``CLIPModel.from_pretrained(path() / "clip")`` need no code from
 here. ``FLOW`` holds the transformer of ``emoji_flow``, whose other parts are those of ``path()``:
 ``StableDiffusion3Pipeline.from_pretrained(FLOW, **shared(FLOW))``. ``python -m bench.recipe.train`` makes the weights,
-``python -m bench.recipe.evaluate`` measures them.
+``python -m bench.recipe.evaluate`` measures them. ``turbo/`` has the adapters of their students of 4 steps, which
+``python -m bench.recipe.distil`` makes and measures; ``student(FLOW)`` in the place of ``shared(FLOW)`` loads one.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
 FLOW = Path(__file__).parent / "flow"
+TURBO = Path(__file__).parent / "turbo"
 STYLES = ("noto", "twemoji", "fluent")
 GUIDANCE = 3.0  # best measured trade of fidelity against variety at 20 steps; see README.md
 
@@ -52,3 +54,20 @@ def shared(folder: Path) -> dict[str, Any]:
         "tokenizer_2": tokenizer,
         **dict.fromkeys(("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")),  # which it lacks
     }
+
+
+def student(folder: Path) -> dict[str, Any]:
+    """The `shared` parts of the pipeline in ``folder``, and the denoiser of its few-step student."""
+    import torch
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    if folder == FLOW:
+        name, part, kind = "emoji_flow", "transformer", SD3Transformer2DModel
+    else:
+        name, part, kind = "emoji", "unet", UNet2DConditionModel
+    network = kind.from_pretrained(folder / part, torch_dtype=torch.float32)
+    network.load_lora_adapter(load_file(TURBO / name / "pytorch_lora_weights.safetensors"), prefix=part)
+    network.fuse_lora()
+    network.unload_lora()
+    return shared(folder) | {part: network}
