@@ -1,7 +1,7 @@
 """What all families of latent text-to-image pipelines in diffusers' on-disk format share."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
 from bench.models.lora import Adapters, LoraAdapter
 from bench.models.precision import network_dtype
+from bench.models.prompt_store import PromptStore
+from bench.models.quantized import quantize
 from bench.models.spec import PipelineSpec
 from bench.runtime.digests import digest
 from bench.runtime.finite import require_finite_weights
@@ -39,6 +41,7 @@ ATTENTION: dict[str, Callable[[], Any]] = {
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
 PRIOR = "prior."  # how the names of the conditioning's parts begin that the prior's own text encoders made
+TEXT_ENCODER = "text_encoder"  # how the names of such parts begin
 TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
 
@@ -65,28 +68,40 @@ class PipelineModel(Family):
     ):
         self.folder, self.config, self.guidance, self.device = folder, config, guidance, torch.device(device)
         self._components = dict(components or {})
-        dtype = network_dtype(config, device)
-        self.pipeline: Any = self.open(dtype)
+        self._prior_dtype = dtype = network_dtype(config, device)
+        index = read(folder / "model_index.json")
+        encoders = [name for name, part in index.items() if name.startswith(TEXT_ENCODER) and part != [None, None]]
+        if not config.offload or config.finetune == "none":  # what is judged may change the encoders
+            encoders = []
+        deferred = tuple(name for name in encoders if name not in self._components)
+        self._store = PromptStore(folder, index, deferred, dtype, self.device) if deferred else None
+        self.pipeline: Any = self.open(dtype, without=deferred)
         pipe = self.pipeline
         self.network: Any = getattr(pipe, self.denoiser)
         network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
-        self.spec = spec = self.describe({"pipeline": read(folder / "model_index.json")} | parts)
+        self.spec = spec = self.describe({"pipeline": index} | parts)
         spec.require_guidance(guidance, folder)
         self.decoder_batch = self.decoder_rows(torch.zeros(1, *spec.latent_shape), pipe.vae)
         precision = "tf32" if config.dtype == "tf32" else str(dtype)
-        self._fingerprint = fingerprint(pipe, precision=precision, negative_prompt=config.negative_prompt)
-        pipe.to(self.device)
+        absent = self._store.identities(self._load_encoders) if self._store else {}
+        settings = {"precision": precision, "negative_prompt": config.negative_prompt}
+        if config.quantize:  # others have the fingerprint that they had before there was a choice
+            settings["quantize"] = config.quantize
+        self._fingerprint = fingerprint(pipe, absent, **settings)
         self._texts: dict[str, Conditioning] = {}
         self._prior: nn.Module | None = None
         self._lora: Adapters | None = None
         self._encoders: Sequence[Adapters] = ()  # of the text encoders, where what is judged has changed them too
+        if config.finetune == "lora":
+            self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
+        if config.quantize:  # before the rest goes to the device, which may be too small for the weights in full
+            quantize(network, config.quantize, self.device)
+        self._place()
         if config.finetune == "full":
             self._prior = copy.deepcopy(network)
             network.to(torch.float32).requires_grad_(True)
-        elif config.finetune == "lora":
-            self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
-        self._dtype, self._prior_dtype = next(network.parameters()).dtype, dtype
+        self._dtype = next(network.parameters()).dtype
         self._replaced: dict[str, Tensor] = {}  # weights of the denoiser that stand in for its own
         self._merged = False  # whether they contain the adapters, which are then off
         if config.vae_slicing:
@@ -116,8 +131,11 @@ class PipelineModel(Family):
             components = components | dict.fromkeys(cls.optional)
         return cls(folder, config, guidance=guidance, device=device, seed=seed, components=components)
 
-    def open(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32."""
+    def open(self, dtype: torch.dtype = torch.float32, without: Iterable[str] = ()) -> Any:
+        """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32.
+
+        without: parts that are left out.
+        """
         index = read(self.folder / "model_index.json")
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         pipe = self.pipeline_class.from_pretrained(
@@ -125,7 +143,7 @@ class PipelineModel(Family):
             dtype={"default": dtype, "vae": torch.float32},
             use_safetensors=True,
             local_files_only=True,
-            **absent | dict(self.unused) | self._components,
+            **absent | dict(self.unused) | self._components | dict.fromkeys(without),
         )
         pipe.set_progress_bar_config(disable=True)
         for name, part in pipe.components.items():
@@ -133,6 +151,36 @@ class PipelineModel(Family):
                 part.requires_grad_(False).eval()
                 require_finite_weights(part.state_dict(prefix=f"{name}.").items(), self.folder)
         return pipe
+
+    def _place(self) -> None:
+        """Move the parts to the device; with `model.offload` only what every step needs."""
+        pipe, waiting = self.pipeline, self.config.offload
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module) and not (waiting and name.startswith(TEXT_ENCODER)):
+                part.to(self.device)
+        if waiting:  # the weights alone: its statistics scale latents
+            for parameter in pipe.vae.parameters():
+                parameter.data = parameter.data.cpu()
+
+    def _load_encoders(self) -> dict[str, Any]:
+        """The text encoders by name, loaded now if that was put off."""
+        pipe, names = self.pipeline, [name for name in self.pipeline.components if name.startswith(TEXT_ENCODER)]
+        if self._store and not all(getattr(pipe, name) for name in self._store.encoders):
+            loaded = self.open(self._prior_dtype, without=(self.denoiser, "vae"))
+            pipe.register_modules(**{name: getattr(loaded, name) for name in self._store.encoders})
+        return {name: part for name in names if (part := getattr(pipe, name)) is not None}
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """A block in which the text encoders are on the device; with `model.offload` they wait on the CPU."""
+        encoders = self._load_encoders().values() if self.config.offload else ()
+        for encoder in encoders:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder in encoders:
+                encoder.to("cpu")
 
     def adopt_adapters(self, denoiser: Adapters, encoders: Sequence[Adapters]) -> None:
         """Predict with adapters that others trained, already in the parts of the pipeline; off, they are the prior.
@@ -157,15 +205,29 @@ class PipelineModel(Family):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """A row a prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
+        if absent := [prompt for prompt in dict.fromkeys(prompts) if not self._remembered(prompt)]:
+            with self._encoding(), torch.no_grad():
+                for prompt in absent:
+                    parts = self._encode_both(prompt)
+                    self._texts[prompt] = Conditioning(parts)
+                    if self._store:
+                        self._store.add(parts, prompt, *self._text_settings())
         for prompt in prompts:
-            if prompt not in self._texts:
-                with torch.no_grad():
-                    self._texts[prompt] = Conditioning(self._encode_both(prompt))
             self._texts[prompt] = self._texts.pop(prompt)
         whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
         for prompt in list(self._texts)[:-TEXTS]:
             del self._texts[prompt]
         return whole
+
+    def _remembered(self, prompt: str) -> bool:
+        """Whether the prompt's row is here, or is now, read from the disk."""
+        if prompt not in self._texts and self._store and (parts := self._store.find(prompt, *self._text_settings())):
+            self._texts[prompt] = Conditioning(parts).to(self.device)
+        return prompt in self._texts
+
+    def _text_settings(self) -> tuple[Any, ...]:
+        """What a prompt's parts depend on besides the encoders: some families put guidance and sizes in."""
+        return self.guidance, list(self.latent_shape)
 
     def _encode_both(self, prompt: str) -> dict[str, Tensor]:
         """A prompt's parts, and beside them the prior's where other text encoders made them."""
@@ -200,7 +262,7 @@ class PipelineModel(Family):
         if self.output != "flow":
             pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
             options = {"eta": kernel.eta}
-        z = z.to(self.device)
+        z, pipe = z.to(self.device), pipe.to(self.device)
         height, width = (pipe.vae_scale_factor * side for side in self.vae_latents(z, self.pipeline.vae).shape[2:])
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
         options |= {"num_inference_steps": kernel.steps, "output_type": output_type}
@@ -262,7 +324,7 @@ class PipelineModel(Family):
 
         In 16 bits the sum would be rounded, and losses would see another network than the rollouts did.
         """
-        exact = self._dtype == torch.float32 and not self.config.compile
+        exact = self._dtype == torch.float32 and not self.config.compile and not self.config.quantize
         if not (self._lora and self._lora.mergeable and exact) or self._replaced:
             yield
             return
@@ -290,7 +352,12 @@ class PipelineModel(Family):
         return self._decode(z)
 
     def _decode(self, z: Tensor) -> Tensor:
-        return (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        vae = self.pipeline.vae
+        decode: Callable[[Tensor], Tensor] = _Decoder(vae)
+        if self.config.offload:  # copies of the weights, which a graph keeps as long as it needs them
+            copies = {f"vae.{name}": parameter.to(self.device) for name, parameter in vae.named_parameters()}
+            decode = partial(functional_call, decode, copies)
+        return (decode(z) / 2 + 0.5).clamp(0, 1)
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the denoiser by name."""
@@ -320,6 +387,7 @@ class PipelineModel(Family):
             self._lora.merge()
         else:
             self.network.to(self._prior_dtype)
+        self._load_encoders()
         pipe = self.pipeline
         pipe.save_pretrained(folder / "merged")
         absent = [name for name, part in pipe.components.items() if part is None]
@@ -363,6 +431,17 @@ class PipelineModel(Family):
     def fingerprint(self) -> str:
         """See `bench.models.fingerprint`; with the guidance."""
         return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)})
+
+
+class _Decoder(nn.Module):
+    """An autoencoder whose forward pass is that of its decoder."""
+
+    def __init__(self, vae: Any):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z, return_dict=False)[0]
 
 
 def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:

@@ -204,7 +204,8 @@ def export(folder: Path, out: Path | None) -> tuple[Path, list[str]]:
         raise BenchError(f"{out} holds files: give another folder with --out.")
     obtain(training_requirements(config))
     dtype = str(network_dtype(config.model, processes.state().device)).removeprefix("torch.")
-    settings = config.model.model_copy(update={"dtype": dtype})  # a run's on this machine, though loaded on its CPU
+    # a run's precision on this machine, though loaded on its CPU; of quantised weights, those in full
+    settings = config.model.model_copy(update={"dtype": dtype, "quantize": None})
     model = catalogue.load_model(settings, config.sampler, seed=config.seed)
     assert isinstance(model, PipelineModel)
     load_adapter(model, adapter)
