@@ -94,6 +94,12 @@ def run(
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: score a few prior samples, and say what β means on them.")
     ] = False,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="With --dry-run: say what fits a GPU of this size, such as 24gb, not this one's."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
@@ -122,6 +128,8 @@ def run(
         raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
     if probe and not dry_run:
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
+    if gpu_memory and not dry_run:
+        raise BenchError("--gpu-memory belongs to --dry-run; --preset 24gb fits a run to a GPU.")
     from bench.config import parse_assignment, resolve
 
     if track:
@@ -148,12 +156,13 @@ def run(
 
     folder = out or default_folder(config)
     if dry_run:
+        from bench.runs.combinations import gpu_bytes
         from bench.runs.plan import show_plan
 
         check(config)
         if preset:
             console.print(preset_text(preset, found))
-        show_plan(config, folder, num_processes, console)
+        show_plan(config, folder, num_processes, console, gpu_bytes(gpu_memory) if gpu_memory else None)
         if probe:
             from bench.hub import obtain
             from bench.runs.probe import show_probe
