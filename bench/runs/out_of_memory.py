@@ -58,8 +58,8 @@ def _explanation(error: OutOfMemoryError, config: RunConfig, folder: Path) -> st
         advice += f"resumes from the last checkpoint, {last}, which is good." if last else "has no checkpoint yet."
     else:
         advice = (
-            "No setting is left that saves memory here and keeps the run the same: use a model.dtype of 16 bits, model.quantize, a "
-            "smaller model or adapter, fewer evaluation.rewards, or a device with more memory. "
+            "No setting is left that saves memory here and keeps the run the same: use a model.dtype of 16 bits, "
+            "model.quantize, a smaller model or adapter, fewer evaluation.rewards, or a device with more memory. "
             f"Last good checkpoint: {last or 'none'}."
         )
     return f"{error}{where}; {', '.join(_facts(config))}. {advice}"
