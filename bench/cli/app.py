@@ -83,7 +83,12 @@ def run(
     suite: SuiteName = None,
     seed: Annotated[int | None, typer.Option(help="Seed of training noise, choices and weights.")] = None,
     updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Run folder, or its URL (s3://…, gs://…); default runs/SUITE/REWARD/METHOD-seedN-HASH."
+        ),
+    ] = None,
     metric: AddedMetrics = None,
     assignments: Set = None,
     preset: Annotated[
@@ -151,10 +156,12 @@ def run(
 
     from bench.config import beta_origin
     from bench.runs.preflight import check, preflight
-    from bench.runs.rows import default_folder
+    from bench.runs.remote import run_place
     from bench.runtime import processes
 
-    folder = out or default_folder(config)
+    folder, mirror = run_place(out, config)
+    if mirror and force:
+        raise BenchError(f"--force would replace the run at {out}: give another --out.")
     if dry_run:
         from bench.runs.combinations import gpu_bytes
         from bench.runs.plan import show_plan
@@ -162,7 +169,13 @@ def run(
         check(config)
         if preset:
             console.print(preset_text(preset, found))
-        show_plan(config, folder, num_processes, console, gpu_bytes(gpu_memory) if gpu_memory else None)
+        show_plan(
+            config,
+            mirror.url if mirror else folder,
+            num_processes,
+            console,
+            gpu_bytes(gpu_memory) if gpu_memory else None,
+        )
         if probe:
             from bench.hub import obtain
             from bench.runs.probe import show_probe
@@ -183,7 +196,7 @@ def run(
     with ExitStack() as locks:
         from bench.runs.run import Run  # the libraries load when it is known that nothing is missing
 
-        job = Run(config, folder, console, track or ())
+        job = Run(config, folder, console, track or (), mirror=mirror)
         if not job.go(force, locks):
             console.print("This run is finished; nothing was computed.")
         if processes.is_main():

@@ -352,12 +352,13 @@ class PipelineModel(Family):
         return self._decode(z)
 
     def _decode(self, z: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        decode: Callable[[Tensor], Tensor] = _Decoder(vae)
+        decoder = _Decoder(self.pipeline.vae)
         if self.config.offload:  # copies of the weights, which a graph keeps as long as it needs them
-            copies = {f"vae.{name}": parameter.to(self.device) for name, parameter in vae.named_parameters()}
-            decode = partial(functional_call, decode, copies)
-        return (decode(z) / 2 + 0.5).clamp(0, 1)
+            here = {name: parameter.to(self.device) for name, parameter in decoder.named_parameters()}
+            pixels = functional_call(decoder, here, z)
+        else:
+            pixels = decoder(z)
+        return (pixels / 2 + 0.5).clamp(0, 1)
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the denoiser by name."""
