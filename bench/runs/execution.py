@@ -197,7 +197,8 @@ class Execution:
                     stored()
 
             # a run that was interrupted during an evaluation resumes from the checkpoint before it
-            if trainer.update in between and not trainer.done and not (self.folder / rows_at(trainer.update)).is_file():
+            evaluated = processes.from_main(lambda: (self.folder / rows_at(trainer.update)).is_file())
+            if trainer.update in between and not (trainer.done or evaluated):
                 self._evaluate_between(trainer.update)
             trainer.run(on_update, after_update, between, stored)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -43,8 +44,8 @@ class Run:
         here = nullcontext[Callable[[], None]](lambda: None)
         mirrored = self.mirror.opened(locks) if self.mirror and processes.is_main() else here
         with naming_disk_errors(self.folder), mirrored as store:
-            with processes.main_first():
-                finished = take_folder(self.folder, self.config, self.console, force and processes.is_main(), locks)
+            take = partial(take_folder, self.folder, self.config, self.console, force, locks)
+            finished = processes.from_main(take)
             if not finished:
                 with traceback_log(self.folder):
                     with processes.main_first():

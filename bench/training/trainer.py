@@ -295,7 +295,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go on from the newest intact checkpoint; False if there is none."""
-        state = checkpoint.load(self.checkpoints)
+        state = processes.from_main(lambda: checkpoint.load(self.checkpoints))
         if state is None:
             return False
         if state["threads"] != torch.get_num_threads():
