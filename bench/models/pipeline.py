@@ -160,7 +160,8 @@ class PipelineModel(Family):
                 part.to(self.device)
         if waiting:  # the weights alone: its statistics scale latents
             for parameter in pipe.vae.parameters():
-                parameter.data = parameter.data.cpu()
+                weight = parameter.data.cpu()
+                parameter.data = weight.pin_memory() if self.device.type == "cuda" else weight
 
     def _load_encoders(self) -> dict[str, Any]:
         """The text encoders by name, loaded now if that was put off."""
@@ -354,7 +355,8 @@ class PipelineModel(Family):
     def _decode(self, z: Tensor) -> Tensor:
         decoder = _Decoder(self.pipeline.vae)
         if self.config.offload:  # copies of the weights, which a graph keeps as long as it needs them
-            here = {name: parameter.to(self.device) for name, parameter in decoder.named_parameters()}
+            weights = decoder.named_parameters()
+            here = {name: weight.to(self.device, non_blocking=True) for name, weight in weights}
             pixels = functional_call(decoder, here, z)
         else:
             pixels = decoder(z)

@@ -122,6 +122,11 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
             "The run's own images come from a sampler that diffusers does not have; these lines draw with diffusers' "
             "own, from the same first noise:"
         )
+    elif config.model.quantize:
+        note = (
+            f"The run's own images come from weights in {config.model.quantize}; these lines draw with the weights in "
+            "full, from the same noise:"
+        )
     lines = redraw(config, model, prompt, config.seed if seed is None else seed)
     title = markdown_text(f"{config.method.name} on {config.reward.name}")
     return (
