@@ -71,9 +71,9 @@ class PipelineModel(Family):
         self._prior_dtype = dtype = network_dtype(config, device)
         index = read(folder / "model_index.json")
         encoders = [name for name, part in index.items() if name.startswith(TEXT_ENCODER) and part != [None, None]]
+        deferred = [name for name in encoders if name not in self._components]
         if not config.offload or config.finetune == "none":  # what is judged may change the encoders
-            encoders = []
-        deferred = tuple(name for name in encoders if name not in self._components)
+            deferred = []
         self._store = PromptStore(folder, index, deferred, dtype, self.device) if deferred else None
         self.pipeline: Any = self.open(dtype, without=deferred)
         pipe = self.pipeline
@@ -263,7 +263,9 @@ class PipelineModel(Family):
         if self.output != "flow":
             pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
             options = {"eta": kernel.eta}
-        z, pipe = z.to(self.device), pipe.to(self.device)
+        z = z.to(self.device)
+        if self.config.offload:  # it knows nothing of parts that wait elsewhere
+            pipe.to(self.device)
         height, width = (pipe.vae_scale_factor * side for side in self.vae_latents(z, self.pipeline.vae).shape[2:])
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
         options |= {"num_inference_steps": kernel.steps, "output_type": output_type}

@@ -3,7 +3,8 @@
 Whatever can change the value of a thing is a part of its key:
 
 - a prior's fingerprint (`PipelineModel.fingerprint`): weights, configurations and tokenizers of all its parts, the
-  options of the pipeline, precision, negative prompt, guidance; of an analytic model its means, schedule and precision;
+  options of the pipeline, precision, quantisation, negative prompt, guidance; of an analytic model its means, schedule
+  and precision;
 - a set of prior samples (`Evaluator.prior_set`): fingerprint, kernel, names of the samples, seed and purpose of their
   noise, and what decides how it is rounded: batch, attention, compilation, slicing, device, versions of libraries;
 - a set of a judged model (`bench judge`): that of the prior's set, and the contents and scales of its weights;
