@@ -153,15 +153,16 @@ class PipelineModel(Family):
         return pipe
 
     def _place(self) -> None:
-        """Move the parts to the device; with `model.offload` only what every step needs."""
-        pipe, waiting = self.pipeline, self.config.offload
-        for name, part in pipe.components.items():
-            if isinstance(part, nn.Module) and not (waiting and name.startswith(TEXT_ENCODER)):
+        """Move the parts to the device; with `model.offload` neither text encoders nor the decoder's weights."""
+        waiting = self.config.offload
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, nn.Module) and not (waiting and name.startswith((TEXT_ENCODER, "vae"))):
                 part.to(self.device)
-        if waiting:  # the weights alone: its statistics scale latents
-            for parameter in pipe.vae.parameters():
-                weight = parameter.data.cpu()
-                parameter.data = weight.pin_memory() if self.device.type == "cuda" else weight
+        for module in self.pipeline.vae.modules() if waiting else ():
+            for name, statistics in module.named_buffers(recurse=False):  # latents are scaled by them
+                setattr(module, name, statistics.to(self.device))
+            for parameter in module.parameters(recurse=False) if self.device.type == "cuda" else ():
+                parameter.data = parameter.data.pin_memory()
 
     def _load_encoders(self) -> dict[str, Any]:
         """The text encoders by name, loaded now if that was put off."""

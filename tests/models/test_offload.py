@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scaffold import pipeline_model
+from scaffold import pipeline_model, trained
 
 from bench.models import catalogue
-from bench.models.pipeline import LORA_FILE, PipelineModel
+from bench.models.pipeline import PipelineModel
 
 PROMPTS = ["cat", "red bird", "cat"]
 
@@ -58,20 +58,21 @@ def test_every_family_gives_the_same_bits_without_its_text_encoders(family: str,
         assert any(name.startswith("text_encoder") for name in loaded) != stored
 
 
-def test_a_run_is_the_same_and_resumes_without_text_encoders(tiny_run, loaded: list[str]) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_is_the_same_and_resumes_without_text_encoders(
+    pipeline_folder: Path, tmp_path: Path, loaded: list[str], checkpointing: bool
+) -> None:
     """The reward's gradient passes through the decoder, whose weights must outlast the forward pass."""
-    both = ("--set", "model.checkpointing=true")
-    plain = load_file(tiny_run("draft_1", *both, updates=4, folder="plain") / "adapter" / LORA_FILE)
-    options = (*both, "--set", "model.offload=true")
-    folder = tiny_run("draft_1", *options, updates=4)
-    assert "text_encoder" in loaded
-    for path in (folder / "rows.parquet", *sorted((folder / "checkpoints").iterdir())[1:]):
-        path.unlink()
+    options = {"checkpointing": checkpointing}
+    plain = trained(pipeline_model(pipeline_folder, **options), tmp_path / "plain")
     loaded.clear()
-    tiny_run("draft_1", *options, updates=4)
-    assert "unet" in loaded
-    assert "text_encoder" not in loaded
-    resumed = load_file(folder / "adapter" / LORA_FILE)
+    trained(pipeline_model(pipeline_folder, offload=True, **options), tmp_path / "run")
+    assert loaded == ["vae", "unet", "text_encoder"]
+    *_, last = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    last.unlink()
+    loaded.clear()
+    resumed = trained(pipeline_model(pipeline_folder, offload=True, **options), tmp_path / "run")
+    assert loaded == ["vae", "unet"]
     assert all(torch.equal(resumed[name], tensor) for name, tensor in plain.items())
 
 

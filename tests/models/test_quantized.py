@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from scaffold import PROMPTS, pipeline_model
+from scaffold import PROMPTS, pipeline_model, trained
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bench.config import resolve
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
-from bench.models.pipeline import LORA_FILE, PipelineModel
+from bench.models.pipeline import PipelineModel
 from bench.models.quantized import BYTES, QuantizedLinear, quantizable, quantize
 
 KINDS = ["int8", "nf4"]
@@ -93,23 +92,25 @@ def test_a_quantised_pipeline_is_another_prior_under_the_same_adapter(
     assert all(torch.equal(p, plain.adapters()[name]) for name, p in model.adapters().items())
 
 
-def test_a_run_resumes_to_the_bit_and_exports_the_weights_in_full(
-    tiny_run, bench, pipeline_folder: Path, tmp_path: Path
-) -> None:
-    options = ("--set", "model.quantize=nf4")
-    folder = tiny_run("draft_1", *options, updates=4)
-    straight = load_file(folder / "adapter" / LORA_FILE)
-    for path in (folder / "rows.parquet", *sorted((folder / "checkpoints").iterdir())[1:]):
-        path.unlink()
-    tiny_run("draft_1", *options, updates=4)
-    resumed = load_file(folder / "adapter" / LORA_FILE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_resumes_to_the_bit(pipeline_folder: Path, tmp_path: Path, kind: str) -> None:
+    straight = trained(pipeline_model(pipeline_folder, quantize=kind), tmp_path)
+    *_, last = sorted((tmp_path / "checkpoints").iterdir())
+    last.unlink()
+    resumed = trained(pipeline_model(pipeline_folder, quantize=kind), tmp_path)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
+    full = trained(pipeline_model(pipeline_folder), tmp_path / "full")
+    assert any(not torch.equal(full[name], tensor) for name, tensor in straight.items())
+
+
+def test_a_run_exports_the_weights_in_full(tiny_run, bench, pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = tiny_run("draft_1", "--set", "model.quantize=nf4", updates=1)
+    assert "come from weights in nf4" in (folder / "adapter" / "README.md").read_text()
     status, text = bench("export", folder, "--out", tmp_path / "out")
     assert status == 0, text
-    merged = pipeline_model(tmp_path / "out" / "merged")
-    trained = pipeline_model(pipeline_folder, rank=8)
-    trained.load(folder / "adapter")
-    torch.testing.assert_close(predicted(merged), predicted(trained), rtol=1e-4, atol=1e-5)
+    merged, full = pipeline_model(tmp_path / "out" / "merged"), pipeline_model(pipeline_folder, rank=8)
+    full.load(folder / "adapter")
+    torch.testing.assert_close(predicted(merged), predicted(full), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("other", ["model.finetune=full", "model.lora.use_dora=true"])
