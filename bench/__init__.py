@@ -4,6 +4,7 @@ The names in `__init__.pyi` are what a plugin author imports; `run`, `load`, `ev
 They load on first use, so that the command line answers at once.
 """
 
+import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,10 @@ if not (Path(__file__).parent / "methods").is_dir():
 
 # Read once, when torch is loaded: threads that spin while they wait bring a run beside another job to a standstill.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where torchao is installed diffusers loads it, and both tell every user what only their programmers can act on.
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version("nabla-bench")

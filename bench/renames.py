@@ -50,6 +50,7 @@ ADDED: Mapping[str, Any] = {
     "train.max_path_kl": None,
     "prompts.split": "every_fifth",
     "evaluation.test_prompts": 0,
+    "model.quantize": None,
 }
 
 # The same of settings of one method.

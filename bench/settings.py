@@ -24,6 +24,7 @@ EXECUTION = (
     "train.checkpoint_every",
     "model.checkpointing",
     "model.vae_slicing",
+    "model.offload",
     "model.attention",
     "model.compile",
 )
@@ -38,6 +39,7 @@ Spacing = Literal["auto", "leading", "trailing", "linspace", "logsnr", "sd3", "s
 Location = Annotated[str, AfterValidator(os.path.expanduser)]  # a name, or a path
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of the result rows
 SplitRule = Literal["hash", "every_fifth"]
+Quantized = Literal["int8", "nf4"]
 
 
 class Named(Config):
@@ -76,16 +78,31 @@ class ModelConfig(Config):
     finetune: Literal["lora", "full", "none"] = Field(
         "lora", description="an adapter, the whole denoiser, or nothing: what is judged comes from elsewhere"
     )
+    quantize: Quantized | None = Field(
+        None, description="the frozen denoiser's linear layers in 8 bits (a scale a row) or 4 (NF4); needs torchao"
+    )
     lora: LoraConfig = LoraConfig()
     checkpointing: bool = Field(False, description="recompute the denoiser and the decoder in the backward pass")
     attention: Literal["sdpa", "eager", "sliced"] = Field("sdpa", description="fused, plain, or plain a head at a time")
     compile: bool = Field(False, description="torch.compile the denoiser; the first calls take minutes")
     vae_slicing: bool = Field(False, description="decode one image at a time")
+    offload: bool = Field(
+        False, description="decoder and text encoders wait on the CPU; the latter load for prompts not stored yet"
+    )
     negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
     size: tuple[int, int] | None = Field(
         None, description="height and width in pixels, where the pipeline's files say none; null: its own call's"
     )
     frames: int = Field(1, ge=1, description="of a pipeline that draws videos; 1: a picture")
+
+    @model_validator(mode="after")
+    def _what_is_quantized_is_frozen(self) -> "ModelConfig":
+        if self.quantize and (self.finetune != "lora" or self.lora.use_dora):
+            given = "model.lora.use_dora = true" if self.finetune == "lora" else f"model.finetune = {self.finetune}"
+            raise ValueError(
+                f"model.quantize = {self.quantize} is of frozen weights below plain LoRA: leave out {given}"
+            )
+        return self
 
 
 class SamplerConfig(Config):

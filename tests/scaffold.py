@@ -16,7 +16,9 @@ from bench.diagnose.selftest.scaffold import method_of
 from bench.method import Loss, Method
 from bench.models.pipeline import PipelineModel
 from bench.models.stable_diffusion import StableDiffusion
+from bench.options import Config
 from bench.reward import Reward
+from bench.sampling.grids import ddim_kernel
 from bench.sampling.trajectory import Trajectory
 from bench.settings import LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
@@ -85,6 +87,16 @@ def trainer_of(core: Core, method: Method, folder: Path, updates: int = 6) -> Tr
         updates=updates, prompts_per_round=2, samples_per_prompt=2, data_lag=lag, checkpoint_every=1, micro_batch=4
     )
     return Trainer(core, method, PROMPTS, train, OptimizerConfig(lr=1e-2), folder)
+
+
+def trained(model: PipelineModel, folder: Path) -> dict[str, Tensor]:
+    """The adapter after three updates of `draft_1` with checkpoints in `folder`, or what is left of them."""
+    kernel = ddim_kernel(model.spec.alphas_cumprod, 3, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
+    core = Core(model, kernel, Brightness(Config()), beta=10.0, micro_batch=8, sample_batch=8)
+    trainer = trainer_of(core, small_method("draft_1"), folder, updates=3)
+    trainer.resume()
+    trainer.run(lambda record: None)
+    return {name: parameter.detach() for name, parameter in model.adapters().items()}
 
 
 def sample(core: Core, rows: int, first: int = 0, **options) -> Trajectory:

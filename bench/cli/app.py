@@ -83,7 +83,12 @@ def run(
     suite: SuiteName = None,
     seed: Annotated[int | None, typer.Option(help="Seed of training noise, choices and weights.")] = None,
     updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/SUITE/REWARD/METHOD-seedN-HASH.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Run folder, or its URL (s3://…, gs://…); default runs/SUITE/REWARD/METHOD-seedN-HASH."
+        ),
+    ] = None,
     metric: AddedMetrics = None,
     assignments: Set = None,
     preset: Annotated[
@@ -94,6 +99,12 @@ def run(
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: score a few prior samples, and say what β means on them.")
     ] = False,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="With --dry-run: say what fits a GPU of this size, such as 24gb, not this one's."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew; an earlier run in the folder is moved aside.")
     ] = False,
@@ -122,6 +133,8 @@ def run(
         raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
     if probe and not dry_run:
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
+    if gpu_memory and not dry_run:
+        raise BenchError("--gpu-memory belongs to --dry-run; --preset 24gb fits a run to a GPU.")
     from bench.config import parse_assignment, resolve
 
     if track:
@@ -143,17 +156,26 @@ def run(
 
     from bench.config import beta_origin
     from bench.runs.preflight import check, preflight
-    from bench.runs.rows import default_folder
+    from bench.runs.remote import run_place
     from bench.runtime import processes
 
-    folder = out or default_folder(config)
+    folder, mirror = run_place(out, config)
+    if mirror and force:
+        raise BenchError(f"--force would replace the run at {out}: give another --out.")
     if dry_run:
+        from bench.runs.combinations import gpu_bytes
         from bench.runs.plan import show_plan
 
         check(config)
         if preset:
             console.print(preset_text(preset, found))
-        show_plan(config, folder, num_processes, console)
+        show_plan(
+            config,
+            mirror.url if mirror else folder,
+            num_processes,
+            console,
+            gpu_bytes(gpu_memory) if gpu_memory else None,
+        )
         if probe:
             from bench.hub import obtain
             from bench.runs.probe import show_probe
@@ -174,7 +196,7 @@ def run(
     with ExitStack() as locks:
         from bench.runs.run import Run  # the libraries load when it is known that nothing is missing
 
-        job = Run(config, folder, console, track or ())
+        job = Run(config, folder, console, track or (), mirror=mirror)
         if not job.go(force, locks):
             console.print("This run is finished; nothing was computed.")
         if processes.is_main():

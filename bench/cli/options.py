@@ -57,6 +57,13 @@ def completed(kind: str) -> Callable[[str], list[str]]:
     return offer
 
 
+def _folder(place: str) -> Path:
+    """The path of a folder of runs, which are fetched if it is a URL."""
+    from bench.runs.remote import readable
+
+    return readable(place)
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example train.updates=50. Repeatable."),
@@ -90,7 +97,9 @@ MethodName = Annotated[
 RunFolders = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Run folders, folders of them, or published tables by name (see: bench ls published); default runs/.",
+        help="Run folders, folders of them, URLs of either, or published tables by name (see: bench ls published); "
+        "default runs/.",
+        parser=_folder,
         autocompletion=completed("published"),
     ),
 ]

@@ -17,7 +17,7 @@ from bench.models import catalogue
 from bench.prompts import HUB
 
 BUSY = 0.7  # of all cores: with less than one free on a laptop of two or four, a run of all threads waits for others
-EXTRAS = {"sweep": ["ray"], "track": ["wandb", "trackio"]}
+EXTRAS = {"sweep": ["ray"], "track": ["wandb", "trackio"], "quantize": ["torchao"]}
 
 
 def report(console: Console) -> None:

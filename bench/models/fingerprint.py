@@ -24,9 +24,12 @@ BOOKKEEPING = ("transformers_version", "architectures", "model_type", "dtype", "
 STATE = ("version", "truncation", "padding")  # of a tokenizer's file: what its last call was
 
 
-def fingerprint(pipe: Any, **settings: Any) -> str:
-    """32 hex digits of a diffusers pipeline on the CPU; settings: whatever else decides what it computes."""
-    parts = {name: identity(part) for name, part in pipe.components.items() if part is not None}
+def fingerprint(pipe: Any, absent: Mapping[str, Any], **settings: Any) -> str:
+    """32 hex digits of a diffusers pipeline on the CPU.
+
+    absent: identities of parts that are not loaded. settings: whatever else decides what it computes.
+    """
+    parts = {name: identity(part) for name, part in pipe.components.items() if part is not None} | dict(absent)
     options = {key: value for key, value in pipe.config.items() if key not in pipe.components}
     return digest({"pipeline": _chosen(options, _defaults(pipe)), "parts": parts, "settings": settings})
 

@@ -1,7 +1,7 @@
 """What all families of latent text-to-image pipelines in diffusers' on-disk format share."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
 from bench.models.lora import Adapters, LoraAdapter
 from bench.models.precision import network_dtype
+from bench.models.prompt_store import PromptStore
+from bench.models.quantized import quantize
 from bench.models.spec import PipelineSpec
 from bench.runtime.digests import digest
 from bench.runtime.finite import require_finite_weights
@@ -39,6 +41,7 @@ ATTENTION: dict[str, Callable[[], Any]] = {
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
 PRIOR = "prior."  # how the names of the conditioning's parts begin that the prior's own text encoders made
+TEXT_ENCODER = "text_encoder"  # how the names of such parts begin
 TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
 
@@ -65,29 +68,41 @@ class PipelineModel(Family):
     ):
         self.folder, self.config, self.guidance, self.device = folder, config, guidance, torch.device(device)
         self._components = dict(components or {})
-        dtype = network_dtype(config, device)
-        self.pipeline: Any = self.open(dtype)
+        self._prior_dtype = dtype = network_dtype(config, device)
+        index = read(folder / "model_index.json")
+        encoders = [name for name, part in index.items() if name.startswith(TEXT_ENCODER) and part != [None, None]]
+        deferred = [name for name in encoders if name not in self._components]
+        if not config.offload or config.finetune == "none":  # what is judged may change the encoders
+            deferred = []
+        self._store = PromptStore(folder, index, deferred, dtype, self.device) if deferred else None
+        self.pipeline: Any = self.open(dtype, without=deferred)
         pipe = self.pipeline
         self.network: Any = getattr(pipe, self.denoiser)
         network = self.network
         parts = {name: getattr(pipe, name).config for name in (self.denoiser, "vae", "scheduler")}
-        parts |= {"pipeline": read(folder / "model_index.json"), "picture": self.asked(config)}
+        parts |= {"pipeline": index, "picture": self.asked(config)}
         self.spec = spec = self.describe(parts)
         spec.require_guidance(guidance, folder)
         self.decoder_batch = self.decoder_rows(torch.zeros(1, *spec.latent_shape), pipe.vae)
         precision = "tf32" if config.dtype == "tf32" else str(dtype)
-        self._fingerprint = fingerprint(pipe, precision=precision, negative_prompt=config.negative_prompt)
-        pipe.to(self.device)
+        absent = self._store.identities(self._load_encoders) if self._store else {}
+        settings = {"precision": precision, "negative_prompt": config.negative_prompt}
+        if config.quantize:  # others have the fingerprint that they had before there was a choice
+            settings["quantize"] = config.quantize
+        self._fingerprint = fingerprint(pipe, absent, **settings)
         self._texts: dict[str | None, Conditioning] = {}  # None: what guidance starts from
         self._prior: nn.Module | None = None
         self._lora: Adapters | None = None
         self._encoders: Sequence[Adapters] = ()  # of the text encoders, where what is judged has changed them too
+        if config.finetune == "lora":
+            self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
+        if config.quantize:  # before the rest goes to the device, which may be too small for the weights in full
+            quantize(network, config.quantize, self.device)
+        self._place()
         if config.finetune == "full":
             self._prior = copy.deepcopy(network)
             network.to(torch.float32).requires_grad_(True)
-        elif config.finetune == "lora":
-            self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
-        self._dtype, self._prior_dtype = next(network.parameters()).dtype, dtype
+        self._dtype = next(network.parameters()).dtype
         self._replaced: dict[str, Tensor] = {}  # weights of the denoiser that stand in for its own
         self._merged = False  # whether they contain the adapters, which are then off
         if config.vae_slicing:
@@ -117,8 +132,11 @@ class PipelineModel(Family):
             components = components | dict.fromkeys(cls.optional)
         return cls(folder, config, guidance=guidance, device=device, seed=seed, components=components)
 
-    def open(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32."""
+    def open(self, dtype: torch.dtype = torch.float32, without: Iterable[str] = ()) -> Any:
+        """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32.
+
+        without: parts that are left out.
+        """
         index = read(self.folder / "model_index.json")
         absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
         pipe = self.pipeline_class.from_pretrained(
@@ -126,7 +144,7 @@ class PipelineModel(Family):
             dtype={"default": dtype, "vae": torch.float32},
             use_safetensors=True,
             local_files_only=True,
-            **absent | dict(self.unused) | self._components,
+            **absent | dict(self.unused) | self._components | dict.fromkeys(without),
         )
         pipe.set_progress_bar_config(disable=True)
         for name, part in pipe.components.items():
@@ -134,6 +152,38 @@ class PipelineModel(Family):
                 part.requires_grad_(False).eval()
                 require_finite_weights(part.state_dict(prefix=f"{name}.").items(), self.folder)
         return pipe
+
+    def _place(self) -> None:
+        """Move the parts to the device; with `model.offload` neither text encoders nor the decoder's weights."""
+        waiting = self.config.offload
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, nn.Module) and not (waiting and name.startswith((TEXT_ENCODER, "vae"))):
+                part.to(self.device)
+        for module in self.pipeline.vae.modules() if waiting else ():
+            for name, statistics in module.named_buffers(recurse=False):  # latents are scaled by them
+                setattr(module, name, statistics.to(self.device))
+            for parameter in module.parameters(recurse=False) if self.device.type == "cuda" else ():
+                parameter.data = parameter.data.pin_memory()
+
+    def _load_encoders(self) -> dict[str, Any]:
+        """The text encoders by name, loaded now if that was put off."""
+        pipe, names = self.pipeline, [name for name in self.pipeline.components if name.startswith(TEXT_ENCODER)]
+        if self._store and not all(getattr(pipe, name) for name in self._store.encoders):
+            loaded = self.open(self._prior_dtype, without=(self.denoiser, "vae"))
+            pipe.register_modules(**{name: getattr(loaded, name) for name in self._store.encoders})
+        return {name: part for name in names if (part := getattr(pipe, name)) is not None}
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """A block in which the text encoders are on the device; with `model.offload` they wait on the CPU."""
+        encoders = self._load_encoders().values() if self.config.offload else ()
+        for encoder in encoders:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder in encoders:
+                encoder.to("cpu")
 
     def adopt_adapters(self, denoiser: Adapters, encoders: Sequence[Adapters]) -> None:
         """Predict with adapters that others trained, already in the parts of the pipeline; off, they are the prior.
@@ -158,31 +208,51 @@ class PipelineModel(Family):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """A row a prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
+        self._require(dict.fromkeys(prompts))
         for prompt in prompts:
-            if prompt not in self._texts:
-                self._texts[prompt] = self._encode_both(self.encode_one, prompt)
             self._texts[prompt] = self._texts.pop(prompt)
         whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
         for old in list(self._texts)[:-TEXTS]:
             del self._texts[old]
         return whole
 
-    def _encode_both(self, encode: Callable[[str], Parts], prompt: str) -> Conditioning:
-        """A prompt's parts, and beside them the prior's where other text encoders made them."""
-        with torch.no_grad():
-            parts = encode(prompt)
-            if self._encoders:
-                with ExitStack() as off:
-                    for adapters in self._encoders:
-                        off.enter_context(adapters.off())
-                    parts |= {PRIOR + name: part for name, part in encode(prompt).items()}
-        return Conditioning(parts)
-
     def unconditional(self) -> Conditioning:
         """The row of the empty or the negative prompt, which guidance starts from."""
-        if None not in self._texts:
-            self._texts[None] = self._encode_both(self.encode_null, self.config.negative_prompt)
+        self._require([None])
         return self._texts[None]
+
+    def _require(self, prompts: Iterable[str | None]) -> None:
+        """Encode the prompts whose rows are neither here nor on the disk; None: what guidance starts from."""
+        if absent := [prompt for prompt in prompts if not self._remembered(prompt)]:
+            with self._encoding(), torch.no_grad():
+                for prompt in absent:
+                    parts = self._encode_both(prompt)
+                    self._texts[prompt] = Conditioning(parts)
+                    if self._store:
+                        self._store.add(parts, *self._text_key(prompt))
+
+    def _remembered(self, prompt: str | None) -> bool:
+        """Whether the prompt's row is here, or is now, read from the disk."""
+        if prompt not in self._texts and self._store and (parts := self._store.find(*self._text_key(prompt))):
+            self._texts[prompt] = Conditioning(parts).to(self.device)
+        return prompt in self._texts
+
+    def _text_key(self, prompt: str | None) -> tuple[str, list[Any]]:
+        """The text, and what its parts depend on besides the encoders: some families put guidance and sizes in."""
+        text = self.config.negative_prompt if prompt is None else prompt
+        return text, [prompt is None, self.guidance, list(self.latent_shape)]
+
+    def _encode_both(self, prompt: str | None) -> Parts:
+        """A prompt's parts, and beside them the prior's where other text encoders made them."""
+        text, _ = self._text_key(prompt)
+        encode = self.encode_null if prompt is None else self.encode_one
+        parts = encode(text)
+        if self._encoders:
+            with ExitStack() as off:
+                for adapters in self._encoders:
+                    off.enter_context(adapters.off())
+                parts |= {PRIOR + name: part for name, part in encode(text).items()}
+        return parts
 
     def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
         """Keywords of the pipeline's own call for these rows and this guidance."""
@@ -212,6 +282,8 @@ class PipelineModel(Family):
         elif not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):  # a solver of higher order
             pipe.scheduler = _EulerOn(kernel)
         z = z.to(self.device)
+        if self.config.offload:  # it knows nothing of parts that wait elsewhere
+            pipe.to(self.device)
         height, width = self.picture_size()
         options |= {"height": height, "width": width, "latents": self.pipeline_latents(z).to(self._dtype)}
         options |= {"num_inference_steps": kernel.steps, "output_type": output_type, **self.call_options}
@@ -273,7 +345,7 @@ class PipelineModel(Family):
 
         In 16 bits the sum would be rounded, and losses would see another network than the rollouts did.
         """
-        exact = self._dtype == torch.float32 and not self.config.compile
+        exact = self._dtype == torch.float32 and not self.config.compile and not self.config.quantize
         if not (self._lora and self._lora.mergeable and exact) or self._replaced:
             yield
             return
@@ -301,7 +373,14 @@ class PipelineModel(Family):
         return self._decode(z)
 
     def _decode(self, z: Tensor) -> Tensor:
-        images = (self.pipeline.vae.decode(z, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        decoder = _Decoder(self.pipeline.vae)
+        if self.config.offload:  # copies of the weights, which a graph keeps as long as it needs them
+            weights = decoder.named_parameters()
+            here = {name: weight.to(self.device, non_blocking=True) for name, weight in weights}
+            pixels = functional_call(decoder, here, z)
+        else:
+            pixels = decoder(z)
+        images = (pixels / 2 + 0.5).clamp(0, 1)
         if images.dim() == 4:
             return images
         return images[:, :, 0] if images.shape[2] == 1 else images.transpose(1, 2)
@@ -334,6 +413,7 @@ class PipelineModel(Family):
             self._lora.merge()
         else:
             self.network.to(self._prior_dtype)
+        self._load_encoders()
         pipe = self.pipeline
         pipe.save_pretrained(folder / "merged")
         absent = [name for name, part in pipe.components.items() if part is None]
@@ -390,6 +470,17 @@ class _EulerOn(FlowMatchEulerDiscreteScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, **unused: Any) -> None:  # type: ignore[override]
         super().set_timesteps(sigmas=self.levels, device=device)
+
+
+class _Decoder(nn.Module):
+    """An autoencoder whose forward pass is that of its decoder."""
+
+    def __init__(self, vae: Any):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z, return_dict=False)[0]
 
 
 def _call_with(network: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:

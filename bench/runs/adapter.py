@@ -122,6 +122,11 @@ def _text(config: RunConfig, model: PipelineModel, rows: list[dict[str, Any]], p
             "The run's own images come from a sampler that diffusers does not have; these lines draw with diffusers' "
             "own, from the same first noise:"
         )
+    elif config.model.quantize:
+        note = (
+            f"The run's own images come from weights in {config.model.quantize}; these lines draw with the weights in "
+            "full, from the same noise:"
+        )
     lines = redraw(config, model, prompt, config.seed if seed is None else seed)
     title = markdown_text(f"{config.method.name} on {config.reward.name}")
     return (
@@ -214,7 +219,8 @@ def export(folder: Path, out: Path | None) -> tuple[Path, list[str]]:
         raise BenchError(f"{out} holds files: give another folder with --out.")
     obtain(training_requirements(config))
     dtype = str(network_dtype(config.model, processes.state().device)).removeprefix("torch.")
-    settings = config.model.model_copy(update={"dtype": dtype})  # a run's on this machine, though loaded on its CPU
+    # a run's precision on this machine, though loaded on its CPU; of quantised weights, those in full
+    settings = config.model.model_copy(update={"dtype": dtype, "quantize": None})
     model = catalogue.load_model(settings, config.sampler, seed=config.seed)
     assert isinstance(model, PipelineModel)
     load_adapter(model, adapter)

@@ -1,7 +1,7 @@
 """How much memory a run will need, from shapes alone: nothing is loaded, networks are built without storage."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from bench.models.folder import read, used_parts
 from bench.models.lora import add_lora
 from bench.models.pipeline import PipelineModel
 from bench.models.precision import network_dtype
+from bench.models.quantized import BYTES, quantizable
 from bench.runs.requirements import requirements
 from bench.runtime import memory
 from bench.settings import RunConfig
@@ -37,9 +38,11 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     """Bytes by purpose while training; None where the architecture is not known or does not matter (analytic models).
 
     weights: of the model and its text encoders, of the rewards and the feature spaces; the last two as large as their
-    files. trained: adapters with gradient, optimiser and copies. round: the trajectories of a round.
+    files. With `model.offload` the text encoders and the decoder count only where they work.
+    trained: adapters with gradient, optimiser and copies. round: the trajectories of a round.
     backward: what one micro-batch saves for its backward pass through one call of the denoiser. For methods that ask
     for the reward's gradient, the decoder's saved tensors for the rows that are differentiated at a time are added.
+    With `model.offload` it is at least what the text encoders take, which work while nothing is saved.
     The method's own networks, the reward network's activations and scratch space come on top.
     """
     shapes = model_shapes(config, dtype)
@@ -50,12 +53,15 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
 class Shapes:
     """What a model takes whatever the batches.
 
-    weights: bytes of its networks; trained: numbers; latent: bytes of one. denoise, decode: bytes saved for the
-    backward pass of one row through the denoiser and of one image through the decoder; decoded: images that are
-    decoded at a time.
+    denoiser, decoder, encoders: bytes of weights. spared: bytes that quantised weights save of them, by the kind.
+    trained: numbers; latent: bytes of one. denoise, decode: bytes saved for the backward pass of one row through the
+    denoiser and of one image through the decoder; decoded: images that are decoded at a time.
     """
 
-    weights: int
+    denoiser: int
+    decoder: int
+    encoders: int
+    spared: Mapping[str, float]
     trained: int
     latent: int
     denoise: int
@@ -70,16 +76,20 @@ def model_shapes(config: RunConfig, dtype: torch.dtype) -> Shapes | None:
     if pipeline is None:
         return None
     family, spec, vae = pipeline.family, pipeline.spec, pipeline.networks["vae"]
-    weights = sum(_numbers(part) * (FLOAT if part is vae else dtype.itemsize) for part in pipeline.networks.values())
+    denoiser, decoder = _numbers(pipeline.network) * dtype.itemsize, _numbers(vae) * FLOAT
+    encoders = sum(_numbers(net) for net in pipeline.networks.values() if net not in (pipeline.network, vae))
     if config.model.finetune == "none":  # another denoiser may stand beside it
-        weights += _numbers(pipeline.network) * dtype.itemsize
+        denoiser *= 2
+    linear = sum(layer.weight.numel() for layer in quantizable(pipeline.network.requires_grad_(False)))
+    spared = {kind: linear * (dtype.itemsize - size) for kind, size in BYTES.items()}
     pipeline.network.requires_grad_(config.model.finetune == "full")
     if config.model.finetune == "lora":
         add_lora(pipeline.network, config.model.lora, family.lora_targets)
     trained = sum(p.numel() for p in pipeline.network.parameters() if p.requires_grad)
     denoise, decode = _saved_by_row(pipeline, torch.float32 if config.model.finetune == "full" else dtype)
     decoded = family.decoder_rows(torch.empty(1, *spec.latent_shape, device="meta"), vae)
-    return Shapes(weights, trained, math.prod(spec.latent_shape) * FLOAT, denoise, decode, decoded)
+    latent, encoders = math.prod(spec.latent_shape) * FLOAT, encoders * dtype.itemsize
+    return Shapes(denoiser, decoder, encoders, spared, trained, latent, denoise, decode, decoded)
 
 
 def memory_of(config: RunConfig, shapes: Shapes) -> dict[str, int]:
@@ -95,15 +105,21 @@ def memory_of(config: RunConfig, shapes: Shapes) -> dict[str, int]:
     images = 1 if config.model.checkpointing else min(micro_batch, shapes.decoded)
     recorded = 1 + len(needs.record & {"model_output", "prior_output"})
     others = requirements(config)[bool(catalogue.repository(config.model.name)) :]  # the model's weights come first
+    weights = shapes.denoiser - int(shapes.spared.get(config.model.quantize or "", 0))
+    backward = rows * shapes.denoise + images * shapes.decode * needs.reward_gradient
+    if config.model.offload:
+        backward = max(backward + shapes.decoder * needs.reward_gradient, shapes.decoder, shapes.encoders)
+    else:
+        weights += shapes.decoder + shapes.encoders
     return {
-        "weights": shapes.weights + sum(files.size for files in others),
+        "weights": weights + sum(files.size for files in others),
         "trained": shapes.trained * (ADAM + copies) * FLOAT,
         "round": train.prompts_per_round
         * train.samples_per_prompt
         * (config.sampler.steps + 1)
         * shapes.latent
         * recorded,
-        "backward": rows * shapes.denoise + images * shapes.decode * needs.reward_gradient,
+        "backward": backward,
     }
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,15 @@ class Execution:
         if density:
             warn_of_one_step(self.core.kernel)
 
-    def run(self) -> None:
-        """Train or resume, evaluate, and write the results to the folder."""
+    def run(self, stored: Callable[[], None] = lambda: None) -> None:
+        """Train or resume, evaluate, and write the results to the folder.
+
+        stored: called whenever a checkpoint or the rows of an evaluation between updates have been written.
+        """
         try:
             with self.log or contextlib.nullcontext():
                 if self.trainer:
-                    self._train(self.trainer)
+                    self._train(self.trainer, stored)
                     if self.main:
                         self._save_adapter(self.trainer)
                 evaluation, measurements = evaluate(self.evaluator, self.console)
@@ -162,7 +165,7 @@ class Execution:
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    def _train(self, trainer: Trainer) -> None:
+    def _train(self, trainer: Trainer, stored: Callable[[], None]) -> None:
         """Train to the end, with the evaluations between updates."""
         config = self.config
         between = set(config.evaluated_at()) - {config.train.updates}
@@ -191,11 +194,13 @@ class Execution:
             def after_update(update: int) -> None:
                 if update in between and not trainer.done:
                     self._evaluate_between(update)
+                    stored()
 
             # a run that was interrupted during an evaluation resumes from the checkpoint before it
-            if trainer.update in between and not trainer.done and not (self.folder / rows_at(trainer.update)).is_file():
+            evaluated = processes.from_main(lambda: (self.folder / rows_at(trainer.update)).is_file())
+            if trainer.update in between and not (trainer.done or evaluated):
                 self._evaluate_between(trainer.update)
-            trainer.run(on_update, after_update, between)
+            trainer.run(on_update, after_update, between, stored)
 
     def _left(self, record: Record) -> str:
         """How long the run will still take, from its latest log record."""

@@ -16,7 +16,6 @@ from bench.errors import BenchError
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows
 from bench.runs.contents import contents
-from bench.runtime import processes
 from bench.runtime.files import LOCK, leftovers, locked, write_atomic
 from bench.settings import RunConfig
 from bench.training import checkpoint
@@ -27,18 +26,17 @@ CONTENTS = "contents.json"
 def take_folder(folder: Path, config: RunConfig, console: Console, force: bool, locks: contextlib.ExitStack) -> bool:
     """Lock the folder and prepare it for this run; True if the run is already finished there.
 
-    locks: holds the lock until the run ends. An interrupted run goes on with this configuration's settings of
-    `EXECUTION`. A folder with the run of another configuration, or with one begun with other contents behind the same
-    names, is refused; with `force` it is moved aside, not deleted. Raises BenchError also if another process holds the
-    lock.
+    Of several processes the main one alone does this. locks: holds the lock until the run ends. An interrupted run goes
+    on with this configuration's settings of `EXECUTION`. A folder with the run of another configuration, or with one
+    begun with other contents behind the same names, is refused; with `force` it is moved aside, not deleted. Raises
+    BenchError also if another process holds the lock.
     """
-    stored, main = folder / "config.yaml", processes.is_main()  # of several processes the main one holds the lock
+    stored = folder / "config.yaml"
     present = set(folder.iterdir()) if folder.is_dir() else set()
     before_config = {folder / LOCK, folder / CONTENTS, *leftovers(folder)}  # what a run writes before config.yaml
     if present - before_config and not stored.is_file():
         raise BenchError(f"{folder} is not empty and holds no run: choose another --out.")
-    if main:
-        locks.enter_context(locked(folder))
+    locks.enter_context(locked(folder))
     if stored.is_file():
         try:
             earlier = configs.read(stored)
@@ -60,10 +58,9 @@ def take_folder(folder: Path, config: RunConfig, console: Console, force: bool, 
         folder.rename(aside)
         locks.enter_context(locked(folder))
         console.print(f"Moved the earlier run to {aside}.")
-    if main:
-        _store(folder, config)
-        if not force and registry.load("methods", config.method.name).needs.training:
-            _extend(folder, config, console)
+    _store(folder, config)
+    if not force and registry.load("methods", config.method.name).needs.training:
+        _extend(folder, config, console)
     return False
 
 
@@ -158,4 +155,5 @@ class traceback_log:
             import traceback as formatting
 
             with contextlib.suppress(OSError):  # the disk may be what failed
+                self.path.parent.mkdir(parents=True, exist_ok=True)  # on another machine than the main process's
                 self.path.write_text("".join(formatting.format_exception(error)), encoding="utf8")

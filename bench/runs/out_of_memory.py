@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.errors import OutOfMemoryError
-from bench.models.catalogue import is_analytic
+from bench.models.catalogue import is_analytic, ships
 from bench.models.precision import network_dtype
 from bench.runs.estimate import blueprint, estimate_memory, with_batches
 from bench.runtime import memory, processes
@@ -43,6 +43,8 @@ def remedies(phases: tuple[str, ...], config: RunConfig) -> list[str]:
         assignments.append("model.checkpointing=true")
     if "decode" in at and rows > 1 and not model.vae_slicing:  # a single image cannot be sliced
         assignments.append("model.vae_slicing=true")
+    if not (model.offload or ships(model.name)):  # the text encoders of those that ship are small
+        assignments.append("model.offload=true")
     return assignments
 
 
@@ -56,8 +58,8 @@ def _explanation(error: OutOfMemoryError, config: RunConfig, folder: Path) -> st
         advice += f"resumes from the last checkpoint, {last}, which is good." if last else "has no checkpoint yet."
     else:
         advice = (
-            "No setting is left that saves memory here and keeps the run the same: use a model.dtype of 16 bits, a "
-            "smaller model or adapter, fewer evaluation.rewards, or a device with more memory. "
+            "No setting is left that saves memory here and keeps the run the same: use a model.dtype of 16 bits, "
+            "model.quantize, a smaller model or adapter, fewer evaluation.rewards, or a device with more memory. "
             f"Last good checkpoint: {last or 'none'}."
         )
     return f"{error}{where}; {', '.join(_facts(config))}. {advice}"
@@ -68,7 +70,7 @@ def _facts(config: RunConfig) -> Iterator[str]:
     train, model, device = config.train, config.model, processes.state().device
     yield f"train.micro_batch = {train.micro_batch}, train.sample_batch = {train.sample_batch}"
     if not is_analytic(model.name):
-        for name in ("checkpointing", "vae_slicing"):
+        for name in ("checkpointing", "vae_slicing", "offload"):
             yield f"model.{name} = {str(getattr(model, name)).lower()}"
     with contextlib.suppress(Exception):  # an error in these extra facts must not hide the real one
         if pipeline := blueprint(config):

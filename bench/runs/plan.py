@@ -13,14 +13,20 @@ from bench.config import beta_origin
 from bench.hub import Requirement, size_text
 from bench.models.precision import network_dtype
 from bench.prompts import HUB, SPLITS, load_prompts
+from bench.runs.combinations import combinations_text
 from bench.runs.duration import measured_time, prediction_rows
 from bench.runs.estimate import LARGEST, estimate_memory, with_batches
 from bench.runs.requirements import requirements
 from bench.settings import RunConfig
 
 
-def show_plan(config: RunConfig, folder: Path, processes: int, console: Console) -> None:
-    """Print the resolved configuration, what it will compute, what it will need, and where it goes."""
+def show_plan(
+    config: RunConfig, folder: Path | str, processes: int, console: Console, gpu_memory: int | None = None
+) -> None:
+    """Print the resolved configuration, what it will compute, what it will need, and where it goes.
+
+    gpu_memory: bytes of the GPU that it is for; None: of this machine's.
+    """
     console.print(config.to_yaml())
     console.print(f"reward.beta: {config.reward.beta:g} ({beta_origin(config)})")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,6 +39,10 @@ def show_plan(config: RunConfig, folder: Path, processes: int, console: Console)
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
         total = sum(memory.values()) / 2**30
         console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)")
+    if gpu_memory is None and device.type == "cuda":
+        gpu_memory = torch.cuda.mem_get_info()[1]
+    for line in combinations_text(config, gpu_memory):
+        console.print(line)
     with console.status("trying a piece of the run"):
         text = measured_time(config, memory)
     console.print(f"time{' in one process' * (processes > 1)}: {text}")

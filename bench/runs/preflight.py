@@ -15,6 +15,7 @@ from bench.method import Method
 from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.catalogue import draws_points, is_analytic, load_model
+from bench.models.quantized import require_torchao
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score, without_column
 from bench.runs.requirements import requirements
@@ -137,6 +138,10 @@ def _check_few_steps(config: RunConfig, method: Method) -> None:
 
 def _check_model(config: RunConfig, method: Method) -> None:
     """The model against the samplers, and the method's networks on it."""
+    if config.model.quantize:
+        if is_analytic(config.model.name):
+            raise BenchError(f"model.quantize: {config.model.name!r} has no weights to quantise; leave it out.")
+        require_torchao()
     learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
     for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
         if method.needs.density:

@@ -17,10 +17,11 @@ GIB = 2**30
 SIZES = {"16gb": 16, "24gb": 24, "48gb": 48, "80gb": 80}
 FEW = 8  # rows at once, below which recomputing the denoiser costs less than its small calls
 CHECKPOINTING = "model.checkpointing"
-# What is tried in this order, each on top of those before, if not even one row fits: the first leaves the run the same,
-# the second measures less, the others make another run.
+# What is tried in this order, each on top of those before, if not even one row fits: the first two leave the run the
+# same, the third measures less, the others make another run.
 SAVINGS: tuple[tuple[str, Any], ...] = (
     (CHECKPOINTING, True),
+    ("model.offload", True),
     ("evaluation.rewards", []),
     ("model.dtype", "bfloat16"),
     ("model.lora.rank", 4),

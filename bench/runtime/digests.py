@@ -3,7 +3,8 @@
 Whatever can change the value of a thing is a part of its key:
 
 - a prior's fingerprint (`PipelineModel.fingerprint`): weights, configurations and tokenizers of all its parts, the
-  options of the pipeline, precision, negative prompt, guidance; of an analytic model its means, schedule and precision;
+  options of the pipeline, precision, quantisation, negative prompt, guidance; of an analytic model its means, schedule
+  and precision;
 - a set of prior samples (`Evaluator.prior_set`): fingerprint, kernel, names of the samples, seed and purpose of their
   noise, and what decides how it is rounded: batch, attention, compilation, slicing, device, versions of libraries;
 - a set of a judged model (`bench judge`): that of the prior's set, and the contents and scales of its weights;
@@ -11,6 +12,8 @@ Whatever can change the value of a thing is a part of its key:
   files that they name, its weights and its batch;
 - features (`Evaluator.features`): images with shape and type, the space and its weights, and again what decides how
   they are rounded;
+- embeddings of a prompt (`PromptStore`): contents of the text encoders' and tokenizers' files, the pipeline's index,
+  precision, device, versions of libraries, the prompt, guidance and the latent's shape;
 - a run's configuration (`RunConfig.hash`): all settings that change more than rounding;
 - what an evaluation samples (`evaluation_id`): its settings, its sampler, the prompts; model and seed stand beside it;
 - a set of prompts (`PromptSet.digest`): the prompts, their split, and the other columns of their file;

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -22,6 +22,7 @@ from bench.errors import NonFiniteError, OutOfMemoryError
 from bench.runtime import memory
 
 Part = TypeVar("Part", bound=Sized)
+Value = TypeVar("Value")
 
 
 def launched() -> bool:
@@ -76,6 +77,14 @@ def main_first() -> Iterator[None]:
     """Run the block in the main process before the others, which find what it has written."""
     with state().main_process_first():
         yield
+
+
+def from_main(compute: Callable[[], Value]) -> Value:
+    """What `compute` gives in the main process, in all of them: they need not share a file system."""
+    values = [compute() if is_main() else None]
+    if count() > 1:
+        broadcast_object_list(values)
+    return cast(Value, values[0])
 
 
 def shared(parts: Sequence[Part]) -> Sequence[Part]:

@@ -89,12 +89,13 @@ class Trainer:
         on_update: Callable[[Record], None],
         after_update: Callable[[int], None] = lambda update: None,
         save_at: Collection[int] = (),
+        after_save: Callable[[], None] = lambda: None,
     ) -> None:
         """Train until `done`; `on_update` gets the log record of each update, and `after_update` then its number.
 
-        Between the two a checkpoint is written: after every `checkpoint_every` rounds, after the updates `save_at`,
-        after the last, every two minutes, and when a signal asks to stop. Raises NonFiniteError, and Interrupted after
-        the update and the checkpoint of such a signal.
+        Between the two a checkpoint is written, and `after_save` called: after every `checkpoint_every` rounds, after
+        the updates `save_at`, after the last, every two minutes, and when a signal asks to stop. Raises NonFiniteError,
+        and Interrupted after the update and the checkpoint of such a signal.
         """
         saved = time.monotonic()
         while not self.done:
@@ -107,6 +108,7 @@ class Trainer:
                 due = due or self.done or self.update in save_at or everyone[0][1]
                 if due or signals:
                     self._save()
+                    after_save()
                     saved = time.monotonic()
             if signals:
                 raise Interrupted(signals[0])
@@ -293,7 +295,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go on from the newest intact checkpoint; False if there is none."""
-        state = checkpoint.load(self.checkpoints)
+        state = processes.from_main(lambda: checkpoint.load(self.checkpoints))
         if state is None:
             return False
         if state["threads"] != torch.get_num_threads():

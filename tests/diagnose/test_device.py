@@ -154,8 +154,11 @@ def test_a_planted_mask_of_the_host_is_found(pipeline_folder, tmp_path):
             trainer.train_on(data)
 
 
-@pytest.mark.parametrize("options", [{"checkpointing": True}, {"dtype": "bfloat16"}, {"vae_slicing": True}])
-def test_options_of_the_model(options, pipeline_folder, tmp_path):
+@pytest.mark.parametrize(
+    "options", [{"checkpointing": True}, {"dtype": "bfloat16"}, {"vae_slicing": True}, {"offload": True}]
+)
+def test_options_of_the_model(options, pipeline_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with recording():
         core = core_on_device(pipeline_folder, **options)
         trainer = trainer_of("nabla_gfn", core, tmp_path)

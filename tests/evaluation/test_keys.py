@@ -10,7 +10,8 @@ import torch
 
 from bench import environment
 from bench.config import resolve
-from bench.evaluation.evaluator import LIBRARIES, Evaluator
+from bench.environment import LIBRARIES
+from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.features import Points
 from bench.hub import Download
 from bench.metric import Samples

@@ -55,7 +55,7 @@ def print_of(part: Any, **options: Any) -> str:
     """The fingerprint of a pipeline of this part alone."""
     pipe = Pipeline(part)
     pipe.config = options
-    return fingerprint(pipe)
+    return fingerprint(pipe, {})
 
 
 def networks(name: str) -> Iterator[tuple[str, Any]]:
@@ -239,7 +239,7 @@ def test_settings_that_change_the_prior_are_in_it(pipeline_folder: Path, model) 
         {"negative_prompt": "dull"}, {"guidance": 2.0}, {"dtype": "bfloat16"}, {"dtype": "tf32"},
     )]  # fmt: skip
     assert len({one.fingerprint() for one in (model, *changed)}) == 5
-    alike = ({"attention": "eager"}, {"vae_slicing": True}, {"checkpointing": True})
+    alike = ({"attention": "eager"}, {"vae_slicing": True}, {"checkpointing": True}, {"offload": True})
     assert {pipeline_model(pipeline_folder, **one).fingerprint() for one in alike} == {model.fingerprint()}
 
 

@@ -31,6 +31,7 @@ BEFORE = {
     "method.penalty": "path",
     "prompts.split": "every_fifth",
     "evaluation.test_prompts": 0,
+    "model.quantize": None,
 }
 OPTIONAL = {
     "train.guidance": st.sampled_from([None, 1.0, 5.0]),

@@ -134,6 +134,7 @@ def test_one_sentence_says_the_phase_and_what_to_lower(attempt, monkeypatch, pha
     options = ["evaluation.metrics=[fid_prior]", "evaluation.rewards=[]"] if phase == "evaluation/features" else []
     options += ["evaluation.rewards=[jpeg_compressibility]"] if phase == "loading" else []
     options += ["method.channels=[32,32]", "method.fraction=1"] if method == "nabla_gfn" else []
+    options += [] if lower else ["model.offload=true"]
     status, text, folder = attempt(method, *options)
     assert status == 2
     assert "Traceback" not in text
@@ -189,6 +190,12 @@ def test_which_errors_say_that_memory_ran_out():
 )
 def test_what_is_left_to_lower(phases, settings, expected):
     assert remedies(phases, resolve("ddpo", assignments=settings)) == expected
+
+
+@pytest.mark.parametrize("phases", [("loading",), ("evaluation", "rollout"), ("optimizer",)])
+def test_a_model_that_does_not_ship_can_do_without_its_text_encoders(phases):
+    settings = ["train.micro_batch=1", "train.sample_batch=1"]
+    assert remedies(phases, resolve("ddpo", reward="hps", assignments=settings)) == ["model.offload=true"]
 
 
 def test_an_analytic_model_has_batches_alone():

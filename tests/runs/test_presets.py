@@ -30,8 +30,9 @@ def with_rows(config: RunConfig, rows: int) -> RunConfig:
     [
         (10, []),
         (0.085, ["model.checkpointing"]),
-        (0.055, ["model.dtype"]),
-        (0.04, ["model.dtype", "model.lora.rank"]),
+        (0.072, ["model.offload"]),
+        (0.055, ["model.offload", "model.dtype"]),
+        (0.038, ["model.offload", "model.dtype", "model.lora.rank"]),
     ],
 )
 def test_what_is_chosen_fits_and_nothing_milder_does(monkeypatch, size, savings) -> None:
@@ -45,10 +46,10 @@ def test_what_is_chosen_fits_and_nothing_milder_does(monkeypatch, size, savings)
     assert gib(found.config) <= SHARE * size
     assert train.micro_batch == 64 or gib(with_rows(found.config, 2 * train.micro_batch)) > SHARE * size
     assert train.sample_batch == min(64, 2 * train.micro_batch)
-    assert (found.config.hash() == config.hash()) == (savings in ([], ["model.checkpointing"]))
+    assert (found.config.hash() == config.hash()) == ("model.dtype" not in savings)
     if "model.dtype" in savings:  # one less of what changes the run, and nothing fits
         with pytest.raises(BenchError, match="--preset 16gb: even with"):
-            fitted(config, "16gb", ["model.dtype", "model.lora.rank"][len(savings) - 1 :])
+            fitted(config, "16gb", ["model.dtype", "model.lora.rank"][len(savings) - 2 :])
 
 
 def test_what_is_set_stays(monkeypatch) -> None:

@@ -17,22 +17,27 @@ log = logging.getLogger(__name__)
 
 def cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in `path`; if they are not there, all processes compute them together and store them."""
-    stored = _stored(path)
-    if processes.everywhere(stored is not None) and stored is not None:
-        return load(stored)
+    found = stored(path)
+    if processes.everywhere(found is not None) and found is not None:
+        return found
     computed = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
     if processes.state().is_local_main_process:
-        data = save(computed)
-        try:
-            write_atomic(path, _checksum(data) + data)
-        except OSError as error:  # the cache only saves time
-            log.warning("cannot store %s for the next run: %s", path, error)
+        store(path, computed)
     processes.state().wait_for_everyone()
     return computed
 
 
-def _stored(path: Path) -> bytes | None:
-    """The contents of `path` after the checksum; None if there are none, or, with a warning, if they are damaged."""
+def store(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors that lie on the CPU; a full disk is only worth a warning, since the cache only saves time."""
+    data = save(tensors)
+    try:
+        write_atomic(path, _checksum(data) + data)
+    except OSError as error:
+        log.warning("cannot store %s for the next run: %s", path, error)
+
+
+def stored(path: Path) -> dict[str, Tensor] | None:
+    """The tensors in `path`; None if there are none, or, with a warning, if they are damaged."""
     try:
         whole = path.read_bytes()
     except FileNotFoundError:
@@ -41,7 +46,7 @@ def _stored(path: Path) -> bytes | None:
         log.warning("cannot read %s, computing it anew: %s", path, error)
         return None
     if whole[:CHECKSUM] == _checksum(whole[CHECKSUM:]):
-        return whole[CHECKSUM:]
+        return load(whole[CHECKSUM:])
     log.warning("%s is damaged (its contents do not match its checksum); computing it anew", path)
     return None
 
