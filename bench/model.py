@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bench.sampling.noise import upload
 from bench.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ class Conditioning:
         return len(next(iter(self.parts.values())))
 
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
-        """The rows named by a slice, an index or a mask, which is moved to where each part lies.
+        """The rows named by a slice, an index or a mask, which is copied to where each part lies.
 
-        An index on the CPU makes no device wait; one on a device does where a part lies on the CPU.
+        So an index on a device makes it wait where a part lies on the CPU.
         """
-        return Conditioning(
-            {name: part[_beside(rows, part) if isinstance(rows, Tensor) else rows] for name, part in self.parts.items()}
-        )
+        if isinstance(rows, slice):
+            return Conditioning({name: part[rows] for name, part in self.parts.items()})
+        return Conditioning({name: part[rows.to(part.device)] for name, part in self.parts.items()})
 
     @property
     def device(self) -> torch.device:
@@ -54,10 +53,6 @@ class Conditioning:
     def join(parts: "Sequence[Conditioning]") -> "Conditioning":
         """The rows of all, in order."""
         return Conditioning({name: torch.cat([one.parts[name] for one in parts]) for name in parts[0].parts})
-
-
-def _beside(index: Tensor, part: Tensor) -> Tensor:
-    return upload(index, part.device) if index.device.type == "cpu" else index.to(part.device)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -262,6 +262,11 @@ class PipelineModel(Family):
             inputs |= {f"negative_{keyword}": text for keyword, text in null.items()}
         return inputs | self.call_guidance(self.guidance)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the denoiser."""
+        return self._dtype
+
     def picture_size(self) -> tuple[int, int]:
         """Height and width of a picture in pixels."""
         vae = self.pipeline.vae

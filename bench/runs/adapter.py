@@ -173,7 +173,7 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
         part = f"pipe.{model.denoiser}"
         weights = f'{part} = type({part}).from_pretrained("{model.denoiser}")'
     lines = [
-        f"pipe = {kind}.from_pretrained({base}{options})",
+        f"pipe = {kind}.from_pretrained({base}, dtype={model.precision}{options})",  # else each library chooses
         weights,
         f"bits = lambda k: np.random.Philox(key=0x{key(seed, 'evaluate', prompt, 0):032x}, counter=[0, 0, 0, k])",
         f"draw = lambda k: np.random.Generator(bits(k)).standard_normal({(1, *model.latent_shape)}, np.float32)",

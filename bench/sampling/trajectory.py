@@ -25,7 +25,9 @@ def _rows(value: Any, index: Tensor) -> Any:
         return None
     if isinstance(value, list):
         return [value[i] for i in index.tolist()]
-    return value[index if isinstance(value, Conditioning) else upload(index, value.device)]
+    if isinstance(value, Conditioning):
+        return Conditioning({name: _rows(part, index) for name, part in value.parts.items()})
+    return value[upload(index, value.device)]
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_estimated_memory_is_what_autograd_keeps(family):
 
     z = Noise(0, "train", NAMES[:1])(0, model.latent_shape).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        eps = model.predict(z, torch.tensor(500), model.encode(["cat"]))
+        eps = model.predict(z, torch.tensor(500), model.encode(["cat" * 400]))  # as long as texts can be
         image = model.decode(z)
     assert eps.requires_grad and image.requires_grad
     assert sum(kept.values()) == pytest.approx(estimate["backward"], rel=0.1)
