@@ -7,7 +7,7 @@ from bench.errors import BenchError
 from bench.models import catalogue
 from bench.models.precision import network_dtype
 from bench.runs.estimate import SHARE, memory_of, model_shapes
-from bench.settings import RunConfig
+from bench.settings import ModelConfig, RunConfig
 
 GIB = 2**30
 # What slows a run down least comes first. Each is on top of those before it, but that 4 bits take the place of 8.
@@ -35,7 +35,7 @@ def combinations(config: RunConfig) -> dict[str, int]:
     return {text: sum(memory_of(one, shapes).values()) for text, one in added.items()}
 
 
-def _models(config: RunConfig) -> Iterator[tuple[str, object]]:
+def _models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
     model, chosen = config.model, {}
     yield "", model
     quantizable = model.finetune == "lora" and not model.lora.use_dora and model.quantize is None
