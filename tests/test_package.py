@@ -107,6 +107,11 @@ def test_the_wheel_holds_one_package_and_of_the_results_the_rows(wheel) -> None:
     kept = [*ROOT.glob("results/published/*/rows.parquet"), *ROOT.glob("results/published/*/frontier.json")]
     assert {name for name in names if "results" in name} == {f"bench/{file.relative_to(ROOT)}" for file in kept}
     assert not [name for name in names if "test_" in name]
-    for name in ("bench/methods/prior.py", "bench/metrics/reward.py", "bench/reporting/page.html.j2", "bench/reporting/chooser.js"):
+    for name in (
+        "bench/methods/prior.py",
+        "bench/metrics/reward.py",
+        "bench/reporting/page.html.j2",
+        "bench/reporting/chooser.js",
+    ):
         assert name in names
     assert wheel.stat().st_size < 42e6
