@@ -183,8 +183,8 @@ def ranks_plot(found: Ranks) -> Plot:
     names = [html.escape(str(name)) for name in means.index]
     trace = {
         "x": _short(means), "y": names, "mode": "markers", "showlegend": False,
-        "marker": {"size": 9, "color": [look.color for look in styles.values()]},
-        "error_x": {"type": "constant", "value": found.distance / 2, "thickness": 1},
+        "marker": {"size": 9, "color": [styles[str(name)].color for name in means.index]},
+        "error_x": {"type": "constant", "value": found.distance / 2, "thickness": 1, "color": "#888888"},
         "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
     }  # fmt: skip
     layout: dict[str, Any] = {
