@@ -89,6 +89,8 @@ def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
     names = [*target, *rewards, *(name for name in others if name in metrics)]
     names += [*spaces, *COST_NAMES]
     notes = _notes(stops[~stops["row"].isin(missing)], ask)
+    if ask.axis == "train_seconds":
+        notes.append(f"Seconds on: {'; '.join(sorted(trained['hardware'].unique()))}.")
     board = tabulate(trained, names, missing, notes, f"{title}, within {ask}", _unknown(rows, trained, ask))
     if not trained.empty and has_seeds(trained):
         board = _ranked(board, ranking(trained, names[0]))

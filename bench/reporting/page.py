@@ -59,9 +59,10 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
     """
     all_sections = sections(frame, question, with_gains=True)
     several = envelopes(all_sections)
-    plots = [*(plots_of(section) for section in all_sections), *([envelope_plot(group)] for group in several)]
     ordered = ranked_over(all_sections)
-    plots += [[ranks_plot(ordered[0])]] if ordered else []
+    plots = [plots_of(section) for section in all_sections]
+    over_gains = [[envelope_plot(group)] for group in several]
+    over_settings = [ranks_plot(ordered[0])] if ordered else []
     runs = [_runs(section) for section in all_sections]
     known = [choices(section.rows) for section in all_sections]
     environment = Environment(
@@ -72,7 +73,12 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
         "plotly": get_plotlyjs(),
         "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
         "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
-        "plots": json.dumps([[(*plot[1:3], list(plot.views.values())) for plot in own] for own in plots]),
+        "plots": json.dumps(
+            [
+                [(plot.data, plot.layout, list(plot.views.values())) for plot in own]
+                for own in (*plots, *over_gains, over_settings)
+            ]
+        ),
         "choices": json.dumps(known, separators=(",", ":")),
         "runs": json.dumps([own.astype(str).to_numpy().tolist() for own in runs]),
     }
@@ -87,14 +93,11 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
                 "runs": origin,
                 "choices": choice,
             }
-            for section, own, origin, choice in zip(all_sections, plots[: len(all_sections)], runs, known, strict=True)
+            for section, own, origin, choice in zip(all_sections, plots, runs, known, strict=True)
         ],
-        envelopes=[
-            {"board": table(group), "plots": own}
-            for group, own in zip(several, plots[len(all_sections) :], strict=False)
-        ],
+        envelopes=[{"board": table(group), "plots": own} for group, own in zip(several, over_gains, strict=True)],
         over=[one for one in (across(scores(all_sections)), ordered and ordered[1]) if one],
-        ranks=plots[-1] if ordered else [],
+        ranks=over_settings,
         left_out=left_out,
         parts=parts,
         later=_later,
@@ -180,8 +183,8 @@ def ranks_plot(found: Ranks) -> Plot:
     names = [html.escape(str(name)) for name in means.index]
     trace = {
         "x": _short(means), "y": names, "mode": "markers", "showlegend": False,
-        "marker": {"size": 9, "color": [look.color for look in styles.values()]},
-        "error_x": {"type": "constant", "value": found.distance / 2, "thickness": 1},
+        "marker": {"size": 9, "color": [styles[str(name)].color for name in means.index]},
+        "error_x": {"type": "constant", "value": found.distance / 2, "thickness": 1, "color": "#888888"},
         "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
     }  # fmt: skip
     layout: dict[str, Any] = {

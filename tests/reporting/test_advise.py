@@ -82,6 +82,10 @@ def test_a_budget_of_reward_gradients() -> None:
     assert (spent["a"]["reward calls"].value, spent["bb"]["reward calls"].value) == pytest.approx((50, 100))
 
 
+def test_seconds_are_those_of_the_hardware_that_is_named() -> None:
+    assert "Seconds on: cpu." in advice(*METHODS, budget=1000, axis="train_seconds").board.notes
+
+
 def test_what_is_not_separated_is_to_be_tried_too() -> None:
     assert list(advice(*METHODS, *trained("ccc", 4.99, 9.0, 0.5), budget=100).tries) == ["a", "ccc"]
 

@@ -21,11 +21,13 @@ from test_results import PUBLISHED
 
 from bench.reporting.figures.drawing import end_names, name_leaving, settle, spread
 from bench.reporting.figures.looks import FAMILIES, MARKERS, families, looks
+from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.scales import Scale, scale_of
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.points import plot_points
+from bench.reporting.ranks import ranks
 from bench.reporting.report import Question, _figures, sections
 from bench.reporting.samples import Samples, samples_of, write_samples
 from bench.reporting.selection import collect
@@ -69,6 +71,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drawn]:
             _figures(section, Question(), out / name, 0)
         rng = np.random.default_rng(0)
         plot_profiles({name: {"a": rng.normal(size=9)} for name in (*LONG, "draft")}, out / "profiles.png", "title")
+        scores = pd.DataFrame(rng.random((len(MANY), 9)) + 0.1 * np.arange(len(MANY))[:, None], index=MANY)
+        plot_ranks(ranks(scores), out / "ranks.png", "title")
         log = pd.DataFrame({name: rng.normal(9, 1, 40) for name in RUN}).assign(update=range(1, 41), round=range(40))
         marks = pd.DataFrame({"updates": [1, 40], "prior": 2.0, "difference": 9.0, "standard_error": 0.2})
         plot_curves(log, out / "curves.png", "title", marks)
@@ -97,7 +101,7 @@ def test_every_kind_of_figure_is_drawn(drawn: Drawn) -> None:
     kinds = {name.split("/")[1].removesuffix("-0") for name in drawn}
     assert kinds == {
         "methods", "curves-tilt_sw2", "curves-reward-train", "trades", "path_kl_steps", "reward_prompts", "sheet",
-        "profiles", "points", "curves", "curves_without_prior", "samples",
+        "profiles", "ranks", "points", "curves", "curves_without_prior", "samples",
     }  # fmt: skip
 
 

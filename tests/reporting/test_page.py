@@ -255,7 +255,7 @@ def test_a_diverged_run_leaves_the_plots_their_scale(tmp_path: Path) -> None:
     assert 29 < low < high < 36
     assert [view for view, (_, axes) in prices.views.items() if axes["yaxis"].get("range")] == []
     bands = [trace for trace in rewards.data if trace.get("fill")]
-    assert len(bands) == len(rewards.data) / 2 == 8  # of two methods at four costs
+    assert len(bands) == len(rewards.data) / 2 == 10  # of two methods at five costs
     assert all(len(band["y"]) == 6 and band["y"][0] > band["y"][-1] for band in bands)
 
 
