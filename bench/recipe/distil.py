@@ -48,17 +48,17 @@ CARD = """# Model card: `emoji_turbo` and `emoji_flow_turbo`
 
 <!-- written by `python -m bench.recipe.distil --measure`: edit the template there, not this page -->
 
-Students of [`emoji` and `emoji_flow`](../README.md) that draw in 4 steps without guidance, with a tenth of the rows
-through the network. Each is its teacher with the adapter in this folder (LoRA of rank 28 on every layer, float16,
+Students of [`emoji` and `emoji_flow`](../README.md) that draw in 4 steps without guidance, with a tenth of the NFE.
+Each is its teacher with the adapter in this folder (LoRA of rank 28 on every layer, float16,
 {size:.1f} MB together), merged when it is loaded:
 
     from diffusers import StableDiffusion3Pipeline
     from bench.models.emoji import FLOW, student
     pipe = StableDiffusion3Pipeline.from_pretrained(FLOW, **student(FLOW))
 
-The teacher's deterministic path at guidance 3 has states at the student's four noise levels (grid `shifted` of the flow,
-`trailing` of the diffusion), and the student learns by squared error to step from each to the next. The commands were
-`python -m bench.recipe.distil emoji_flow --paths 1024 --teacher-steps 20 --steps 350` and `python -m
+The teacher's deterministic path at guidance 3 has states at the student's four noise levels (grid `shifted` of the
+flow, `trailing` of the diffusion), and the student learns by squared error to step from each to the next. The commands
+were `python -m bench.recipe.distil emoji_flow --paths 1024 --teacher-steps 20 --steps 350` and `python -m
 bench.recipe.distil emoji --paths 1280 --teacher-steps 8 --steps 240 --batch 32 --lr 2e-3`: five to ten minutes each of
 one thread. That is little. On its training paths the student of the flow is nearer its teacher's finished latents than
 on new noise (mean squared error 0.04 and 0.14, of a variance of 1.9), so more paths would help.
@@ -71,7 +71,7 @@ Fréchet distance is to {reference} samples of the teacher in 20 steps for rando
 EfficientNet-Lite0; at this number it is biased upward, so the first row of each teacher is the floor. The other columns
 are the shares of samples whose concept `emoji_clip` finds first, and among the first five.
 
-| model | steps | rows a sample | Fréchet distance | first | first five |
+| model | steps | NFE | Fréchet distance | first | first five |
 |---|---|---|---|---|---|
 {table}
 
