@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bench.few_step import FewStep
 from bench.settings import ModelConfig
-
-if TYPE_CHECKING:
-    from bench.models.card import FewStep
 
 Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx, velocity ε − x
 
@@ -94,7 +92,7 @@ class DiffusionModel(ABC):
     guidance: float = 1
     decoder_batch: int = 1 << 20
     points: ClassVar[bool] = False
-    few_step: ClassVar["FewStep | None"] = None
+    few_step: ClassVar[FewStep | None] = None
     modes: Tensor | None = None
     mixture: Any = None
 

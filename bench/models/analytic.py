@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.few_step import FewStep
 from bench.model import Conditioning, ModelSpec
-from bench.models.card import FewStep
 from bench.models.exact import TIMES, ExactModel, time_features
 from bench.runtime.digests import digest
 from bench.sampling.noise import seeded

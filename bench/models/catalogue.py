@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
+from bench.few_step import FewStep
 from bench.hub import Repository
-from bench.models.card import EmbeddedCard, FewStep, HubCard
+from bench.models.card import EmbeddedCard, HubCard
 from bench.models.cards import CARDS
 from bench.models.folder import family_of
 from bench.models.hub_pipeline import CONFIGURATIONS, HubPipeline

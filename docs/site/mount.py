@@ -10,6 +10,7 @@ SHOWN = (
     *("README.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "NOTICE", "docs/*.md", "docs/*.ipynb"),
     *(f"results/published/**/*.{kind}" for kind in ("md", "png", "yaml")),
     *("bench/models/emoji*/README.md", "bench/models/emoji*/*.png"),
+    *("bench/models/emoji/turbo/README.md", "bench/models/emoji/turbo/samples.png"),
 )
 
 

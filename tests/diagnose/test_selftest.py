@@ -48,8 +48,8 @@ def test_every_plugin_keeps_the_contract(hub, kind, name):
     assert not [found for found in outcomes if found.status == "failed"]
 
 
-WHOLE = {name: () for name in ("ring", "gaussian", "ring_flow", "gaussian_flow")} | {
-    name: pytest.mark.slow for name in ("emoji", "emoji_flow", *registry.BUILT_IN["pipelines"])
+WHOLE = {name: () for name in ("ring", "gaussian", "ring_flow", "gaussian_flow", "ring_flow_turbo")} | {
+    name: pytest.mark.slow for name in ("emoji", "emoji_flow", "emoji_turbo", *registry.BUILT_IN["pipelines"])
 }
 
 

@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from bench.models.card import EmbeddedCard, FewStep
+from bench.few_step import FewStep
+from bench.models.card import EmbeddedCard
 from bench.models.emoji import FLOW, GUIDANCE, WEIGHTS, shared, student
 from bench.settings import SamplerConfig, Spacing
 

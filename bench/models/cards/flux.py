@@ -1,5 +1,6 @@
 """FLUX.1 schnell and dev, and FLUX.2 klein."""
 
+from bench.few_step import FewStep
 from bench.models.architecture import (
     CLIP_L,
     EULER_FLOW,
@@ -9,7 +10,7 @@ from bench.models.architecture import (
     Network,
     autoencoder,
 )
-from bench.models.card import FewStep, HubCard
+from bench.models.card import HubCard
 
 
 def _flux1(guidance: bool) -> Architecture:
