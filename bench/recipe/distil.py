@@ -68,8 +68,9 @@ noise](samples.png)
 
 Measured on two samples of each of {concepts} concepts' plain names by `python -m bench.recipe.distil --measure`. The
 Fréchet distance is to {reference} samples of the teacher in 20 steps for random captions, in features of
-EfficientNet-Lite0; at this number it is biased upward, so the first row of each teacher is the floor. The other columns
-are the shares of samples whose concept `emoji_clip` finds first, and among the first five.
+EfficientNet-Lite0; at this number it is biased upward, so each teacher's first row is what to compare with, and a few
+units are noise. The other columns are the shares of samples whose concept `emoji_clip` finds first, and among the first
+five (standard error 2.5 %).
 
 | model | steps | NFE | Fréchet distance | first | first five |
 |---|---|---|---|---|---|
