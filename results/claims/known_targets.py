@@ -35,4 +35,4 @@ def closest(table: Table, metric: str) -> Claim:
         f"{table(best, KL)} nats{behind}; as many draws of the target have {table.floor(metric)}, the prior "
         f"{table.prior(metric)}."
     )
-    return Claim(text, {"it is closer than the prior": table(best, metric).high < table.prior(metric).value})
+    return Claim(text, {"it is closer than the prior": table.gain(best, metric).high < 0})

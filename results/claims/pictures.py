@@ -1,0 +1,69 @@
+"""Pictures whose target is known."""
+
+from functools import cache
+
+from bench.publish.claims import Claim, Table
+from results.claims.known_targets import closest, errors
+from results.claims.wording import listed, made, name_of
+
+DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
+    "target_sw2",
+    "share_tv",
+    "within_mode/mean",
+    "within_mode/spread",
+    "prior_nll",
+)
+TRAIN, TEST = "train", "test"
+GONE = 10.0  # nats that a picture is less likely under the prior, from which on the prior does not draw it
+
+
+@cache
+def _mixture() -> Table:
+    return Table(("emoji_mixture",))
+
+
+def mixture_made() -> Claim:
+    return made(_mixture(), "emoji_mixture")
+
+
+def mixture_table() -> Claim:
+    """On training prompts, which the objectives name."""
+    return errors(_mixture(), _mixture().methods, [f"{name}/{TRAIN}" for name in (DISTANCE, SHARES, PLACE, WIDTH)])
+
+
+def mixture_closest() -> Claim:
+    return closest(_mixture(), f"{DISTANCE}/{TRAIN}")
+
+
+def mixture_closest_test() -> Claim:
+    return closest(_mixture(), f"{DISTANCE}/{TEST}")
+
+
+def mixture_shares() -> Claim:
+    """Whose shares of modes are better, and whose worse, than those of doing nothing."""
+    table, name = _mixture(), f"{SHARES}/{TRAIN}"
+    lost = [row for row in _largest(name) if table.gain(row, name).low > 0]
+    better = [row for row in reversed(_largest(name)) if table.gain(row, name).high < 0]
+
+    def said(rows: list[str]) -> str:
+        return ", ".join(f"{name_of(row)} ({table(row, name)})" for row in rows) or "none"
+
+    text = (
+        f"The prior's are off by {table.prior(name)}, as many draws of the target by {table.floor(name)}. Clearly "
+        f"nearer come {said(better)}; further away goes {said(lost)}."
+    )
+    return Claim(text, {"some method comes nearer": bool(better)})
+
+
+def mixture_fidelity() -> Claim:
+    """Whose pictures the prior does not draw."""
+    table, name = _mixture(), f"{FIDELITY}/{TRAIN}"
+    gone = [row for row in _largest(name) if table(row, name).low > GONE]
+    rest = [row for row in table.methods if row not in gone]
+    said = ", ".join(f"{name_of(row)} by {table(row, name)} nats" for row in gone)
+    text = f"The prior finds them far less likely than the target's with {said}; not with {listed(rest)}."
+    return Claim(text, {"some are": bool(gone), "some are not": bool(rest)})
+
+
+def _largest(metric: str) -> list[str]:
+    return sorted(_mixture().methods, key=lambda row: -_mixture()(row, metric).value)
