@@ -73,7 +73,7 @@ def test_a_rollout_does_not_wait_for_the_device(cuda, pipeline_folder, dtype):
 def test_a_rollout_asks_nothing_of_the_device(pipeline_folder):
     """A tensor of the meta device has no values, so whoever wants to see one is found."""
     model, batch = sampled(pipeline_folder, "cpu")
-    model.encode([""])
+    model.unconditional()
     model.device = torch.device("meta")
     model.network.to(model.device)
     model._texts = {prompt: text.to(model.device) for prompt, text in model._texts.items()}

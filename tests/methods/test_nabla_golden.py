@@ -89,6 +89,9 @@ class GoldenModel(StableDiffusion):
     def encode(self, prompts: list[str]) -> Conditioning:
         return Conditioning({"text": torch.stack([self.embeddings[prompt] for prompt in prompts])})
 
+    def unconditional(self) -> Conditioning:
+        return self.encode([""])
+
 
 class LastGamma(NablaMethod):
     """`γ_K = alphas_cumprod[0]` instead of 1."""
