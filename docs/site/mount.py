@@ -8,7 +8,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 SHOWN = (
     *("README.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "NOTICE", "docs/*.md", "docs/*.ipynb"),
-    *(f"results/published/**/*.{kind}" for kind in ("md", "png", "yaml")),
+    *(f"results/published/**/*.{kind}" for kind in ("md", "png", "webp", "yaml")),
     *("bench/models/emoji*/README.md", "bench/models/emoji*/*.png"),
     *("bench/models/emoji/turbo/README.md", "bench/models/emoji/turbo/samples.png"),
 )
