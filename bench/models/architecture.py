@@ -75,4 +75,5 @@ T5_XXL = Network(
 )  # fmt: skip
 NO_QUANT_CONV: Options = {"use_quant_conv": False, "use_post_quant_conv": False}  # of the autoencoder
 EULER_FLOW = "FlowMatchEulerDiscreteScheduler"
+SOLVER: Options = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}  # of a flow
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -139,13 +139,13 @@ def check(config: ModelConfig, samplers: Iterable[SamplerConfig]) -> "list[tuple
             student.require(config.name, sampler)
     if not is_here(config.name, config.t5):
         return []
+    if is_analytic(config.name):
+        _require_own_size(config)
     checked = []
     for sampler in samplers:
         kind = model_class(config.name, config.t5)
         if config.negative_prompt and kind and kind.rows(2) == 1:
             raise BenchError(f"model.negative_prompt: no guidance of {config.name!r} could lead away from it.")
-        if is_analytic(config.name):
-            _require_own_size(config)
         model = load_model(config, sampler) if is_analytic(config.name) else _blueprint(config, sampler.guidance)
         checked.append((model, make_kernel(model.spec, sampler)))
     return checked

@@ -60,8 +60,7 @@ The teacher's deterministic path at guidance 3 has states at the student's four 
 flow, `trailing` of the diffusion), and the student learns by squared error to step from each to the next. The commands
 were `python -m bench.recipe.distil emoji_flow --paths 1024 --teacher-steps 20 --steps 350` and `python -m
 bench.recipe.distil emoji --paths 1280 --teacher-steps 8 --steps 240 --batch 32 --lr 2e-3`: five to ten minutes each of
-one thread. That is little. On its training paths the student of the flow is nearer its teacher's finished latents than
-on new noise (mean squared error 0.04 and 0.14, of a variance of 1.9), so more paths would help.
+one thread, which is little.
 
 ![Samples, for each prompt the teacher in 20 steps, the student in 4, the teacher in 4; the columns share their first
 noise](samples.png)

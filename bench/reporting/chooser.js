@@ -64,7 +64,7 @@ function holm(values) {  // in the given order
 
 // data: of choices() in bench/reporting/chooser.py. Returns the ranked rows, the best first, and row → why it is none.
 export function choose(data, measure, axis, budget, mostKl, gradient) {
-  const log = measure.gain ? x => x : Math.log, back = measure.gain ? x => x : Math.exp, sign = measure.lower ? 1 : -1;
+  const log = measure.gain ? x => x : Math.log, back = measure.gain ? x => x : Math.exp, sign = measure.gain ? -1 : 1;
   const rows = [], missing = {};
   for (const [name, runs] of Object.entries(data.rows)) {
     if (!gradient && runs.some(run => Math.max(...run.reward_gradients) > 0)) continue;

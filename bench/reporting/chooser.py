@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 
 from bench.reporting.advise import selections
-from bench.reporting.answers import DISTANCES
-from bench.reporting.budgets import AXES, COSTS, ENOUGH, GAINS, KL, NEAR, measured_gains
+from bench.reporting.budgets import AXES, COSTS, ENOUGH, GAINS, KL, NEAR
+from bench.reporting.ranking import measures
 from bench.reporting.statistics import CONFIDENCE, FEW
 
 
@@ -19,9 +19,7 @@ def choices(rows: pd.DataFrame) -> dict[str, Any] | None:
     """
     good = rows[(rows["status"] != "failed") & rows["value"].notna()]
     trained = good[good.groupby("row")["updates"].transform("max") > 0]
-    measured = set(trained["metric"])
-    names = [name for name in (*DISTANCES, *measured_gains(rows)) if name in measured]
-    if not names:
+    if not (names := measures(trained)):
         return None
     runs = trained.drop_duplicates(["row", "seed", "budget"]).set_index(["row", "seed", "budget"])[list(AXES)]
     tables = {name: trained[trained["metric"] == name].set_index(["row", "seed", "budget"]) for name in (*names, KL)}
@@ -38,7 +36,7 @@ def choices(rows: pd.DataFrame) -> dict[str, Any] | None:
         listed.setdefault(str(row), []).append({"seed": int(seed), "at": budgets, "starts": starts, **values})
     ends = runs.groupby(["row", "seed"]).max().groupby("row").max()
     return {
-        "measures": [{"name": name, "gain": name in GAINS, "lower": name not in GAINS} for name in names],
+        "measures": [{"name": name, "gain": name in GAINS} for name in names],
         "hardware": sorted(trained["hardware"].unique()),
         "axes": [
             {"name": axis, "label": label, "unit": unit, "budget": _usual(ends[axis])}

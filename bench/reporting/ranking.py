@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.reporting.budgets import GAINS
+from bench.reporting.answers import DISTANCES
+from bench.reporting.budgets import GAINS, measured_gains
 from bench.reporting.statistics import CONFIDENCE, gaps, holm, intervals, paired_p
 
 
@@ -29,6 +30,12 @@ class Rank(NamedTuple):
     def separated(self) -> bool:
         """Whether it differs from the first row, after the correction."""
         return self.p < 1 - CONFIDENCE
+
+
+def measures(rows: pd.DataFrame) -> list[str]:
+    """Metrics of the rows by which methods are ranked, the best first: the distance to a known target, then gains."""
+    measured = set(rows["metric"])
+    return [name for name in (*DISTANCES, *measured_gains(rows)) if name in measured]
 
 
 def ranking(chosen: pd.DataFrame, metric: str) -> dict[str, Rank]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.reporting.answers import DISTANCES, answers
+from bench.reporting.answers import answers
 from bench.reporting.budgets import GAINS, at, common_gains, measured_gains, spelled
 from bench.reporting.efficiency import with_efficiency
 from bench.reporting.envelopes import Group, groups, table
@@ -25,6 +25,7 @@ from bench.reporting.formats import latex, markdown, to_csv
 from bench.reporting.frontier import Frontier, find
 from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected, with_kl
 from bench.reporting.points import plot_points
+from bench.reporting.ranking import measures
 from bench.reporting.ranks import FEWEST, Ranks, ranks, ranks_table
 from bench.reporting.samples import Samples, samples_of, write_samples
 from bench.reporting.selection import settings, summary, without_levels
@@ -149,23 +150,21 @@ def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
 
 def ranked_over(all_sections: Sequence[Section]) -> tuple[Ranks, Board] | None:
     """Mean ranks by the distance to the target, where it is known, else by the gain; None if there is too little."""
-    values, measures = {}, {}
+    values, used = {}, {}
     for section in all_sections:
         rows, _, _ = at(section.rows)
         rows = rows[(rows["status"] != "failed") & (rows["method"] != "prior") & rows["value"].notna()]
-        known = set(rows["metric"])
-        metric = next((name for name in (*DISTANCES, *measured_gains(rows)) if name in known), None)
-        if metric is not None:
+        if metric := next(iter(measures(rows)), None):
             own = summary(rows).xs(metric, level="metric")
             values[section.heading] = own["difference"] if metric in GAINS else -own["value"]
-            measures[section.heading] = metric
+            used[section.heading] = metric
     every = pd.DataFrame(values)
     scored = every.dropna()
     if len(scored) < FEWEST or len(values) < 2:
         return None
     found, left = ranks(scored), every[every.isna().any(axis=1)]
     partly = {str(name): int(count) for name, count in left.notna().sum(axis=1).items()}
-    return found, ranks_table(found, measures, partly)
+    return found, ranks_table(found, used, partly)
 
 
 def envelopes(all_sections: Sequence[Section]) -> list[Group]:

@@ -103,7 +103,7 @@ def show_requirements(needs: Sequence[Requirement], console: Console) -> None:
         missing = need.missing()
         state = Text("here", "green")
         if missing:
-            state = Text.assemble(("missing", "yellow"), f" {len(missing)} of its files")
+            state = Text.assemble(("missing", "yellow"), f" {len(missing)} files")
         table.add_row(need.source, size_text(need.size), state)
     console.print(table)
     absent = [need for need in needs if need.missing()]

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from bench.errors import NonFiniteError, OutOfMemoryError
+from bench.errors import BenchError, NonFiniteError, OutOfMemoryError
 from bench.runtime import memory
 
 Part = TypeVar("Part", bound=Sized)
@@ -80,11 +80,22 @@ def main_first() -> Iterator[None]:
 
 
 def from_main(compute: Callable[[], Value]) -> Value:
-    """What `compute` gives in the main process, in all of them: they need not share a file system."""
-    values = [compute() if is_main() else None]
+    """What `compute` gives in the main process, in all of them: they need not share a file system.
+
+    A BenchError or OSError there is raised in all, so that none waits for a process that has ended.
+    """
+    value, error = None, None
+    if is_main():
+        try:
+            value = compute()
+        except (BenchError, OSError) as raised:
+            error = raised
+    found: list[Any] = [value, error]
     if count() > 1:
-        broadcast_object_list(values)
-    return cast(Value, values[0])
+        broadcast_object_list(found)
+    if found[1]:
+        raise found[1]
+    return cast(Value, found[0])
 
 
 def shared(parts: Sequence[Part]) -> Sequence[Part]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.errors import BenchError
 from bench.reporting.rows import read_rows
 from bench.runs.log import read_log
+from bench.runtime import processes
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = (
@@ -63,3 +65,16 @@ def test_a_checkpoint_reaches_a_process_that_has_no_files(bench, tmp_path: Path,
     logs = [read_log(folder)["loss"].to_list() for folder in (tmp_path / "run", first / "run")]
     assert len(logs[0]) == 4
     assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
+def test_what_fails_in_the_main_process_fails_in_all(monkeypatch) -> None:
+    """Another would wait for ever for one that has ended."""
+
+    def received(found: list) -> None:
+        found[:] = [None, BenchError("the folder has another run")]
+
+    monkeypatch.setattr(processes, "is_main", lambda: False)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "broadcast_object_list", received)
+    with pytest.raises(BenchError, match="another run"):
+        processes.from_main(lambda: 1)

@@ -1,6 +1,6 @@
 """Sana 1.0, of 600 and 1600 million parameters. Files and bytes are those that diffusers' conversion writes."""
 
-from bench.models.architecture import Architecture, Network
+from bench.models.architecture import SOLVER, Architecture, Network
 from bench.models.card import HubCard
 
 GEMMA2 = Network(
@@ -25,7 +25,6 @@ AUTOENCODER = Network(
 TINY = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1,
         "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16,
         "caption_channels": 16, "sample_size": 16}  # fmt: skip
-SOLVER = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 def _card(millions: int, heads: int, layers: int, cross: tuple[int, int], size: int, shards: int) -> HubCard:

@@ -1,6 +1,6 @@
 """Wan 2.1, text to video. The numbers of files and bytes were written down without the hub at hand."""
 
-from bench.models.architecture import Architecture, Network
+from bench.models.architecture import SOLVER, Architecture, Network
 from bench.models.card import HubCard
 from bench.models.cards.qwen_image import MEAN, STD
 
@@ -18,7 +18,6 @@ AUTOENCODER = Network(
 )  # fmt: skip
 TINY = {"in_channels": 4, "out_channels": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12,
         "ffn_dim": 16, "freq_dim": 16, "text_dim": 16, "cross_attn_norm": True}  # fmt: skip
-SOLVER = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 def _card(size: str, heads: int, layers: int, inner: int, data: int, shards: int) -> HubCard:
