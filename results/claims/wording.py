@@ -36,7 +36,8 @@ def hours(table: Table) -> float:
 def made(table: Table, name: str) -> Claim:
     """Methods, seeds, budget and time of a table, and what its tuning could choose."""
     tuned = tuning(name)
-    trained = table.rows[table.rows["updates"] > 0].drop_duplicates("run")
+    runs = table.rows[table.rows["updates"] > 0].drop_duplicates("run")
+    trained, failed = runs[runs["status"] != "failed"], runs[runs["status"] == "failed"]
     edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
     outside = [choice["method"] for choice in tuned["choices"] if not choice["within"]]
     text = (
@@ -45,6 +46,8 @@ def made(table: Table, name: str) -> Claim:
         f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
         f"{hours(table):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
     )
+    if len(failed):
+        text += f"; a run of {listed(failed['method'])} failed"
     if outside:
         text += f"; no rate kept {listed(outside)} within the bound, and they have the one nearest to it"
     return Claim(f"{text}.", {"every method was tuned": len(tuned["choices"]) == len(table.methods)})
