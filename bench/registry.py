@@ -81,6 +81,8 @@ BUILT_IN: dict[str, dict[str, Plugin]] = {
     },
     "rewards": {
         "emoji_clip": Plugin("bench.rewards.emoji_clip:EmojiClip"),
+        "emoji_gold": Plugin("bench.rewards.emoji_gold:EmojiGold"),
+        "emoji_preference": Plugin("bench.rewards.emoji_preference:EmojiPreference"),
         "emoji_style": Plugin("bench.rewards.emoji_style:EmojiStyle"),
         "linear": Plugin("bench.rewards.linear:Linear"),
         "quadratic": Plugin("bench.rewards.quadratic:Quadratic"),

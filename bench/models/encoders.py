@@ -54,10 +54,13 @@ class Clip:
         self.model, self.device = model.to(device).eval().requires_grad_(False), device
         self._texts: dict[str, Tensor] = {}
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the image tower sees of images [B, 3, H, W] in [0, 1]."""
+        return functional.normalize(cover(images, self.model.config.vision_config.image_size), self.mean, self.std)
+
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [B, d] of images [B, 3, H, W] in [0, 1]."""
-        pixels = functional.normalize(cover(images, self.model.config.vision_config.image_size), self.mean, self.std)
-        return self.model.get_image_features(pixels).pooler_output
+        return self.model.get_image_features(self.pixels(images)).pooler_output
 
     @torch.no_grad()
     def texts(self, prompts: list[str]) -> Tensor:

@@ -48,6 +48,16 @@ class Judge:
         return (scores > scores.gather(1, labels[:, None])).sum(1)
 
 
+def open_pipeline(weights: Path, flow: bool) -> DiffusionPipeline:
+    """The pipeline in the folder ``weights``, or that of ``emoji_flow``."""
+    if flow:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(FLOW, torch_dtype=torch.float32, **shared(FLOW))
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None).to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def sample(pipeline: DiffusionPipeline, prompts: list[str], seed: int, guidance: float) -> torch.Tensor:
     """Images ``[len(prompts), 3, 32, 32]`` in [0, 1], by the pipeline's own call, without noise in its steps."""
     generator, images = torch.Generator().manual_seed(seed), []
@@ -78,11 +88,7 @@ def measure(weights: Path, cache: Path, each: int, guidance: float, pictures: Pa
 
     pictures: a folder for them. flow: of ``emoji_flow``, with the reward networks of ``weights``.
     """
-    if flow:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(FLOW, torch_dtype=torch.float32, **shared(FLOW))
-    else:
-        pipeline = StableDiffusionPipeline.from_pretrained(weights, safety_checker=None).to(torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_pipeline(weights, flow)
     clip = CLIPModel.from_pretrained(weights / "clip").float().eval()
     classifier = ResNetForImageClassification.from_pretrained(weights / "style").float().eval()
     concepts, art = load(cache)

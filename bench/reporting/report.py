@@ -20,7 +20,7 @@ from bench.reporting.figures.prompts import plot_prompts
 from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles, plot_steps
-from bench.reporting.figures.trades import plot_trades
+from bench.reporting.figures.trades import plot_checks, plot_trades
 from bench.reporting.formats import latex, markdown, to_csv
 from bench.reporting.frontier import Frontier, find
 from bench.reporting.leaderboard import Board, Cell, Line, leaderboard, ranked, selected, with_kl
@@ -253,6 +253,9 @@ def _figures(section: Section, question: Question, out: Path, number: int) -> li
     trades = path("trades")
     if not plot_trades(rows, panels, trades, order, section.heading, section.frontier):
         drawn.remove(trades.name)
+    checks = path("checks")
+    if not plot_checks(rows, checks, order, section.heading):
+        drawn.remove(checks.name)
     for kind, plot in {"path_kl_steps": plot_steps, "reward_prompts": plot_prompts}.items():
         if drawable["metric"].str.startswith(f"{kind}/").any():
             plot(drawable, path(kind), order, section.heading)

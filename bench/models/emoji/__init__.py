@@ -15,6 +15,7 @@ from typing import Any
 WEIGHTS = Path(__file__).parent / "weights"
 FLOW = Path(__file__).parent / "flow"
 TURBO = Path(__file__).parent / "turbo"
+PREFERENCE = Path(__file__).parent / "preference"  # of the rewards `emoji_preference` and `emoji_gold`
 STYLES = ("noto", "twemoji", "fluent")
 GUIDANCE = 3.0  # best measured trade of fidelity against variety at 20 steps; see README.md
 

@@ -1,5 +1,6 @@
 """What a gain in reward costs: lines from the prior on through every evaluation."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,9 @@ SHOWN = 0.05  # of a curve's largest KL; what is less need not be on a logarithm
 
 
 class Trade(NamedTuple):
-    """A panel: the reward and what it is against, its heading, row → line, both scales, prior, floor, the least KL."""
+    """A panel: what is across (a reward, or the KL), the metric over it with its heading, row → line, both scales, and
+    the prior, the floor and the least KL.
+    """
 
     reward: str
     metric: str
@@ -66,13 +69,31 @@ def plot_trades(
     More than `TOGETHER` lines are small multiples, a line of them for every family, the others in grey. Draws those of
     `metrics` that are worth a panel and returns whether there were any.
     """
-    trades = trades_of(rows, metrics, order, frontier)
+    return _plot(trades_of(rows, metrics, order, frontier), rows, path, order, title)
+
+
+def plot_checks(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "") -> bool:
+    """The reward that was trained on, and beside it every other one that was measured, against the KL to the prior.
+
+    A reward that falls where the trained one rises shows over-optimisation (Gao et al., 2023, arXiv:2210.10760).
+    Returns whether there were any.
+    """
+    gained = measured_gains(rows)[0]
+    kl = {name: line for name, line in lines_of(rows, KL) if name in order}
+    split = gained.rpartition("/")[2]
+    others = [name for name in rows["metric"].unique() if re.fullmatch(f"reward/[^/]+/{split}", name)]
+    panels = [gained, *others] if kl and others else []
+    return _plot([_trade(rows, KL, kl, metric, None) for metric in panels], rows, path, order, title)
+
+
+def _plot(trades: Sequence[Trade], rows: pd.DataFrame, path: Path, order: Sequence[str], title: str) -> bool:
+    """Draw the panels, if there are any, and say whether there are."""
     if not trades:
         return False
-    reward = set(rows.loc[rows["metric"] == trades[0].reward, "row"])
-    names = [name for name in order if name in reward]
-    label = heading(rows[rows["metric"] == trades[0].reward].iloc[0])
-    (_by_family if len(names) > TOGETHER else _together)(trades, names, looks(order), path, title, label)
+    across = rows[rows["metric"] == trades[0].reward]
+    names = [name for name in order if name in set(across["row"])]
+    draw = _by_family if len(names) > TOGETHER else _together
+    draw(trades, names, looks(order), path, title, heading(across.iloc[0]))
     return True
 
 
