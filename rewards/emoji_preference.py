@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from bench import Config, Reward
 from bench.models import emoji
@@ -27,7 +26,7 @@ class EmojiPreference(Reward):
 
     Config = EmojiPreferenceConfig
     config: EmojiPreferenceConfig
-    scale = "log-odds, about -2 to 2 on the priors' pictures"
+    scale = "log-odds, about -0.5 to 1 on the priors' pictures"
     source = "Bradley and Terry (1952), doi:10.1093/biomet/39.3-4.324; weights of our own (bench.recipe.preference)"
 
     def __init__(self, config: EmojiPreferenceConfig, device: torch.device | str = "cpu"):
@@ -39,16 +38,4 @@ class EmojiPreference(Reward):
         self.head.to(self.device).requires_grad_(False)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.head(seen(self.clip, images, prompts)).squeeze(1)
-
-
-def seen(clip: Clip, images: Tensor, prompts: list[str]) -> Tensor:
-    """What the head gets of images [B, 3, H, W] and prompts, [B, d].
-
-    The mean token of every layer of the image tower, the unit embeddings of image and prompt, and their product.
-    """
-    tower = clip.model.vision_model(clip.pixels(images), output_hidden_states=True)
-    tokens = [layer.mean(1) for layer in tower.hidden_states]
-    image = normalize(clip.model.visual_projection(tower.pooler_output), dim=1)
-    text = normalize(clip.texts(prompts), dim=1)
-    return torch.cat([*tokens, image, text, image * text], 1)
+        return self.head(self.clip.states(images, prompts)).squeeze(1)

@@ -87,12 +87,14 @@ def test_values_are_read_as_written() -> None:
 
 
 def test_what_a_suite_says_of_parts_is_for_its_own_prompts() -> None:
-    own, mine = resolve("ddpo"), resolve("ddpo", overrides={"prompts.name": "mine.txt"})
+    other = {"prompts.name": "mine.txt"}
+    own, mine = resolve("ddpo", suite="demo"), resolve("ddpo", suite="demo", overrides=other)
     assert (own.prompts.split, own.evaluation.test_prompts) == ("every_fifth", 0)
     assert (mine.prompts.split, mine.evaluation.test_prompts > 0) == ("hash", True)
-    asked = resolve("ddpo", assignments=["prompts.name=mine.txt", "evaluation.test_prompts=3", "prompts.limit=2"])
+    sets = ["prompts.name=mine.txt", "evaluation.test_prompts=3", "prompts.limit=2"]
+    asked = resolve("ddpo", suite="demo", assignments=sets)
     assert (asked.evaluation.test_prompts, asked.prompts.limit, asked.prompts.split) == (3, 2, "hash")
-    nested = resolve("ddpo", assignments=["evaluation={test_prompts: 2}"], overrides={"prompts.name": "mine.txt"})
+    nested = resolve("ddpo", suite="demo", assignments=["evaluation={test_prompts: 2}"], overrides=other)
     assert nested.evaluation.test_prompts == 2
 
 

@@ -74,6 +74,17 @@ class Clip:
                 self._texts[prompt] = self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output[0]
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
+    def states(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """All that a head can build on, [B, d], of images [B, 3, H, W] and prompts.
+
+        The mean token of every layer of the image tower, the unit embeddings of image and prompt, and their product.
+        """
+        tower = self.model.vision_model(self.pixels(images), output_hidden_states=True)
+        tokens = [layer.mean(1) for layer in tower.hidden_states]
+        image = torch.nn.functional.normalize(self.model.visual_projection(tower.pooler_output), dim=1)
+        text = torch.nn.functional.normalize(self.texts(prompts), dim=1)
+        return torch.cat([*tokens, image, text, image * text], 1)
+
     def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Cosines [B] of image i and prompt i."""
         return torch.cosine_similarity(self.images(images), self.texts(prompts))

@@ -18,13 +18,12 @@ from scipy.linalg import eigh
 from torch import nn
 
 from bench.cli.options import with_home
+from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import EfficientNetLite0
 from bench.models.emoji import GUIDANCE, PREFERENCE, WEIGHTS, concepts
 from bench.models.encoders import Clip
 from bench.recipe.art import load
 from bench.recipe.evaluate import open_pipeline, real_images, reconstruct, sample
-from bench.rewards.emoji_gold import EmojiGold, EmojiGoldConfig
-from bench.rewards.emoji_preference import seen
 
 PRIORS = ("emoji_flow", "emoji")
 PAIRS = 1200  # of each prior; of both together the last 400 are kept apart, to measure with
@@ -161,10 +160,10 @@ def main(
     images, prompts = torch.cat([images for images, _ in drawn]), [prompt for _, own in drawn for prompt in own]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     images, prompts = images[order], [prompts[i] for i in order]
-    gold, clip = EmojiGold(EmojiGoldConfig()), Clip(WEIGHTS / "clip")
+    gold, clip = load_reward("emoji_gold"), Clip(WEIGHTS / "clip")
     scores = torch.stack([gold(side, prompts) for side in images.unbind(1)], 1)
     with torch.no_grad():
-        inputs = torch.stack([seen(clip, side, prompts) for side in images.unbind(1)], 1)
+        inputs = torch.stack([clip.states(side, prompts) for side in images.unbind(1)], 1)
     odds = CERTAINTY * (scores[:, 0] - scores[:, 1])
     chosen = torch.bernoulli(odds.sigmoid(), generator=torch.Generator().manual_seed(seed))
     better, apart, table = (odds > 0).float(), slice(len(images) - APART, None), []
