@@ -101,7 +101,7 @@ def test_every_kind_of_figure_is_drawn(drawn: Drawn) -> None:
     kinds = {name.split("/")[1].removesuffix("-0") for name in drawn}
     assert kinds == {
         "methods", "curves-tilt_sw2", "curves-reward-train", "trades", "path_kl_steps", "reward_prompts", "sheet",
-        "profiles", "ranks", "points", "curves", "curves_without_prior", "samples",
+        "profiles", "ranks", "points", "curves", "curves_without_prior", "samples", "checks",
     }  # fmt: skip
 
 
