@@ -275,7 +275,7 @@ def comparison(*rows: dict[str, Any], **options: Any) -> list[str]:
 
 
 def report(frame: pd.DataFrame, left_out: list[str], metrics: tuple[str, ...] = ()) -> str:
-    return reports.text(sections(frame, Question(metrics)), left_out)
+    return reports.text(reports.compared(frame, Question(metrics)), left_out)
 
 
 def test_comparison_of_methods() -> None:
