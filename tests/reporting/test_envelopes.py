@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_results import row
+from example_rows import row
 
 from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, least_kl, reference, table
 from bench.reporting.formats import markdown

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_rows import row
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from test_results import row
 
 from bench.reporting.identity import RUN, canonical, identified
 from bench.reporting.report import Question, compared, text

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from example_rows import PUBLISHED, chosen, fid, floor, row
 from PIL import Image
 from rich.console import Console
-from test_results import PUBLISHED, chosen, fid, floor, row
 
 from bench.reporting.budgets import within
 from bench.reporting.chooser import choices

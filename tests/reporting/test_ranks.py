@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from test_results import chosen, row
+from example_rows import chosen, row
 
 from bench.reporting.ranks import ranks
 from bench.reporting.report import Question, compared, ranked_over, text, write_report

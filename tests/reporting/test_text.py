@@ -13,11 +13,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from example_rows import chosen, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
-from test_results import chosen, row
 
 from bench.reporting.formats import TEX, latex, latex_text, markdown, terminal
 from bench.reporting.leaderboard import leaderboard
