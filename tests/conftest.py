@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from scaffold import Brightness, pipeline_model, write_tokenizer
+from scaffold import LONG, Brightness, pipeline_model, write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.core import Core
@@ -19,6 +19,11 @@ from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import seeded
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of `--no-loadscope-reorder`."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")

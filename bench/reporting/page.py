@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -66,11 +67,7 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    bundle = files("itables") / "html"
-    packed = {
-        "plotly": get_plotlyjs(),
-        "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
-        "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
+    numbers = {
         "plots": json.dumps(
             [
                 [(plot.data, plot.layout, list(plot.views.values())) for plot in own]
@@ -103,11 +100,23 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
         later=_later,
         gap=lambda cell: " ".join(interval(cell.gap, cell.gap_low, cell.gap_high, sign=True)).strip(),
         order=lambda cell: "" if pd.isna(cell.value) else f"{cell.value:.9g}",
-        packed={name: _packed(text) for name, text in packed.items()},
+        packed=_libraries() | {name: _packed(text) for name, text in numbers.items()},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf8")
     return path
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """What draws and sorts, packed, which takes longer than all the rest of a small page."""
+    bundle = files("itables") / "html"
+    sources = {
+        "plotly": get_plotlyjs(),
+        "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
+        "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
+    }
+    return {name: _packed(text) for name, text in sources.items()}
 
 
 def _packed(text: str) -> str:
