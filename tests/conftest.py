@@ -152,6 +152,15 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no pictures, which takes longer than all the rest of a small one; for tests of what else they do."""
+    from bench.runs import evaluate, execution
+
+    for module, name in ((execution, "plot_curves"), (execution, "draw_samples"), (evaluate, "draw_samples")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+
+
+@pytest.fixture
 def tiny_run(bench, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`tiny_run(method, *options)`: a whole `bench run` of seconds on the random pipeline; returns its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -10,6 +10,8 @@ from bench.models.lora import add_lora
 from bench.runs.estimate import blueprint
 from bench.settings import LoraConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching"),
          ("z-image-turbo", "adjoint_matching"), (VIDEO, "nabla_gfn")}  # fmt: skip
 

@@ -28,6 +28,8 @@ from bench.sampling.noise import Noise, seeded
 from bench.sampling.trajectory import Batch, rollout
 from bench.settings import LoraConfig, ModelConfig, SamplerConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DETERMINISTIC = SamplerConfig(steps=5, eta=0.0, final_noise=0.0, guidance=3.0)
 
 

@@ -16,6 +16,8 @@ from bench.evaluation.evaluator import Evaluator
 from bench.runtime.stopping import STOP, Interrupted, signals_stop
 from bench.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def start(folder: Path, updates: int, *settings: str) -> subprocess.Popen:
     sets = (
