@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from scaffold import LONG, Brightness, pipeline_model, write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.core import Core
+from bench.metric import Evaluation
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel
@@ -153,11 +155,15 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no pictures, which takes longer than all the rest of a small one; for tests of what else they do."""
+    """Runs draw one pixel and no curves, which take longer than all the rest of a small run; for tests of that rest."""
     from bench.runs import evaluate, execution
 
-    for module, name in ((execution, "plot_curves"), (execution, "draw_samples"), (evaluate, "draw_samples")):
-        monkeypatch.setattr(module, name, lambda *_: None)
+    def pixel(evaluation: Evaluation, measurements: object, core: Core, folder: Path, title: str) -> None:
+        Image.new("RGB", (1, 1)).save(folder / "samples.png")
+
+    monkeypatch.setattr(execution, "plot_curves", lambda *_: None)
+    for module in (execution, evaluate):
+        monkeypatch.setattr(module, "draw_samples", pixel)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def start(folder: Path, updates: int, *settings: str) -> subprocess.Popen:
     sets = (
         "train.updates_per_round=3",
         "train.checkpoint_every=100000",
-        "evaluation.samples_per_prompt=2048",
+        "evaluation.samples_per_prompt=64",
         *settings,
     )
     command = [sys.executable, "-m", "bench", "run", "--method", "rtb", "--model", "ring", "--out", str(folder)]
