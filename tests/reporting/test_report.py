@@ -1,6 +1,7 @@
 """The report of several settings, and its figures."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,18 @@ def test_the_figure_shows_what_the_table_prints(tmp_path: Path, monkeypatch: pyt
     assert {name: value for name, (value, _) in drawn["tilt_tv ↓"].items()} == pytest.approx(shown)
     assert shown["draft_full"] == pytest.approx(0.308338, abs=1e-6)
     assert beyond == {"tilt_tv ↓": [], "tilt_sw2 ↓": [f"{number(drawn['tilt_sw2 ↓']['nabla_db'][0])} ▸"]}
+
+
+def test_what_is_said_over_settings_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though tables, figures and the page's text all show it."""
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        whole = getattr(reports, name)
+        return lambda *arguments: calls.append(name) or whole(*arguments)
+
+    for name in ("scores", "across", "ranked_over", "groups"):
+        monkeypatch.setattr(reports, name, counted(name))
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    write_report(tmp_path, budgets().assign(source="x/rows.parquet"), [], Question())
+    assert sorted(calls) == ["across", "groups", "ranked_over", "scores"]
