@@ -182,9 +182,8 @@ def table(group: Group) -> Board:
         if one:
             mark = "" if corrected[name] < 1 - CONFIDENCE else "not separated"
             mean = Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip())
-            bands = np.exp([one.ratio, one.low, one.high])[:, list(places.values())].T
-            gains = one.gains[list(places.values())]
-            cells = (*mean, *(Cell(*ends, text=f"at {at:+.2g}") for at, ends in zip(gains, bands, strict=True)))
+            shown = np.stack([one.gains, *np.exp([one.ratio, one.low, one.high])])[:, list(places.values())].T
+            cells = (*mean, *(Cell(value, low, high, text=f"at {at:+.2g}") for at, value, low, high in shown))
         lines.append(Line(name, cells, str(one.seeds if one else len(group.points[name]))))
     columns = (f"KL over that of {best}", "p (Holm)", *places)
     notes = (

@@ -190,10 +190,10 @@ def blueprint(config: RunConfig) -> Blueprint | None:
 
 
 class _Description(NamedTuple):
-    """A pipeline's family, its index, and the class and configuration of each part."""
+    """A pipeline's family, its `model_index.json`, and the class and configuration of each part."""
 
     family: type[PipelineModel]
-    index: dict[str, Any]
+    pipeline: dict[str, Any]
     parts: Described
 
 
@@ -216,7 +216,7 @@ def _blueprint(described: _Description, config: RunConfig) -> Blueprint:
     configs = {part: networks[part].config for part in (family.denoiser, "vae")}
     configs["scheduler"] = getattr(diffusers, scheduler).from_config(options).config
     picture = family.asked(config.model)
-    return Blueprint(family, networks, family.describe({"pipeline": described.index, "picture": picture, **configs}))
+    return Blueprint(family, networks, family.describe({"pipeline": described.pipeline, "picture": picture, **configs}))
 
 
 def _of_folder(name: str, family: type[Family], t5: bool) -> tuple[dict[str, Any], Described]:
