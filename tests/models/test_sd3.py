@@ -156,7 +156,7 @@ def test_a_diffusion_prior_read_as_a_flow_is_the_same_prior():
     torch.testing.assert_close(theirs.latents[:, -1] / size[-1], ours.latents[:, -1], rtol=0, atol=2e-3)
 
 
-def test_t5_can_be_left_out(bench, tmp_path, monkeypatch):
+def test_t5_can_be_left_out(bench, untried, tmp_path, monkeypatch):
     """It is then not asked for either, in a named model or another repository; its text states are zeros."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     write([repository("sd35_medium")], tmp_path, "tiny")
@@ -232,7 +232,7 @@ def dry_run(bench, folder: Path) -> tuple[int, str]:
         (["text_encoder_3", "tokenizer_3"], 0, "estimated memory"),
     ],
 )
-def test_parts_are_those_that_the_index_names(bench, narrow_folder, tmp_path, left_out, status, words):
+def test_parts_are_those_that_the_index_names(bench, untried, narrow_folder, tmp_path, left_out, status, words):
     """A folder of a part that lies there unnamed is not read; an encoder without its tokenizer is refused."""
     folder = shutil.copytree(narrow_folder, tmp_path / "copy")
     index = json.loads((folder / "model_index.json").read_text())
@@ -245,7 +245,9 @@ def test_parts_are_those_that_the_index_names(bench, narrow_folder, tmp_path, le
 
 
 @pytest.mark.parametrize(("part", "key"), [("text_encoder_3", "d_model"), ("text_encoder", "hidden_size")])
-def test_text_that_the_transformer_cannot_hold_is_refused_by_a_dry_run(bench, narrow_folder, tmp_path, part, key):
+def test_text_that_the_transformer_cannot_hold_is_refused_by_a_dry_run(
+    bench, untried, narrow_folder, tmp_path, part, key
+):
     folder = shutil.copytree(narrow_folder, tmp_path / "copy")
     network = CARDS["sd35_medium"].architecture.networks[part]
     build(network.kind, network.tiny | {key: 40}).save_pretrained(folder / part)
