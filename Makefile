@@ -7,7 +7,7 @@ demo: .venv/.installed
 	$(BIN)/bench run --method nabla_gfn --suite demo
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from scaffold import Brightness, pipeline_model, write_tokenizer
+from PIL import Image
+from scaffold import LONG, Brightness, pipeline_model, write_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bench.core import Core
+from bench.metric import Evaluation
 from bench.models.stable_diffusion import StableDiffusion
 from bench.options import Config
 from bench.sampling.grids import ddim_kernel
 from bench.sampling.noise import seeded
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of `--no-loadscope-reorder`."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +151,19 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.runs.duration import Pace
 
     monkeypatch.setattr(Pace, "measured", lambda config: Pace(1.0, 1.0))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw one pixel and no curves, which take longer than all the rest of a small run; for tests of that rest."""
+    from bench.runs import evaluate, execution
+
+    def pixel(evaluation: Evaluation, measurements: object, core: Core, folder: Path, title: str) -> None:
+        Image.new("RGB", (1, 1)).save(folder / "samples.png")
+
+    monkeypatch.setattr(execution, "plot_curves", lambda *_: None)
+    for module in (execution, evaluate):
+        monkeypatch.setattr(module, "draw_samples", pixel)
 
 
 @pytest.fixture

@@ -26,6 +26,12 @@ from bench.training.trainer import Trainer
 BUILT_IN = registry.BUILT_IN["methods"]
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+# Files of tests that take tens of seconds. They run first, so that at the end no worker waits long for another.
+LONG = {
+    "test_processes", "test_selftest", "test_judge", "test_package", "test_stopping", "test_memory", "test_stages",
+    "test_sweep", "test_docs", "test_page", "test_figures", "test_hub", "test_gpu", "test_machines", "test_notebook",
+    "test_folders", "test_cli", "test_device", "test_mixture", "test_runs_of_families", "test_families",
+}  # fmt: skip
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:

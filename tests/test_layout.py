@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from scaffold import LONG
 
 from bench import registry
 
@@ -106,3 +107,10 @@ def test_text_is_read_and_written_in_a_named_encoding():
             text |= name in ("read_text", "write_text") and len(call.args) < {"read_text": 1, "write_text": 2}[name]
             text |= given.get("text") == "True"
             assert not text or "encoding" in given, f"{path}:{call.lineno}"
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """As modules of one interpreter, and where an order names them."""
+    names = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
+    assert set(names) >= LONG

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from bench import registry
-from bench.config import resolve
+from bench.config import SUITES, resolve
 from bench.errors import BenchError
 from bench.options import leaves
 from bench.runs.preflight import check
@@ -152,3 +152,13 @@ def test_a_network_that_there_is_not_is_refused_by_a_dry_run(bench, method, mode
     status, text = bench("run", "--method", method, "--model", model, "--dry-run", "--set", setting)
     assert status == 2, text
     assert words in text
+
+
+def test_every_suite_but_the_demo_has_a_curve() -> None:
+    found = {
+        suite: resolve("draft", suite=suite).evaluated_at() for suite in (path.stem for path in SUITES.glob("*.yaml"))
+    }
+    assert found.pop("demo") == [20]
+    assert all(len(updates) >= 4 for updates in found.values())
+    shares = resolve("rtb", suite="ring", assignments=["train.updates=3"])
+    assert shares.evaluated_at() == [1, 3]

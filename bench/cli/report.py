@@ -102,17 +102,17 @@ def report(
                 written.append(write_page(page, frame, left_out, question))
             console.print(f"Written: {', '.join(map(str, written))}")
             return
-        sections = results.sections(frame, question)
+        found = results.compared(frame, question)
     except (FileNotFoundError, ValueError) as error:
         raise BenchError(str(error)) from None
     if form == Format.md:
-        typer.echo(results.text(sections, left_out))
+        typer.echo(results.text(found, left_out))
     elif form == Format.csv:
-        typer.echo(formats.to_csv(results.boards_of(sections)), nl=False)
+        typer.echo(formats.to_csv(found.boards), nl=False)
     elif form == Format.latex:
-        typer.echo("\n".join(map(formats.latex, results.boards_of(sections))), nl=False)
+        typer.echo("\n".join(map(formats.latex, found.boards)), nl=False)
     else:
-        formats.show(results.boards_of(sections), console, wide or every or bool(question.metrics))
+        formats.show(found.boards, console, wide or every or bool(question.metrics))
         for sentence in left_out:
             console.print(f"Left out: {sentence}")
 

@@ -18,7 +18,17 @@ from bench import shipped
 from bench.errors import BenchError, did_you_mean
 from bench.reporting.budgets import KL, TRAIN, at, with_costs
 from bench.reporting.formats import interval
-from bench.reporting.selection import collect, floors, is_robust, priors, settings, standings, summary, without_levels
+from bench.reporting.selection import (
+    collect,
+    floors,
+    is_robust,
+    priors,
+    settings,
+    spreads,
+    standings,
+    summary,
+    without_levels,
+)
 from bench.reporting.statistics import gaps
 from bench.runtime import yaml_text
 
@@ -155,7 +165,7 @@ class Table:
         return sorted(found, key=lambda name: (found[name] != "best", name))
 
     def _marks(self, metric: str) -> dict[str, str]:
-        marks = standings(self.rows, self.cells, [metric])
+        marks = standings(self.rows, self.cells, [metric], spreads(self.rows, self.cells))
         return {name: one.mark for (name, _), one in marks.items() if one.mark}
 
     def column(self, metric: str, gain: bool = False) -> dict[str, str]:

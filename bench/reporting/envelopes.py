@@ -172,7 +172,7 @@ def ratios(group: Group) -> dict[str, pd.DataFrame]:
 
 def table(group: Group) -> Board:
     """The table: the ratio of KL to the reference's over the common gains, p by Holm's method, and the band."""
-    best, found, bands = reference(group), comparisons(group), ratios(group)
+    best, found = reference(group), comparisons(group)
     known = {name: one.p for name, one in found.items() if one}
     corrected = dict(zip(known, holm(list(known.values())), strict=True))
     places = {"at the least gain": 0, "in the middle": GAINS // 2, "at the largest": GAINS - 1}
@@ -182,8 +182,8 @@ def table(group: Group) -> Board:
         if one:
             mark = "" if corrected[name] < 1 - CONFIDENCE else "not separated"
             mean = Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip())
-            shown = [bands[name].iloc[place] for place in places.values()]
-            cells = (*mean, *(Cell(at["value"], at["low"], at["high"], text=f"at {at['gain']:+.2g}") for at in shown))
+            shown = np.stack([one.gains, *np.exp([one.ratio, one.low, one.high])])[:, list(places.values())].T
+            cells = (*mean, *(Cell(value, low, high, text=f"at {at:+.2g}") for at, value, low, high in shown))
         lines.append(Line(name, cells, str(one.seeds if one else len(group.points[name]))))
     columns = (f"KL over that of {best}", "p (Holm)", *places)
     notes = (

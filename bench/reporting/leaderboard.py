@@ -13,6 +13,7 @@ from bench.reporting.budgets import COSTS, GAINS, KL, TEST, VALIDATION, Draws, M
 from bench.reporting.efficiency import EFFICIENCY, note, with_efficiency
 from bench.reporting.frontier import Frontier
 from bench.reporting.selection import (
+    Spread,
     Standing,
     floors,
     has_seeds,
@@ -170,7 +171,8 @@ def tabulate(
     rows = with_costs(rows, costs)
     table, least, before = summary(rows), floors(rows), priors(rows)
     bounded = any(one.costs for one in missing.values())  # then nobody knows whose costs are least
-    marks = standings(rows, table, [name for name in names if not (bounded and name in COST_NAMES)])
+    scatter = spreads(rows, table)
+    marks = standings(rows, table, [name for name in names if not (bounded and name in COST_NAMES)], scatter)
     lines = []
     if not rows.empty:
         lines.append(Line("prior", tuple(_plain(before, name) for name in names)))
@@ -178,7 +180,7 @@ def tabulate(
         lines.append(Line("sampling floor", tuple(_plain(least, name) for name in names)))
     broken, runs = failed.groupby("row")["seed"].nunique(), rows.groupby("row")["seed"].nunique()
     failures = {name: f", {n} failed" for name, n in broken.items()}
-    selecting = draws(rows)
+    selecting, entries = draws(rows), table.to_dict("index")
     for name in ranked(rows, table, names):
         own = {metric: text for (row, metric), text in (texts or {}).items() if row == name}
         if name in selecting:
@@ -187,7 +189,7 @@ def tabulate(
         cells = tuple(
             Cell(text=own[metric])
             if metric in own
-            else _cell(table, name, metric, runs[name], marks.get((name, metric)))
+            else _cell(entries.get((name, metric)), runs[name], marks.get((name, metric)))
             for metric in names
         )
         lines.append(Line(name, cells, f"{runs[name]}{failures.get(name, '')}", 1 < runs[name] < FEW))
@@ -201,7 +203,7 @@ def tabulate(
     if space:
         notes.insert(0, f"Feature space: {space}.")
     if not rows.empty:
-        notes[:0] = [meaning(rows, names), *_warnings(rows, table, names, lines)]
+        notes[:0] = [meaning(rows, names), *_warnings(rows, table, names, lines, scatter)]
     notes = [note.replace(f"/{space}", "") if space else note for note in notes]
     return Board(title, tuple(names), headings, tuple(lines), tuple(notes), lead)
 
@@ -239,7 +241,13 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
     )
 
 
-def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lines: Sequence[Line]) -> list[str]:
+def _warnings(
+    rows: pd.DataFrame,
+    table: pd.DataFrame,
+    names: Sequence[str],
+    lines: Sequence[Line],
+    scatter: Mapping[str, Spread],
+) -> list[str]:
     """Notes that keep numbers of the table from saying more than they do."""
     notes = []
     if any(line.few for line in lines):
@@ -259,7 +267,7 @@ def _warnings(rows: pd.DataFrame, table: pd.DataFrame, names: Sequence[str], lin
             "as equal to it, and marked are only rows with at least half the best gain of the training "
             f"reward{reached}: {who}."
         )
-    for metric, spread in spreads(rows, table).items():
+    for metric, spread in scatter.items():
         if metric in names and spread.hides:
             notes.append(
                 f"{metric}: 95 % of its floors fall between {spread.low:.3g} and {spread.high:.3g}, as far apart as "
@@ -306,16 +314,15 @@ def _plain(table: pd.DataFrame, name: str) -> Cell:
     return Cell(*table.loc[name, ["value", "value_low", "value_high"]]) if name in table.index else Cell()
 
 
-def _cell(table: pd.DataFrame, name: str, metric: str, runs: int, standing: Standing | None) -> Cell:
-    if (name, metric) not in table.index:
+def _cell(entry: Mapping[str, Any] | None, runs: int, standing: Standing | None) -> Cell:
+    """entry: of the `summary`."""
+    if entry is None:
         return Cell()
-    entry = table.loc[(name, metric)]
     text = f"{entry['seeds']} of {runs} seeds" if entry["seeds"] != runs else ""
-    value, low, high = entry[["value", "value_low", "value_high"]]
-    cell = Cell(value, low, high, text=text, from_prior=bool(entry["from_prior"]))
+    ends = entry["value"], entry["value_low"], entry["value_high"]
+    cell = Cell(*ends, text=text, from_prior=bool(entry["from_prior"]))
     if standing:
         cell = cell._replace(**standing._asdict())
     if not entry["paired"]:
         return cell
-    difference, low, high = entry[["difference", "difference_low", "difference_high"]]
-    return cell._replace(difference=difference, difference_low=low, difference_high=high)
+    return cell._replace(**{end: entry[end] for end in ("difference", "difference_low", "difference_high")})

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from bench.reporting.budgets import AXES, COSTS, KL, measured_gains
 from bench.reporting.chooser import choices
-from bench.reporting.envelopes import Group, curves, ratios, reference, table
+from bench.reporting.envelopes import Group, curves, ratios, reference
 from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, scale_of
 from bench.reporting.figures.trades import SHOWN as NEEDED
@@ -27,7 +28,7 @@ from bench.reporting.formats import interval, parts
 from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import Board, narrow
 from bench.reporting.ranks import Ranks
-from bench.reporting.report import Question, Section, across, envelopes, ranked_over, scores, sections
+from bench.reporting.report import Question, Section, compared
 from bench.reporting.samples import Samples, mosaic
 from bench.reporting.statistics import student
 
@@ -57,22 +58,16 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
 
     frame, left_out: of `bench.reporting.selection.collect`.
     """
-    all_sections = sections(frame, question, with_gains=True)
-    several = envelopes(all_sections)
-    ordered = ranked_over(all_sections)
-    plots = [plots_of(section) for section in all_sections]
-    over_gains = [[envelope_plot(group)] for group in several]
-    over_settings = [ranks_plot(ordered[0])] if ordered else []
-    runs = [_runs(section) for section in all_sections]
-    known = [choices(section.rows) for section in all_sections]
+    report = compared(frame, question, with_gains=True)
+    plots = [plots_of(section) for section in report.sections]
+    over_gains = [[envelope_plot(group)] for group, _ in report.envelopes]
+    over_settings = [ranks_plot(report.ranked[0])] if report.ranked else []
+    runs = [_runs(section) for section in report.sections]
+    known = [choices(section.rows) for section in report.sections]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    bundle = files("itables") / "html"
-    packed = {
-        "plotly": get_plotlyjs(),
-        "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
-        "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
+    numbers = {
         "plots": json.dumps(
             [
                 [(plot.data, plot.layout, list(plot.views.values())) for plot in own]
@@ -93,21 +88,35 @@ def write_page(path: Path, frame: pd.DataFrame, left_out: Sequence[str], questio
                 "runs": origin,
                 "choices": choice,
             }
-            for section, own, origin, choice in zip(all_sections, plots, runs, known, strict=True)
+            for section, own, origin, choice in zip(report.sections, plots, runs, known, strict=True)
         ],
-        envelopes=[{"board": table(group), "plots": own} for group, own in zip(several, over_gains, strict=True)],
-        over=[one for one in (across(scores(all_sections)), ordered and ordered[1]) if one],
+        envelopes=[
+            {"board": board, "plots": own} for (_, board), own in zip(report.envelopes, over_gains, strict=True)
+        ],
+        over=report.over,
         ranks=over_settings,
         left_out=left_out,
         parts=parts,
         later=_later,
         gap=lambda cell: " ".join(interval(cell.gap, cell.gap_low, cell.gap_high, sign=True)).strip(),
         order=lambda cell: "" if pd.isna(cell.value) else f"{cell.value:.9g}",
-        packed={name: _packed(text) for name, text in packed.items()},
+        packed=_libraries() | {name: _packed(text) for name, text in numbers.items()},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf8")
     return path
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """What draws and sorts, packed, which takes longer than all the rest of a small page."""
+    bundle = files("itables") / "html"
+    sources = {
+        "plotly": get_plotlyjs(),
+        "tables": (bundle / "dt_bundle.js").read_text(encoding="utf8"),
+        "styles": (bundle / "dt_bundle.css").read_text(encoding="utf8"),
+    }
+    return {name: _packed(text) for name, text in sources.items()}
 
 
 def _packed(text: str) -> str:

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -167,34 +168,54 @@ def ranked_over(all_sections: Sequence[Section]) -> tuple[Ranks, Board] | None:
     return found, ranks_table(found, used, partly)
 
 
-def envelopes(all_sections: Sequence[Section]) -> list[Group]:
-    """What `bench.reporting.envelopes` compares: methods with several configurations, over all their tables."""
-    return list(groups(pd.concat([section.rows for section in all_sections])))
+class Report(NamedTuple):
+    """Settings, and what is said over several of them.
+
+    scores: of `scores`; gains: their table; ranked: mean ranks and their table; envelopes: methods with several
+    configurations over all their tables, and the table that compares them.
+    """
+
+    sections: list[Section]
+    scores: dict[str, dict[str, np.ndarray]]
+    gains: Board | None
+    ranked: tuple[Ranks, Board] | None
+    envelopes: list[tuple[Group, Board]]
+
+    @property
+    def over(self) -> list[Board]:
+        """The tables over all settings."""
+        return [board for board in (self.gains, self.ranked and self.ranked[1]) if board]
+
+    @property
+    def boards(self) -> list[Board]:
+        """All tables: of every setting, over settings, of envelopes."""
+        own = [board for section in self.sections for board in section.boards]
+        return [*own, *self.over, *(board for _, board in self.envelopes)]
 
 
-def boards_of(all_sections: Sequence[Section]) -> list[Board]:
-    """All tables: of every setting, over settings, of envelopes."""
-    boards = [board for section in all_sections for board in section.boards]
-    over, ordered = across(scores(all_sections)), ranked_over(all_sections)
-    boards += [one for one in (over, ordered and ordered[1]) if one]
-    return boards + [table(group) for group in envelopes(all_sections)]
+def compared(frame: pd.DataFrame, question: Question, with_gains: bool = False) -> Report:
+    """The report on `frame`; arguments and errors are those of `sections`."""
+    found = sections(frame, question, with_gains)
+    scored = scores(found)
+    several = groups(pd.concat([section.rows for section in found]))
+    return Report(found, scored, across(scored), ranked_over(found), [(group, table(group)) for group in several])
 
 
-def text(all_sections: Sequence[Section], left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
+def text(report: Report, left_out: Sequence[str], figures: Sequence[Sequence[str]] = ()) -> str:
     """Markdown: every setting with its tables, its figures if there are names of some, and what was left out."""
     parts = []
-    for i, section in enumerate(all_sections):
+    for i, section in enumerate(report.sections):
         for board in section.boards:
             parts.append(f"### {markdown_text(board.title)}\n\n{markdown(board)}")
         heading = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", markdown_text(section.heading))
         parts += [f"![{name.split('-')[0]}: {heading}]({name})\n" for name in (figures[i] if figures else ())]
-    if over := across(scores(all_sections)):
-        parts.append(f"### {over.title}\n\n{markdown(over)}")
+    if report.gains:
+        parts.append(f"### {report.gains.title}\n\n{markdown(report.gains)}")
         parts += ["![performance profiles](profiles.png)\n"] * bool(figures)
-    if ordered := ranked_over(all_sections):
-        parts.append(f"### {ordered[1].title}\n\n{markdown(ordered[1])}")
+    if report.ranked:
+        parts.append(f"### {report.ranked[1].title}\n\n{markdown(report.ranked[1])}")
         parts += ["![mean ranks](ranks.png)\n"] * bool(figures)
-    for number, board in enumerate(map(table, envelopes(all_sections))):
+    for number, (_, board) in enumerate(report.envelopes):
         parts.append(f"### {markdown_text(board.title)}\n\n{markdown(board)}")
         parts += [f"![envelopes](envelopes-{number}.png)\n"] * bool(figures)
     if left_out:
@@ -208,19 +229,18 @@ def write_report(out: Path, frame: pd.DataFrame, left_out: Sequence[str], questi
     The same rows give the same bytes, in any folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    all_sections = sections(frame, question, with_gains=True)
-    figures = [_figures(section, question, out, number) for number, section in enumerate(all_sections)]
-    if across(scored := scores(all_sections)):
-        plot_profiles(scored, out / "profiles.png", "Performance profiles over all settings")
-    if ordered := ranked_over(all_sections):
-        plot_ranks(ordered[0], out / "ranks.png", "Mean ranks over all settings")
-    for number, group in enumerate(envelopes(all_sections)):
+    report = compared(frame, question, with_gains=True)
+    figures = [_figures(section, question, out, number) for number, section in enumerate(report.sections)]
+    if report.gains:
+        plot_profiles(report.scores, out / "profiles.png", "Performance profiles over all settings")
+    if report.ranked:
+        plot_ranks(report.ranked[0], out / "ranks.png", "Mean ranks over all settings")
+    for number, (group, _) in enumerate(report.envelopes):
         plot_envelopes(group, out / f"envelopes-{number}.png")
-    boards = boards_of(all_sections)
     page = out / "report.md"
-    page.write_text(text(all_sections, left_out, figures), encoding="utf8")
-    (out / "report.csv").write_text(to_csv(boards), encoding="utf8")
-    (out / "report.tex").write_text("\n".join(map(latex, boards)), encoding="utf8")
+    page.write_text(text(report, left_out, figures), encoding="utf8")
+    (out / "report.csv").write_text(to_csv(report.boards), encoding="utf8")
+    (out / "report.tex").write_text("\n".join(map(latex, report.boards)), encoding="utf8")
     return page
 
 

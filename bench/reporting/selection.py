@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,9 +227,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         from_prior=("from_prior", "any"),
     )
     kinds = robust.reindex(table.index.get_level_values("metric")).to_numpy(bool)
-    values = [group.to_numpy() for _, group in groups["value"]]
-    both = [group.dropna().to_numpy().T for _, group in groups[["value", "difference"]]]
-    paired = [(value, value - difference) for value, difference in both]
+    places_of = groups.indices  # pandas' own loop over thousands of groups takes seconds
+    values = [rows["value"].to_numpy()[places_of[key]] for key in table.index]
+    differ = [rows["difference"].to_numpy()[places_of[key]] for key in table.index]
+    paired = [(v[~np.isnan(d)], (v - d)[~np.isnan(d)]) for v, d in zip(values, differ, strict=True)]
     unpaired = np.array([len(before) > 0 and not before.any() for _, before in paired], bool)  # the prior's is zero
     for name, function, groups_of in (("value", intervals, values), ("difference", differences, paired)):
         ends = np.full((len(values), 3), np.nan)
@@ -324,7 +325,9 @@ def whole_of(metric: str) -> str:
     return f"{whole}/{names[-1]}" if whole and names[-1] in SPLITS else whole
 
 
-def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -> dict[tuple[str, str], Standing]:
+def standings(
+    rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str], scatter: Mapping[str, Spread]
+) -> dict[tuple[str, str], Standing]:
     """(row, metric) → how it compares with the best; a tie where the interval of the difference to it holds zero.
 
     The best is one of the rows with the most seeds: others were drawn on other noise, or are the seeds that got there.
@@ -332,12 +335,14 @@ def standings(rows: pd.DataFrame, table: pd.DataFrame, metrics: Sequence[str]) -
     Of a metric at which the prior is best only `learners` are compared, and what is beyond the prior's equals it. Of a
     part of an error (`WHOLES`) only rows are compared that are marked at the whole: right shares of modes in the wrong
     shape are no success.
-    Nothing is marked where no error is known, or where the floor scatters as widely as the rows differ (`spreads`).
+    Nothing is marked where no error is known, or where the floor scatters as widely as the rows differ.
+
+    table: their `summary`; scatter: their `spreads`.
     """
     found: dict[tuple[str, str], Standing] = {}
     robust = is_robust(rows)
     learned, _ = learners(rows, table)
-    hidden = [metric for metric, spread in spreads(rows, table).items() if spread.hides]
+    hidden = [metric for metric, spread in scatter.items() if spread.hides]
     wholes = set(filter(None, map(whole_of, metrics)))
     rows = rows[rows["metric"].isin({*metrics, *wholes}.difference(hidden)) & (rows["direction"] != "none")]
     rows = rows[rows["value"].notna()]
@@ -376,8 +381,9 @@ def _gaps(rows: pd.DataFrame, best: str, others: Sequence[str], several: bool, r
     support = rows["support"].iloc[0]
     if several:
         seeds = rows.pivot(index="row", columns="seed", values="value")
-        pairs = [seeds.loc[[name, best]].dropna(axis=1).to_numpy() for name in others]
-        return gaps([(pair[0], pair[1]) for pair in pairs], support, robust)[0]
+        pairs = [(seeds.loc[name].to_numpy(), seeds.loc[best].to_numpy()) for name in others]
+        common = [~np.isnan(x + y) for x, y in pairs]
+        return gaps([(x[own], y[own]) for (x, y), own in zip(pairs, common, strict=True)], support, robust)[0]
     single = rows.set_index("row")
     value, error = single["value"], single["standard_error"]
     if support == "positive" and value.min() > 0:

@@ -1,9 +1,10 @@
 """How much memory a run will need, from shapes alone: nothing is loaded, networks are built without storage."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import diffusers
 import torch
@@ -69,12 +70,23 @@ class Shapes:
     decoded: int
 
 
+_known: dict[str, Shapes] = {}  # by all that they follow from: plans and presets ask for them several times
+
+
 def model_shapes(config: RunConfig, dtype: torch.dtype) -> Shapes | None:
     """The shapes of the configured model with a denoiser of that precision; None as of `estimate_memory`."""
     quiet_libraries()
-    pipeline = blueprint(config)
-    if pipeline is None:
+    described = _described(config)
+    if described is None:
         return None
+    own = config.model.model_dump(include={"finetune", "lora", "size", "frames"})
+    key = json.dumps([described.family.__qualname__, *described[1:], own, str(dtype)])
+    if key not in _known:
+        _known[key] = _shapes(_blueprint(described, config), config, dtype)
+    return _known[key]
+
+
+def _shapes(pipeline: Blueprint, config: RunConfig, dtype: torch.dtype) -> Shapes:
     family, spec, vae = pipeline.family, pipeline.spec, pipeline.networks["vae"]
     denoiser, decoder = _numbers(pipeline.network) * dtype.itemsize, _numbers(vae) * FLOAT
     encoders = sum(_numbers(net) for net in pipeline.networks.values() if net not in (pipeline.network, vae))
@@ -173,23 +185,38 @@ def blueprint(config: RunConfig) -> Blueprint | None:
 
     None too for a hub id whose configurations are not here yet.
     """
+    described = _described(config)
+    return None if described is None else _blueprint(described, config)
+
+
+class _Description(NamedTuple):
+    """A pipeline's family, its `model_index.json`, and the class and configuration of each part."""
+
+    family: type[PipelineModel]
+    pipeline: dict[str, Any]
+    parts: Described
+
+
+def _described(config: RunConfig) -> _Description | None:
     name, t5 = config.model.name, config.model.t5
     family = catalogue.model_class(name, t5)
     if family is None or not issubclass(family, PipelineModel):
         return None
     card = CARDS.get(name)
     if isinstance(card, HubCard) and not catalogue.is_here(name, t5):
-        index, described = _of_card(card, family, t5)
-    else:
-        index, described = _of_folder(name, family, t5)
-    scheduler, options = described.pop("scheduler")
+        return _Description(family, *_of_card(card, family, t5))
+    return _Description(family, *_of_folder(name, family, t5))
+
+
+def _blueprint(described: _Description, config: RunConfig) -> Blueprint:
+    family, parts = described.family, dict(described.parts)
+    scheduler, options = parts.pop("scheduler")
     with torch.device("meta"):
-        networks = {part: build(*description) for part, description in described.items()}
+        networks = {part: build(*description) for part, description in parts.items()}
     configs = {part: networks[part].config for part in (family.denoiser, "vae")}
     configs["scheduler"] = getattr(diffusers, scheduler).from_config(options).config
-    return Blueprint(
-        family, networks, family.describe({"pipeline": index, "picture": family.asked(config.model), **configs})
-    )
+    picture = family.asked(config.model)
+    return Blueprint(family, networks, family.describe({"pipeline": described.pipeline, "picture": picture, **configs}))
 
 
 def _of_folder(name: str, family: type[Family], t5: bool) -> tuple[dict[str, Any], Described]:

@@ -75,9 +75,9 @@ class Local:
 
     def __enter__(self) -> "Local":
         self.context = multiprocessing.get_context("forkserver")
-        # what planning has loaded; the command line looks at the terminal, so a run imports it for itself
+        # what planning has loaded, and a run; the command line looks at the terminal, so each run imports it for itself
         loaded = [name for name in sys.modules if re.match(r"bench\b(?!\.cli)", name)]
-        self.context.set_forkserver_preload([*loaded, "torch.utils.tensorboard"])
+        self.context.set_forkserver_preload([*loaded, "bench.runs.run", "torch.utils.tensorboard"])
         self.before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)  # libraries read it when the server loads them
         return self

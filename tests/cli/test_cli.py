@@ -53,7 +53,7 @@ def test_a_run_writes_everything_and_reports_without_recomputing(tiny_run, bench
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_saved_adapter_loads_with_diffusers(tiny_run, pipeline_folder):
+def test_the_saved_adapter_loads_with_diffusers(undrawn, tiny_run, pipeline_folder):
     folder = tiny_run("draft", "--set", "optimizer.lr=0.05")
     modes = {path.stat().st_mode & 0o777 for path in (folder / "adapter").iterdir()}
     assert modes == {(folder / "config.yaml").stat().st_mode & 0o777}  # who may read the run may read the weights
@@ -85,7 +85,7 @@ def test_the_saved_adapter_loads_with_diffusers(tiny_run, pipeline_folder):
     assert not torch.allclose(ours, untouched, atol=1e-2)
 
 
-def test_eval_with_other_settings_goes_beside_the_run(tiny_run, bench):
+def test_eval_with_other_settings_goes_beside_the_run(undrawn, tiny_run, bench):
     folder = tiny_run("draft_1")
     before = (folder / "rows.parquet").read_bytes()
     status, text = bench("eval", folder, "--set", "evaluation.samples_per_prompt=3")
@@ -98,7 +98,7 @@ def test_eval_with_other_settings_goes_beside_the_run(tiny_run, bench):
     assert "evaluation.* settings only" in text
 
 
-def test_another_configuration_is_refused_and_force_moves_it_aside(tiny_run, bench, tmp_path, pipeline_folder):
+def test_another_configuration_is_refused_and_force_moves_it_aside(undrawn, tiny_run, bench, tmp_path, pipeline_folder):
     folder = tiny_run("prior")
     rows = (folder / "rows.parquet").read_bytes()
     status, text = bench("run", "--method", "prior", "--seed", 5, "--out", folder)
@@ -218,7 +218,7 @@ def test_equal_settings_hash_equal_and_survive_yaml(tmp_path):
         resolve("ddpo", assignments=["train.update=7"])
 
 
-def test_the_terms_of_a_weighted_sum_are_reported(tiny_run):
+def test_the_terms_of_a_weighted_sum_are_reported(undrawn, tiny_run):
     folder = tiny_run("prior", "--reward", "colorfulness+0.5*jpeg_incompressibility")
     rows = read_rows(folder / "rows.parquet").set_index("metric")["value"]
     parts = rows["reward/colorfulness/train"], rows["reward/jpeg_incompressibility/train"]
@@ -332,7 +332,7 @@ def test_a_sampler_with_one_step_that_counts_is_warned_of(bench, tmp_path, caplo
     assert "of the sampler's weights" not in caplog.text
 
 
-def test_prompts_cut_by_the_encoder_are_counted(tiny_run, tmp_path, caplog):
+def test_prompts_cut_by_the_encoder_are_counted(undrawn, tiny_run, tmp_path, caplog):
     path = tmp_path / "long.txt"
     path.write_text("cat\ndog\n" + "many letters " * 9 + "\n")
     tiny_run("prior", "--prompts", path)

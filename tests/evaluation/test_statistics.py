@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.reporting.coverage import KINDS, Law, differ, held
-from bench.reporting.selection import learners, standings, summary
+from bench.reporting.selection import Standing, learners, spreads, standings, summary
 from bench.reporting.statistics import (
     MANY,
     SCALES,
@@ -138,6 +138,11 @@ def table(values: dict[str, list[float]], error: float = np.nan) -> pd.DataFrame
     return pd.DataFrame(rows).assign(standard_error=error, **fixed)
 
 
+def standings_of(rows: pd.DataFrame) -> dict[tuple[str, str], Standing]:
+    cells = summary(rows)
+    return standings(rows, cells, ["m"], spreads(rows, cells))
+
+
 @pytest.mark.parametrize(
     ("values", "error", "marks"),
     [
@@ -152,17 +157,17 @@ def table(values: dict[str, list[float]], error: float = np.nan) -> pd.DataFrame
 )
 def test_ties_are_no_wins(values: dict[str, list[float]], error: float, marks: dict[str, str]) -> None:
     rows = table(values, error)
-    found = standings(rows, summary(rows), ["m"])
+    found = standings_of(rows)
     assert {name: one.mark for (name, _), one in found.items() if one.mark} == marks
 
 
 def test_a_tie_is_tested_on_the_scale_of_the_metric() -> None:
     """17 [-21, 56] by Student's t of plain values is not "not told apart" from 0.008: every seed is a hundredfold."""
     rows = table({"a": [0.006, 0.008, 0.011], "b": [3.0, 13.0, 35.0]}).assign(direction="lower")
-    plain = standings(rows, summary(rows), ["m"])
+    plain = standings_of(rows)
     assert plain["b", "m"].mark == "tie"
     rows = rows.assign(support="positive")
-    found = standings(rows, summary(rows), ["m"])
+    found = standings_of(rows)
     assert [found[name, "m"].mark for name in "ab"] == ["best", ""]
     assert found["b", "m"].gap == pytest.approx(np.log(3 * 13 * 35 / 0.006 / 0.008 / 0.011) / 3)
     low = summary(rows).loc[("b", "m"), "value_low"]
@@ -182,11 +187,11 @@ def test_doing_nothing_wins_nothing() -> None:
     """The lazy row keeps the prior best and has no mark; of those that learned, the one that lost least has."""
     values = {"lazy": [10.0, 10.1, 9.9], "good": [9.1, 9.0, 8.9], "wild": [3.0, 3.1, 2.9]}
     rows = with_gains(values, {"lazy": 0.1, "good": 4.0, "wild": 5.0})
-    found = standings(rows, summary(rows), ["m"])
+    found = standings_of(rows)
     assert learners(rows, summary(rows)) == (["good", "wild"], pytest.approx(2.505))
     assert {name: one.mark for (name, _), one in found.items()} == {"good": "best", "wild": ""}
     rows = with_gains(values, dict.fromkeys(values, -1.0))
-    assert standings(rows, summary(rows), ["m"]) == {}
+    assert standings_of(rows) == {}
 
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])
@@ -195,7 +200,7 @@ def test_values_beyond_the_priors_are_equal_to_it(direction: str) -> None:
     offsets = {"black": [5.0, 5.1, 4.9], "same": [0.1, 0.0, 0.2], "near": [-0.2, 0.1, -0.1], "far": [-4.0, -4.1, -3.9]}
     values = {name: [10 + sign * x for x in own] for name, own in offsets.items()}
     rows = with_gains(values, dict.fromkeys(values, 1.0), direction=direction)
-    found = standings(rows, summary(rows), ["m"])
+    found = standings_of(rows)
     marks = {"black": "best", "same": "best", "near": "tie", "far": ""}
     assert {name: one.mark for (name, _), one in found.items()} == marks
     printed = summary(rows).loc[("near", "m"), ["difference", "difference_low", "difference_high"]]

@@ -27,6 +27,8 @@ from bench.runs.evaluate import evaluate_stored
 from bench.sampling.noise import Noise
 from bench.settings import ModelConfig, SamplerConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS = 3
 SETTINGS = [
     f"sampler.steps={STEPS}", "evaluation.train_prompts=2", "evaluation.test_prompts=1", "evaluation.at=[]",

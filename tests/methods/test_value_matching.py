@@ -12,6 +12,8 @@ from bench.reporting.rows import read_rows
 from bench.sampling.trajectory import Trajectory
 from bench.training.rounds import path_kl
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 OPTIONS = ["--set", "evaluation.samples_per_prompt=64", "--set", "evaluation.metrics=[reward,path_kl]"]
 
 

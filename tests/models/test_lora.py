@@ -20,6 +20,8 @@ from bench.runs.rows import comparable_settings
 from bench.sampling.noise import Noise
 from bench.settings import LoraConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = [("cat", 0), ("dog", 0)]
 OPTIONS = {
     "DoRA": LoraConfig(rank=2, alpha=4, use_dora=True),

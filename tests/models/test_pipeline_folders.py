@@ -18,6 +18,8 @@ from bench.models.emoji import FLOW
 from bench.models.sd3 import StableDiffusion3
 from bench.settings import ModelConfig, SamplerConfig
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Change = Callable[[Path], None]
 
 

@@ -14,6 +14,8 @@ from bench.errors import BenchError
 from bench.models.pipeline import PipelineModel
 from bench.models.quantized import BYTES, QuantizedLinear, quantizable, quantize
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 KINDS = ["int8", "nf4"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_families import sdxl_folder  # noqa: F401
+from test_sdxl import sdxl_folder  # noqa: F401
 from torch import Tensor
 
 from bench.models.catalogue import locate

@@ -16,7 +16,7 @@ from bench.publish.merge import Merged, merge_packs
 from bench.publish.pack import pack_runs
 from bench.publish.reproduce import verify
 from bench.reporting.rows import read_rows
-from bench.runs import evaluate, execution
+from bench.runs import evaluate
 from bench.runs.run import Run
 from bench.settings import JUDGED
 
@@ -28,12 +28,10 @@ SMALL = (
 
 @pytest.mark.parametrize("method", [name for name in registry.plugins("methods") if name != JUDGED])
 def test_a_packed_run_has_what_it_takes_to_evaluate_it(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Methods that train adapters are evaluated by a copy, so that it and the policy must be in the pack."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module, name in ((execution, "plot_curves"), (execution, "draw_samples"), (evaluate, "draw_samples")):
-        monkeypatch.setattr(module, name, lambda *arguments: None)  # pictures take most of the time
     needs = registry.load("methods", method).needs
     copied = needs.training and needs.adapters
     weights = ["train.ema=0.5", "evaluation.weights=ema"] if copied else []

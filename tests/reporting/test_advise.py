@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import scipy.stats
+from example_rows import PUBLISHED, chosen, row
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from test_answers import trained
-from test_results import PUBLISHED, chosen, row
 
 from bench.errors import BenchError
 from bench.reporting.advise import Advice, Ask, advise, of_setting

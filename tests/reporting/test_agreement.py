@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_results import row
+from example_rows import row
 
 from bench.reporting.agreement import agreement, measurements, sentence
 from bench.reporting.rows import SCHEMA

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_results import PUBLISHED, row
+from example_rows import PUBLISHED, row
 
 from bench.reporting.answers import answers
 from bench.reporting.formats import latex, markdown

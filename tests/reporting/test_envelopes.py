@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_results import row
+from example_rows import row
 
 from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, least_kl, reference, table
 from bench.reporting.formats import markdown
 from bench.reporting.page import write_page
-from bench.reporting.report import Question, boards_of, sections, text, write_report
+from bench.reporting.report import Question, compared, text, write_report
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect
 from bench.reporting.statistics import CONFIDENCE, holm
@@ -107,8 +107,8 @@ def test_configurations_of_a_method_are_one_line_and_other_settings_are_not(tmp_
     assert found and [(cell.value, cell.low, cell.high) for cell in bands] == [
         pytest.approx(np.exp([found.ratio[i], found.low[i], found.high[i]])) for i in (0, len(found.gains) // 2, -1)
     ]
-    everywhere = sections(collect([tmp_path])[0], Question())
-    assert boards_of(everywhere)[-1] == board  # on the terminal, and so in every format
+    everywhere = compared(collect([tmp_path])[0], Question())
+    assert everywhere.boards[-1] == board  # on the terminal, and so in every format
     assert markdown(board) in text(everywhere, [])
     html = write_page(tmp_path / "page.html", *collect([tmp_path]), Question()).read_text()
     assert "<h2>Envelopes: emoji_clip on emoji, prompts emoji</h2>" in html and "Over all gains:" in html

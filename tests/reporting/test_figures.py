@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from example_rows import PUBLISHED
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from matplotlib.legend import Legend
 from matplotlib.path import Path as Outline
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
-from test_results import PUBLISHED
 
 from bench.reporting.figures.drawing import end_names, name_leaving, settle, spread
 from bench.reporting.figures.looks import FAMILIES, MARKERS, families, looks

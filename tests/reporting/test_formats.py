@@ -5,8 +5,8 @@ from io import StringIO
 
 import pandas as pd
 import pytest
+from example_rows import PUBLISHED, chosen, row
 from rich.console import Console
-from test_results import PUBLISHED, chosen, row
 
 from bench.reporting.formats import parts, terminal
 from bench.reporting.leaderboard import Board, leaderboard, narrow

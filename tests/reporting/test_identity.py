@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_rows import row
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from test_results import row
 
 from bench.reporting.identity import RUN, canonical, identified
-from bench.reporting.report import Question, sections, text
+from bench.reporting.report import Question, compared, text
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect
 
@@ -65,10 +65,11 @@ def test_equal_identity_is_one_row_of_a_table_and_unlike_runs_are_never_averaged
         frame, left_out = collect([Path(folder)])
     assert not left_out
     assert len(frame) == sum(map(len, wanted.values()))
-    (section,) = sections(frame, Question(("reward/train",)))
+    report = compared(frame, Question(("reward/train",)))
+    (section,) = report.sections
     lines = {line.name: line for line in section.boards[0].lines if line.n}
     assert len(lines) == len(wanted)
-    assert text([section], [])
+    assert text(report, [])
     meanings = [meaning(json.loads(settings)) for settings in section.rows["settings"]]
     names = dict(zip(meanings, section.rows["row"], strict=True))
     for key, values in wanted.items():

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from example_rows import PUBLISHED, chosen, fid, floor, row
 from PIL import Image
 from rich.console import Console
-from test_results import PUBLISHED, chosen, fid, floor, row
 
 from bench.reporting.budgets import within
 from bench.reporting.chooser import choices
@@ -26,7 +26,7 @@ from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import leaderboard
 from bench.reporting.page import plots_of, write_page
 from bench.reporting.ranking import ranking
-from bench.reporting.report import Question, boards_of, sections, write_report
+from bench.reporting.report import Question, compared, sections, write_report
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect, settings
 
@@ -326,7 +326,7 @@ def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", sorted(path.parent for path in PUBLISHED.glob("*/report.csv")), ids=lambda p: p.name)
 def test_published_tables_come_from_their_rows_byte_by_byte(folder: Path) -> None:
     """`bench report results/published/NAME --out results/published/NAME` wrote them."""
-    found = boards_of(sections(collect([folder])[0], Question(), with_gains=True))
+    found = compared(collect([folder])[0], Question(), with_gains=True).boards
     assert to_csv(found).encode() == (folder / "report.csv").read_bytes()
     for name, form in (("report.tex", latex), ("report.md", markdown)):
         if (folder / name).is_file():

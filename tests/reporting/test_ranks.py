@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from test_results import chosen, row
+from example_rows import chosen, row
 
 from bench.reporting.ranks import ranks
-from bench.reporting.report import Question, boards_of, ranked_over, sections, text, write_report
+from bench.reporting.report import Question, compared, ranked_over, text, write_report
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_a_report_over_settings_ranks_what_is_in_all_of_them(tmp_path: Path) -> 
         for name, own in places.items()
         for reward in own
     ).assign(source=str(tmp_path / "rows.parquet"))
-    found = sections(rows, Question())
-    ordered = ranked_over(found)
+    found = compared(rows, Question())
+    ordered = found.ranked
     assert ordered
     assert ordered[0].means.to_dict() == {"draft": 1.0, "nft": 2.0, "ddpo": 3.0}
-    board = boards_of(found)[-1]
+    board = found.boards[-1]
     assert [line.name for line in board.lines] == ["draft", "nft", "ddpo"]
     assert "Not ranked, as they are not in all settings: refl (in 2 of 3)." in board.notes
     assert "draft has the least mean rank, 1; not separated from it: nft." in board.answers
@@ -62,4 +62,4 @@ def test_a_report_over_settings_ranks_what_is_in_all_of_them(tmp_path: Path) -> 
     assert "### Mean ranks over all settings" in text(found, [])
     assert "![mean ranks](ranks.png)" in write_report(tmp_path, rows, [], Question()).read_text()
     assert (tmp_path / "ranks.png").stat().st_size > 10_000
-    assert ranked_over(found[:1]) is None
+    assert ranked_over(found.sections[:1]) is None

@@ -13,11 +13,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from example_rows import chosen, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
-from test_results import chosen, row
 
 from bench.reporting.formats import TEX, latex, latex_text, markdown, terminal
 from bench.reporting.leaderboard import leaderboard
@@ -25,7 +25,7 @@ from bench.reporting.page import plots_of, write_page
 from bench.reporting.plots import plot_curves as plot_log
 from bench.reporting.plots import plot_samples, shortened
 from bench.reporting.points import plot_points
-from bench.reporting.report import Question, sections, text, write_report
+from bench.reporting.report import Question, compared, sections, text, write_report
 from bench.reporting.rows import write_rows
 from bench.reporting.selection import collect
 from bench.reporting.selection import settings as settings_of
@@ -96,7 +96,7 @@ def test_tables_show_names(name: str) -> None:
     metric = name.replace("/", ":")  # behind a slash stands a feature space
     board = leaderboard(rows, [metric, "reward/train"], title=heading)
     flat = " ".join(name.split())
-    found = read_markdown(text(sections(frame_of(name), Question((metric,))), [name]), "td")
+    found = read_markdown(text(compared(frame_of(name), Question((metric,))), [name]), "td")
     assert flat in [" ".join(one.split()) for one in found]
     assert any(metric in one for one in read_markdown(markdown(board), "th"))
     assert flat in " ".join(read_markdown(f"### {markdown_text(heading)}", "heading")[0].split())

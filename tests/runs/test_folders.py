@@ -21,6 +21,8 @@ from bench.runtime.files import locked
 from bench.sweeps.jobs import plan_sweep
 from bench.sweeps.spec import Sweep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PROMPTS = split("test", ["cat", "dog", "red bird", "fish", "bear", "apple"])
 HOLD = (
     "import sys, time; from bench.runtime.files import locked\nwith locked(__import__('pathlib').Path(sys.argv[1])):\n"

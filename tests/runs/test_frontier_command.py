@@ -14,6 +14,8 @@ from bench.prompts import load_prompts
 from bench.reporting.frontier import FILE, read
 from bench.runs.build import build_core, evaluation_core
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def exact(beta: float) -> tuple[float, float]:
     """Gain and KL of the ring's tilt by β under `−‖x − (3,0)‖²/6`, summed over a grid."""

@@ -26,6 +26,8 @@ from bench.runs.out_of_memory import remedies
 from bench.runtime import memory
 from bench.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CUDA = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB"
 
 

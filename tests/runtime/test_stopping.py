@@ -16,12 +16,14 @@ from bench.evaluation.evaluator import Evaluator
 from bench.runtime.stopping import STOP, Interrupted, signals_stop
 from bench.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def start(folder: Path, updates: int, *settings: str) -> subprocess.Popen:
     sets = (
         "train.updates_per_round=3",
         "train.checkpoint_every=100000",
-        "evaluation.samples_per_prompt=2048",
+        "evaluation.samples_per_prompt=64",
         *settings,
     )
     command = [sys.executable, "-m", "bench", "run", "--method", "rtb", "--model", "ring", "--out", str(folder)]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reporting.test_results import row
+from reporting.example_rows import row
 from rich.console import Console
 
 from bench import registry

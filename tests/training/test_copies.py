@@ -16,6 +16,8 @@ from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"dtype": "bfloat16"}, {"finetune": "full"}])
 def test_a_copy_predicts_what_its_values_do(options, pipeline_folder):

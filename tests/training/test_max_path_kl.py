@@ -10,6 +10,8 @@ import pytest
 from bench.reporting.rows import read_rows
 from bench.runs.log import UpdateLog, read_log
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SETTINGS = (
     "evaluation.samples_per_prompt=64", "evaluation.metrics=[reward,path_kl]", "evaluation.at=[]",
     "train.samples_per_prompt=32", "train.checkpoint_every=1", "optimizer.lr=0.01",
