@@ -26,8 +26,10 @@ from bench.models.precision import network_dtype
 from bench.models.prompt_store import PromptStore
 from bench.models.prompts import PRIOR, TEXT_ENCODER, PromptEncoder
 from bench.models.quantized import quantize
+from bench.models.sharded import shard
 from bench.models.solver import set_solver
 from bench.models.spec import PipelineSpec
+from bench.runtime import processes
 from bench.runtime.digests import digest
 from bench.runtime.finite import require_finite_weights
 from bench.sampling.kernel import Kernel
@@ -94,6 +96,9 @@ class PipelineModel(PromptEncoder):
             self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
         if config.quantize:  # before the rest goes to the device, which may be too small for the weights in full
             quantize(network, config.quantize, self.device)
+        self.sharded = config.shard and processes.count() > 1
+        if self.sharded:  # before, too
+            shard(network, self.device)
         self._place()
         if config.finetune == "full":
             self._prior = copy.deepcopy(network)
@@ -244,7 +249,7 @@ class PipelineModel(PromptEncoder):
 
         In 16 bits the sum would be rounded, and losses would see another network than the rollouts did.
         """
-        exact = self._dtype == torch.float32 and not self.config.compile and not self.config.quantize
+        exact = self._dtype == torch.float32 and not (self.config.compile or self.config.quantize or self.sharded)
         if not (self._lora and self._lora.mergeable and exact) or self._replaced:
             yield
             return
