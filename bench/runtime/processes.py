@@ -1,8 +1,9 @@
 """Several processes of one run, as `accelerate launch` or `bench run --num-processes` start them.
 
 Work is cut into parts by the configuration alone, and the processes share the parts, so that the composition of batches
-(and with it every number, up to the order of sums) does not depend on how many processes there are. Networks are not
-wrapped: the trainer sums one flat gradient. A single process is the special case in which nothing is exchanged.
+(and with it every number, up to the order of sums) does not depend on how many processes there are. What trains is not
+wrapped: the trainer sums one flat gradient. Where the processes share a network's frozen weights, each call of it waits
+for all of them, and they work in step (`turns`). A single process is the special case in which nothing is exchanged.
 """
 
 import logging
@@ -129,12 +130,22 @@ def share(parts: Sequence[Part], compute: Callable[[Part, bool], Value], pace: P
         with together():
             return {number: compute(parts[number], True) for number, _ in own}
     found = {}
-    for number, counts in own:
-        with together(in_step=True):
-            value = compute(parts[number], counts)
-        if counts:
-            found[number] = value
+    try:
+        for number, counts in own:
+            with together(in_step=True):
+                value = compute(parts[number], counts)
+            if counts:
+                found[number] = value
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise BenchError("another process of this run has ended, and has said why.") from error
     return found
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def add(tensor: Tensor) -> Tensor:
@@ -170,21 +181,12 @@ def together(in_step: bool = False) -> Iterator[None]:
     except NonFiniteError as raised:
         error = raised
     except OutOfMemoryError as raised:
-        if in_step and count() > 1:
+        if in_step:
             raise
         error = raised
-    except RuntimeError as raised:
-        if in_step and _is_lost(raised):
-            raise BenchError("another process of this run has ended, and has said why.") from raised
-        raise
     errors = [one for one in gather(error) if one]
     if errors:
         raise error or errors[0]
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def map_parts(
@@ -204,9 +206,10 @@ def map_parts(
             return compute(part)
 
     computed = share(parts, compute_one, pace)
+    first = next(iter(computed.values()), {})
     if count() == 1:
-        return {name: torch.cat([tensors[name] for tensors in computed.values()]) for name in computed[0]}
-    shapes = [{name: (t.shape[1:], t.dtype) for name, t in computed[0].items()} if computed else {}]
+        return {name: torch.cat([tensors[name] for tensors in computed.values()]) for name in first}
+    shapes = [{name: (t.shape[1:], t.dtype) for name, t in first.items()}]
     broadcast_object_list(shapes)  # the first process always has a part
     lengths = [len(part) for part in parts]
     device, whole = state().device, {}

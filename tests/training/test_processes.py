@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
 def folder(pipeline_folder, tmp_path_factory):
     """`<method>/{one,two}`: trained by one and by two processes; `nabla_gfn/{first-one,first-two}`: half by each.
 
-    `<method>/sharded`: by two that share the weights; `nabla_gfn/stopped`: so, in two goes. `<error>-<process>.txt`:
-    what a process says if one shard fails.
+    `<method>/sharded`: two updates by two processes that share the weights, and `whole` by one; `nabla_gfn/stopped`: as
+    `sharded`, in two goes. `<error>-<process>.txt`: what a process says if one shard fails.
     """
     root, threads = tmp_path_factory.mktemp("processes"), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -33,10 +33,11 @@ def folder(pipeline_folder, tmp_path_factory):
     train(pipeline_folder, root / "nabla_gfn" / "first-one", "nabla_gfn", stop=2)
     tasks = [f"{method}:{root / method / 'two'}:0" for method in METHODS]
     tasks += [f"nabla_gfn:{root}/nabla_gfn/first-one:0", f"nabla_gfn:{root}/nabla_gfn/first-two:2"]
-    train(pipeline_folder, root / "adjoint_matching" / "one", "adjoint_matching", checkpointing=True)
-    tasks += [f"{method}:{root / method / 'sharded'}:0:{':'.join(options)}" for method, options in SHARDED.items()]
-    tasks += [f"nabla_gfn:{root}/nabla_gfn/stopped:{stop}:shard" for stop in (2, 0)]
-    tasks += [f"{error}:{root / error}:0:shard" for error in ("nonfinite", "exhausted")]  # the last ends a process
+    for method, options in SHARDED.items():
+        train(pipeline_folder, root / method / "whole", method, stop=2, **dict.fromkeys(options, True))
+        tasks.append(f"{method}:{root / method / 'sharded'}:2:{':'.join(options)}")
+    tasks += [f"nabla_gfn:{root}/nabla_gfn/stopped:{stop}:shard" for stop in (1, 2)]
+    tasks += [f"{error}:{root / error}:2:shard" for error in ("nonfinite", "exhausted")]  # the last ends a process
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(HERE / "two_processes.py"), str(pipeline_folder), *tasks]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}", "OMP_NUM_THREADS": "1"}
@@ -47,10 +48,10 @@ def folder(pipeline_folder, tmp_path_factory):
     return root
 
 
-def assert_same(one: Path, two: Path) -> None:
+def assert_same(one: Path, two: Path, stop: int = 0) -> None:
     """Losses, rewards, gradient norms, adapters, networks and moments to 1e-5; accounting exactly."""
     records = [
-        pd.DataFrame(json.loads((path / "records-0.json").read_text())).set_index("update") for path in (one, two)
+        pd.DataFrame(json.loads((path / f"records-{stop}.json").read_text())).set_index("update") for path in (one, two)
     ]
     names = [name for name in records[0] if name.startswith(("loss", "reward", "gradient_norm", "network"))]
     assert {"loss", "gradient_norm/policy"} <= set(names)
@@ -90,10 +91,10 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, begun):
 @pytest.mark.parametrize("method", SHARDED)
 def test_processes_that_share_the_weights_give_the_numbers_of_one(folder, method):
     """Each has half of the frozen weights; three shards for two processes, so that one repeats a shard."""
-    records = json.loads((folder / method / "sharded/records-0.json").read_text())
+    records = json.loads((folder / method / "sharded/records-2.json").read_text())
     assert {record["processes"] for record in records} == {2}
     assert all(0.5 <= record["share"] < 0.55 for record in records)  # rows that do not divide are filled up
-    assert_same(folder / method / "one", folder / method / "sharded")
+    assert_same(folder / method / "whole", folder / method / "sharded", stop=2)
 
 
 def test_a_run_that_shares_the_weights_resumes_to_the_bit(folder):

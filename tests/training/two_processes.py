@@ -24,8 +24,8 @@ from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 METHODS = ("nabla_gfn", "ddpo", "draft", "dag_kl", "awm", "lopsided")
-# by method: with which further options. Their shards hold different steps; one is the whole update; calls differ.
-SHARDED = {"nabla_gfn": ("shard",), "dag_kl": ("shard",), "adjoint_matching": ("shard", "checkpointing")}
+# by method, with their options: one repeats a shard, one samples with a copy of the adapters, calls of one differ
+SHARDED = {"nabla_gfn": ("shard",), "nft": ("shard",), "adjoint_matching": ("shard", "checkpointing")}
 PROMPTS = ["cat", "dog", "red bird"]
 
 
