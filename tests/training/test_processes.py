@@ -41,7 +41,7 @@ def folder(pipeline_folder, tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(HERE / "two_processes.py"), str(pipeline_folder), *tasks]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     train(pipeline_folder, root / "nabla_gfn" / "first-two", "nabla_gfn")
     torch.set_num_threads(threads)

@@ -46,7 +46,7 @@ class Lopsided(Method):
 
 
 class Failing(Method):
-    """The shard with a red bird runs out of memory between two calls of the network, or is not finite after them."""
+    """The second process runs out of memory between two calls of the network, or is not finite after them."""
 
     def __init__(self, error: type[Exception]):
         super().__init__(Config())
@@ -54,7 +54,7 @@ class Failing(Method):
 
     def losses(self, core: Core, data: Batch) -> Iterator[Loss]:
         z, k = data.latents[:, 1], torch.ones(len(data), dtype=torch.long)
-        fails = "red bird" in data.prompts
+        fails = processes.state().process_index == 1
         for late in (False, True):
             yield Loss(core.predict(z, k, data.conditioning).flatten(1).mean(1))
             if fails and late == (self.error is NonFiniteError):
