@@ -15,6 +15,7 @@ from bench.model import Conditioning, DiffusionModel
 from bench.reward import Reward, gradient, score
 from bench.runtime import memory
 from bench.runtime.meter import Meter
+from bench.runtime.processes import Pace
 from bench.sampling.kernel import Kernel, Step
 from bench.sampling.noise import Noise, Purpose, generator, upload
 from bench.sampling.trajectory import Batch, Noised, Steer, Trajectory, join, rollout
@@ -129,6 +130,12 @@ class Core:
         assert self.teacher_model, "the method declares no Needs.teacher"
         model, kernel = self.teacher_model
         return replace(self, model=model, kernel=kernel)
+
+    def pace(self, uneven: bool = False) -> Pace:
+        """How processes share work that calls the network; uneven: whether it has `Needs.uneven`."""
+        if not self.model.sharded:
+            return "free"
+        return "alike" if uneven else "even"
 
     def _using(self, weights: str | None) -> AbstractContextManager[None]:
         return self.model.using(self.copies[weights]) if weights else nullcontext()

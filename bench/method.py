@@ -38,6 +38,7 @@ class Needs:
     teacher: the model must be a few-step student whose teacher is here, as `core.teacher()`.
     record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
     whole_update: the loss normalises over an update's trajectories, so it is not the mean over parts of them.
+    uneven: how often the network is called depends on which samples a batch holds, not on their number alone.
     adapters: the loss trains the adapters (False: the method's own networks steer the sampler, in `collect` and
         `sample`, and are stored beside the adapters).
     """
@@ -52,6 +53,7 @@ class Needs:
     teacher: bool = False
     record: frozenset[str] = frozenset()
     whole_update: bool = False
+    uneven: bool = False
     adapters: bool = True
 
 
@@ -175,7 +177,8 @@ class Method(ABC):
         """Yield micro-losses of one update, or of a shard of it: at most `train.micro_batch` trajectories.
 
         `data` is a `Trajectory` unless `needs.trajectory` is False, and the whole update if `needs.whole_update`.
-        Several processes compute different shards, so nothing in here may wait for another process.
+        Several processes compute different shards, so nothing in here may wait for another process. Where they share
+        the network's weights (`model.shard`) they do so in step, or, if `needs.uneven`, compute all shards alike.
         """
 
     def copies(self) -> dict[str, Copy]:

@@ -84,6 +84,7 @@ class DiffusionModel(ABC):
     modes: [M, d], the centres of the prior's modes, of a model that knows them.
     mixture: the prior's density, `bench.models.mixture.Mixture`, of a model that knows it, else None.
     few_step: of a class that is a few-step student by itself; a pipeline's is on its card.
+    sharded: whether every process keeps a part of the weights, so that all have to call the network equally often.
     """
 
     spec: ModelSpec
@@ -93,6 +94,7 @@ class DiffusionModel(ABC):
     decoder_batch: int = 1 << 20
     points: ClassVar[bool] = False
     few_step: ClassVar[FewStep | None] = None
+    sharded: bool = False
     modes: Tensor | None = None
     mixture: Any = None
 

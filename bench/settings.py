@@ -25,6 +25,7 @@ EXECUTION = (
     "model.checkpointing",
     "model.vae_slicing",
     "model.offload",
+    "model.shard",
     "model.attention",
     "model.compile",
 )
@@ -89,6 +90,9 @@ class ModelConfig(Config):
     offload: bool = Field(
         False, description="decoder and text encoders wait on the CPU; the latter load for prompts not stored yet"
     )
+    shard: bool = Field(
+        False, description="every process keeps a part of the frozen denoiser, and gathers a block when it is called"
+    )
     negative_prompt: str = Field("", description="what classifier-free guidance leads away from")
     size: tuple[int, int] | None = Field(
         None, description="height and width in pixels, where the pipeline's files say none; null: its own call's"
@@ -102,6 +106,18 @@ class ModelConfig(Config):
             raise ValueError(
                 f"model.quantize = {self.quantize} is of frozen weights below plain LoRA: leave out {given}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_sharded_is_frozen(self) -> "ModelConfig":
+        if self.shard and self.finetune != "lora":
+            raise ValueError(
+                f"model.shard is of frozen weights below an adapter: leave out model.finetune = {self.finetune}"
+            )
+        for name in ("quantize", "compile"):
+            if self.shard and (value := getattr(self, name)):
+                given = f"model.{name} = {str(value).lower()}"
+                raise ValueError(f"model.shard gathers weights in full, for blocks as they are: leave out {given}")
         return self
 
 

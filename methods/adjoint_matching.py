@@ -34,7 +34,7 @@ class AdjointMatching(Method):
     """
 
     Config = AdjointMatchingConfig
-    needs = Needs(reward_gradient=True, density=True, memoryless=True)
+    needs = Needs(reward_gradient=True, density=True, memoryless=True, uneven=True)
     recipe = {"optimizer.lr": 3e-6, "optimizer.betas": (0.9, 0.95), "optimizer.clip": None}
     strength = TILT
     config: AdjointMatchingConfig

@@ -68,6 +68,7 @@ def draw(
     """
     sample = partial(method.sample, core) if method and not prior else core.rollout
     records = frozenset() if prior else frozenset({"model_output", "prior_output"})
+    pace = core.pace(bool(method and method.needs.uneven and not prior))
 
     @torch.no_grad()
     def finish(part: Batch) -> dict[str, Tensor]:
@@ -90,11 +91,12 @@ def draw(
             tensors["output_norm"] = policy.norm(dim=2) / prior_output.norm(dim=2)
             if core.kernel.has_density:
                 tensors |= _divergence(core, path)
-        on_batch(len(part) * processes.count())
+        on_batch(len(part) * (1 if pace == "alike" else processes.count()))
         return {name: value.cpu() for name, value in tensors.items()}
 
     parts = list(core.batch(names).split(core.sample_batch))
-    tensors = {name: value.cpu() for name, value in processes.map_parts(parts, finish).items()}
+    drawn = processes.map_parts(parts, finish, pace, core.meter.uncounted)
+    tensors = {name: value.cpu() for name, value in drawn.items()}
     return Samples(prompts=[prompt for prompt, _ in names], splits=splits, rewards={}, **tensors)
 
 

@@ -18,6 +18,7 @@ from bench.sampling.noise import seeded
 from bench.settings import LoraConfig
 
 ADAPTER = "default"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 
 
 def add_lora(network: Any, options: LoraConfig, targets: Sequence[str]) -> None:

@@ -1,17 +1,15 @@
 """What all families of latent text-to-image pipelines in diffusers' on-disk format share."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -20,14 +18,18 @@ from bench.errors import BenchError
 from bench.model import Conditioning
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
-from bench.models.family import Call, Family, Parts
+from bench.models.family import Call
 from bench.models.fingerprint import fingerprint
 from bench.models.folder import read
-from bench.models.lora import Adapters, LoraAdapter
+from bench.models.lora import LORA_FILE, Adapters, LoraAdapter
 from bench.models.precision import network_dtype
 from bench.models.prompt_store import PromptStore
+from bench.models.prompts import PRIOR, TEXT_ENCODER, PromptEncoder
 from bench.models.quantized import quantize
+from bench.models.sharded import shard
+from bench.models.solver import set_solver
 from bench.models.spec import PipelineSpec
+from bench.runtime import processes
 from bench.runtime.digests import digest
 from bench.runtime.finite import require_finite_weights
 from bench.sampling.kernel import Kernel
@@ -38,14 +40,10 @@ ATTENTION: dict[str, Callable[[], Any]] = {
     "sdpa": AttnProcessor2_0,
     "sliced": lambda: SlicedAttnProcessor(slice_size=1),
 }
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 AGAIN: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # of torch's checkpoint
-PRIOR = "prior."  # how the names of the conditioning's parts begin that the prior's own text encoders made
-TEXT_ENCODER = "text_encoder"  # how the names of such parts begin
-TEXTS = 256  # encoded prompts that are remembered: FLUX's are 4 MB each
 
 
-class PipelineModel(Family):
+class PipelineModel(PromptEncoder):
     """A diffusers pipeline whose denoiser is finetuned. A family is a subclass, one file each.
 
     folder: of the pipeline. config: the settings `model.…`. guidance: the scale of classifier-free guidance, in
@@ -90,14 +88,17 @@ class PipelineModel(Family):
         if config.quantize:  # others have the fingerprint that they had before there was a choice
             settings["quantize"] = config.quantize
         self._fingerprint = fingerprint(pipe, absent, **settings)
-        self._texts: dict[str | None, Conditioning] = {}  # None: what guidance starts from
+        self._texts = {}
         self._prior: nn.Module | None = None
         self._lora: Adapters | None = None
-        self._encoders: Sequence[Adapters] = ()  # of the text encoders, where what is judged has changed them too
+        self._encoders = ()
         if config.finetune == "lora":
             self._lora = LoraAdapter(network, config.lora, self.lora_targets, seed)
         if config.quantize:  # before the rest goes to the device, which may be too small for the weights in full
             quantize(network, config.quantize, self.device)
+        self.sharded = config.shard and processes.count() > 1
+        if self.sharded:  # before, too
+            shard(network, self.device)
         self._place()
         if config.finetune == "full":
             self._prior = copy.deepcopy(network)
@@ -132,27 +133,6 @@ class PipelineModel(Family):
             components = components | dict.fromkeys(cls.optional)
         return cls(folder, config, guidance=guidance, device=device, seed=seed, components=components)
 
-    def open(self, dtype: torch.dtype = torch.float32, without: Iterable[str] = ()) -> Any:
-        """The pipeline as diffusers reads it from the folder, on the CPU; the decoder is in float32.
-
-        without: parts that are left out.
-        """
-        index = read(self.folder / "model_index.json")
-        absent = {name: None for name, part in index.items() if part == [None, None]}  # has to be said once more
-        pipe = self.pipeline_class.from_pretrained(
-            self.folder,
-            dtype={"default": dtype, "vae": torch.float32},
-            use_safetensors=True,
-            local_files_only=True,
-            **absent | dict(self.unused) | self._components | dict.fromkeys(without),
-        )
-        pipe.set_progress_bar_config(disable=True)
-        for name, part in pipe.components.items():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval()
-                require_finite_weights(part.state_dict(prefix=f"{name}.").items(), self.folder)
-        return pipe
-
     def _place(self) -> None:
         """Move the parts to the device; with `model.offload` neither text encoders nor the decoder's weights."""
         waiting = self.config.offload
@@ -164,26 +144,6 @@ class PipelineModel(Family):
                 setattr(module, name, statistics.to(self.device))
             for parameter in module.parameters(recurse=False) if self.device.type == "cuda" else ():
                 parameter.data = parameter.data.pin_memory()
-
-    def _load_encoders(self) -> dict[str, Any]:
-        """The text encoders by name, loaded now if that was put off."""
-        pipe, names = self.pipeline, [name for name in self.pipeline.components if name.startswith(TEXT_ENCODER)]
-        if self._store and not all(getattr(pipe, name) for name in self._store.encoders):
-            loaded = self.open(self._prior_dtype, without=(self.denoiser, "vae"))
-            pipe.register_modules(**{name: getattr(loaded, name) for name in self._store.encoders})
-        return {name: part for name in names if (part := getattr(pipe, name)) is not None}
-
-    @contextmanager
-    def _encoding(self) -> Iterator[None]:
-        """A block in which the text encoders are on the device; with `model.offload` they wait on the CPU."""
-        encoders = self._load_encoders().values() if self.config.offload else ()
-        for encoder in encoders:
-            encoder.to(self.device)
-        try:
-            yield
-        finally:
-            for encoder in encoders:
-                encoder.to("cpu")
 
     def adopt_adapters(self, denoiser: Adapters, encoders: Sequence[Adapters]) -> None:
         """Predict with adapters that others trained, already in the parts of the pipeline; off, they are the prior.
@@ -206,62 +166,6 @@ class PipelineModel(Family):
         other.guidance, other._texts = guidance, {}  # where guidance is an input, the texts hold it
         return other
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A row a prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
-        self._require(dict.fromkeys(prompts))
-        for prompt in prompts:
-            self._texts[prompt] = self._texts.pop(prompt)
-        whole = Conditioning.join([self._texts[prompt] for prompt in prompts])
-        for old in list(self._texts)[:-TEXTS]:
-            del self._texts[old]
-        return whole
-
-    def unconditional(self) -> Conditioning:
-        """The row of the empty or the negative prompt, which guidance starts from."""
-        self._require([None])
-        return self._texts[None]
-
-    def _require(self, prompts: Iterable[str | None]) -> None:
-        """Encode the prompts whose rows are neither here nor on the disk; None: what guidance starts from."""
-        if absent := [prompt for prompt in prompts if not self._remembered(prompt)]:
-            with self._encoding(), torch.no_grad():
-                for prompt in absent:
-                    parts = self._encode_both(prompt)
-                    self._texts[prompt] = Conditioning(parts)
-                    if self._store:
-                        self._store.add(parts, *self._text_key(prompt))
-
-    def _remembered(self, prompt: str | None) -> bool:
-        """Whether the prompt's row is here, or is now, read from the disk."""
-        if prompt not in self._texts and self._store and (parts := self._store.find(*self._text_key(prompt))):
-            self._texts[prompt] = Conditioning(parts).to(self.device)
-        return prompt in self._texts
-
-    def _text_key(self, prompt: str | None) -> tuple[str, list[Any]]:
-        """The text, and what its parts depend on besides the encoders: some families put guidance and sizes in."""
-        text = self.config.negative_prompt if prompt is None else prompt
-        return text, [prompt is None, self.guidance, list(self.latent_shape)]
-
-    def _encode_both(self, prompt: str | None) -> Parts:
-        """A prompt's parts, and beside them the prior's where other text encoders made them."""
-        text, _ = self._text_key(prompt)
-        encode = self.encode_null if prompt is None else self.encode_one
-        parts = encode(text)
-        if self._encoders:
-            with ExitStack() as off:
-                for adapters in self._encoders:
-                    off.enter_context(adapters.off())
-                parts |= {PRIOR + name: part for name, part in encode(text).items()}
-        return parts
-
-    def pipeline_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
-        """Keywords of the pipeline's own call for these rows and this guidance."""
-        inputs = self.call_texts(conditioning.parts)
-        if self.rows(self.guidance) > 1:
-            null = self.call_texts(self.unconditional().expand(len(conditioning)).parts)
-            inputs |= {f"negative_{keyword}": text for keyword, text in null.items()}
-        return inputs | self.call_guidance(self.guidance)
-
     @property
     def precision(self) -> torch.dtype:
         """Of the denoiser."""
@@ -280,12 +184,7 @@ class PipelineModel(Family):
         whose scheduler is another solver than the kernel gets DDIM, or Euler's method on the kernel's grid.
         output_type: see diffusers.
         """
-        options: dict[str, Any] = {}
-        if self.output != "flow":
-            pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-            options = {"eta": kernel.eta}
-        elif not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):  # a solver of higher order
-            pipe.scheduler = _EulerOn(kernel)
+        options = set_solver(pipe, kernel, flow=self.output == "flow")
         z = z.to(self.device)
         if self.config.offload:  # it knows nothing of parts that wait elsewhere
             pipe.to(self.device)
@@ -350,7 +249,7 @@ class PipelineModel(Family):
 
         In 16 bits the sum would be rounded, and losses would see another network than the rollouts did.
         """
-        exact = self._dtype == torch.float32 and not self.config.compile and not self.config.quantize
+        exact = self._dtype == torch.float32 and not (self.config.compile or self.config.quantize or self.sharded)
         if not (self._lora and self._lora.mergeable and exact) or self._replaced:
             yield
             return
@@ -402,45 +301,6 @@ class PipelineModel(Family):
         else:
             self.network.save_pretrained(folder / self.denoiser)
 
-    def export(self, folder: Path) -> dict[str, str]:
-        """Write the finetuned weights in the layouts of other programs: `peft/`, `kohya/`, and the pipeline `merged/`.
-
-        Returns the Python line that reads each into a pipeline `pipe`, by the layout. Ends the model: its adapter is
-        part of its weights afterwards. `merged` has the precision in which the model was loaded, and adds in float32.
-        """
-        lines = {}
-        if isinstance(self._lora, LoraAdapter):
-            self._lora.save_peft(folder / "peft")
-            part = f"pipe.{self.denoiser}"
-            lines["peft"] = f'from peft import PeftModel; {part} = PeftModel.from_pretrained({part}, "peft")'
-            if self._save_kohya(folder / "kohya"):
-                lines["kohya"] = f'pipe.load_lora_weights("kohya", weight_name="{LORA_FILE}")'
-            self._lora.merge()
-        else:
-            self.network.to(self._prior_dtype)
-        self._load_encoders()
-        pipe = self.pipeline
-        pipe.save_pretrained(folder / "merged")
-        absent = [name for name, part in pipe.components.items() if part is None]
-        told = "".join(f", {name}=None" for name in absent if name not in pipe._optional_components)
-        return lines | {"merged": f'pipe = {self.pipeline_class.__name__}.from_pretrained("merged"{told})'}
-
-    def _save_kohya(self, folder: Path) -> bool:
-        """Write kohya's layout; False, and no file, if diffusers' reader of it would not give the adapter back."""
-        assert isinstance(self._lora, LoraAdapter)
-        state = {f"{self.denoiser}.{name}": tensor.contiguous() for name, tensor in self._lora.state().items()}
-        written = {name: tensor.clone() for name, tensor in convert_state_dict_to_kohya(dict(state)).items()}
-        try:
-            read, _ = self.pipeline_class.lora_state_dict(dict(written), unet_config=self.network.config)
-            again = convert_unet_state_dict_to_peft(read)
-        except (ValueError, KeyError, AttributeError):  # it reads plain LoRA of a U-Net
-            return False
-        same = again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
-        if same:
-            folder.mkdir()
-            save_file(written, folder / LORA_FILE, {"format": "pt"})
-        return same
-
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises FileNotFoundError, ValueError, or BenchError if it is not finite."""
         if not isinstance(self._lora, LoraAdapter):
@@ -463,18 +323,6 @@ class PipelineModel(Family):
         """See `bench.models.fingerprint`; with the guidance, and with the size where it is chosen."""
         asked = {"latents": list(self.latent_shape)} if self.default_size else {}  # which no file says
         return digest({"pipeline": self._fingerprint, "guidance": float(self.guidance)} | asked)
-
-
-class _EulerOn(FlowMatchEulerDiscreteScheduler):
-    """Euler's method on the noise levels of a kernel."""
-
-    def __init__(self, kernel: Kernel):
-        super().__init__()
-        assert kernel.sigmas is not None
-        self.levels = kernel.sigmas[:-1].tolist()
-
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **unused: Any) -> None:  # type: ignore[override]
-        super().set_timesteps(sigmas=self.levels, device=device)
 
 
 class _Decoder(nn.Module):

@@ -27,7 +27,8 @@ from bench.evaluation.features import EfficientNetLite0
 from bench.model import Conditioning
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.emoji import GUIDANCE, STYLES, TURBO, WEIGHTS, concepts
-from bench.models.pipeline import LORA_FILE, PipelineModel
+from bench.models.lora import LORA_FILE
+from bench.models.pipeline import PipelineModel
 from bench.recipe.art import Concept, caption
 from bench.recipe.evaluate import clip_rank, enlarge, frechet, top
 from bench.recipe.loop import Recipe, fit

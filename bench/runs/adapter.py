@@ -21,6 +21,7 @@ from bench.models import catalogue
 from bench.models.card import EmbeddedCard
 from bench.models.cards import CARDS
 from bench.models.elsewhere.weights import load_adapter
+from bench.models.export import export_layouts
 from bench.models.pipeline import PipelineModel
 from bench.models.precision import network_dtype
 from bench.reporting.table import markdown_text, run_markdown
@@ -228,7 +229,7 @@ def export(folder: Path, out: Path | None) -> tuple[Path, list[str]]:
     for name in ("config.yaml", "samples.png"):
         shutil.copy(adapter / name, out / name)
     model.save(out)
-    lines = model.export(out)
+    lines = export_layouts(model, out)
     table = "\n".join(f"| `{layout}/` | {_code(line)} |" for layout, line in lines.items())
     text = f"## Other layouts\n\n| folder | instead of the line that loads the adapter |\n| --- | --- |\n{table}\n"
     card = (adapter / "README.md").read_text("utf8")

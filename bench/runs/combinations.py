@@ -10,8 +10,9 @@ from bench.runs.estimate import SHARE, memory_of, model_shapes
 from bench.settings import ModelConfig, RunConfig
 
 GIB = 2**30
-# What slows a run down least comes first. Each is on top of those before it, but that 4 bits take the place of 8.
-STEPS = (("checkpointing", True), ("offload", True), ("quantize", "int8"), ("quantize", "nf4"))
+# What slows a run down least comes first, and last what makes another prior. Each is on top of those before it, but
+# that 4 bits take the place of 8, and both that of a share of the weights.
+STEPS = (("checkpointing", True), ("offload", True), ("shard", True), ("quantize", "int8"), ("quantize", "nf4"))
 
 
 def gpu_bytes(text: str) -> int:
@@ -22,8 +23,10 @@ def gpu_bytes(text: str) -> int:
     return int(float(match[1]) * GIB)
 
 
-def combinations(config: RunConfig) -> dict[str, int]:
+def combinations(config: RunConfig, processes: int = 1) -> dict[str, int]:
     """Bytes on a GPU by the settings that are added, `KEY=VALUE …`, for one row at a time; nothing without an estimate.
+
+    processes: of the run, each with a GPU of its own.
 
     The first has none. A setting that the configuration has already, or that does not fit it, is left out.
     """
@@ -31,28 +34,35 @@ def combinations(config: RunConfig) -> dict[str, int]:
     shapes = model_shapes(config, network_dtype(config.model, "cuda"))
     if shapes is None:
         return {}
-    added = {text: config.model_copy(update=one_row | {"model": model}) for text, model in _models(config)}
-    return {text: sum(memory_of(one, shapes).values()) for text, one in added.items()}
+    models = _models(config, processes)
+    added = {text: config.model_copy(update=one_row | {"model": model}) for text, model in models}
+    return {text: sum(memory_of(one, shapes, processes).values()) for text, one in added.items()}
 
 
-def _models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
-    model, chosen = config.model, {}
+def _models(config: RunConfig, processes: int) -> Iterator[tuple[str, ModelConfig]]:
+    model, chosen = config.model, dict[str, bool | str]()
     yield "", model
-    quantizable = model.finetune == "lora" and not model.lora.use_dora and model.quantize is None
+    frozen = model.finetune == "lora" and model.quantize is None
+    fits = {
+        "shard": frozen and processes > 1 and not model.compile,
+        "quantize": frozen and not model.lora.use_dora and not model.shard,
+    }
     for key, value in STEPS:
-        if (key == "quantize" and not quantizable) or getattr(model, key) is True:
+        if not fits.get(key, True) or getattr(model, key) is True:
             continue
+        if key == "quantize":
+            chosen.pop("shard", None)
         chosen[key] = value
         text = " ".join(f"model.{name}={str(one).lower()}" for name, one in chosen.items())
         yield text, model.model_copy(update=chosen)
 
 
-def combinations_text(config: RunConfig, total: int | None) -> list[str]:
+def combinations_text(config: RunConfig, total: int | None, processes: int = 1) -> list[str]:
     """Lines for a plan: the estimates, and which settings to give for a GPU of `total` bytes; None: an unknown one.
 
     Nothing for a model that ships, which fits everywhere.
     """
-    if catalogue.ships(config.model.name) or not (found := combinations(config)):
+    if catalogue.ships(config.model.name) or not (found := combinations(config, processes)):
         return []
     lines = ["estimated memory on a GPU for one row at a time, by what is added (the slower the further down):"]
     lines += [f"  {size / GIB:6.1f} GiB  {text or 'as it is'}" for text, size in found.items()]

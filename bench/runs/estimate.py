@@ -24,6 +24,7 @@ from bench.models.lora import add_lora
 from bench.models.pipeline import PipelineModel
 from bench.models.precision import network_dtype
 from bench.models.quantized import BYTES, quantizable
+from bench.models.sharded import largest_gathered
 from bench.runs.requirements import requirements
 from bench.runtime import memory
 from bench.settings import RunConfig
@@ -35,7 +36,7 @@ Described = dict[str, tuple[str, dict[str, Any]]]  # class and configuration by 
 ADAM = 4  # a trained float32 number is kept four times: itself, its gradient, two moments
 
 
-def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | None:
+def estimate_memory(config: RunConfig, dtype: torch.dtype, processes: int = 1) -> dict[str, int] | None:
     """Bytes by purpose while training; None where the architecture is not known or does not matter (analytic models).
 
     weights: of the model and its text encoders, of the rewards and the feature spaces; the last two as large as their
@@ -44,10 +45,11 @@ def estimate_memory(config: RunConfig, dtype: torch.dtype) -> dict[str, int] | N
     backward: what one micro-batch saves for its backward pass through one call of the denoiser. For methods that ask
     for the reward's gradient, the decoder's saved tensors for the rows that are differentiated at a time are added.
     With `model.offload` it is at least what the text encoders take, which work while nothing is saved.
+    processes: that share the denoiser's weights, with `model.shard`; each gathers a block beside its part of them.
     The method's own networks, the reward network's activations and scratch space come on top.
     """
     shapes = model_shapes(config, dtype)
-    return None if shapes is None else memory_of(config, shapes)
+    return None if shapes is None else memory_of(config, shapes, processes)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Shapes:
     """What a model takes whatever the batches.
 
     denoiser, decoder, encoders: bytes of weights. spared: bytes that quantised weights save of them, by the kind.
+    gathered: bytes of the denoiser's weights that are whole at a time, where processes share them.
     trained: numbers; latent: bytes of one. denoise, decode: bytes saved for the backward pass of one row through the
     denoiser and of one image through the decoder; decoded: images that are decoded at a time.
     """
@@ -63,6 +66,7 @@ class Shapes:
     decoder: int
     encoders: int
     spared: Mapping[str, float]
+    gathered: int
     trained: int
     latent: int
     denoise: int
@@ -101,10 +105,11 @@ def _shapes(pipeline: Blueprint, config: RunConfig, dtype: torch.dtype) -> Shape
     denoise, decode = _saved_by_row(pipeline, torch.float32 if config.model.finetune == "full" else dtype)
     decoded = family.decoder_rows(torch.empty(1, *spec.latent_shape, device="meta"), vae)
     latent, encoders = math.prod(spec.latent_shape) * FLOAT, encoders * dtype.itemsize
-    return Shapes(denoiser, decoder, encoders, spared, trained, latent, denoise, decode, decoded)
+    gathered = largest_gathered(pipeline.network) * dtype.itemsize
+    return Shapes(denoiser, decoder, encoders, spared, gathered, trained, latent, denoise, decode, decoded)
 
 
-def memory_of(config: RunConfig, shapes: Shapes) -> dict[str, int]:
+def memory_of(config: RunConfig, shapes: Shapes, processes: int = 1) -> dict[str, int]:
     """`estimate_memory` of a configuration whose model has these shapes."""
     method = registry.load("methods", config.method.name)
     needs, options = method.needs, method.Config(**config.method.model_dump(exclude={"name"}))
@@ -118,6 +123,8 @@ def memory_of(config: RunConfig, shapes: Shapes) -> dict[str, int]:
     recorded = 1 + len(needs.record & {"model_output", "prior_output"})
     others = requirements(config)[bool(catalogue.repository(config.model.name)) :]  # the model's weights come first
     weights = shapes.denoiser - int(shapes.spared.get(config.model.quantize or "", 0))
+    if config.model.shard and processes > 1:
+        weights = -(-weights // processes) + shapes.gathered
     backward = rows * shapes.denoise + images * shapes.decode * needs.reward_gradient
     if config.model.offload:
         backward = max(backward + shapes.decoder * needs.reward_gradient, shapes.decoder, shapes.encoders)
@@ -156,7 +163,7 @@ def with_batches(config: RunConfig, device: torch.device, processes: int = 1, to
     train = config.train
     if train.micro_batch and train.sample_batch:
         return config
-    rows = train.micro_batch or _fitting(config, device, total)
+    rows = train.micro_batch or _fitting(config, device, total, processes)
     whole = train.prompts_per_round * train.samples_per_prompt
     sample = train.sample_batch or min(LARGEST, 2 * rows, -(-whole // processes) if processes > 1 else LARGEST)
     update = -(-whole // train.updates_per_round)
@@ -169,12 +176,12 @@ def _with_batches(config: RunConfig, micro: int, sample: int | None = None) -> R
     return config.model_copy(update={"train": config.train.model_copy(update=batches)})
 
 
-def _fitting(config: RunConfig, device: torch.device, total: int | None) -> int:
+def _fitting(config: RunConfig, device: torch.device, total: int | None, processes: int) -> int:
     total = total or (memory.available(device) or (0, None))[1]
     shapes = model_shapes(config, network_dtype(config.model, device)) if total else None
     rows = LARGEST
     while shapes and total and rows > 1:
-        if sum(memory_of(_with_batches(config, rows), shapes).values()) <= SHARE * total:
+        if sum(memory_of(_with_batches(config, rows), shapes, processes).values()) <= SHARE * total:
             break
         rows //= 2
     return rows

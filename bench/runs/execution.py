@@ -90,6 +90,8 @@ class Execution:
             self.console.print(sizes)
         if self.pipeline:
             warn_of_cut(self.prompts.all, self.pipeline.tokenizer)
+        if self.config.model.shard and not self.core.model.sharded:
+            self.console.print("model.shard = true changes nothing in one process: give --num-processes.")
         if density:
             warn_of_one_step(self.core.kernel)
 

@@ -45,6 +45,8 @@ def remedies(phases: tuple[str, ...], config: RunConfig) -> list[str]:
         assignments.append("model.vae_slicing=true")
     if not (model.offload or ships(model.name)):  # the text encoders of those that ship are small
         assignments.append("model.offload=true")
+    if processes.count() > 1 and model.finetune == "lora" and not (model.shard or model.quantize or model.compile):
+        assignments.append("model.shard=true")
     return assignments
 
 
@@ -70,12 +72,12 @@ def _facts(config: RunConfig) -> Iterator[str]:
     train, model, device = config.train, config.model, processes.state().device
     yield f"train.micro_batch = {train.micro_batch}, train.sample_batch = {train.sample_batch}"
     if not is_analytic(model.name):
-        for name in ("checkpointing", "vae_slicing", "offload"):
+        for name in ("checkpointing", "vae_slicing", "offload", "shard"):
             yield f"model.{name} = {str(getattr(model, name)).lower()}"
     with contextlib.suppress(Exception):  # an error in these extra facts must not hide the real one
         if pipeline := blueprint(config):
             yield f"latents {'×'.join(map(str, pipeline.spec.latent_shape))}"
-        if estimate := estimate_memory(config, network_dtype(model, device)):
+        if estimate := estimate_memory(config, network_dtype(model, device), processes.count()):
             parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in estimate.items())
             yield f"estimated {sum(estimate.values()) / 2**30:.1f} GiB ({parts})"
     with contextlib.suppress(Exception):

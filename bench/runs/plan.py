@@ -34,14 +34,14 @@ def show_plan(
     for name, value in plan(config, processes).items():
         console.print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
     dtype = network_dtype(config.model, device)
-    memory = estimate_memory(config, dtype)
+    memory = estimate_memory(config, dtype, processes)
     if memory:
         parts = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in memory.items())
         total = sum(memory.values()) / 2**30
         console.print(f"estimated memory a process: {total:.1f} GiB ({parts}; {dtype} network)")
     if gpu_memory is None and device.type == "cuda":
         gpu_memory = torch.cuda.mem_get_info()[1]
-    for line in combinations_text(config, gpu_memory):
+    for line in combinations_text(config, gpu_memory, processes):
         console.print(line)
     with console.status("trying a piece of the run"):
         text = measured_time(config, memory)

@@ -142,6 +142,8 @@ def _check_model(config: RunConfig, method: Method) -> None:
         if is_analytic(config.model.name):
             raise BenchError(f"model.quantize: {config.model.name!r} has no weights to quantise; leave it out.")
         require_torchao()
+    if config.model.shard and is_analytic(config.model.name):
+        raise BenchError(f"model.shard: {config.model.name!r} has no weights to share; leave it out.")
     learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
     for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
         if method.needs.density:

@@ -47,13 +47,13 @@ def fitted(config: RunConfig, preset: str, fixed: Collection[str] = (), processe
     if preset not in SIZES:
         raise BenchError(f"unknown preset {preset!r}{did_you_mean(preset, SIZES)}")
     total, least = SIZES[preset] * GIB, {} if "train.micro_batch" in fixed else {"train.micro_batch": 1}
-    if not (needed := _bytes(_changed(config, least))):
+    if not (needed := _bytes(_changed(config, least), processes)):
         return Fitted(config, {}, 0)
     chosen: dict[str, Any] = {}
     for key, value in SAVINGS:
         if needed <= SHARE * total:
             break
-        if key not in fixed and (lower := _bytes(_changed(config, chosen | least | {key: value}))) < needed:
+        if key not in fixed and (lower := _bytes(_changed(config, chosen | least | {key: value}), processes)) < needed:
             chosen[key], needed = value, lower
     if needed > SHARE * total:
         raise BenchError(
@@ -69,7 +69,7 @@ def fitted(config: RunConfig, preset: str, fixed: Collection[str] = (), processe
         if (other.train.micro_batch or 0) > (filled.train.micro_batch or 0):
             filled, chosen = other, chosen | {CHECKPOINTING: True}
     chosen |= {f"train.{name}": getattr(filled.train, name) for name in ("micro_batch", "sample_batch")}
-    return Fitted(filled, {key: value for key, value in chosen.items() if key not in fixed}, _bytes(filled))
+    return Fitted(filled, {key: value for key, value in chosen.items() if key not in fixed}, _bytes(filled, processes))
 
 
 def preset_text(preset: str, found: Fitted) -> str:
@@ -80,8 +80,8 @@ def preset_text(preset: str, found: Fitted) -> str:
     return f"preset {preset}: {_texts(found.chosen, ' = ')}; {size}"
 
 
-def _bytes(config: RunConfig) -> int:
-    estimate = estimate_memory(config, network_dtype(config.model, "cuda"))
+def _bytes(config: RunConfig, processes: int) -> int:
+    estimate = estimate_memory(config, network_dtype(config.model, "cuda"), processes)
     return sum(estimate.values()) if estimate else 0
 
 

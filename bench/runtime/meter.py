@@ -72,10 +72,15 @@ class Meter:
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
         """A phase of which only the time counts: an evaluation is not part of a method's cost."""
-        before = self.snapshot()
-        with self.phase(name):
+        with self.phase(name), self.uncounted():
             yield
-        self.restore({key: value for key, value in before.items() if key not in ("seconds", "peak_memory")})
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """A block that adds nothing to the counts."""
+        before = {name: getattr(self, name) for name in COUNTS}
+        yield
+        self.restore(before)
 
     def snapshot(self) -> dict:
         """The counts so far as plain numbers, with current seconds and peak memory; waits for a GPU."""

@@ -1,16 +1,18 @@
 """Several processes of one run, as `accelerate launch` or `bench run --num-processes` start them.
 
 Work is cut into parts by the configuration alone, and the processes share the parts, so that the composition of batches
-(and with it every number, up to the order of sums) does not depend on how many processes there are. Networks are not
-wrapped: the trainer sums one flat gradient. A single process is the special case in which nothing is exchanged.
+(and with it every number, up to the order of sums) does not depend on how many processes there are. What trains is not
+wrapped: the trainer sums one flat gradient. Where the processes share a network's frozen weights, each call of it waits
+for all of them, and they work in step (`turns`). A single process is the special case in which nothing is exchanged.
 """
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -23,6 +25,9 @@ from bench.runtime import memory
 
 Part = TypeVar("Part", bound=Sized)
 Value = TypeVar("Value")
+# How processes share parts. free: each takes every count-th part, at its own speed. even: in step, at each turn parts
+# of one length. alike: in step, and each computes every part, because what is called depends on what a part holds.
+Pace = Literal["free", "even", "alike"]
 
 
 def launched() -> bool:
@@ -98,9 +103,49 @@ def from_main(compute: Callable[[], Value]) -> Value:
     return cast(Value, found[0])
 
 
-def shared(parts: Sequence[Part]) -> Sequence[Part]:
-    """This process's share: every count-th part."""
-    return parts[state().process_index :: count()]
+def turns(lengths: Sequence[int], pace: Pace, place: int, count: int) -> list[tuple[int, bool]]:
+    """The parts that process `place` of `count` computes, in order: the number of each, and whether it counts.
+
+    Every part counts in one process. In step, a process for which no part is left repeats one of the others', so that
+    all processes have as many turns, and parts of equal length in each.
+    """
+    if pace == "free":
+        return [(number, True) for number in range(place, len(lengths), count)]
+    found, width = [], count if pace == "even" else 1
+    for _, alike in groupby(range(len(lengths)), lengths.__getitem__):
+        numbers = list(alike)
+        for first in range(0, len(numbers), width):
+            turn = numbers[first : first + width]
+            found.append((turn[place], True) if place < len(turn) else (turn[0], False))
+    return found
+
+
+def share(parts: Sequence[Part], compute: Callable[[Part, bool], Value], pace: Pace = "free") -> dict[int, Value]:
+    """What `compute` gives of the parts that count here, by their number; it is also told whether a part counts.
+
+    Raises what `compute` raises, in all processes where `together` does.
+    """
+    own = turns([len(part) for part in parts], pace, state().process_index, count())
+    if pace == "free":
+        with together():
+            return {number: compute(parts[number], True) for number, _ in own}
+    found = {}
+    try:
+        for number, counts in own:
+            with together(in_step=True):
+                value = compute(parts[number], counts)
+            if counts:
+                found[number] = value
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise BenchError("another process of this run has ended, and has said why.") from error
+    return found
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def add(tensor: Tensor) -> Tensor:
@@ -123,36 +168,54 @@ def gather(value: Any) -> list[Any]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Raise an error of one process (NonFiniteError, OutOfMemoryError) in all, so that none waits for another."""
+def together(in_step: bool = False) -> Iterator[None]:
+    """Raise an error of one process (NonFiniteError, OutOfMemoryError) in all, so that none waits for another.
+
+    in_step: the processes wait for each other within the block. Where memory runs out there, this process ends at once,
+    and the launcher ends the others. A NonFiniteError has to come after the last of these waits.
+    """
     error: NonFiniteError | OutOfMemoryError | None = None
     try:
         with memory.phase():
             yield
-    except (NonFiniteError, OutOfMemoryError) as raised:
+    except NonFiniteError as raised:
+        error = raised
+    except OutOfMemoryError as raised:
+        if in_step:
+            raise
         error = raised
     errors = [one for one in gather(error) if one]
     if errors:
         raise error or errors[0]
 
 
-def map_parts(parts: Sequence[Part], compute: Callable[[Part], dict[str, Tensor]]) -> dict[str, Tensor]:
+def map_parts(
+    parts: Sequence[Part],
+    compute: Callable[[Part], dict[str, Tensor]],
+    pace: Pace = "free",
+    uncounted: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Tensor]:
     """`compute` over all parts, shared among the processes; the results, concatenated in order, on every process.
 
-    compute: part → tensors by name, each with as many rows as the part. Raises what `compute` raises, in all processes
-    where `together` does.
+    compute: part → tensors by name, each with as many rows as the part. uncounted: the block in which a part is
+    computed that counts in another process. Raises what `share` raises.
     """
-    with together():
-        computed = [compute(part) for part in shared(parts)]
+
+    def compute_one(part: Part, counts: bool) -> dict[str, Tensor]:
+        with nullcontext() if counts else uncounted():
+            return compute(part)
+
+    computed = share(parts, compute_one, pace)
+    first = next(iter(computed.values()), {})
     if count() == 1:
-        return {name: torch.cat([tensors[name] for tensors in computed]) for name in computed[0]}
-    shapes = [{name: (t.shape[1:], t.dtype) for name, t in computed[0].items()} if computed else {}]
+        return {name: torch.cat([tensors[name] for tensors in computed.values()]) for name in first}
+    shapes = [{name: (t.shape[1:], t.dtype) for name, t in first.items()}]
     broadcast_object_list(shapes)  # the first process always has a part
     lengths = [len(part) for part in parts]
     device, whole = state().device, {}
     for name, (shape, dtype) in shapes[0].items():
         rows = torch.zeros(sum(lengths), *shape, dtype=dtype, device=device).split(lengths)
-        for target, tensors in zip(shared(rows), computed, strict=True):
-            target.copy_(tensors[name])
+        for number, tensors in computed.items():
+            rows[number].copy_(tensors[name])
         whole[name] = add(torch.cat(rows))
     return whole

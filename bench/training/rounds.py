@@ -37,7 +37,8 @@ def sample_paths(core: Core, method: Method, batch: Batch, number: int) -> Traje
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     with core.meter.phase("rollout"):
-        tensors = processes.map_parts(list(batch.split(core.sample_batch)), sample)
+        parts, pace = list(batch.split(core.sample_batch)), core.pace(method.needs.uneven)
+        tensors = processes.map_parts(parts, sample, pace, core.meter.uncounted)
         return Trajectory(batch.prompts, batch.samples, batch.conditioning, **tensors)
 
 
@@ -50,8 +51,8 @@ def path_kl(core: Core, method: Method, batch: Batch) -> float:
         return {"nats": step_kl(core.kernel, path).sum(1)}
 
     with core.meter.phase("rollout"):
-        parts = list(batch.split(core.sample_batch))
-        return float(processes.map_parts(parts, measure)["nats"].mean())
+        parts, pace = list(batch.split(core.sample_batch)), core.pace(method.needs.uneven)
+        return float(processes.map_parts(parts, measure, pace, core.meter.uncounted)["nats"].mean())
 
 
 @torch.no_grad()

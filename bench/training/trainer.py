@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,12 @@ class Trainer:
         shards = [data] if self.method.needs.whole_update else list(data.split(core.micro_batch))
         totals = LossTotals()
         with self._explain_nonfinite(data.prompts):
-            with processes.together():
-                for shard in processes.shared(shards):
-                    self._backward(core, shard, len(data), totals)
+
+            def backward(shard: Batch, counts: bool) -> None:
+                with nullcontext() if counts else core.meter.uncounted():
+                    self._backward(core, shard, len(data), totals, counts)
+
+            processes.share(shards, backward, core.pace(self.method.needs.uneven))
             with core.meter.phase("optimizer"):
                 scalars = clip_gradients(self.parameters, self.optimizer.clip)
                 if isinstance(data, Trajectory) and data.rewards is not None:
@@ -222,8 +225,11 @@ class Trainer:
         seconds = {f"seconds/{phase}": value for phase, value in counts.pop("seconds").items()}
         return {"update": self.update, "round": self.round, **means, **numbers, **counts, **seconds}
 
-    def _backward(self, core: Core, shard: Batch, trajectories: int, totals: LossTotals) -> None:
-        """Backward through a shard's losses, each divided by the trajectories of the whole update."""
+    def _backward(self, core: Core, shard: Batch, trajectories: int, totals: LossTotals, counts: bool) -> None:
+        """Backward through a shard's losses, each divided by the trajectories of the whole update.
+
+        counts: False of a shard that counts in another process. Its gradient is zero here.
+        """
         losses = self.method.losses(core, shard)
         while True:
             with core.meter.phase("losses"):
@@ -231,8 +237,9 @@ class Trainer:
             if loss is None:
                 return
             with core.meter.phase("backward"):
-                (loss.values.sum() / trajectories).backward()
-            totals.add(loss, shard.prompts)
+                (loss.values.sum() * counts / trajectories).backward()
+            if counts:
+                totals.add(loss, shard.prompts)
 
     def _step_optimizers(self) -> None:
         decay = self.optimizer.decay  # the share of the updates over which the learning rates fall to zero

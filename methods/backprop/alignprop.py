@@ -1,5 +1,7 @@
 """AlignProp: the reward's gradient through the sampler from a random step on."""
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -38,6 +40,7 @@ class AlignProp(SamplerBackpropagation):
     """
 
     Config = AlignPropConfig
+    needs = replace(SamplerBackpropagation.needs, uneven=True)
     recipe = SamplerBackpropagation.recipe | {"optimizer.lr": 1e-3}
     config: AlignPropConfig
 

@@ -1,6 +1,7 @@
 """ReFL: reward feedback learning on a late clean prediction."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -33,6 +34,7 @@ class ReFL(RewardBackpropagation):
     """
 
     Config = ReFLConfig
+    needs = replace(RewardBackpropagation.needs, uneven=True)
     recipe = {"optimizer.lr": 1e-5, "optimizer.weight_decay": 1e-2}
     config: ReFLConfig
 

@@ -1,7 +1,7 @@
 """Detailed balance with a scalar flow, which needs no reward gradients: DAG-DB, and its residual form."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -73,6 +73,11 @@ class DB(Method):
     strength = TILT
     recipe = {"optimizer.lr": 3e-4, "optimizer.weight_decay": 1e-4, "train.beta_warmup": 0.5}
     config: DBConfig
+
+    def __init__(self, config: DBConfig):
+        super().__init__(config)
+        if 0 < config.fraction < 1:  # then ends of some transitions are predicted apart
+            self.needs = replace(self.needs, uneven=True)
 
     def networks(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """The flow network f_φ, zero at the start."""

@@ -1,6 +1,7 @@
 """Residual ∇-DB whose flow network learns from the lean adjoint of Adjoint Matching; this goes beyond the paper."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class NablaGFNAdjoint(NablaMethod):
     """
 
     Config = FlowConfig
+    needs = replace(NablaMethod.needs, uneven=True)
     config: FlowConfig
 
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:

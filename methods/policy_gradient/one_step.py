@@ -28,7 +28,7 @@ class OneStep(GroupPolicyGradient):
     among which steps, and what c_k is.
     """
 
-    needs = Needs(rewards=True, density=True, record=frozenset({"model_output"}))
+    needs = Needs(rewards=True, density=True, uneven=True, record=frozenset({"model_output"}))
     config: OneStepConfig
 
     @abstractmethod

@@ -280,7 +280,7 @@ def test_a_broken_family_fails_the_check_that_is_meant_for_it(
         ("methods", MeanOverMicroBatch, {"batch size does not matter"}),
         ("methods", OwnDice, {"equal seeds give equal losses", "batch size does not matter"}),
         ("methods", Silent, {"gradients reach what trains"}),
-        ("methods", Undeclared, {"losses are well formed"}),
+        ("methods", Undeclared, {"losses are well formed", "equal batches make equal calls"}),
         ("methods", Forgetful, {"state survives storage", "a resumed run is the same run"}),
         ("methods", Elsewhere, {"the target is reached"}),
         ("rewards", Sociable, {"neighbours do not matter"}),

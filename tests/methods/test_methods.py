@@ -7,6 +7,7 @@ import torch
 from scaffold import PROMPTS, by_family, small_method, trainer_of
 
 from bench import registry
+from bench.diagnose.selftest.methods import calls_differ
 from bench.diagnose.selftest.scaffold import perturb, perturb_networks, update
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
@@ -85,3 +86,9 @@ def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_pat
             ours, theirs = (torch.cat([g[k].flatten() for k in keys]) for g in (gradients, reference[1]))
             assert theirs.any()
             assert (ours - theirs).norm() < (5e-3 if name in LONG_SUMS else 1e-4) * theirs.norm(), (size, group)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if registry.load("methods", name).needs.uneven])
+def test_what_is_declared_uneven_is(name):
+    """Processes that share the network's weights compute it all alike, which takes longer."""
+    assert calls_differ(name, seeds=8)

@@ -12,6 +12,7 @@ from bench.config import resolve
 from bench.diagnose.selftest import models
 from bench.diagnose.selftest.scaffold import perturb
 from bench.models.catalogue import load_model, repository
+from bench.models.export import export_layouts
 from bench.runs.adapter import redraw
 from bench.sampling.noise import Noise
 from bench.settings import LoraConfig, ModelConfig, SamplerConfig
@@ -36,7 +37,7 @@ def test_an_exported_pipeline_is_the_finetuned_model(family, tmp_path):
     z, t, tiger = Noise(0, "train", SAMPLES[:1])(0, model.latent_shape), torch.tensor(500), model.encode(["tiger"])
     expected, prior = (model.predict(z, t, tiger, prior=prior) for prior in (False, True))
     assert (expected - prior).norm() > 0.01 * expected.norm()
-    line = model.export(tmp_path)["merged"].replace('"merged"', f'"{tmp_path / "merged"}"')
+    line = export_layouts(model, tmp_path)["merged"].replace('"merged"', f'"{tmp_path / "merged"}"')
     space = vars(diffusers).copy()
     exec(line, space)
     model.network.load_state_dict(getattr(space["pipe"], model.denoiser).state_dict())

@@ -13,7 +13,9 @@ from scaffold import pipeline_model
 from bench.config import from_settings, read, resolve
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import BenchError
-from bench.models.pipeline import LORA_FILE, PipelineModel
+from bench.models.export import export_layouts
+from bench.models.lora import LORA_FILE
+from bench.models.pipeline import PipelineModel
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runs.estimate import estimate_memory
 from bench.runs.rows import comparable_settings
@@ -66,7 +68,7 @@ def test_every_exported_layout_is_the_adapter(pipeline_folder, tmp_path, lora):
 
     expected, prior = output(model.network), output(StableDiffusionPipeline.from_pretrained(pipeline_folder).unet)
     assert (expected - prior).norm() > 1e-3 * expected.norm()
-    lines = model.export(tmp_path)
+    lines = export_layouts(model, tmp_path)
     assert list(lines) == (["peft", "merged"] if lora.use_dora else ["peft", "kohya", "merged"])
     for layout, line in lines.items():
         space = {"pipe": StableDiffusionPipeline.from_pretrained(pipeline_folder)}
@@ -80,7 +82,7 @@ def test_every_exported_layout_is_the_adapter(pipeline_folder, tmp_path, lora):
 def test_a_wholly_finetuned_model_is_exported_as_a_pipeline(pipeline_folder, tmp_path):
     model = pipeline_model(pipeline_folder, finetune="full")
     perturb(model, 0.1)
-    assert list(model.export(tmp_path)) == ["merged"]
+    assert list(export_layouts(model, tmp_path)) == ["merged"]
     stored = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
     assert stored.keys() == model.adapters().keys()
     assert all(torch.equal(stored[name], weight) for name, weight in model.adapters().items())
@@ -94,7 +96,7 @@ def test_a_16_bit_model_is_merged_in_float32(pipeline_folder, tmp_path):
         name: (layer.base_layer.weight.float() + layer.get_delta_weight("default")).bfloat16()
         for name, layer in model._lora.layers.items()
     }
-    model.export(tmp_path)
+    export_layouts(model, tmp_path)
     stored = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
     for name, weight in expected.items():
         assert torch.equal(stored[f"{name}.weight"], weight)

@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.hub import RANDOM
 from bench.model import DiffusionModel
 from bench.models.catalogue import load_model, locate, make_kernel
-from bench.models.pipeline import LORA_FILE
+from bench.models.lora import LORA_FILE
 from bench.models.precision import network_dtype, use_precision
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runs.estimate import estimate_memory, with_batches

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from scaffold import pipeline_model, trained
 
 from bench.models import catalogue
+from bench.models.export import export_layouts
 from bench.models.pipeline import PipelineModel
 
 PROMPTS = ["cat", "red bird", "cat"]
@@ -101,5 +102,5 @@ def test_what_is_damaged_on_disk_is_computed_anew(pipeline_folder: Path, cache: 
 
 def test_what_is_exported_is_whole(pipeline_folder: Path, tmp_path: Path) -> None:
     pipeline_model(pipeline_folder, offload=True).encode(PROMPTS)
-    pipeline_model(pipeline_folder, offload=True).export(tmp_path / "export")
+    export_layouts(pipeline_model(pipeline_folder, offload=True), tmp_path / "export")
     assert_same(pipeline_model(tmp_path / "export" / "merged"), pipeline_model(pipeline_folder))

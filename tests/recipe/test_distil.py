@@ -7,7 +7,7 @@ import torch
 
 from bench.models import emoji
 from bench.models.catalogue import few_step
-from bench.models.pipeline import LORA_FILE
+from bench.models.lora import LORA_FILE
 from bench.recipe import distil
 from bench.recipe.loop import Recipe
 from bench.sampling.kernel import mean_square

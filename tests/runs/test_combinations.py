@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.config import resolve
 from bench.errors import BenchError
 from bench.runs.combinations import GIB, combinations, combinations_text, gpu_bytes
-from bench.runs.estimate import SHARE, estimate_memory
+from bench.runs.estimate import SHARE, estimate_memory, model_shapes
 from bench.settings import RunConfig
 
 STEPS = ["checkpointing=true", "offload=true", "quantize=int8", "quantize=nf4"]
@@ -20,8 +21,6 @@ def config(folder: Path, *assignments: str) -> RunConfig:
 
 
 def test_the_estimates_are_those_of_the_settings(pipeline_folder: Path) -> None:
-    import torch
-
     found = combinations(config(pipeline_folder))
     assert list(found) == ["", *(" ".join(f"model.{one}" for one in step) for step in (
         STEPS[:1], STEPS[:2], STEPS[:3], [*STEPS[:2], STEPS[3]]
@@ -32,6 +31,22 @@ def test_the_estimates_are_those_of_the_settings(pipeline_folder: Path) -> None:
     sizes = list(found.values())
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes[1:])) == 4  # a decoder that is asked for one image keeps no more without recomputing
+
+
+def test_processes_share_the_denoiser(pipeline_folder: Path) -> None:
+    """A quantised one is not shared. Of more processes each keeps less, and gathers as much."""
+    found = combinations(config(pipeline_folder), processes=4)
+    texts = list(found)
+    assert [text.split()[-1].removeprefix("model.") for text in texts[1:]] == [*STEPS[:2], "shard=true", *STEPS[2:]]
+    shared = texts[3]
+    assert all("shard" not in text for text in texts if text != shared)
+    shapes = model_shapes(config(pipeline_folder), torch.bfloat16)
+    assert found[texts[2]] - found[shared] == shapes.denoiser - -(-shapes.denoiser // 4) - shapes.gathered
+    assert 0 < shapes.gathered < shapes.denoiser / 2
+    *_, line = combinations_text(config(pipeline_folder), round(found[shared] / SHARE) + 1, 4)
+    assert line.endswith(" --set model.shard=true")
+    for own in ("model.compile=true", "model.quantize=int8", "model.finetune=full"):
+        assert not any("shard" in text for text in combinations(config(pipeline_folder, own), processes=4))
 
 
 def test_the_first_that_fits_is_named(pipeline_folder: Path) -> None:

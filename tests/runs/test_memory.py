@@ -19,7 +19,7 @@ from bench.config import resolve
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import OutOfMemoryError
 from bench.evaluation import evaluator
-from bench.models.pipeline import LORA_FILE
+from bench.models.lora import LORA_FILE
 from bench.models.stable_diffusion import StableDiffusion
 from bench.runs import estimate
 from bench.runs.out_of_memory import remedies

@@ -12,7 +12,7 @@ from scaffold import pipeline_model, small_method, trainer_of
 from bench.errors import BenchError, NonFiniteError
 from bench.models.analytic import RingModel
 from bench.models.exact import FILE
-from bench.models.pipeline import LORA_FILE
+from bench.models.lora import LORA_FILE
 from bench.training import checkpoint
 
 NUMBERS = pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import config as configs
 from bench import registry
@@ -38,15 +39,17 @@ from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
 
-def _core(method: Method, reward: type[Reward] | None = None, device: torch.device | str = "cpu") -> Core:
+def _core(
+    method: Method, reward: type[Reward] | None = None, device: torch.device | str = "cpu", steps: int = 4
+) -> Core:
     """The Gaussian problem with no more than the method asks for."""
     reward = reward or (Wavy if method.needs.reward_gradient else WavyWithoutGradient)
-    return gaussian_core(4, reward, eta=1.0 if method.needs.density else 0.0, method=method, device=device)
+    return gaussian_core(steps, reward, eta=1.0 if method.needs.density else 0.0, method=method, device=device)
 
 
-def _moved_core(method: Method, device: torch.device | str = "cpu") -> Core:
+def _moved_core(method: Method, device: torch.device | str = "cpu", steps: int = 4) -> Core:
     """The same with policy and networks away from their start."""
-    core = _core(method, device=device)
+    core = _core(method, device=device, steps=steps)
     perturb(core.model, 0.1)
     perturb_networks(core, 0.1)
     return core
@@ -152,6 +155,37 @@ def batch_size_does_not_matter(name: str) -> None:
     )
 
 
+def equal_batches_make_equal_calls(name: str) -> None:
+    """whatever the samples, a batch of one size calls the network in one order, unless the method is declared uneven"""
+    if not method_of(name).needs.uneven:
+        require(
+            not calls_differ(name),
+            "how often the network is called depends on which samples a batch holds: declare Needs(uneven=True).",
+        )
+
+
+def calls_differ(name: str, seeds: int = 3) -> bool:
+    """Whether seeds change the calls of the network, forward and backward, in a round, an update and an evaluation."""
+    return any(len({_calls(name, seed, steps) for seed in range(seeds)}) > 1 for steps in (4, 12))
+
+
+def _calls(name: str, seed: int, steps: int) -> tuple[str, ...]:
+    method, calls = method_of(name), list[str]()
+    core = replace(_moved_core(method, steps=steps), seed=seed, micro_batch=4)
+
+    def forward(module: nn.Module, args: Any, output: Tensor) -> None:
+        calls.append("forward")
+        if output.requires_grad:
+            output.register_hook(lambda gradient: calls.append("backward"))
+
+    core.model.network.register_forward_hook(forward)
+    if method.needs.training:
+        update(core, method, sample_round(core, method))
+    with torch.no_grad():
+        method.sample(core, core.batch((f"prompt {i}", 0) for i in range(6)))
+    return tuple(calls)
+
+
 def state_survives_storage(name: str) -> None:
     """state_dict through a file gives a fresh instance the same losses"""
     method = _trained(name)
@@ -232,6 +266,7 @@ CHECKS: list[Callable[[str], None]] = [
     gradients_reach_what_trains,
     equal_seeds_give_equal_losses,
     batch_size_does_not_matter,
+    equal_batches_make_equal_calls,
     state_survives_storage,
     a_resumed_run_is_the_same_run,
     it_runs_on_a_device,
