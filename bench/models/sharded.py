@@ -4,6 +4,7 @@ A block's weights are gathered when the block is called, forward or backward, an
 have to call the denoiser equally often and in the same order: see `bench.runtime.processes.turns`.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from bench.errors import BenchError
 from bench.runtime import processes
+
+
+def require_fully_shard() -> None:
+    """Raise BenchError where PyTorch cannot shard a network around parameters that stay whole."""
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise BenchError(f"model.shard needs a newer PyTorch than {torch.__version__}: update it, or leave it out.")
 
 
 def shard(network: Any, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from bench.model import DiffusionModel
 from bench.models import catalogue
 from bench.models.catalogue import draws_points, is_analytic, load_model
 from bench.models.quantized import require_torchao
+from bench.models.sharded import require_fully_shard
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score, without_column
 from bench.runs.requirements import requirements
@@ -142,8 +143,10 @@ def _check_model(config: RunConfig, method: Method) -> None:
         if is_analytic(config.model.name):
             raise BenchError(f"model.quantize: {config.model.name!r} has no weights to quantise; leave it out.")
         require_torchao()
-    if config.model.shard and is_analytic(config.model.name):
-        raise BenchError(f"model.shard: {config.model.name!r} has no weights to share; leave it out.")
+    if config.model.shard:
+        if is_analytic(config.model.name):
+            raise BenchError(f"model.shard: {config.model.name!r} has no weights to share; leave it out.")
+        require_fully_shard()
     learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
     for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
         if method.needs.density:

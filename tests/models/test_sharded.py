@@ -7,6 +7,7 @@ from torch import nn
 
 from bench.config import resolve
 from bench.errors import BenchError
+from bench.models import sharded
 from bench.models.sharded import largest_gathered
 from bench.runs.preflight import check
 
@@ -58,3 +59,12 @@ def test_in_one_process_nothing_is_shared(pipeline_folder) -> None:
     assert not one.sharded
     assert type(one.network) is type(other.network)
     assert one.fingerprint() == other.fingerprint()
+
+
+def test_an_old_pytorch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(module: torch.nn.Module, *, mesh: object = None, reshard_after_forward: bool = True) -> None:
+        """Its arguments before parameters could be left out."""
+
+    monkeypatch.setattr(sharded, "fully_shard", older)
+    with pytest.raises(BenchError, match=r"model\.shard needs a newer PyTorch than"):
+        check(resolve("draft_1", assignments=["model.shard=true"]))
