@@ -10,7 +10,7 @@ SHOWN = (
     *("README.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "NOTICE", "docs/*.md", "docs/*.ipynb"),
     *(f"results/published/**/*.{kind}" for kind in ("md", "png", "webp", "yaml")),
     *("bench/models/emoji*/README.md", "bench/models/emoji*/*.png"),
-    *("bench/models/emoji/turbo/README.md", "bench/models/emoji/turbo/samples.png"),
+    *("bench/models/emoji/*/README.md", "bench/models/emoji/turbo/samples.png"),
 )
 
 
