@@ -99,12 +99,16 @@ class ValueMatching(Method):
         costs = torch.stack([*steps, -core.beta * rewards], 1)
         return costs.flip(1).cumsum(1).flip(1)
 
+    def weights(self, core: Core, data: Trajectory) -> Tensor:
+        """ω_k [K+1]."""
+        variances = torch.stack([core.kernel.std(k, data.rewards) ** 2 for k in range(data.steps)])
+        weights = 1 / (1 + variances.flip(0).cumsum(0).flip(0) / 2)
+        return torch.cat([weights, torch.ones_like(weights[:1])])
+
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over the ends of the chosen steps of every trajectory."""
         steps, costs = self.steps(core, data), self.costs(core, data)
-        variances = torch.stack([core.kernel.std(k, data.rewards) ** 2 for k in range(data.steps)])
-        weights = (1 / (1 + variances.flip(0).cumsum(0).flip(0) / 2)).to(costs)
-        weights = torch.cat([weights, torch.ones_like(weights[:1])])
+        weights = self.weights(core, data).to(costs)
         for part in data.transitions(steps, core.micro_batch):
             k = part.k + 1
             error = self.value(core, part.z_next, k, part.conditioning) - costs[part.row, k]
