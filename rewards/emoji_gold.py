@@ -1,7 +1,5 @@
 """The judge that no training sees: how near a picture of the embedded priors is to real art of what its prompt says."""
 
-from pathlib import Path
-
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -12,12 +10,6 @@ from bench.evaluation.features import EfficientNetLite0
 from bench.models import emoji
 
 
-class EmojiGoldConfig(Config):
-    """file: another judge, as `bench.recipe.preference` writes it; None means the shipped one."""
-
-    file: Path | None = None
-
-
 class EmojiGold(Reward):
     """Minus the squared distance to the real art of the prompted concept, in units of that of fresh real art.
 
@@ -26,15 +18,13 @@ class EmojiGold(Reward):
     on: `--set 'evaluation.rewards=[emoji_gold]'`. Raises BenchError for a prompt that names none of the concepts.
     """
 
-    Config = EmojiGoldConfig
-    config: EmojiGoldConfig
     differentiable = False
     scale = "-1 for real art of the concept on average, and lower"
     source = "Fisher (1936), doi:10.1111/j.1469-1809.1936.tb02137.x; weights of our own (bench.recipe.preference)"
 
-    def __init__(self, config: EmojiGoldConfig, device: torch.device | str = "cpu"):
+    def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        judge = load_file(config.file or emoji.PREFERENCE / "judge.safetensors")
+        judge = load_file(emoji.PREFERENCE / "judge.safetensors")
         self.directions, self.means = judge["directions"].float(), judge["means"].float()
         self.features = EfficientNetLite0(self.device)
         self.concepts = {name: i for i, concept in enumerate(emoji.concepts()) for name in concept["names"]}

@@ -29,16 +29,24 @@ GRID_PROMPTS = (
 )  # fmt: skip
 
 
+def discriminant(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres of classes ``[C, d]`` and the covariance within them ``[d, d]``, shrunk, of ``features [N, d]``.
+
+    In float64. ``labels [N]`` are the classes, from 0 on.
+    """
+    features = features.double()
+    centres = torch.stack([features[labels == i].mean(0) for i in range(int(labels.max()) + 1)])
+    rest = features - centres[labels]
+    within = rest.T @ rest / len(rest)
+    return centres, within + 0.1 * within.diagonal().mean() * torch.eye(len(within), dtype=torch.float64)
+
+
 class Judge:
     """Which concept a picture shows: linear discriminant on features of real images (shared, shrunk covariance)."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
         """``features [N, d]`` of real images and their concept ``labels [N]``."""
-        features = features.double()
-        centres = torch.stack([features[labels == i].mean(0) for i in range(int(labels.max()) + 1)])
-        rest = features - centres[labels]
-        covariance = rest.T @ rest / len(rest)
-        covariance += 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+        centres, covariance = discriminant(features, labels)
         self.weight = torch.linalg.solve(covariance, centres.T)
         self.bias = -0.5 * (centres * self.weight.T).sum(1)
 

@@ -23,7 +23,7 @@ from bench.evaluation.features import EfficientNetLite0
 from bench.models.emoji import GUIDANCE, PREFERENCE, WEIGHTS, concepts
 from bench.models.encoders import Clip
 from bench.recipe.art import load
-from bench.recipe.evaluate import open_pipeline, real_images, reconstruct, sample
+from bench.recipe.evaluate import discriminant, open_pipeline, real_images, reconstruct, sample
 
 PRIORS = ("emoji_flow", "emoji")
 PAIRS = 1200  # of each prior; of both together the last 400 are kept apart, to measure with
@@ -31,7 +31,6 @@ APART = 400
 LABELS = (200, 2000)
 CERTAINTY = 2.0  # a pair's log-odds per unit of the judge's score: people are not sure either
 PENALTY = 3.0  # on the squared weights of a head, for standardised inputs
-SHRINKAGE = 0.1  # of the covariance within concepts, towards a multiple of the identity
 
 CARD = """# Model card: `emoji_preference` and `emoji_gold`
 
@@ -71,11 +70,8 @@ def fit_judge(known: torch.Tensor, concept: torch.Tensor, fresh: torch.Tensor, o
     known: features [N, d] of images of the concepts `concept` [N]. fresh, of: others, whose mean squared distance to
     the mean of their concept is one.
     """
-    known = known.double()
-    centres = torch.stack([known[concept == i].mean(0) for i in range(int(concept.max()) + 1)])
-    rest, between = known - centres[concept], centres - centres.mean(0)
-    within = rest.T @ rest / len(rest)
-    within += SHRINKAGE * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
+    centres, within = discriminant(known, concept)
+    between = centres - centres.mean(0)
     count, d = len(centres) - 1, len(within)
     _, found = eigh((between.T @ between).numpy(), within.numpy(), subset_by_index=[d - count, d - 1])
     directions = torch.from_numpy(found)

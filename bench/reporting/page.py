@@ -214,7 +214,7 @@ def _known(trade: Trade) -> list[dict[str, Any]]:
     if trade.frontier is None:
         return traces
     least, best, soft = (
-        curve_of(trade.frontier, trade.reward, kind, n)
+        curve_of(trade.frontier, trade.across, kind, n)
         for kind, n in (("tilt", None), ("best_of_n", None), ("soft_best_of_n", SOFT))
     )
     drawn = [line["value"].min() for line in trade.lines.values()]

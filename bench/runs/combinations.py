@@ -26,9 +26,8 @@ def gpu_bytes(text: str) -> int:
 def combinations(config: RunConfig, processes: int = 1) -> dict[str, int]:
     """Bytes on a GPU by the settings that are added, `KEY=VALUE …`, for one row at a time; nothing without an estimate.
 
-    processes: of the run, each with a GPU of its own.
-
     The first has none. A setting that the configuration has already, or that does not fit it, is left out.
+    processes: of the run, each with a GPU of its own.
     """
     one_row = {"train": config.train.model_copy(update={"micro_batch": 1, "sample_batch": 1})}
     shapes = model_shapes(config, network_dtype(config.model, "cuda"))

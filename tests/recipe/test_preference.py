@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bench.rewards.emoji_gold import EmojiGold, EmojiGoldConfig
+from bench.rewards.emoji_gold import EmojiGold
 from bench.rewards.emoji_preference import EmojiPreference, EmojiPreferenceConfig
 
 from bench.errors import BenchError
@@ -23,7 +23,7 @@ def drawn() -> tuple[torch.Tensor, list[str]]:
 
 @pytest.fixture(scope="module")
 def gold() -> EmojiGold:
-    return EmojiGold(EmojiGoldConfig())
+    return EmojiGold(EmojiGold.Config())
 
 
 def test_the_judge_is_fishers_discriminant() -> None:

@@ -25,6 +25,7 @@ from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.scales import Scale, scale_of
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles
+from bench.reporting.figures.trades import checks_of
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.points import plot_points
 from bench.reporting.ranks import ranks
@@ -206,6 +207,22 @@ def test_a_row_that_diverges_both_ways_is_off_the_scale_and_the_prior_on_it() ->
     spans = {"wide": (-1e5, 1e5), "a": (0.0, 1.0), "b": (0.5, 2.0), "c": (1.0, 1.5)}
     assert scale_of(spans) == Scale(False, pytest.approx((-0.1, 2.1)))
     assert scale_of(spans, -2.0, float("nan")) == Scale(False, pytest.approx((-2.2, 2.2)))
+
+
+def test_checks_are_all_rewards_against_the_kl() -> None:
+    rows = sections(collect([PUBLISHED / "emoji_small_rate"])[0], Question())[0].rows
+    names = [name for name in rows["row"].unique() if name != "prior"]
+    panels = checks_of(rows, names)
+    others = ("emoji_clip", "colorfulness", "jpeg_compressibility")
+    assert [panel.metric for panel in panels] == ["reward/train", *(f"reward/{name}/train" for name in others)]
+    for panel in panels:
+        assert panel.across == "path_kl" and panel.start[0] == 0
+        last = panel.lines[names[0]].iloc[-1]
+        own = rows[(rows["row"] == names[0]) & (rows["budget"] == last["budget"])]
+        for column, metric in {"value_reward": "path_kl", "value": panel.metric}.items():
+            values = own.loc[own["metric"] == metric, "value"]
+            assert values.min() <= last[column] <= values.max()
+    assert not checks_of(rows[~rows["metric"].str.match("reward/.*/")], names)
 
 
 def test_lines_are_named_at_the_edge_they_leave_by() -> None:

@@ -39,7 +39,7 @@ class Trade(NamedTuple):
     the prior, the floor and the least KL.
     """
 
-    reward: str
+    across: str
     metric: str
     heading: str
     lines: dict[str, pd.DataFrame]
@@ -51,7 +51,7 @@ class Trade(NamedTuple):
     @property
     def start(self) -> tuple[float, float]:
         """The prior's place; NaN where it is not known."""
-        return self.before["value"].get(self.reward, np.nan), self.before["value"].get(self.metric, np.nan)
+        return self.before["value"].get(self.across, np.nan), self.before["value"].get(self.metric, np.nan)
 
 
 def plot_trades(
@@ -78,19 +78,24 @@ def plot_checks(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str
     A reward that falls where the trained one rises shows over-optimisation (Gao et al., 2023, arXiv:2210.10760).
     Returns whether there were any.
     """
+    return _plot(checks_of(rows, order), rows, path, order, title)
+
+
+def checks_of(rows: pd.DataFrame, order: Sequence[str]) -> list[Trade]:
+    """Panels of the trained reward and the others, of the rows in `order`; none where no other was measured."""
     gained = measured_gains(rows)[0]
     kl = {name: line for name, line in lines_of(rows, KL) if name in order}
     split = gained.rpartition("/")[2]
     others = [name for name in rows["metric"].unique() if re.fullmatch(f"reward/[^/]+/{split}", name)]
     panels = [gained, *others] if kl and others else []
-    return _plot([_trade(rows, KL, kl, metric, None) for metric in panels], rows, path, order, title)
+    return [_trade(rows, KL, kl, metric, None) for metric in panels]
 
 
 def _plot(trades: Sequence[Trade], rows: pd.DataFrame, path: Path, order: Sequence[str], title: str) -> bool:
     """Draw the panels, if there are any, and say whether there are."""
     if not trades:
         return False
-    across = rows[rows["metric"] == trades[0].reward]
+    across = rows[rows["metric"] == trades[0].across]
     names = [name for name in order if name in set(across["row"])]
     draw = _by_family if len(names) > TOGETHER else _together
     draw(trades, names, looks(order), path, title, heading(across.iloc[0]))
@@ -206,7 +211,7 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
         ax.plot(start[0], start[1], "D", color=INK, markersize=6, zorder=5)
     references(ax, trade.metric, trade.before.iloc[:0], trade.least, "y")
     if trade.frontier is not None:
-        _draw_least(ax, trade.frontier, trade.reward, start[0])
+        _draw_least(ax, trade.frontier, trade.across, start[0])
 
 
 def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None:
