@@ -13,8 +13,9 @@ from bench import config as configs
 from bench.errors import BenchError
 from bench.reporting.budgets import at
 from bench.reporting.rows import read_rows
-from bench.reporting.selection import collect, summary
+from bench.reporting.selection import collect
 from bench.reporting.selection import settings as settings_of
+from bench.reporting.summary import summary
 from bench.runs.evaluate import evaluate_again
 from bench.runs.log import read_log
 from bench.runs.preflight import preflight

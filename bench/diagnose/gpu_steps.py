@@ -20,8 +20,8 @@ from bench.core import Core
 from bench.diagnose.profile import profile_prompts, sampling_rows, stand_ins, update_rows
 from bench.diagnose.selftest.checking import Skipped, require
 from bench.diagnose.selftest.models import nudge
-from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import SPACES
+from bench.evaluation.scores import load_reward
 from bench.hub import Requirement
 from bench.models.precision import use_precision
 from bench.runs.build import build_core, build_method

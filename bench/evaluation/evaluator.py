@@ -1,14 +1,13 @@
 """Evaluation: every method is measured on the same prompts and the same named noise."""
 
 import copy
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,101 +15,29 @@ from torch import Tensor
 from bench import registry
 from bench.core import Core
 from bench.environment import rounding
-from bench.errors import NonFiniteError, OutOfMemoryError
-from bench.evaluation.features import FeatureSpace, find_space
+from bench.errors import OutOfMemoryError
+from bench.evaluation.draw import draw, sample_names
+from bench.evaluation.features import Features
+from bench.evaluation.scores import load_reward, score_samples
 from bench.evaluation.target import DRAWS, Tilted
 from bench.method import Method
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import make_kernel
 from bench.options import paths
-from bench.prompts import SPLITS, PromptSet
-from bench.reward import Reward, score
-from bench.runtime import memory, processes
+from bench.prompts import PromptSet
+from bench.reward import Reward
+from bench.runtime import memory
 from bench.runtime.cache import cached
 from bench.runtime.digests import digest, digest_files
 from bench.sampling import noise
 from bench.sampling.noise import Purpose
-from bench.sampling.trajectory import Batch, Trajectory, step_kl
-from bench.settings import EvaluationConfig, RunConfig
-from bench.training.nonfinite import PRIOR_NOT_FINITE
+from bench.settings import RunConfig
 
 SHOWN = ("images", "latents", "videos")  # what is kept of a set of prior samples
 RECORDED = ("step_kl", "log_ratio", "output_norm")  # and of a finetuned model's set
 log = logging.getLogger(__name__)
 # set → purpose of its noise
 PRIOR_SETS: dict[str, Purpose] = {"prior": "evaluate", "reference": "reference", "floor": "floor"}
-
-
-def sample_names(prompts: PromptSet, config: EvaluationConfig) -> tuple[list[tuple[str, int]], list[str]]:
-    """Names of the evaluation samples, rows of one prompt consecutive, and the split of each row."""
-    counts = {split: getattr(config, f"{split}_prompts") for split in SPLITS}
-    chosen = [(prompt, split) for split in SPLITS for prompt in getattr(prompts, split)[: counts[split]]]
-    names = [(prompt, i) for prompt, _ in chosen for i in range(config.samples_per_prompt)]
-    return names, [split for _, split in chosen for _ in range(config.samples_per_prompt)]
-
-
-def draw(
-    core: Core,
-    names: list[tuple[str, int]],
-    splits: list[str],
-    *,
-    seed: int,
-    purpose: Purpose = "evaluate",
-    prior: bool = False,
-    method: Method | None = None,
-    weights: str | None = None,
-    on_batch: Callable[[int], None] = lambda rows: None,
-) -> Samples:
-    """Sample and decode images; of a finetuned model also its outputs' norm and, with densities, its divergence.
-
-    method: whose `sample` draws; None means `core.rollout`. weights: the copy of the adapters that samples. on_batch:
-    called with the number of rows finished.
-    """
-    sample = partial(method.sample, core) if method and not prior else core.rollout
-    records = frozenset() if prior else frozenset({"model_output", "prior_output"})
-    pace = core.pace(bool(method and method.needs.uneven and not prior))
-
-    @torch.no_grad()
-    def finish(part: Batch) -> dict[str, Tensor]:
-        with memory.phase("rollout"):
-            path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior, weights=weights)
-        core.check()  # a method may have chosen by rewards
-        with memory.phase("decode"):
-            image = core.model.decode(path.latents[:, -1])
-        if not bool(torch.isfinite(image).all()):
-            remedy = "The finetuned samples are not finite: lower optimizer.lr or reward.beta."
-            raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
-        tensors = {"images": (image * 255).round().byte() if image.ndim > 2 else image}
-        if image.ndim == 5:
-            tensors["videos"] = videos = tensors["images"]
-            tensors["images"] = videos[:, videos.shape[1] // 2]
-        if core.model.mixture is not None:
-            tensors["latents"] = path.latents[:, -1]
-        if path.model_output is not None and path.prior_output is not None:
-            policy, prior_output = path.model_output.flatten(2), path.prior_output.flatten(2)
-            tensors["output_norm"] = policy.norm(dim=2) / prior_output.norm(dim=2)
-            if core.kernel.has_density:
-                tensors |= _divergence(core, path)
-        on_batch(len(part) * (1 if pace == "alike" else processes.count()))
-        return {name: value.cpu() for name, value in tensors.items()}
-
-    parts = list(core.batch(names).split(core.sample_batch))
-    drawn = processes.map_parts(parts, finish, pace, core.meter.uncounted)
-    tensors = {name: value.cpu() for name, value in drawn.items()}
-    return Samples(prompts=[prompt for prompt, _ in names], splits=splits, rewards={}, **tensors)
-
-
-def _divergence(core: Core, path: Trajectory) -> dict[str, Tensor]:
-    """`step_kl` [B, K], and `log_ratio`, `log P_#/P_θ` of the path [B], summed in float64."""
-    policy, prior = cast(Tensor, path.model_output), cast(Tensor, path.prior_output)
-    ratio = torch.zeros(len(path), dtype=torch.float64, device=path.latents.device)
-    for k in range(path.steps):
-        z, z_next = path.latents[:, k], path.latents[:, k + 1]
-        mean, base = (core.kernel.mean(z, output[:, k], k) for output in (policy, prior))
-        variance = core.kernel.std(k, z) ** 2
-        step = ((z_next - mean) ** 2 - (z_next - base) ** 2) / (2 * variance)
-        ratio += step.flatten(1).sum(1, dtype=torch.float64)
-    return {"step_kl": step_kl(core.kernel, path), "log_ratio": ratio}
 
 
 class Evaluator:
@@ -301,71 +228,6 @@ class Evaluator:
         return score_samples(samples, rewards or self.rewards, self.core.micro_batch, whose)
 
 
-class Features:
-    """Features of sets of samples, float32 [N, d], cached by the images' contents.
-
-    cache: folder. space: the space where a call names none. rows: images that are embedded at once.
-    """
-
-    def __init__(self, cache: Path, space: str, device: torch.device, rows: int):
-        self.cache, self.space, self.device, self.rows = cache, space, device, rows
-        self.spaces: dict[str, FeatureSpace] = {}
-
-    def __call__(self, samples: Samples, space: str | None = None) -> Tensor:
-        """The features of a set, in the usual space or another."""
-        space = space or self.space
-        path = self.cache / f"{self._key(samples.images, space)}.checked"
-
-        def extract(images: Tensor) -> dict[str, Tensor]:
-            if space not in self.spaces:
-                self.spaces[space] = find_space(space)(self.device)
-            with memory.phase("features"):
-                return {"features": self.spaces[space](as_seen(images.to(self.device))).cpu()}
-
-        parts = samples.images.split(self.rows)
-        return cached(path, lambda: processes.map_parts(parts, extract))["features"]
-
-    def _key(self, images: Tensor, space: str) -> str:
-        return digest(
-            {
-                "images": hashlib.blake2b(images.numpy().tobytes(), digest_size=16).hexdigest(),
-                "type": str(images.dtype),
-                "shape": list(images.shape),
-                "space": space,
-                "weights": [need.identity() for need in find_space(space).files],
-                "batch": self.rows,
-                **rounding(self.device),
-            }
-        )
-
-
-def score_samples(samples: Samples, rewards: Mapping[str, Reward], rows: int, whose: str = "these") -> Samples:
-    """The samples with rewards of the 8-bit images, so that every set is scored on what is shown, so many rows at once.
-
-    whose: for the NonFiniteError that is raised where a reward is not finite. Of a reward that may miss, NaN stands for
-    a score that is missing.
-    """
-
-    shown = samples.images if samples.videos is None else samples.videos
-
-    @torch.no_grad()
-    def scores_of(part: Tensor) -> dict[str, Tensor]:
-        prompts, scores = [samples.prompts[i] for i in part.tolist()], {}
-        for name, reward in rewards.items():
-            with memory.phase("reward"):
-                scores[name] = score(reward, name, as_seen(shown[part].to(reward.device)), prompts).cpu()
-            missing = scores[name].isnan() & reward.may_miss
-            if not bool((torch.isfinite(scores[name]) | missing).all()):
-                raise NonFiniteError(
-                    f"the reward {name!r} is not finite on {whose} samples: repair it, or leave it out of "
-                    "evaluation.rewards (bench eval does that for a trained run)."
-                )
-        return scores
-
-    scores = processes.map_parts(torch.arange(len(samples.images)).split(rows), scores_of)
-    return replace(samples, rewards={name: values.cpu() for name, values in scores.items()})
-
-
 def measure(name: str, evaluation: Evaluation) -> list[Measurement]:
     """The measurements of a metric; of one that raises, a row without a value that gives the reason."""
     try:
@@ -390,14 +252,3 @@ def _without_nonfinite(measured: Measurement) -> Measurement:
         measured = replace(measured, note=f"not finite: {told}" + f"; {measured.note}" * bool(measured.note))
     nothing: dict[str, Any] = dict.fromkeys(bad)
     return replace(measured, **nothing)
-
-
-def as_seen(images: Tensor) -> Tensor:
-    """Images as rewards and feature spaces take them: uint8 as float32 in [0, 1]; points unchanged."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
-
-
-def load_reward(name: str, options: dict | None = None, device: torch.device | str = "cpu") -> Reward:
-    """A reward by name with its own default options or those given."""
-    reward = registry.load("rewards", name)
-    return reward(reward.Config(**(options or {})), device)

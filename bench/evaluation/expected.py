@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench import registry
-from bench.evaluation.evaluator import sample_names
+from bench.evaluation.draw import sample_names
 from bench.evaluation.target import Tilted
 from bench.metric import Evaluation, Samples
 from bench.models import catalogue

@@ -1,9 +1,11 @@
 """Feature spaces in which images are compared, by name. The name is part of every metric that uses one."""
 
 import contextlib
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -11,9 +13,15 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from bench.core import Core
+from bench.environment import rounding
 from bench.errors import BenchError, did_you_mean
+from bench.evaluation.scores import as_seen
 from bench.hub import CLIP_L, Download, Requirement
+from bench.metric import Samples
 from bench.models.encoders import Clip, resize
+from bench.runtime import memory, processes
+from bench.runtime.cache import cached
+from bench.runtime.digests import digest
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the package's own example
 
@@ -170,3 +178,41 @@ def find_space(name: str) -> type[FeatureSpace]:
     if name not in SPACES:
         raise BenchError(f"unknown feature space evaluation.features = {name!r}{did_you_mean(name, SPACES)}")
     return SPACES[name]
+
+
+class Features:
+    """Features of sets of samples, float32 [N, d], cached by the images' contents.
+
+    cache: folder. space: the space where a call names none. rows: images that are embedded at once.
+    """
+
+    def __init__(self, cache: Path, space: str, device: torch.device, rows: int):
+        self.cache, self.space, self.device, self.rows = cache, space, device, rows
+        self.spaces: dict[str, FeatureSpace] = {}
+
+    def __call__(self, samples: Samples, space: str | None = None) -> Tensor:
+        """The features of a set, in the usual space or another."""
+        space = space or self.space
+        path = self.cache / f"{self._key(samples.images, space)}.checked"
+
+        def extract(images: Tensor) -> dict[str, Tensor]:
+            if space not in self.spaces:
+                self.spaces[space] = find_space(space)(self.device)
+            with memory.phase("features"):
+                return {"features": self.spaces[space](as_seen(images.to(self.device))).cpu()}
+
+        parts = samples.images.split(self.rows)
+        return cached(path, lambda: processes.map_parts(parts, extract))["features"]
+
+    def _key(self, images: Tensor, space: str) -> str:
+        return digest(
+            {
+                "images": hashlib.blake2b(images.numpy().tobytes(), digest_size=16).hexdigest(),
+                "type": str(images.dtype),
+                "shape": list(images.shape),
+                "space": space,
+                "weights": [need.identity() for need in find_space(space).files],
+                "batch": self.rows,
+                **rounding(self.device),
+            }
+        )

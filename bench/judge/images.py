@@ -17,9 +17,12 @@ from rich.console import Console
 from bench import config as configs
 from bench import registry
 from bench.errors import BenchError, disk_error
-from bench.evaluation.evaluator import Features, load_reward, measure, sample_names, score_samples
+from bench.evaluation.draw import sample_names
+from bench.evaluation.evaluator import measure
+from bench.evaluation.features import Features
 from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_images
+from bench.evaluation.scores import load_reward, score_samples
 from bench.hub import obtain, project_cache
 from bench.metric import Evaluation, Measurement, Samples
 from bench.models.catalogue import IMAGES

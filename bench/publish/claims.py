@@ -18,18 +18,10 @@ from bench import shipped
 from bench.errors import BenchError, did_you_mean
 from bench.reporting.budgets import KL, TRAIN, at, with_costs
 from bench.reporting.formats import interval
-from bench.reporting.selection import (
-    collect,
-    floors,
-    is_robust,
-    priors,
-    settings,
-    spreads,
-    standings,
-    summary,
-    without_levels,
-)
+from bench.reporting.selection import collect, settings
+from bench.reporting.standings import standings
 from bench.reporting.statistics import gaps
+from bench.reporting.summary import floors, is_robust, priors, spreads, summary, without_levels
 from bench.runtime import yaml_text
 
 PLACE = re.compile(r"<!-- claim: (?P<name>\w+) -->(?P<text>.*?)<!-- /claim -->", re.DOTALL)
@@ -108,7 +100,7 @@ class Table:
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """See `bench.reporting.selection.summary`."""
+        """See `bench.reporting.summary.summary`."""
         return summary(self.rows)
 
     @property

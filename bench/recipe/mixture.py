@@ -19,7 +19,7 @@ from torchvision.utils import make_grid
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from bench import config as configs
-from bench.evaluation.evaluator import draw
+from bench.evaluation.draw import draw
 from bench.evaluation.features import EfficientNetLite0
 from bench.metric import Samples
 from bench.models.emoji import WEIGHTS

@@ -18,8 +18,8 @@ from scipy.linalg import eigh
 from torch import nn
 
 from bench.cli.options import with_home
-from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import EfficientNetLite0
+from bench.evaluation.scores import load_reward
 from bench.models.emoji import GUIDANCE, PREFERENCE, WEIGHTS, concepts
 from bench.models.encoders import Clip
 from bench.recipe.art import load

@@ -26,7 +26,8 @@ from bench.reporting.budgets import (
 from bench.reporting.formats import interval
 from bench.reporting.leaderboard import COST_NAMES, Board, Cell, Line, tabulate
 from bench.reporting.ranking import Rank, ranking
-from bench.reporting.selection import has_seeds, settings, summary
+from bench.reporting.selection import settings
+from bench.reporting.summary import has_seeds, summary
 
 MOST = 4  # methods whose command is shown
 

@@ -13,8 +13,9 @@ from bench.errors import BenchError, did_you_mean
 from bench.reporting.budgets import GAINS, KL, at, measured_gains, spelled, with_costs
 from bench.reporting.formats import interval
 from bench.reporting.leaderboard import COST_NAMES, Board, Cell, Line, heading, selected
-from bench.reporting.selection import SETTING, differing, settings, summary, without_levels
+from bench.reporting.selection import SETTING, differing, settings
 from bench.reporting.statistics import CONFIDENCE, gaps, holm
+from bench.reporting.summary import summary, without_levels
 
 SIDES = ("A", "B")
 

@@ -74,7 +74,7 @@ def _bounds(rows: pd.DataFrame, frontier: Frontier | None) -> dict[tuple[str, st
 
 
 def widened(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The table of `bench.reporting.selection.summary` with the curve's own error in its intervals, on a log scale."""
+    """The table of `bench.reporting.summary.summary` with the curve's own error in its intervals, on a log scale."""
     if "shared_error" not in rows:
         return table
     table = table.copy()

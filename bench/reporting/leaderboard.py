@@ -12,20 +12,9 @@ from bench.registry import BUILT_IN
 from bench.reporting.budgets import COSTS, GAINS, KL, TEST, VALIDATION, Draws, Missing, at, draws, nobody, with_costs
 from bench.reporting.efficiency import EFFICIENCY, note, with_efficiency
 from bench.reporting.frontier import Frontier
-from bench.reporting.selection import (
-    Spread,
-    Standing,
-    floors,
-    has_seeds,
-    is_robust,
-    learners,
-    priors,
-    spreads,
-    standings,
-    summary,
-    whole_of,
-)
+from bench.reporting.standings import Standing, standings, whole_of
 from bench.reporting.statistics import FEW, MANY
+from bench.reporting.summary import Spread, floors, has_seeds, is_robust, learners, priors, spreads, summary
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric

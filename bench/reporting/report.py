@@ -29,8 +29,9 @@ from bench.reporting.points import plot_points
 from bench.reporting.ranking import measures
 from bench.reporting.ranks import FEWEST, Ranks, ranks, ranks_table
 from bench.reporting.samples import Samples, samples_of, write_samples
-from bench.reporting.selection import settings, summary, without_levels
+from bench.reporting.selection import settings
 from bench.reporting.statistics import improvement, over_seeds
+from bench.reporting.summary import summary, without_levels
 from bench.reporting.table import markdown_text
 
 

@@ -14,7 +14,8 @@ import torch
 
 from bench import registry
 from bench.errors import BenchError
-from bench.evaluation.evaluator import draw, sample_names, score_samples
+from bench.evaluation.draw import draw, sample_names
+from bench.evaluation.scores import score_samples
 from bench.models.catalogue import model_class
 from bench.prompts import load_prompts
 from bench.runs.build import build_core, build_method, evaluation_core, use_threads

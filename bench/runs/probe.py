@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.evaluation.evaluator import draw, score_samples
+from bench.evaluation.draw import draw
+from bench.evaluation.scores import score_samples
 from bench.prompts import load_prompts
 from bench.reporting.frontier import tilt, tilt_of
 from bench.runs.build import build_core, evaluation_core, use_threads

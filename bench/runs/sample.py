@@ -7,8 +7,9 @@ from types import MappingProxyType
 import numpy as np
 from rich.console import Console
 
-from bench.evaluation.evaluator import draw, score_samples
+from bench.evaluation.draw import draw
 from bench.evaluation.image_folder import save_images
+from bench.evaluation.scores import score_samples
 from bench.hub import obtain
 from bench.metric import Samples
 from bench.models.elsewhere.weights import load_adapter

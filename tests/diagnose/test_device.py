@@ -14,8 +14,9 @@ from bench import registry
 from bench.core import Core
 from bench.diagnose.selftest.device import device, recording
 from bench.diagnose.selftest.scaffold import perturb
-from bench.evaluation.evaluator import Evaluator, load_reward
+from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.features import find_space
+from bench.evaluation.scores import load_reward
 from bench.options import Config
 from bench.prompts import split
 from bench.runs.build import build_method

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.reporting.coverage import KINDS, Law, differ, held
-from bench.reporting.selection import Standing, learners, spreads, standings, summary
+from bench.reporting.standings import Standing, standings
 from bench.reporting.statistics import (
     MANY,
     SCALES,
@@ -22,6 +22,7 @@ from bench.reporting.statistics import (
     over_seeds,
     profile,
 )
+from bench.reporting.summary import learners, spreads, summary
 
 
 def test_student_below_ten_seeds_is_scipy_s() -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.evaluation.evaluator import score_samples
 from bench.evaluation.image_folder import save_images
+from bench.evaluation.scores import score_samples
 from bench.metric import Samples
 from bench.reward import Reward, score
 from bench.weighted import weighted_sum

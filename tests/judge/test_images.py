@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.evaluation.evaluator import load_reward
 from bench.evaluation.features import find_space
+from bench.evaluation.scores import load_reward
 from bench.evaluation.statistics import frechet_distance
 from bench.prompts import SPLITS, load_prompts
 from bench.reporting.rows import read_rows

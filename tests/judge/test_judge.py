@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.environment import revision
 from bench.evaluation import evaluator
-from bench.evaluation.evaluator import load_reward
+from bench.evaluation.scores import load_reward
 from bench.models.catalogue import load_model, make_kernel
 from bench.models.pipeline import PipelineModel
 from bench.reporting.rows import read_rows, write_rows

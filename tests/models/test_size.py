@@ -10,7 +10,8 @@ from example_families import SAMPLES, VIDEO, agree_from_prompts, loaded
 from bench.core import Core
 from bench.diagnose.selftest import models
 from bench.errors import BenchError
-from bench.evaluation import evaluator
+from bench.evaluation.draw import draw
+from bench.evaluation.scores import load_reward
 from bench.models.architecture import build
 from bench.models.catalogue import repository
 from bench.models.random_weights import write
@@ -32,8 +33,8 @@ def test_one_frame_is_a_picture_and_several_are_a_video(family):
         ours = rollout(model, kernel, Batch(prompts, SAMPLES, model.encode(prompts)), noise).latents[:, -1]
         pipe = model.open()
         assert torch.equal(model.call_pipeline(pipe, model.encode(prompts), z, kernel, "latent"), ours)
-        core = Core(model, kernel, evaluator.load_reward("colorfulness"), beta=1.0)
-        drawn = evaluator.draw(core, SAMPLES, ["train"] * 3, seed=0)
+        core = Core(model, kernel, load_reward("colorfulness"), beta=1.0)
+        drawn = draw(core, SAMPLES, ["train"] * 3, seed=0)
         seen = drawn.images if frames == 1 else drawn.videos
         theirs = model.call_pipeline(pipe, model.encode(prompts), z, kernel, "pt")
         assert torch.equal(seen, (theirs * 255).round().byte())

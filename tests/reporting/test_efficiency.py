@@ -10,7 +10,7 @@ import pytest
 from bench.reporting.efficiency import BEYOND, EFFICIENCY, NO_GAIN, with_efficiency
 from bench.reporting.frontier import EVERY, Frontier, best_kl, trace
 from bench.reporting.leaderboard import leaderboard
-from bench.reporting.selection import summary
+from bench.reporting.summary import summary
 
 SPREAD = 2.0
 

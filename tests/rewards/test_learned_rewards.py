@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor
 
 from bench import registry
 from bench.errors import BenchError
-from bench.evaluation.evaluator import load_reward
+from bench.evaluation.scores import load_reward
 from bench.hub import CLIP_L, RANDOM
 from bench.models.encoders import OPENAI_MEAN, OPENAI_STD
 from bench.models.random_encoders import HEAD

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.errors import BenchError
-from bench.evaluation.evaluator import load_reward
+from bench.evaluation.scores import load_reward
 
 TEXT = st.text("abc ", max_size=6)
 

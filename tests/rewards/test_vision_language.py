@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from bench.diagnose.selftest.checking import derivative_error
 from bench.errors import BenchError
-from bench.evaluation.evaluator import load_reward
+from bench.evaluation.scores import load_reward
 from bench.models.random_weights import write
 from bench.models.vision_language import IMAGE
 

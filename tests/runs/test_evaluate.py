@@ -11,7 +11,8 @@ from scaffold import Brightness
 from bench.config import resolve
 from bench.diagnose.selftest.scaffold import perturb
 from bench.errors import NonFiniteError
-from bench.evaluation.evaluator import Evaluator, draw, sample_names
+from bench.evaluation.draw import draw, sample_names
+from bench.evaluation.evaluator import Evaluator
 from bench.metric import Measurement
 from bench.options import Config
 from bench.prompts import load_prompts, split

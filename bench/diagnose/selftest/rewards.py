@@ -13,7 +13,7 @@ from bench.diagnose.selftest.checking import Skipped, derivative_error, require
 from bench.diagnose.selftest.device import device as pretended_device
 from bench.diagnose.selftest.device import recording
 from bench.errors import BenchError
-from bench.evaluation.evaluator import load_reward
+from bench.evaluation.scores import load_reward
 from bench.prompts import load_prompts
 from bench.reward import Reward
 from bench.sampling.noise import Noise

@@ -12,7 +12,7 @@ from bench.reporting.budgets import AXES, COSTS, GAINS
 from bench.reporting.figures.drawing import FAINT, drawing, legend, name_leaving, settle
 from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, references, scale_of, set_scale
-from bench.reporting.selection import floors, priors
+from bench.reporting.summary import floors, priors
 
 
 def plot_curves(rows: pd.DataFrame, metric: str, path: Path, order: Sequence[str], title: str = "") -> None:

@@ -13,7 +13,7 @@ from bench.reporting.figures.drawing import INK, drawing
 from bench.reporting.figures.scales import Scale, is_positive, references, scale_of, set_scale
 from bench.reporting.leaderboard import heading, meaning, ranked
 from bench.reporting.plots import FINETUNED, shortened, wrapped
-from bench.reporting.selection import floors, priors, summary
+from bench.reporting.summary import floors, priors, summary
 from bench.reporting.table import number
 
 

@@ -9,7 +9,7 @@ import seaborn as sns
 
 from bench.reporting.figures.drawing import drawing
 from bench.reporting.plots import shortened
-from bench.reporting.selection import summary
+from bench.reporting.summary import summary
 
 
 def plot_prompts(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "", most: int = 40) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 
 from bench.reporting.budgets import COSTS
 from bench.reporting.plots import PRIOR
-from bench.reporting.selection import is_robust
 from bench.reporting.statistics import intervals
+from bench.reporting.summary import is_robust
 
 DECADES = 2  # positive values over more of them have a logarithmic axis
 STRETCH = {False: 4.0, True: 1.7}  # how much longer one row may make an axis, linear and logarithmic

@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from bench.reporting.figures.drawing import FAINT, drawing, legend, panels, shape
 from bench.reporting.figures.looks import families, looks
 from bench.reporting.plots import shortened
-from bench.reporting.selection import summary
 from bench.reporting.statistics import profile
+from bench.reporting.summary import summary
 
 
 def plot_steps(rows: pd.DataFrame, path: Path, order: Sequence[str], title: str = "") -> None:

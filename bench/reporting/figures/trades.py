@@ -19,8 +19,8 @@ from bench.reporting.figures.scales import Scale, is_positive, lines_of, referen
 from bench.reporting.frontier import ENOUGH, Frontier
 from bench.reporting.leaderboard import heading
 from bench.reporting.plots import shortened
-from bench.reporting.selection import floors, priors
 from bench.reporting.statistics import student
+from bench.reporting.summary import floors, priors
 
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_sw2", "target_sw2")  # against the reward
 TOGETHER = 16  # lines in a panel that can still be told apart
