@@ -24,7 +24,8 @@ from bench.reporting.chooser import choices
 from bench.reporting.formats import latex, markdown, terminal, to_csv
 from bench.reporting.frontier import ENOUGH
 from bench.reporting.leaderboard import leaderboard
-from bench.reporting.page import plots_of, write_page
+from bench.reporting.page import write_page
+from bench.reporting.page_plots import plots_of
 from bench.reporting.ranking import ranking
 from bench.reporting.report import Question, compared, sections, write_report
 from bench.reporting.rows import write_rows

@@ -21,7 +21,8 @@ from PIL import Image
 
 from bench.reporting.formats import TEX, latex, latex_text, markdown, terminal
 from bench.reporting.leaderboard import leaderboard
-from bench.reporting.page import plots_of, write_page
+from bench.reporting.page import write_page
+from bench.reporting.page_plots import plots_of
 from bench.reporting.plots import plot_curves as plot_log
 from bench.reporting.plots import plot_samples, shortened
 from bench.reporting.points import plot_points
