@@ -23,7 +23,7 @@ from bench.runs.rows import comparable_settings, evaluation_id, label
 from bench.runtime import yaml_text
 from bench.runtime.files import unpack, write_atomic
 from bench.settings import RunConfig
-from bench.sweeps import tune as tuning
+from bench.sweeps import choosing, tuned_file
 
 PLACE = ["reward", "beta", "model", "prompts"]
 
@@ -42,7 +42,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> Merged:
     Raises BenchError with every fault of every run, and every value that contradicts one of the same run that is there
     or in an earlier pack; then nothing is written.
     """
-    target, tuned = published / "rows.parquet", published / tuning.FILE
+    target, tuned = published / "rows.parquet", published / tuned_file.FILE
     whole = read_rows(target) if target.is_file() else None
     before = choices = yaml_text.parse(tuned.read_text(encoding="utf8")) if tuned.is_file() else None
     faults: list[str] = []
@@ -66,12 +66,12 @@ def merge_packs(packs: Sequence[Path], published: Path) -> Merged:
                     continue
                 counts["added" if not found.known else "present" if found.new.empty else "extended"] += 1
                 whole = found.new if whole is None else pd.concat([whole, found.new], ignore_index=True)
-            new = place / tuning.FILE
+            new = place / tuned_file.FILE
             if new.is_file():
                 try:
                     choices = _joined(choices, yaml_text.parse(new.read_text(encoding="utf8")))
                 except (BenchError, KeyError, TypeError, ValueError) as error:
-                    faults.append(f"{pack}: {tuning.FILE}: {error}")
+                    faults.append(f"{pack}: {tuned_file.FILE}: {error}")
     if faults:
         raise BenchError("\n".join(["nothing is merged:", *faults]))
     published.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def merge_packs(packs: Sequence[Path], published: Path) -> Merged:
         whole = whole.sort_values(["run", "budget"], kind="stable")
         write_rows(target, whole.astype(object).where(whole.notna(), None).to_dict("records"))
     if choices is not None and choices != before:
-        write_atomic(tuned, tuning.dump(choices))
+        write_atomic(tuned, tuned_file.dump(choices))
     return Merged(**counts)
 
 
@@ -166,7 +166,7 @@ def _joined(published: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, 
         return new
     if published["tune"] != new["tune"]:
         raise BenchError(f"tuned otherwise than the published rows, by {new['rule']} over {new['tune']['grid']}")
-    have = {tuning.key_of(choice["method"], choice["at"]) for choice in published["choices"]}
-    added = [choice for choice in new["choices"] if tuning.key_of(choice["method"], choice["at"]) not in have]
+    have = {tuned_file.key_of(choice["method"], choice["at"]) for choice in published["choices"]}
+    added = [choice for choice in new["choices"] if tuned_file.key_of(choice["method"], choice["at"]) not in have]
     choices = [*published["choices"], *added]
-    return published | {"cost": tuning.total([choice["cost"] for choice in choices]), "choices": choices}
+    return published | {"cost": choosing.total([choice["cost"] for choice in choices]), "choices": choices}

@@ -18,7 +18,7 @@ from bench.reporting.rows import read_rows
 from bench.reporting.selection import ASIDE
 from bench.runs.folder import CONTENTS
 from bench.runtime import yaml_text
-from bench.sweeps import tune as tuning
+from bench.sweeps import tuned_file
 
 FILES = ("config.yaml", CONTENTS, "environment.json", "samples.png")
 ARCHIVES = {".zip": "zip", ".tar.gz": "gztar"}
@@ -48,8 +48,8 @@ def pack_runs(folder: Path, out: Path) -> tuple[int, list[str]]:
                 shutil.copy(path, target)
             for path in run.glob("adapter*"):  # the policy, and the copy that was evaluated
                 shutil.copytree(path, target / path.name)
-        if (folder / tuning.FILE).is_file():
-            shutil.copy(folder / tuning.FILE, place)
+        if (folder / tuned_file.FILE).is_file():
+            shutil.copy(folder / tuned_file.FILE, place)
         if private := list(_private(place)):
             raise BenchError("\n".join(["nothing is packed, for it would tell of this machine:", *private]))
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from bench.runs.preflight import preflight
 from bench.runs.rows import run_folder
 from bench.runs.trackers import require_trackers
 from bench.settings import RunConfig
+from bench.sweeps import choosing, tuned_file
 from bench.sweeps import tune as tuning
 from bench.sweeps.spec import Sweep
 
@@ -68,11 +69,11 @@ def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = No
     plan = _Plan(spec, spec.out)
     tuned = {} if choices is None or spec.tune is None else tuned_methods(spec)
     for seed, (method, at) in itertools.product(spec.seeds, spec.rows()):
-        key = tuning.key_of(method, at)
+        key = tuned_file.key_of(method, at)
         if key not in tuned:
             plan.add(method, seed, at)
         elif choices and key in choices:
-            for values in tuning.configurations(choices[key]):
+            for values in choosing.configurations(choices[key]):
                 plan.add(method, seed, at | values)
     return plan.jobs()
 
@@ -80,7 +81,7 @@ def plan_sweep(spec: Sweep, choices: Mapping[str, Mapping[str, Any]] | None = No
 def tuned_methods(spec: Sweep) -> dict[str, tuple[str, dict[str, Any]]]:
     """Key → (method, point of the grid), of every method that trains."""
     rows = ((method, at) for method, at in spec.rows() if registry.load("methods", method).needs.training)
-    return {tuning.key_of(*row): row for row in rows}
+    return {tuned_file.key_of(*row): row for row in rows}
 
 
 def strength_of(method: str) -> Strength | None:

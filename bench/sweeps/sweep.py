@@ -11,6 +11,7 @@ from bench.diagnose.nfe import rows_of_update
 from bench.errors import BenchError
 from bench.runs.duration import sweep_time
 from bench.runtime.files import locked
+from bench.sweeps import choosing, tuned_file
 from bench.sweeps import tune as tuning
 from bench.sweeps.engines import Local, Ray
 from bench.sweeps.jobs import (
@@ -92,15 +93,15 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
     """
     if spec.tune is None:
         return {}, []
-    path, widenings = spec.out / tuning.FILE, _widenings(spec)
+    path, widenings = spec.out / tuned_file.FILE, _widenings(spec)
     strengths = {method: strength_of(method) for method, _ in tuned_methods(spec).values()}
     while True:
         trials = plan_trials(spec, widenings)
         choices, failed = _choose(spec, trials, console, engine)
-        others = tuning.other_choices(path, spec.tune, trials)
+        others = tuned_file.other_choices(path, spec.tune, trials)
         kept = [*others, *(choices[key] for key in trials if key in choices)]
-        tuning.write_choices(path, spec.tune, kept, widenings)
-        wider = tuning.wider(spec.tune, list(choices.values()), strengths) if len(widenings) < spec.tune.widen else {}
+        tuned_file.write_choices(path, spec.tune, kept, widenings)
+        wider = choosing.wider(spec.tune, list(choices.values()), strengths) if len(widenings) < spec.tune.widen else {}
         if failed or not wider:
             break
         text = ", ".join(f"{axis} ({' and '.join(sides)})" for axis, sides in wider.items())
@@ -111,7 +112,7 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
             break
         console.print(f"Wider grids for all methods, as winners are at an edge: {text}.")
         widenings = [*widenings, wider]
-    console.print(f"{tuning.summary(list(choices.values()))} Choices in {path}.")
+    console.print(f"{tuned_file.summary(list(choices.values()))} Choices in {path}.")
     return choices, failed
 
 
@@ -125,28 +126,28 @@ def _choose(
         console.print(f"Tuning: {spec.tune.rule()}, seed {spec.tune.seed}.")
     results = _results(open_trials, "trials", console, engine)
     methods = tuned_methods(spec)
-    fresh = {key: tuning.choose(spec.tune, methods[key][0], tried) for key, tried in results.items()}
-    contested = {key: [*tuning.configurations(one), *one["ties"]] for key, one in fresh.items() if one["ties"]}
+    fresh = {key: choosing.choose(spec.tune, methods[key][0], tried) for key, tried in results.items()}
+    contested = {key: [*choosing.configurations(one), *one["ties"]] for key, one in fresh.items() if one["ties"]}
     if spec.tune.resolve > 1 and contested:
         again = plan_again(spec, trials, contested)
         second = _results(again, f"trials again, with {spec.tune.resolve} times the samples", console, engine)
         for key in again:
             fresh.pop(key)
             if key in second:
-                fresh[key] = tuning.choose(spec.tune, methods[key][0], results[key], second[key])
+                fresh[key] = choosing.choose(spec.tune, methods[key][0], results[key], second[key])
         open_trials |= {f"{key} again": jobs for key, jobs in again.items()}
     choices |= {key: one | {"at": methods[key][1]} for key, one in fresh.items()}
     return choices, [job for jobs in open_trials.values() for job, _ in jobs if measured(job) is None]
 
 
-def _results(trials: Trials, stage: str, console: Console, engine: Engine) -> dict[str, list[tuning.Trial]]:
+def _results(trials: Trials, stage: str, console: Console, engine: Engine) -> dict[str, list[choosing.Trial]]:
     """Run the trials that are missing; by key those of methods all of whose trials have ended."""
     if missing := [job for jobs in trials.values() for job, _ in jobs if measured(job) is None]:
         run_sweep(missing, console, engine, stage)
     found = {key: [(job.folder.name, values, measured(job)) for job, values in jobs] for key, jobs in trials.items()}
-    complete: dict[str, list[tuning.Trial]] = {}
+    complete: dict[str, list[choosing.Trial]] = {}
     for key, tried in found.items():
-        ended: list[tuning.Trial] = [(run, values, rows) for run, values, rows in tried if rows is not None]
+        ended: list[choosing.Trial] = [(run, values, rows) for run, values, rows in tried if rows is not None]
         if len(ended) == len(tried):
             complete[key] = ended
     return complete
@@ -157,13 +158,13 @@ def _known(spec: Sweep, trials: Trials) -> dict[str, dict[str, Any]]:
     if spec.tune is None:
         return {}
     planned = {key: [job.folder.name for job, _ in jobs] for key, jobs in trials.items()}
-    tuning.other_choices(spec.out / tuning.FILE, spec.tune, planned)  # raises where they would be lost
-    return tuning.read_choices(spec.out / tuning.FILE, spec.tune, planned)
+    tuned_file.other_choices(spec.out / tuned_file.FILE, spec.tune, planned)  # raises where they would be lost
+    return tuned_file.read_choices(spec.out / tuned_file.FILE, spec.tune, planned)
 
 
 def _widenings(spec: Sweep) -> list[tuning.Widening]:
     """Those that `tuned.yaml` holds already."""
-    return tuning.read_widenings(spec.out / tuning.FILE, spec.tune) if spec.tune else []
+    return tuned_file.read_widenings(spec.out / tuned_file.FILE, spec.tune) if spec.tune else []
 
 
 @contextmanager

@@ -22,11 +22,12 @@ from bench.options import leaves
 from bench.registry import Plugin
 from bench.reporting.envelopes import FLOOR
 from bench.reporting.rows import read_rows, write_rows
+from bench.sweeps.choosing import configurations
 from bench.sweeps.envelope import choose, evaluations
 from bench.sweeps.jobs import plan_sweep, plan_trials
 from bench.sweeps.spec import Sweep, read_sweep
 from bench.sweeps.sweep import plan, trial_budget, tune
-from bench.sweeps.tune import Tune, configurations, extended
+from bench.sweeps.tune import Tune, extended
 
 RATES = [1e-3, 4e-3]
 RULE: dict[str, Any] = {"grid": {"optimizer.lr": RATES}, "strength": True, "seed": 9, "envelope": "reward/train"}

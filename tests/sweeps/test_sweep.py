@@ -16,10 +16,12 @@ from bench.reporting.rows import read_rows
 from bench.reporting.selection import collect
 from bench.runs.log import last_record
 from bench.runtime.files import locked
+from bench.sweeps.choosing import COST, choose, total
 from bench.sweeps.jobs import plan_sweep
 from bench.sweeps.spec import read_sweep
 from bench.sweeps.sweep import make_engine, plan, reserved
-from bench.sweeps.tune import COST, Tune, choose, other_choices, total, write_choices
+from bench.sweeps.tune import Tune
+from bench.sweeps.tuned_file import other_choices, write_choices
 
 
 def write(folder: Path, **spec: object) -> Path:
