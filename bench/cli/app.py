@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -39,6 +39,9 @@ from bench.cli.sweep import sweep
 from bench.errors import BenchError, disk_error
 from bench.runtime.console import TextConsole, print_anything
 from bench.runtime.stopping import Interrupted, end_with_launcher, signals_stop
+
+if TYPE_CHECKING:
+    from bench.settings import RunConfig
 
 application = typer.Typer(
     help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
@@ -127,15 +130,12 @@ def run(
         bench run draft --set method.depth=1 --set optimizer.lr=1e-3
         bench run nabla_gfn --reward "hps+0.1*aesthetic" --num-processes 8
     """
-    if name and method and name != method:
-        raise BenchError(f"two methods are given, {name!r} and --method {method!r}: one run trains with one.")
-    if not (method := name or method):
-        raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
+    method = _one_method(name, method)
     if probe and not dry_run:
         raise BenchError("--probe belongs to --dry-run: bench run METHOD --dry-run --probe.")
     if gpu_memory and not dry_run:
         raise BenchError("--gpu-memory belongs to --dry-run; --preset 24gb fits a run to a GPU.")
-    from bench.config import parse_assignment, resolve
+    from bench.config import beta_origin, parse_assignment, resolve
 
     if track:
         from bench.runs.trackers import require_trackers
@@ -147,15 +147,16 @@ def run(
         method, reward=reward, suite=suite, overrides=overrides, assignments=assignments, metrics=metric or ()
     )
     show_warnings()
+    notes = []
     if preset:
         from bench.runs.presets import fitted, preset_text
 
         keys = [parse_assignment(text)[0] for text in assignments or []]
         found = fitted(config, preset, keys, num_processes)
         config = found.config
+        notes.append(preset_text(preset, found))
 
-    from bench.config import beta_origin
-    from bench.runs.preflight import check, preflight
+    from bench.runs.preflight import preflight
     from bench.runs.remote import run_place
     from bench.runtime import processes
 
@@ -163,34 +164,14 @@ def run(
     if mirror and force:
         raise BenchError(f"--force would replace the run at {out}: give another --out.")
     if dry_run:
-        from bench.runs.combinations import gpu_bytes
-        from bench.runs.plan import show_plan
-
-        check(config)
-        if preset:
-            console.print(preset_text(preset, found))
-        show_plan(
-            config,
-            mirror.url if mirror else folder,
-            num_processes,
-            console,
-            gpu_bytes(gpu_memory) if gpu_memory else None,
-        )
-        if probe:
-            from bench.hub import obtain
-            from bench.runs.probe import show_probe
-            from bench.runs.requirements import training_requirements
-
-            obtain(training_requirements(config))
-            show_probe(config, console)
+        _show_plan(config, mirror.url if mirror else folder, num_processes, gpu_memory, probe, notes)
         return
     if num_processes > 1 and not processes.launched():
         preflight(config)
         raise typer.Exit(processes.launch(num_processes, sys.argv[1:]))
     console.quiet = not processes.is_main()
-    if preset:
-        console.print(preset_text(preset, found))
-    console.print(f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)}).")
+    for note in [*notes, f"β = {config.reward.beta:g} for {config.reward.name} ({beta_origin(config)})."]:
+        console.print(note)
     with processes.main_first():
         preflight(config)
     with ExitStack() as locks:
@@ -201,6 +182,41 @@ def run(
             console.print("This run is finished; nothing was computed.")
         if processes.is_main():
             job.report()
+
+
+def _one_method(name: str | None, option: str | None) -> str:
+    """The method that the argument or the option names."""
+    if name and option and name != option:
+        raise BenchError(f"two methods are given, {name!r} and --method {option!r}: one run trains with one.")
+    if not (method := name or option):
+        raise BenchError("which method? For example: bench run nabla_gfn (bench ls methods shows all).")
+    return method
+
+
+def _show_plan(
+    config: "RunConfig",
+    place: Path | str,
+    num_processes: int,
+    gpu_memory: str | None,
+    probe: bool,
+    notes: Sequence[str],
+) -> None:
+    """What `--dry-run` prints: the configuration and its cost; probe: also what β means on samples of the prior."""
+    from bench.runs.combinations import gpu_bytes
+    from bench.runs.plan import show_plan
+    from bench.runs.preflight import check
+
+    check(config)
+    for note in notes:
+        console.print(note)
+    show_plan(config, place, num_processes, console, gpu_bytes(gpu_memory) if gpu_memory else None)
+    if probe:
+        from bench.hub import obtain
+        from bench.runs.probe import show_probe
+        from bench.runs.requirements import training_requirements
+
+        obtain(training_requirements(config))
+        show_probe(config, console)
 
 
 @application.command()

@@ -1,6 +1,7 @@
 """The commands that compare finished runs: `bench report` and `bench serve`."""
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -72,19 +73,7 @@ def report(
         "nfe": at_nfe or at_network_rows,
         "train_seconds": at_seconds,
     }
-    asked: dict[str, tuple[float, ...]] = {axis: (limit,) for axis, limit in costs.items() if limit is not None}
-    if at_reward_gain:
-        try:
-            asked["gain"] = tuple(map(float, at_reward_gain.split(",")))
-        except ValueError:
-            raise BenchError(f"--at-reward-gain {at_reward_gain}: numbers separated by commas are wanted.") from None
-        if min(asked["gain"]) <= 0:
-            raise BenchError("--at-reward-gain: a gain over the prior is larger than 0.")
-    if not all(math.isfinite(limit) for limits in asked.values() for limit in limits):
-        raise BenchError("--at-... takes finite numbers: without it every run counts with its last evaluation.")
-    if len(asked) > 1:
-        raise BenchError("--at-... options are comparisons of their own: give one of them.")
-    axis, limits = next(iter(asked.items()), (None, (0.0,)))
+    axis, limits = _where(costs, at_reward_gain)
     question = results.Question(tuple(metrics.split(",")) if metrics else (), axis, limits, every)
     try:
         frame, left_out = collect(paths or [Path("runs")])
@@ -115,6 +104,23 @@ def report(
         formats.show(found.boards, console, wide or every or bool(question.metrics))
         for sentence in left_out:
             console.print(f"Left out: {sentence}")
+
+
+def _where(costs: Mapping[str, float | None], gains: str | None) -> tuple[str | None, tuple[float, ...]]:
+    """The axis on which runs are compared at equal values, and these; no axis for their last evaluations."""
+    asked: dict[str, tuple[float, ...]] = {axis: (limit,) for axis, limit in costs.items() if limit is not None}
+    if gains:
+        try:
+            asked["gain"] = tuple(map(float, gains.split(",")))
+        except ValueError:
+            raise BenchError(f"--at-reward-gain {gains}: numbers separated by commas are wanted.") from None
+        if min(asked["gain"]) <= 0:
+            raise BenchError("--at-reward-gain: a gain over the prior is larger than 0.")
+    if not all(math.isfinite(limit) for limits in asked.values() for limit in limits):
+        raise BenchError("--at-... takes finite numbers: without it every run counts with its last evaluation.")
+    if len(asked) > 1:
+        raise BenchError("--at-... options are comparisons of their own: give one of them.")
+    return next(iter(asked.items()), (None, (0.0,)))
 
 
 def serve(
