@@ -60,7 +60,7 @@ def call(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return run
 
 
-@pytest.fixture(params=["packages", "folders without __init__"])
+@pytest.fixture(params=["packages", pytest.param("folders without __init__", marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     """A user's own folder with folders of generic names, and what a script there imports of them."""
     for name in THEIRS:

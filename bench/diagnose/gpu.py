@@ -66,7 +66,6 @@ def check_device(
     report: dict[str, Any] = {"environment": environment.describe(), "device": device_facts(device), "full": full}
     columns = [TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TimeElapsedColumn()]
     with ExitStack() as stack:
-        stack.enter_context(stand_ins([Repository(name, ()) for name in WRITERS], "tiny", console))
         own_cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-doctor-"))
         chosen = {
             name: run
@@ -75,6 +74,7 @@ def check_device(
         }
         if not chosen:
             raise BenchError(f"no step of bench doctor --gpu is named like {' or '.join(map(repr, only))}.")
+        stack.enter_context(stand_ins([Repository(name, ()) for name in WRITERS], "tiny", console))
         progress = stack.enter_context(Progress(*columns, console=console, transient=True))
         task = progress.add_task("", total=len(chosen))
         for name, run in chosen.items():

@@ -88,6 +88,7 @@ QWEN_CHAT = (  # as far as one message with an image goes; Qwen2-VL puts a syste
     "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CLIP_LETTERS = 512  # tokens of one byte, within a word and at its end
 HEAD = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}  # layer number → outputs
 
 
@@ -98,7 +99,7 @@ def clip(architecture: Literal["clip-l", "clip-h"]) -> Callable[[Path, Size], No
         text, vision, dimension = CLIP[architecture if size == "full" else "tiny"]
         config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=dimension)
         alive(CLIPModel(config)).save_pretrained(folder)
-        clip_tokenizer(folder)
+        clip_tokenizer(folder, size)
         settings = {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD, "size": {"shortest_edge": vision["image_size"]}}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf8")
 
@@ -258,16 +259,19 @@ WRITERS: dict[str, Callable[[Path, Size], None]] = {
 }
 
 
-def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's own vocabulary, which the package open_clip carries."""
+def clip_tokenizer(folder: Path, size: Size) -> CLIPTokenizer:
+    """CLIP's own vocabulary, which the package open_clip carries; a tiny one has the letters, with their numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     from open_clip.tokenizer import SimpleTokenizer  # takes seconds; a dry run asks this module for shapes alone
 
     words = SimpleTokenizer()
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {special.get(word, word): i for word, i in words.encoder.items()}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf8")
     merges = [" ".join(pair) for pair, _ in sorted(words.bpe_ranks.items(), key=lambda item: item[1])]
+    if size == "tiny":  # the whole takes half a second to read
+        vocabulary = {word: i for word, i in vocabulary.items() if i < CLIP_LETTERS or word in special.values()}
+        merges = []
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf8")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}), encoding="utf8")

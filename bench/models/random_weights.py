@@ -59,14 +59,14 @@ def write_pipeline(card: HubCard, folder: Path, size: Size) -> None:
         parts[part] = nn.Module.to(network, getattr(torch, architecture.dtype))  # diffusers' own warns
     tokenizers = {part: part.replace("text_encoder", "tokenizer") for part in parts if "text_encoder" in part}
     for part, tokenizer in tokenizers.items():
-        parts[tokenizer] = TOKENIZERS[architecture.networks[part].kind](folder / tokenizer)
+        parts[tokenizer] = TOKENIZERS[architecture.networks[part].kind](folder / tokenizer, size)
     kind, options = architecture.scheduler
     parts["scheduler"] = getattr(diffusers, kind).from_config(options)  # which remembers what other samplers read
     pipe = getattr(diffusers, architecture.pipeline)(**parts, **architecture.options)
     pipe.save_pretrained(folder, max_shard_size="1TB")
     for part, tokenizer in tokenizers.items():
         # the files of the real repositories, which newer tools no longer write
-        TOKENIZERS[architecture.networks[part].kind](folder / tokenizer)
+        TOKENIZERS[architecture.networks[part].kind](folder / tokenizer, size)
     for index in (file for file in files if file.endswith(".index.json")):
         stem = index.removesuffix(".safetensors.index.json")
         _shard(folder, index, [file for file in files if file.startswith(f"{stem}-0")])
@@ -85,13 +85,13 @@ def _shard(folder: Path, index: str, shards: Sequence[str]) -> None:
     (folder / index).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}), encoding="utf8")
 
 
-def _t5_tokenizer(folder: Path) -> T5Tokenizer:
+def _t5_tokenizer(folder: Path, size: Size) -> T5Tokenizer:
     """Letters, of T5's kind."""
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in ("▁", *LETTERS))]
     return T5Tokenizer(vocab=words, extra_ids=0, additional_special_tokens=[], model_max_length=512)
 
 
-def _qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
+def _qwen_tokenizer(folder: Path, size: Size) -> Qwen2Tokenizer:
     """Letters, of Qwen's kind, with a chat template of its form."""
     words = {word: i for i, word in enumerate((*LETTERS, "Ġ", "Ċ", "<|endoftext|>", "<|im_start|>", "<|im_end|>"))}
     template = (
@@ -101,7 +101,7 @@ def _qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=words, merges=[], chat_template=template, model_max_length=512)
 
 
-def _gemma_tokenizer(folder: Path) -> GemmaTokenizer:
+def _gemma_tokenizer(folder: Path, size: Size) -> GemmaTokenizer:
     """Letters, of Gemma's kind."""
     words = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS)
     tokenizer = GemmaTokenizer({word: i for i, word in enumerate(words)}, model_max_length=512)
@@ -110,7 +110,7 @@ def _gemma_tokenizer(folder: Path) -> GemmaTokenizer:
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?-"
-TOKENIZERS: dict[str, Callable[[Path], Any]] = {
+TOKENIZERS: dict[str, Callable[[Path, Size], Any]] = {
     "CLIPTextModel": clip_tokenizer,
     "CLIPTextModelWithProjection": clip_tokenizer,
     "T5EncoderModel": _t5_tokenizer,

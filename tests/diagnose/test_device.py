@@ -24,7 +24,7 @@ from bench.sampling.grids import ddim_kernel
 from bench.training.trainer import Trainer
 
 PROMPTS = ["cat", "dog"]
-STEPS = 5
+STEPS = 3
 TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("methods", name).needs.training]
 
 

@@ -10,7 +10,7 @@ from bench.methods.balance.rtb import RTB, RTBConfig
 from bench.methods.nabla.adjoint import NablaGFNAdjoint
 from bench.methods.nabla.published import NablaGFNPublished
 from bench.methods.nabla.residual import NablaGFN
-from linear_gaussian import PATHS, truth_of
+from linear_gaussian import truth_of
 from scaffold import sample, with_rewards
 
 from bench.diagnose.selftest.scaffold import BETA, DIRECTION, gaussian_core, moments
@@ -18,28 +18,31 @@ from bench.diagnose.selftest.scaffold import BETA, DIRECTION, gaussian_core, mom
 SCORE = {"fraction": 1, "weighting": "score"}
 
 
-@PATHS
+# method, updates, and the rates of the policy and of the method's network, on the diffusion and on the flow path
+CASES = {
+    "nabla_gfn": (NablaGFN(NablaGFN.Config(**SCORE)), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
+    "nabla_gfn_published": (
+        NablaGFNPublished(NablaGFNPublished.Config(**SCORE, trust=0.0)), 500, (1e-2, 1e-2), (2e-2, 4e-2)
+    ),
+    "nabla_gfn_adjoint": (NablaGFNAdjoint(NablaGFNAdjoint.Config(fraction=1)), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
+    "adjoint_matching": (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
+    "res_db": (ResDB(ResDBConfig()), 900, (3e-3, 0.1), (6e-3, 0.1)),
+    "rtb": (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
+}  # fmt: skip
+FAST = ("nabla_gfn", "adjoint_matching")  # on both paths
+
+
 @pytest.mark.parametrize(
-    ("method", "updates", "rates", "flow_rates"),  # of the policy and of the method's network
+    ("name", "path"),
     [
-        (NablaGFN(NablaGFN.Config(**SCORE)), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
-        (NablaGFNPublished(NablaGFNPublished.Config(**SCORE, trust=0.0)), 500, (1e-2, 1e-2), (2e-2, 4e-2)),
-        (NablaGFNAdjoint(NablaGFNAdjoint.Config(fraction=1)), 150, (1e-2, 1e-2), (4e-2, 2e-2)),
-        (AdjointMatching(AdjointMatchingConfig(fraction=1)), 200, (1e-2, None), (2e-2, None)),
-        (ResDB(ResDBConfig()), 900, (3e-3, 0.1), (6e-3, 0.1)),
-        (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
-    ],
-    ids=[
-        "nabla_gfn",
-        "nabla_gfn_published",
-        "nabla_gfn_adjoint",
-        "adjoint_matching",
-        "res_db",
-        "rtb",
+        pytest.param(name, path, marks=[pytest.mark.slow] if path == "flow" and name not in FAST else [])
+        for name in CASES
+        for path in ("diffusion", "flow")
     ],
 )
-def test_training_reaches_the_target(path, method, updates, rates, flow_rates):
+def test_training_reaches_the_target(name, path):
     """From the prior, a method's own losses reach the tilted mean (5 % of the shift) and leave the variance alone."""
+    method, updates, rates, flow_rates = CASES[name]
     core = gaussian_core(6, path=path)
     core = replace(core, micro_batch=1024)
     core.networks.update(method.networks(core.model))

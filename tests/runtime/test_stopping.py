@@ -46,7 +46,9 @@ def until(folder: Path, lines: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_update_with_a_checkpoint(tmp_path: Path, number: int, status: int) -> None:
     run = start(tmp_path / "run", 100_000)
     try:

@@ -23,16 +23,16 @@ HERE = Path(__file__).parent
 def folder(pipeline_folder, tmp_path_factory):
     """`<method>/{one,two}`: trained by one and by two processes; `nabla_gfn/{first-one,first-two}`: half by each.
 
-    `<method>/sharded`: two updates by two processes that share the weights, and `whole` by one; `nabla_gfn/stopped`: as
+    `<method>/sharded`: the same by two processes that share the weights, and `whole` by one; `nabla_gfn/stopped`: as
     `sharded`, in two goes. `<error>-<process>.txt`: what a process says if one shard fails.
     """
     root, threads = tmp_path_factory.mktemp("processes"), torch.get_num_threads()
     torch.set_num_threads(1)
     for method in METHODS:
         train(pipeline_folder, root / method / "one", method)
-    train(pipeline_folder, root / "nabla_gfn" / "first-one", "nabla_gfn", stop=2)
+    train(pipeline_folder, root / "nabla_gfn" / "first-one", "nabla_gfn", stop=1)
     tasks = [f"{method}:{root / method / 'two'}:0" for method in METHODS]
-    tasks += [f"nabla_gfn:{root}/nabla_gfn/first-one:0", f"nabla_gfn:{root}/nabla_gfn/first-two:2"]
+    tasks += [f"nabla_gfn:{root}/nabla_gfn/first-one:0", f"nabla_gfn:{root}/nabla_gfn/first-two:1"]
     for method, options in SHARDED.items():
         train(pipeline_folder, root / method / "whole", method, stop=2, **dict.fromkeys(options, True))
         tasks.append(f"{method}:{root / method / 'sharded'}:2:{':'.join(options)}")

@@ -72,7 +72,7 @@ def frozen(network: torch.nn.Module) -> tuple[int, int]:
 
 
 def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0, **options: bool) -> None:
-    """Four updates, or until `stop`, going on from what is in `folder`; the log's records go there too."""
+    """Two updates, or until `stop`, going on from what is in `folder`; the log's records go there too."""
     model = pipeline_model(Path(pipeline), **options)
     all_of_it, held = frozen(model.network)
     kernel = ddim_kernel(model.spec.alphas_cumprod, 4, eta=1.0, steps_offset=1, final_alpha=model.spec.final_alpha)
@@ -88,7 +88,7 @@ def train(pipeline: str | Path, folder: str | Path, name: str, stop: int = 0, **
         method = method_of(name, channels=[32, 32], **options)
     # 3 prompts x 2 samples in one update of 3 shards: two processes have two and one
     settings = TrainConfig(
-        updates=stop or 4, prompts_per_round=3, samples_per_prompt=2, updates_per_round=1, checkpoint_every=1
+        updates=stop or 2, prompts_per_round=3, samples_per_prompt=2, updates_per_round=1, checkpoint_every=1
     )
     trainer = Trainer(core, method, PROMPTS, settings, OptimizerConfig(lr=1e-3), Path(folder))
     trainer.resume()
