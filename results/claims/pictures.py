@@ -63,6 +63,21 @@ def mixture_shares() -> Claim:
     return Claim(text, {"some method comes nearer": bool(better)})
 
 
+def mixture_gradients() -> Claim:
+    """Whether the reward's gradient helps to move the shares."""
+    table, name = _mixture(), f"{SHARES}/{TRAIN}"
+    asked = table.rows.groupby("row")["reward_gradients"].max()
+    nearest = list(reversed(_largest(name)))
+    ours, theirs = ([row for row in nearest if (asked[row] > 0) == with_gradient] for with_gradient in (True, False))
+    text = (
+        f"Of the {len(ours)} methods that ask for the reward's gradient {name_of(ours[0])} comes nearest in the shares "
+        f"({table(ours[0], name)}), of the {len(theirs)} that ask for its values alone {name_of(theirs[0])} "
+        f"({table(theirs[0], name)})."
+    )
+    apart = table.difference(theirs[0], ours[0], name)
+    return Claim(text, {"values alone do better": apart.high < 0})
+
+
 def mixture_fidelity() -> Claim:
     """Whose pictures the prior does not draw."""
     table, name = _mixture(), f"{FIDELITY}/{TRAIN}"

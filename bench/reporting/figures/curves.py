@@ -61,7 +61,7 @@ def _lines(ax: Axes, lines: Mapping[str, pd.DataFrame], cost: str, scale: Scale,
         line = _spent(line, cost)
         if look := own.get(name):
             ax.plot(line[cost], line["value"], **look._asdict(), label=name, markersize=4, linewidth=1.4)
-            if scale.shows(line["value"]):
+            if scale.shows(line["value"]).any():
                 ax.fill_between(line[cost], line["low"], line["high"], color=look.color, alpha=0.18, linewidth=0)
         else:
             ax.plot(line[cost], line["value"], color=FAINT, linewidth=0.8, zorder=1)

@@ -125,9 +125,10 @@ def _trade(
     lines = {name: line for name, line in lines.items() if len(line)}
     start = [before["value"].get(name, np.nan) for name in (gained, metric)]
     across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
-    shown = {name: line["value"] for name, line in lines.items() if across.shows(line["value_reward"])}
+    shown = {name: line["value"][across.shows(line["value_reward"])] for name, line in lines.items()}
+    shown, cut = {name: values for name, values in shown.items() if len(values)}, across.ends is not None
     known = [] if frontier is None else [share * curve_of(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
-    scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric))
+    scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric), cut=cut)
     title = heading(rows[rows["metric"] == metric].iloc[0])
     return Trade(gained, metric, title, lines, scales, before, floors(rows), frontier)
 
@@ -179,6 +180,9 @@ def _by_family(
             legend(axes[-1], members, styles, right=True)
         for ax in grid[-1]:
             ax.set_xlabel(label)
+        for ax in grid.flat:
+            if ax.get_yscale() == "linear":  # the same ticks at any height: those of another one have wider labels
+                ax.yaxis.set_major_locator(MaxNLocator(5))
         settle(figure)
         for axes, members in zip(grid, kinds.values(), strict=True):
             for ax, trade in zip(axes, trades, strict=True):
@@ -198,7 +202,7 @@ def _draw(ax: Axes, trade: Trade, own: Mapping[str, Look]) -> None:
     shown = pd.notna(start[1]) and (ax.get_yscale() == "linear" or start[1] > 0)
     for name, line in trade.lines.items():
         x, y = line["value_reward"], line["value"]
-        if not trade.scales[0].shows(x):
+        if not trade.scales[0].shows(x).any():
             continue  # nothing of it is on the scale, which its height would stretch
         color, width = (own[name].color, 1.2) if name in own else (FAINT, 0.8)
         if line["updates"].iloc[0] > 0 and shown:
