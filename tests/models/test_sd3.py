@@ -198,7 +198,7 @@ def narrow_folder(tmp_path_factory) -> Path:
     clip = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77)
     with seeded(0, "narrow"):
         parts = {name: build(network.kind, network.tiny | changes.get(name, {})) for name, network in networks}
-    scheduler, t5 = FlowMatchEulerDiscreteScheduler(shift=3.0), TOKENIZERS["T5EncoderModel"](folder)
+    scheduler, t5 = FlowMatchEulerDiscreteScheduler(shift=3.0), TOKENIZERS["T5EncoderModel"](folder, "tiny")
     parts |= {"tokenizer": clip, "tokenizer_2": clip, "tokenizer_3": t5, "scheduler": scheduler}
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     return folder

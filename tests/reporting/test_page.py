@@ -114,7 +114,7 @@ def test_the_page_of_all_published_rows_is_small(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of points and pictures."""
-    rows = collect([PUBLISHED / name for name in ("ring_little_noise", "emoji_mixture")])
+    rows = collect([PUBLISHED / name for name in ("ring_little_noise", "emoji")])
     return write_page(tmp_path_factory.mktemp("published") / "index.html", *rows, Question())
 
 
@@ -131,7 +131,7 @@ def test_published_tables_fit_a_screen_of_1280_pixels(published: Path, scheme: s
         assert len(widths) >= 4
         assert all(width <= parent and columns >= 4 for width, parent, columns in widths)
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-        names = page.locator("section[data-setting='1'] .shots figcaption").all_inner_texts()
+        names = page.locator(".shots figcaption").all_inner_texts()
         assert [name.split("\n")[0] for name in names][:2] == ["prior", "best_of_n"]
         light, ink = (
             sum(map(int, page.evaluate(f"getComputedStyle(document.documentElement).{part}").strip("rgb()").split(",")))

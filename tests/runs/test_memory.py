@@ -123,7 +123,7 @@ PLACES = {  # phase: method, what fails, how many calls of it go well, how it fa
     "evaluation/rollout": ("prior", (StableDiffusion, "predict"), 0, fail, "sample_batch=2"),
     "evaluation/decode": ("prior", (StableDiffusion, "decode"), 0, fail, "sample_batch=2"),
     "evaluation/reward": ("prior", (Colorfulness, "__call__"), 0, fail, "micro_batch=2"),
-    "evaluation/features": ("prior", (features, "as_seen"), 8, fail, "micro_batch=2"),
+    "evaluation/features": ("prior", (features, "as_seen"), 0, fail, "micro_batch=2"),
     "loading": ("prior", (evaluator, "load_reward"), 0, fail, None),
 }
 
