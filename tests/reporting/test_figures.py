@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from example_rows import PUBLISHED
+from example_rows import PUBLISHED, row
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -25,7 +25,7 @@ from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.scales import Scale, scale_of
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles
-from bench.reporting.figures.trades import checks_of
+from bench.reporting.figures.trades import checks_of, trades_of
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.points import plot_points
 from bench.reporting.ranks import ranks
@@ -207,6 +207,20 @@ def test_a_row_that_diverges_both_ways_is_off_the_scale_and_the_prior_on_it() ->
     spans = {"wide": (-1e5, 1e5), "a": (0.0, 1.0), "b": (0.5, 2.0), "c": (1.0, 1.5)}
     assert scale_of(spans) == Scale(False, pytest.approx((-0.1, 2.1)))
     assert scale_of(spans, -2.0, float("nan")) == Scale(False, pytest.approx((-2.2, 2.2)))
+
+
+def test_what_leaves_a_panel_sideways_does_not_stretch_its_height() -> None:
+    rows = []
+    for number, name in enumerate("abcde"):
+        for budget, gain, kl in ((20, 1.0, 0.01 * 4**number), (40, -1e6 if name == "e" else 2.0, 1e3)):
+            kl = kl if budget == 20 or name == "e" else 10.0
+            same = {"row": name, "budget": budget, "updates": budget, "nfe": 100.0}
+            rows.append(row(value=gain, difference=gain, prior=0.0, **same))
+            rows.append(row(metric="path_kl", value=kl, difference=kl, prior=0.0, support="positive", **same))
+    (trade,) = trades_of(pd.DataFrame(rows), ["path_kl"], list("abcde"))
+    reward, kl = trade.scales
+    assert reward.ends == pytest.approx((-0.1, 2.1))
+    assert kl.log and kl.ends == pytest.approx((0.01 / 10**0.15, 10 * 10**0.15))
 
 
 def test_checks_are_all_rewards_against_the_kl() -> None:
