@@ -157,7 +157,8 @@ class _Plan:
         spec, chosen = self.spec, self.settings(method, settings)
         try:
             if spec.nfe and "train.updates" not in chosen and registry.load("methods", method).needs.training:
-                chosen["train.updates"] = _updates(spec.nfe, _resolved(spec, method, seed, chosen))
+                # one seed's choices of steps for all: runs of other lengths would be other configurations
+                chosen["train.updates"] = _updates(spec.nfe, _resolved(spec, method, 0, chosen))
             config = _resolved(spec, method, seed, chosen)
             preflight(config)
         except BenchError as error:
