@@ -20,10 +20,11 @@ SHARE = 8  # one row in so many can be
 
 
 class Scale(NamedTuple):
-    """Of an axis: whether it is logarithmic, and its ends if it is cut."""
+    """Of an axis: whether it is logarithmic, its ends if it is cut, and whether it is logarithmic from 1 on alone."""
 
     log: bool
     ends: tuple[float, float] | None = None
+    above_one: bool = False
 
     def shows(self, values: pd.Series) -> pd.Series:
         """Which of the values are on it."""
@@ -88,6 +89,8 @@ def set_scale(ax: Axes, scale: Scale, axis: str) -> None:
     """Give an axis, "x" or "y", its scale."""
     if scale.log:
         ax.set(**{f"{axis}scale": "log"})
+    if scale.above_one:
+        getattr(ax, f"set_{axis}scale")("symlog", linthresh=1)
     if scale.ends:
         ax.set(**{f"{axis}lim": scale.ends})
 

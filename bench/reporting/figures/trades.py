@@ -124,11 +124,14 @@ def _trade(
     }
     lines = {name: line for name, line in lines.items() if len(line)}
     start = [before["value"].get(name, np.nan) for name in (gained, metric)]
-    across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
-    shown = {name: line["value"][across.shows(line["value_reward"])] for name, line in lines.items()}
-    shown, cut = {name: values for name, values in shown.items() if len(values)}, across.ends is not None
-    known = [] if frontier is None else [share * curve_of(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
-    scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric), cut=cut)
+    if gained == KL:  # all is shown, from the prior's 0 to the methods that leave it furthest
+        scales = Scale(False, above_one=True), Scale(False)
+    else:
+        across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
+        shown = {name: line["value"][across.shows(line["value_reward"])] for name, line in lines.items()}
+        shown, cut = {name: values for name, values in shown.items() if len(values)}, across.ends is not None
+        known = [] if frontier is None else [share * curve_of(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
+        scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric), cut=cut)
     title = heading(rows[rows["metric"] == metric].iloc[0])
     return Trade(gained, metric, title, lines, scales, before, floors(rows), frontier)
 
@@ -153,7 +156,8 @@ def _together(
             _draw(ax, trade, {name: styles[name] for name in names})
             ax.set(xlabel=label)
             ax.set_ylabel(shortened(trade.heading), parse_math=False)
-            ax.xaxis.set_major_locator(MaxNLocator(6))
+            if ax.get_xscale() == "linear":
+                ax.xaxis.set_major_locator(MaxNLocator(6))
         ends = [_ends(trade, names, styles) for ax, trade in zip(axes, trades, strict=True)]
         inside = [
             end_names(ax, {name: (x[-1], y[-1], color) for name, (x, y, color) in own.items() if not leaves(ax, x, y)})
