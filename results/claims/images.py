@@ -81,7 +81,7 @@ def published_tables() -> Claim:
     pages = {"ring": "ring.md", "ring_flow": "ring_flow.md", "emoji": "emoji.md", "emoji_flow": "emoji_flow.md"}
     pages |= {"emoji_small_rate": "emoji.md", "emoji_clip": "emoji.md#a-second-reward-prompt-alignment"}
     pages |= {"emoji_flow_colorfulness": "emoji_flow.md#a-second-reward-colourfulness"}
-    pages |= {"emoji_mixture": "emoji_mixture.md"}
+    pages |= {"emoji_mixture": "emoji_mixture.md", "preference_200": "over-optimisation.md"}
     lines = []
     for name in shipped("published"):
         every = _table(name).every
