@@ -101,6 +101,14 @@ def test_an_equal_budget_gives_every_method_its_updates(tmp_path: Path) -> None:
     assert "makes them equal" in trial_budget(spec(tmp_path, methods=["draft", "ddpo"], tune=few))
 
 
+def test_an_equal_budget_gives_all_seeds_as_many_updates(tmp_path: Path) -> None:
+    """Also of a method whose choice of steps, and so the NFE of an update, depends on the seed."""
+    own = {"suite": "emoji_flow", "methods": ["nabla_gfn"], "reward": "emoji_style"}
+    jobs = plan_sweep(Sweep(**own, seeds=8, nfe=30_000, out=tmp_path))
+    assert len(jobs) == 8
+    assert len({job.config.train.updates for job in jobs}) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
