@@ -54,13 +54,15 @@ def is_positive(rows: pd.DataFrame, metric: str) -> bool:
     return bool((rows.loc[rows["metric"] == metric, "support"] == "positive").all())
 
 
-def scale_of(drawn: Mapping[str, ArrayLike], *references: float, positive: bool = True, cut: bool = False) -> Scale:
+def scale_of(
+    drawn: Mapping[str, ArrayLike], *references: float, positive: bool = True, within: ArrayLike = ()
+) -> Scale:
     """The scale that shows the rows, and all references, such as the prior's value.
 
     drawn: row → the values that are drawn of it, without NaN. Logarithmic where all are positive, as declared, and over
     more than `DECADES` decades. A row that diverged is off the scale: one of the furthest from the middle that would
     make the axis of the other rows longer than `STRETCH` times itself. Of fewer than `FEWEST` rows the same goes for
-    values. cut: whether the axis ends at these values though more are drawn, which are beyond the other axis.
+    values. within: where no row is off the scale, the values at which it ends, as the others are beyond the other axis.
     """
     rows = [np.asarray(values, dtype=float) for values in drawn.values()]
     rows = rows if len(rows) >= FEWEST else [value for values in rows for value in values.reshape(-1, 1)]
@@ -74,7 +76,10 @@ def scale_of(drawn: Mapping[str, ArrayLike], *references: float, positive: bool 
         low, high = spans[count:, 0].min(), spans[count:, 1].max()
         if 0 < STRETCH[log] * (high - low) < spans[count - 1 :, 1].max() - spans[count - 1 :, 0].min():
             return Scale(log, _ends(low, high, references, log))
-    return Scale(log, _ends(spans[:, 0].min(), spans[:, 1].max(), references, log) if cut and len(spans) else None)
+    if not len(seen := np.asarray(within, dtype=float)):
+        return Scale(log)
+    seen = np.log10(seen) if log else seen
+    return Scale(log, _ends(seen.min(), seen.max(), references, log))
 
 
 def _ends(low: float, high: float, references: Sequence[float], log: bool) -> tuple[float, float]:

@@ -128,10 +128,11 @@ def _trade(
         scales = Scale(False, above_one=True), Scale(False)
     else:
         across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
-        shown = {name: line["value"][across.shows(line["value_reward"])] for name, line in lines.items()}
-        shown, cut = {name: values for name, values in shown.items() if len(values)}, across.ends is not None
+        inside = {name: across.shows(line["value_reward"]) for name, line in lines.items()}
+        drawn = {name: line["value"] for name, line in lines.items() if inside[name].any()}
+        seen = pd.concat([values[inside[name]] for name, values in drawn.items()]) if across.ends and drawn else ()
         known = [] if frontier is None else [share * curve_of(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
-        scales = across, scale_of(shown, start[1], *known, positive=is_positive(rows, metric), cut=cut)
+        scales = across, scale_of(drawn, start[1], *known, positive=is_positive(rows, metric), within=seen)
     title = heading(rows[rows["metric"] == metric].iloc[0])
     return Trade(gained, metric, title, lines, scales, before, floors(rows), frontier)
 
