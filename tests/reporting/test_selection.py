@@ -104,5 +104,5 @@ def test_published_rows_are_read_whole() -> None:
     frame, left_out = collect([PUBLISHED])
     assert not left_out
     assert {heading.split(" ")[0] for heading, _ in settings(frame)} == {
-        "quadratic", "emoji_style", "emoji_clip", "colorfulness",
+        "quadratic", "emoji_style", "emoji_clip", "colorfulness", "emoji_preference",
     }  # fmt: skip
