@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.publish.claims import Claim
-from results.claims import images, over_optimisation, pictures, points
+from results.claims import images, over_optimisation, pictures, points, tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = (images, over_optimisation, pictures, points)
+MODULES = (images, over_optimisation, pictures, points, tables)
 CLAIMS: dict[str, Callable[[], Claim]] = {
     name: function
     for module in MODULES

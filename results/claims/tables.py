@@ -1,0 +1,45 @@
+"""All published tables: what they hold, and what they took."""
+
+from functools import cache
+
+from bench.publish.claims import Claim, Table, markdown_table, tuning
+from bench.shipped import shipped
+from results.claims.wording import hours as hours_of
+
+
+@cache
+def _table(name: str) -> Table:
+    return Table((name,))
+
+
+def _trials() -> list[dict[str, float]]:
+    """What the trials of every tuned table cost."""
+    return [tuned["cost"] for name in shipped("published") if (tuned := tuning(name))]
+
+
+def runs_and_trials() -> Claim:
+    runs = sum(_table(name).every["run"].nunique() for name in shipped("published"))
+    trials = sum(cost["runs"] for cost in _trials())
+    return Claim(f"{runs} runs and {trials} tuning trials", {"there are tuned tables": trials > 0})
+
+
+def hours() -> Claim:
+    trials = sum(cost["wall_seconds"] for cost in _trials()) / 3600
+    every = trials + sum(hours_of(_table(name)) for name in shipped("published"))
+    return Claim(f"about {every:.0f} hours", {"more than one": every > 1})
+
+
+def published_tables() -> Claim:
+    pages = {"ring": "ring.md", "ring_flow": "ring_flow.md", "emoji": "emoji.md", "emoji_flow": "emoji_flow.md"}
+    pages |= {"emoji_small_rate": "emoji.md", "emoji_clip": "emoji.md#a-second-reward-prompt-alignment"}
+    pages |= {"emoji_flow_colorfulness": "emoji_flow.md#a-second-reward-colourfulness"}
+    pages |= {"emoji_mixture": "emoji_mixture.md", "preference_200": "over-optimisation.md"}
+    lines = []
+    for name in shipped("published"):
+        every = _table(name).every
+        first, page = every.iloc[0], pages.get(name, f"../results/published/{name}/report.md")
+        methods = f"{len(_table(name).methods)}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
+        trials = str(tuning(name)["cost"]["runs"]) if tuning(name) else "–"
+        counts = (methods, str(every["seed"].nunique()), str(every["run"].nunique()), trials)
+        lines.append((f"[`{name}`]({page})", f"`{first['model']}`", f"`{first['reward']}`", *counts))
+    return Claim(markdown_table(("table", "model", "reward", "methods", "seeds", "runs", "trials"), lines), {})
