@@ -73,7 +73,7 @@ def report(
         "nfe": at_nfe or at_network_rows,
         "train_seconds": at_seconds,
     }
-    axis, limits = _where(costs, at_reward_gain)
+    axis, limits = _compared_at(costs, at_reward_gain)
     question = results.Question(tuple(metrics.split(",")) if metrics else (), axis, limits, every)
     try:
         frame, left_out = collect(paths or [Path("runs")])
@@ -106,7 +106,7 @@ def report(
             console.print(f"Left out: {sentence}")
 
 
-def _where(costs: Mapping[str, float | None], gains: str | None) -> tuple[str | None, tuple[float, ...]]:
+def _compared_at(costs: Mapping[str, float | None], gains: str | None) -> tuple[str | None, tuple[float, ...]]:
     """The axis on which runs are compared at equal values, and these; no axis for their last evaluations."""
     asked: dict[str, tuple[float, ...]] = {axis: (limit,) for axis, limit in costs.items() if limit is not None}
     if gains:

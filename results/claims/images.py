@@ -1,4 +1,4 @@
-"""The embedded image priors: end of training, path_kl at equal gain, selection, and how the tables were made."""
+"""The embedded image priors: end of training, path_kl at equal gain, and selection."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial

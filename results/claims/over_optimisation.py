@@ -34,31 +34,32 @@ def preference_table() -> Claim:
     return Claim(markdown_table(HEADINGS, lines), {"some gain": _table().gain(_rows()[0], TEST).low > 0})
 
 
+def _exploiting() -> list[str]:
+    """Rows whose reward rises while the judge's score falls."""
+    return [row for row in _rows() if _table().gain(row, TEST).low > 0 and _table().gain(row, JUDGE).high < 0]
+
+
+def exploited() -> Claim:
+    """For a cell of README's table."""
+    found = _exploiting()
+    text = f"{listed(found)} of {len(_table().methods)} methods"
+    return Claim(text, {"some do": bool(found), "selection does not": "best_of_n" not in found})
+
+
 def preference_exploited() -> Claim:
-    """Who gains of the reward what the judge does not see, or sees as a loss."""
-    table = _table()
+    """What the judge says of the pictures of those that raise the reward."""
+    table, worse = _table(), _exploiting()
     gained = [row for row in _rows() if table.gain(row, TEST).low > 0]
-    worse = [row for row in gained if table.gain(row, JUDGE).high < 0]
     better = [row for row in gained if table.gain(row, JUDGE).low > 0]
     same = [row for row in gained if row not in (*worse, *better)]
 
     def said(rows: list[str]) -> str:
         return ", ".join(f"{name_of(row)} ({table.gain(row, JUDGE).signed})" for row in rows)
 
-    kinds = {"finds worse": worse, "finds better": better, "cannot tell from the prior's": same}
-    found = "; ".join(f"the judge {kind} those of {said(rows)}" for kind, rows in kinds.items() if rows)
-    text = f"The reward on test prompts rises significantly with {listed(gained)}. Of their pictures {found}."
-    return Claim(text, {"some gain": bool(gained)})
-
-
-def preference_turns() -> Claim:
-    """Whether the judge had found pictures better at some earlier evaluation than at the end."""
-    table = _table()
-    lines = []
-    for row in table.methods:
-        own = table.every[(table.every["row"] == row) & (table.every["metric"] == JUDGE)]
-        path = own.groupby("updates")["difference"].mean()
-        if len(path):
-            lines.append((name_of(row), f"{path.max():+.2f}", f"{path.idxmax():.0f}", f"{path.iloc[-1]:+.2f}"))
-    headings = ("", "best mean gain by the judge", "at update", "at the end")
-    return Claim(markdown_table(headings, lines), {"there are evaluations": bool(lines)})
+    kinds = {"lower": worse, "higher": better, "not significantly different": same}
+    found = "; ".join(f"{kind} with {said(rows)}" for kind, rows in kinds.items() if rows)
+    text = (
+        f"`emoji_preference` rises significantly on test prompts with {listed(gained)}. The score of its judge is "
+        f"{found}."
+    )
+    return Claim(text, {"some are exploited": bool(worse)})

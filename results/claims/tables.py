@@ -1,15 +1,8 @@
 """All published tables: what they hold, and what they took."""
 
-from functools import cache
-
 from bench.publish.claims import Claim, Table, markdown_table, tuning
 from bench.shipped import shipped
 from results.claims.wording import hours as hours_of
-
-
-@cache
-def _table(name: str) -> Table:
-    return Table((name,))
 
 
 def _trials() -> list[dict[str, float]]:
@@ -18,14 +11,14 @@ def _trials() -> list[dict[str, float]]:
 
 
 def runs_and_trials() -> Claim:
-    runs = sum(_table(name).every["run"].nunique() for name in shipped("published"))
+    runs = sum(Table((name,)).every["run"].nunique() for name in shipped("published"))
     trials = sum(cost["runs"] for cost in _trials())
     return Claim(f"{runs} runs and {trials} tuning trials", {"there are tuned tables": trials > 0})
 
 
 def hours() -> Claim:
     trials = sum(cost["wall_seconds"] for cost in _trials()) / 3600
-    every = trials + sum(hours_of(_table(name)) for name in shipped("published"))
+    every = trials + sum(hours_of(Table((name,))) for name in shipped("published"))
     return Claim(f"about {every:.0f} hours", {"more than one": every > 1})
 
 
@@ -36,9 +29,9 @@ def published_tables() -> Claim:
     pages |= {"emoji_mixture": "emoji_mixture.md", "preference_200": "over-optimisation.md"}
     lines = []
     for name in shipped("published"):
-        every = _table(name).every
+        every = Table((name,)).every
         first, page = every.iloc[0], pages.get(name, f"../results/published/{name}/report.md")
-        methods = f"{len(_table(name).methods)}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
+        methods = f"{len(Table((name,)).methods)}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
         trials = str(tuning(name)["cost"]["runs"]) if tuning(name) else "–"
         counts = (methods, str(every["seed"].nunique()), str(every["run"].nunique()), trials)
         lines.append((f"[`{name}`]({page})", f"`{first['model']}`", f"`{first['reward']}`", *counts))

@@ -48,7 +48,7 @@ def folder(pipeline_folder, tmp_path_factory):
     return root
 
 
-def assert_same(one: Path, two: Path, stop: int = 0, rtol: float = 2e-5) -> None:
+def assert_same(one: Path, two: Path, stop: int = 0, rtol: float = 1e-5) -> None:
     """Losses, rewards, gradient norms, adapters and networks to 1e-5, and moments to `rtol`; accounting exactly."""
     records = [
         pd.DataFrame(json.loads((path / f"records-{stop}.json").read_text())).set_index("update") for path in (one, two)

@@ -20,11 +20,15 @@ SHARE = 8  # one row in so many can be
 
 
 class Scale(NamedTuple):
-    """Of an axis: whether it is logarithmic, its ends if it is cut, and whether it is logarithmic from 1 on alone."""
+    """The scale of an axis.
+
+    log: whether it is logarithmic. ends: of an axis that is cut. symlog: whether it is linear up to 1 and logarithmic
+    from there on.
+    """
 
     log: bool
     ends: tuple[float, float] | None = None
-    above_one: bool = False
+    symlog: bool = False
 
     def shows(self, values: pd.Series) -> pd.Series:
         """Which of the values are on it."""
@@ -94,7 +98,7 @@ def set_scale(ax: Axes, scale: Scale, axis: str) -> None:
     """Give an axis, "x" or "y", its scale."""
     if scale.log:
         ax.set(**{f"{axis}scale": "log"})
-    if scale.above_one:
+    if scale.symlog:
         getattr(ax, f"set_{axis}scale")("symlog", linthresh=1)
     if scale.ends:
         ax.set(**{f"{axis}lim": scale.ends})

@@ -125,7 +125,7 @@ def _trade(
     lines = {name: line for name, line in lines.items() if len(line)}
     start = [before["value"].get(name, np.nan) for name in (gained, metric)]
     if gained == KL:  # all is shown, from the prior's 0 to the methods that leave it furthest
-        scales = Scale(False, above_one=True), Scale(False)
+        scales = Scale(False, symlog=True), Scale(False)
     else:
         across = scale_of({name: line["value_reward"] for name, line in lines.items()}, start[0], positive=False)
         inside = {name: across.shows(line["value_reward"]) for name, line in lines.items()}
