@@ -182,6 +182,7 @@ def test_bad_prompt_files(bench, tmp_path, name, content, words):
     assert name in text
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
     """Not only `HF_HUB_OFFLINE`: a hub that refuses connections must not be retried for half a minute."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}

@@ -86,12 +86,9 @@ def test_the_device_keeps_the_rules():
     "name",
     by_family(
         TRAINED,
-        "nabla_gfn_published",
         "nabla_gfn_adjoint",
         "rtb",
-        "dag_kl",
         "rtb_softmax",
-        "draft_lv",
         "refl",
         "mix_grpo",
         "awm",
@@ -156,7 +153,7 @@ def test_a_planted_mask_of_the_host_is_found(pipeline_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"checkpointing": True}, {"dtype": "bfloat16"}, {"vae_slicing": True}, {"offload": True}]
+    "options", [{"checkpointing": True, "vae_slicing": True}, {"dtype": "bfloat16", "offload": True}], ids=" and ".join
 )
 def test_options_of_the_model(options, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

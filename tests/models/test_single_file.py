@@ -135,7 +135,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("version", ["1", "2", "xl"])
-def test_a_single_file_becomes_the_folder_that_it_was(bench, version, tmp_path, request):
+def test_a_single_file_becomes_the_folder_that_it_was(bench, untried, version, tmp_path, request):
     """To the bit, in the file's 16 bits if all tensors have them; a run takes the folder."""
     folder = request.getfixturevalue("sdxl_folder" if version == "xl" else "pipeline_folder")
     whole, theirs = original(folder, version), tensors(folder)
