@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -260,6 +259,8 @@ class EmojiMixture(ExactModel):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
+        from diffusers import AutoencoderKL, DDIMScheduler  # seconds to import; points need this module without them
+
         self.device, self.dtype = torch.device(device), dtype
         tensors = tensors or load_file(FILE)
         scheduler = DDIMScheduler.from_pretrained(emoji.WEIGHTS / "scheduler")

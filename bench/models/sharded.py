@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from bench.errors import BenchError
 from bench.runtime import processes
@@ -19,6 +17,8 @@ from bench.runtime import processes
 
 def require_fully_shard() -> None:
     """Raise BenchError where PyTorch cannot shard a network around parameters that stay whole."""
+    from torch.distributed.fsdp import fully_shard  # slow to import, and few runs share weights
+
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise BenchError(f"model.shard needs a newer PyTorch than {torch.__version__}: update it, or leave it out.")
 
@@ -28,6 +28,9 @@ def shard(network: Any, device: torch.device) -> None:
 
     A block at a time goes to the device in full, so the network need not fit there.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (processes.count(),))
     trained = {p for p in network.parameters() if p.requires_grad}
     for _, unit in reversed(list(_units(network))):  # what is inside before what is around it

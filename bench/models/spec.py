@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from bench.errors import BenchError
@@ -37,6 +36,8 @@ class _LatentUNet(nn.Module):
     """`(z, t, text) → [B, *latent]`. Weight and bias of the last layer are zero at first, and so is the output."""
 
     def __init__(self, latent_shape: tuple[int, ...], channels: Sequence[int], layers_per_block: int, text_width: int):
+        from diffusers import UNet2DConditionModel  # seconds to import, and a model of points needs none
+
         super().__init__()
         levels = len(channels)
         unet: Any = UNet2DConditionModel(

@@ -30,12 +30,10 @@ ALL = [
     for name, marks in (
         [
             (one.values[0], one.marks)
-            for one in by_family(
-                registry.BUILT_IN["methods"], "nabla_gfn_adjoint", "rtb", "rtb_softmax", "dag_kl", "flow_grpo", "refl"
-            )
+            for one in by_family(registry.BUILT_IN["methods"], "nabla_gfn_adjoint", "rtb_softmax", "refl")
         ]
         if kind == "methods"
-        else [(name, ()) for name in registry.plugins(kind)]
+        else [(name, pytest.mark.slow if name == "hpsv3" else ()) for name in registry.plugins(kind)]
     )
 ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from scaffold import BUILT_IN, by_family
 from test_published import change
 
 from bench import registry
@@ -26,7 +27,9 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [name for name in registry.plugins("methods") if name != JUDGED])
+@pytest.mark.parametrize(
+    "method", by_family([name for name in BUILT_IN if name != JUDGED], "nabla_gfn_published", "refl")
+)
 def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     method: str, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
