@@ -1,5 +1,6 @@
 """What a table prints, drawn: every run a dot, every interval a bar."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from bench.reporting.plots import FINETUNED, shortened, wrapped
 from bench.reporting.summary import floors, priors, summary
 from bench.reporting.table import number
 
+ACROSS = 7  # panels beside one another, at most: more would be too small on a page
+
 
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """One panel a metric, rows of the table below one another: every seed a dot, what the table prints a bar.
+    """One panel a metric, with the table's rows from top to bottom: every seed a dot, what the table prints a bar.
 
     rows: those of the table that have a value. The dashed line is the prior, the dotted one the
     sampling floor. Sorted as the table, by the first metric.
@@ -30,10 +33,16 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     names = [shortened(name) for name in place]
     above = {name: wrapped(title.replace("/", "/ "), 26).replace("/ ", "/") for name, title in titles.items()}
     lines = max(above[name].count("\n") for name in metrics)
-    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * len(metrics), 1.6 + 0.26 * len(order) + 0.2 * max(0, lines - 1)
+    down = math.ceil(len(metrics) / ACROSS)
+    across = math.ceil(len(metrics) / down)
+    high = down * (1.0 + 0.26 * len(order) + 0.2 * max(0, lines - 1))
+    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * across, 0.6 + high
     note = f"-- prior, ·· sampling floor; dots: runs; bars, as square brackets in the table. {meaning(rows, metrics)}"
     with drawing(path, size, title, note.partition(" Round brackets")[0]) as figure:
-        for ax, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
+        axes = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+        for ax in axes[len(metrics) :]:
+            ax.remove()
+        for ax, metric in zip(axes, metrics, strict=False):
             drawn = rows[(rows["metric"] == metric) & rows["row"].isin(order)]
             cells = table.xs(metric, level="metric").loc[drawn["row"].unique()]
             bars = _bars(cells)
