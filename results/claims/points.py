@@ -40,7 +40,8 @@ def _moves_away(name: str) -> Claim:
     moved = {method: one for method, one in _moved(name).items() if one.value > 0}
     said = ", ".join(f"{name_of(method)} ({one.signed})" for method, one in list(moved.items())[:NAMED])
     more = f" and {len(moved) - NAMED} more" if len(moved) > NAMED else ""
-    text = f"From 200 to 400 updates {len(moved)} methods move away from the target, by `tilt_sw2`: {said}{more}."
+    who = "1 method moves" if len(moved) == 1 else f"{len(moved)} methods move"
+    text = f"From 200 to 400 updates {who} away from the target, by `tilt_sw2`: {said}{more}."
     return Claim(text, {"some do": bool(moved)})
 
 
@@ -60,11 +61,11 @@ def _cost(name: str, gain: float) -> Claim:
     return Claim(markdown_table(("", "NFE", "KL [nats]"), lines), {"most methods get there": len(rows) > 10})
 
 
-def ring_shrunk() -> Claim:
-    ring = _table("ring")
-    off = [name for name in ring.methods if ring(name, SPREAD).low > ring.floor(SPREAD).high]
-    worst = sorted(off, key=lambda name: -ring(name, SPREAD).value)[:NAMED]
-    said = ", ".join(f"{name_of(name)} ({ring(name, SPREAD)}, `tilt_tv` {ring(name, TV).bare})" for name in worst)
+def _shrunk(name: str) -> Claim:
+    table = _table(name)
+    off = [row for row in table.methods if table(row, SPREAD).low > table.floor(SPREAD).high]
+    worst = sorted(off, key=lambda row: -table(row, SPREAD).value)[:NAMED]
+    said = ", ".join(f"{name_of(row)} ({table(row, SPREAD)}, `tilt_tv` {table(row, TV).bare})" for row in worst)
     text = (
         f"The width inside the modes is significantly off for {len(off)} methods, by `tilt_within/spread` most for "
         f"{said}; 0.69 is half or twice the target's width."
@@ -72,54 +73,59 @@ def ring_shrunk() -> Claim:
     return Claim(text, {"some are": bool(off)})
 
 
-def ring_steps() -> Claim:
-    steps = _table("ring").cells["value"].unstack("metric").filter(like=STEP)
+def _steps(name: str) -> Claim:
+    steps = _table(name).cells["value"].unstack("metric").filter(like=STEP)
     shares = (steps.max(axis=1) / steps.sum(axis=1)).dropna().sort_values(ascending=False)
     over = list(shares.index[shares > 0.3])
-    rest = f"of all methods but {listed(over)}" if over else "of any method"
-    text = f"No step holds more than 30 % of the `path_kl` {rest}; the most is {shares.iloc[0]:.0%}."
-    return Claim(text, {"that is so for most methods": len(over) < len(shares) / 2})
+    if len(over) < len(shares) / 2:
+        rest = f"of all methods but {listed(over)}" if over else "of any method"
+        text = f"No step holds more than 30 % of the `path_kl` {rest}"
+    else:
+        most = steps.loc[over].idxmax(axis=1).mode()[0].removeprefix(STEP)
+        text = (
+            f"One step holds more than 30 % of the `path_kl` of {len(over)} of {len(shares)} methods, "
+            f"most often step {most} of {steps.shape[1]}"
+        )
+    return Claim(f"{text}; the most is {shares.iloc[0]:.0%}.", {"all steps are known": bool(len(shares))})
 
 
-def ring_noise() -> Claim:
+def _noise(little: str, more: str, noise: str) -> Claim:
     """What more noise in the finished sample changes: both tables, tuned alike."""
-    tables = _table("ring_little_noise"), _table("ring")
+    tables = _table(little), _table(more)
     names = ("nabla_gfn", "nabla_gfn_adjoint", "adjoint_matching", "rtb", "tilt_matching", "refl", "draft_1")
     lines = [(name_of(name), *(str(one(name, metric)) for metric in (SW2, KL) for one in tables)) for name in names]
     lines.append(("sampling floor", *(str(one.floor(SW2)) for one in tables), "", ""))
-    headings = ("", "`tilt_sw2` at noise 0.03", "at noise 0.1", "KL [nats] at noise 0.03", "at noise 0.1")
+    headings = ("", f"`tilt_sw2` at noise {noise}", "at noise 0.1", f"KL [nats] at noise {noise}", "at noise 0.1")
     return Claim(markdown_table(headings, lines), {})
 
 
-def ring_last_step() -> Claim:
-    little, more = _table("ring_little_noise"), _table("ring")
-    rates = [
-        {one["method"]: one["chosen"] for one in tuning(name)["choices"]} for name in ("ring_little_noise", "ring")
-    ]
-    same = [name for name in more.methods if rates[0][method_of(name)] == rates[1][method_of(name)]]
-    names = [name for name in same if little(name, KL).value > 1]
-    less = [name for name in names if more(name, KL).high < little(name, KL).low]
-    ratios = {name: little(name, KL).value / more(name, KL).value for name in less}
+def _last_step(little: str, more: str, noise: str) -> Claim:
+    before, after = _table(little), _table(more)
+    rates = [{one["method"]: one["chosen"] for one in tuning(name)["choices"]} for name in (little, more)]
+    same = [name for name in after.methods if rates[0][method_of(name)] == rates[1][method_of(name)]]
+    names = [name for name in same if before(name, KL).value > 1]
+    less = [name for name in names if after(name, KL).high < before(name, KL).low]
+    ratios = {name: before(name, KL).value / after(name, KL).value for name in less}
     most = sorted(ratios, key=lambda name: -ratios[name])[:3]
     said = ", ".join(f"{name_of(name)} by a factor of {ratios[name]:.0f}" for name in most)
     text = (
-        f"Of {len(names)} methods with the same learning rate in both tables and over a nat at noise of 0.03, "
+        f"Of {len(names)} methods with the same learning rate in both tables and over a nat at noise of {noise}, "
         f"{len(less)} have significantly less at 0.1, most of all {said}."
     )
     return Claim(text, {"most of them have": len(less) > len(names) / 2})
 
 
-def ring_stall() -> Claim:
-    little, more = _table("ring_little_noise"), _table("ring")
-    shares = [table("nabla_gfn", SW2).value / table.prior(SW2).value for table in (little, more)]
-    ends = [table("nabla_gfn", SW2) for table in (little, more)]
+def _stall(little: str, more: str, noise: str) -> Claim:
+    before, after = _table(little), _table(more)
+    shares = [table("nabla_gfn", SW2).value / table.prior(SW2).value for table in (before, after)]
+    ends = [table("nabla_gfn", SW2) for table in (before, after)]
     fell = ends[1].high < ends[0].low
     apart = "part of its stall was the sampler's" if fell else "no significant difference"
     text = (
-        f"Residual ∇-DB (`nabla_gfn`) ends at {shares[0]:.0%} of the prior's `tilt_sw2` with noise of 0.03, and at "
+        f"Residual ∇-DB (`nabla_gfn`) ends at {shares[0]:.0%} of the prior's `tilt_sw2` with noise of {noise}, and at "
         f"{shares[1]:.0%} with 0.1: {apart}."
     )
-    return Claim(text, {"it is nearer than the prior": ends[0].high < little.prior(SW2).low})
+    return Claim(text, {"it is nearer than the prior": ends[0].high < before.prior(SW2).low})
 
 
 def ring_published_stalls() -> Claim:
@@ -140,24 +146,6 @@ def ring_adjoint() -> Claim:
         f"{now('adjoint_matching', SW2)} after 400, a change of {change.signed}."
     )
     return Claim(text, {})
-
-
-def flow_shares_alone() -> Claim:
-    flow = _table("ring_flow")
-    behind = flow.difference("dag_kl", "tilt_matching", SW2)
-    text = (
-        f"`dag_kl` has the smallest `tilt_tv` of all, {flow('dag_kl', TV)}, and is not at the target: its `tilt_sw2` "
-        f"is {flow('dag_kl', SW2)}, larger than that of `tilt_matching` by {behind}, and its KL {flow('dag_kl', KL)}."
-    )
-    smallest = min(flow.methods, key=lambda name: flow(name, TV).value)
-    return Claim(text, {"its shares are best": smallest == "dag_kl", "its distance is larger": behind.low > 0})
-
-
-def flow_stall() -> Claim:
-    flow = _table("ring_flow")
-    share = flow("nabla_gfn", SW2).value / flow.prior(SW2).value
-    text = f"`nabla_gfn` ends at {share:.0%} of the prior's distance at this noise."
-    return Claim(text, {"it hardly moves": share > 0.7})
 
 
 def nearest() -> Claim:
@@ -192,10 +180,20 @@ OF_A_TABLE: dict[str, Callable[[], Claim]] = {
     "ring_moves_away": partial(_moves_away, "ring"),
     "ring_approaches": partial(_approaches, "ring"),
     "ring_cost": partial(_cost, "ring", 0.8),
+    "ring_shrunk": partial(_shrunk, "ring"),
+    "ring_steps": partial(_steps, "ring"),
+    "ring_noise": partial(_noise, "ring_little_noise", "ring", "0.03"),
+    "ring_last_step": partial(_last_step, "ring_little_noise", "ring", "0.03"),
+    "ring_stall": partial(_stall, "ring_little_noise", "ring", "0.03"),
     "flow_made": partial(_made, "ring_flow"),
-    "flow_table": partial(_errors, "ring_flow", (SW2, TV)),
+    "flow_table": partial(_errors, "ring_flow", (SW2, TV, MEAN, SPREAD)),
     "flow_closest": partial(_closest, "ring_flow"),
     "flow_moves_away": partial(_moves_away, "ring_flow"),
     "flow_approaches": partial(_approaches, "ring_flow"),
     "flow_cost": partial(_cost, "ring_flow", 0.7),
+    "flow_shrunk": partial(_shrunk, "ring_flow"),
+    "flow_steps": partial(_steps, "ring_flow"),
+    "flow_noise": partial(_noise, "ring_flow_little_noise", "ring_flow", "0.02"),
+    "flow_last_step": partial(_last_step, "ring_flow_little_noise", "ring_flow", "0.02"),
+    "flow_stall": partial(_stall, "ring_flow_little_noise", "ring_flow", "0.02"),
 }

@@ -24,6 +24,7 @@ def hours() -> Claim:
 
 def published_tables() -> Claim:
     pages = {"ring": "ring.md", "ring_flow": "ring_flow.md", "emoji": "emoji.md", "emoji_flow": "emoji_flow.md"}
+    pages |= {f"{name}_little_noise": f"{name}.md#less-noise-in-the-finished-sample" for name in ("ring", "ring_flow")}
     pages |= {"emoji_small_rate": "emoji.md", "emoji_clip": "emoji.md#a-second-reward-prompt-alignment"}
     pages |= {"emoji_flow_colorfulness": "emoji_flow.md#a-second-reward-colourfulness"}
     pages |= {"emoji_mixture": "emoji_mixture.md", "preference_200": "over-optimisation.md"}

@@ -47,7 +47,8 @@ def made(table: Table, name: str) -> Claim:
         f"{hours(table):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
     )
     if len(failed):
-        text += f"; a run of {listed(failed['method'])} failed"
+        counts = failed["method"].value_counts()
+        text += f"; {', '.join(f'{count} of {name_of(name)}' for name, count in counts.items())} failed"
     if outside:
         text += f"; no rate kept {listed(outside)} within the bound, and they have the one nearest to it"
     return Claim(f"{text}.", {"every method was tuned": len(tuned["choices"]) == len(table.methods)})
