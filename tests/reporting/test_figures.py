@@ -25,7 +25,7 @@ from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.scales import Scale, scale_of
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles
-from bench.reporting.figures.trades import checks_of, trades_of
+from bench.reporting.figures.trades import _from_none, checks_of, trades_of
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.points import plot_points
 from bench.reporting.ranks import ranks
@@ -304,3 +304,12 @@ def test_a_report_keeps_images_and_reads_them_again(tmp_path: Path) -> None:
     assert again and again.rows == ["prior", "draft (lr = 1)"]
     assert (again.images == images[:2]).all()
     assert samples_of(rows, ["draft"], "nowhere") is None
+
+
+def test_the_least_kl_is_drawn_from_the_prior_on() -> None:
+    """Its root is linear there; a line from a logarithm of none would be a wall beside the prior."""
+    x, kl = _from_none(pd.Series([1.0, 1.5, 2.0]), pd.Series([0.0, 0.01, 0.04]))
+    np.testing.assert_allclose(kl**0.5, 0.2 * (x - 1.0), atol=1e-12)
+    assert (x[0], kl[0]) == (1.0, 0.0) and kl[1] < 1e-9
+    later = _from_none(pd.Series([1.5, 2.0]), pd.Series([0.01, 0.04]))  # best of n, from n = 2 on
+    assert len(later[0]) == 2

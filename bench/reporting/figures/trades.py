@@ -231,17 +231,26 @@ def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None
     needed = kl >= SHOWN * kl.max() * (ax.get_yscale() == "log")
     ax.update_datalim(np.column_stack([x, kl])[needed])
     still: dict[str, Any] = {"color": INK, "scalex": False, "scaley": False}  # what else is drawn stretches no axis
-    ax.plot(x, kl, linewidth=1.6, zorder=4, **still)
+    ax.add_artist(Line2D(*_from_none(x, kl), color=INK, linewidth=1.6, zorder=4))
     ax.plot(x.iloc[-1:], kl.iloc[-1:], "|", markersize=10, markeredgewidth=1.6, zorder=4, **still)
     for kind, n, style in (("best_of_n", None, "--"), ("soft_best_of_n", SOFT, ":")):
         own = curve_of(frontier, gained, kind, n)
-        ax.plot(prior + own["gain"], own["kl"], style, linewidth=1.0, zorder=3, **still)
+        points = _from_none(prior + own["gain"], own["kl"])
+        ax.add_artist(Line2D(*points, color=INK, linestyle=style, linewidth=1.0, zorder=3))
     best = curve_of(frontier, gained, "best_of_n")
     for few, face in ((False, INK), (True, "white")):
         own = best[(best["effective"] < ENOUGH) == few]
         ax.plot(prior + own["gain"], own["kl"], "o", markersize=3.5, markerfacecolor=face, zorder=3, **still)
     band = np.column_stack([np.r_[x, x[::-1]], np.r_[kl / reach, (kl * reach)[::-1]]])[1:-1]  # no logarithm of none
     ax.add_artist(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
+
+
+def _from_none(x: pd.Series, kl: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a curve; from a KL of 0 on its root is linear, which a line between logarithms would not show."""
+    if len(kl) < 2 or kl[0] > 0:
+        return x.to_numpy(), kl.to_numpy()
+    near = np.r_[0, np.geomspace(1e-4, 1, 30)]
+    return np.r_[x[0] + near * (x[1] - x[0]), x[2:]], np.r_[near**2 * kl[1], kl[2:]]
 
 
 def _ends(
