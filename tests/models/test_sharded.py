@@ -4,10 +4,10 @@ import pytest
 import torch
 from scaffold import pipeline_model
 from torch import nn
+from torch.distributed import fsdp
 
 from bench.config import resolve
 from bench.errors import BenchError
-from bench.models import sharded
 from bench.models.sharded import largest_gathered
 from bench.runs.preflight import check
 
@@ -65,6 +65,6 @@ def test_an_old_pytorch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def older(module: torch.nn.Module, *, mesh: object = None, reshard_after_forward: bool = True) -> None:
         """Its arguments before parameters could be left out."""
 
-    monkeypatch.setattr(sharded, "fully_shard", older)
+    monkeypatch.setattr(fsdp, "fully_shard", older)
     with pytest.raises(BenchError, match=r"model\.shard needs a newer PyTorch than"):
         check(resolve("draft_1", assignments=["model.shard=true"]))
