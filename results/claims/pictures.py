@@ -91,7 +91,7 @@ def mixture_fidelity() -> Claim:
         return ", ".join(f"{name_of(row)} by {table(row, name)} nats" for row in rows)
 
     if not gone:
-        text = f"The prior finds those of no method far less likely than the target's ({GONE:.0f} nats or more)"
+        text = f"No method's pictures are less likely under the prior than the target's by {GONE:.0f} nats or more"
     else:
         text = f"The prior finds them far less likely than the target's with {said(gone)}"
     text += f"; perhaps with {said(perhaps)}" if perhaps else ""
@@ -104,13 +104,14 @@ def mixture_rates() -> Claim:
     for choice in tuning("emoji_mixture")["choices"]:
         trials = sorted(choice["trials"], key=lambda trial: trial["values"][RATE])
         (place,) = (i for i, trial in enumerate(trials) if trial["values"] == choice["chosen"])
-        chosen, larger = trials[place : place + 2]
-        if larger["path_kl"] > FAR:
-            leaves[choice["method"]] = larger, larger[f"{DISTANCE}/validation"] - chosen[f"{DISTANCE}/validation"]
-    said = ", ".join(f"{name_of(row)} ({trial['path_kl']:.1f})" for row, (trial, _) in leaves.items())
+        for chosen, larger in [trials[place : place + 2]] if place + 1 < len(trials) else []:
+            if larger["path_kl"] > FAR:
+                further = larger[f"{DISTANCE}/validation"] - chosen[f"{DISTANCE}/validation"]
+                leaves[choice["method"]] = larger["path_kl"], further
+    said = ", ".join(f"{name_of(row)} ({kl:.1f} nats)" for row, (kl, _) in leaves.items())
     text = (
-        f"With the next larger learning rate of the grid {len(leaves)} of {len(_mixture().methods)} methods end over "
-        f"{FAR:.0f} nat from the prior and further from the target (one seed): {said}."
+        f"At the next larger learning rate {len(leaves)} of {len(_mixture().methods)} methods end more than "
+        f"{FAR:.0f} nat from the prior, and further from the target than at the chosen rate (one seed): {said}."
     )
     return Claim(text, {"some do": bool(leaves), "all of them": all(further > 0 for _, further in leaves.values())})
 
@@ -119,8 +120,8 @@ def mixture_pictures() -> Claim:
     """What is to be seen in the samples by mode."""
     table = _mixture()
     text = (
-        "`ddpo` gains most reward: it draws one style alone in some prompts and leaves others as they were. "
-        "`rtb_softmax` moves the shares in all of them and stays inside the modes."
+        "`ddpo` gains most reward, and its shares of modes are not significantly nearer to the target's than those of "
+        "the prior. `rtb_softmax` moves the shares and stays inside the modes."
     )
     share, place = f"{SHARES}/{TRAIN}", f"{PLACE}/{TRAIN}"
     gains = {row: table.gain(row, f"reward/{TRAIN}").value for row in table.methods}

@@ -48,7 +48,8 @@ def made(table: Table, name: str) -> Claim:
     )
     if len(failed):
         counts = failed["method"].value_counts()
-        text += f"; {', '.join(f'{count} of {name_of(name)}' for name, count in counts.items())} failed"
+        runs_of = [f"{count} run{'s' * (count > 1)} of {name_of(name)}" for name, count in counts.items()]
+        text += f"; {', '.join(runs_of)} failed"
     if outside:
         text += f"; no rate kept {listed(outside)} within the bound, and they have the one nearest to it"
     return Claim(f"{text}.", {"every method was tuned": len(tuned["choices"]) == len(table.methods)})

@@ -182,7 +182,7 @@ def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch)
         assert rows.loc[[name, f"{name}/floor"], "value"].between(0, 10).all()
     assert (tmp_path / "one" / "components.png").is_file()
     before = sorted((tmp_path / "cache").rglob("*.checked"))
-    run = ["run", "prior", *run[2:4], *words]  # what trains does not matter any more
+    run = ["run", "prior", *run[2:4], *words]  # the method does not matter here
     status, text = bench(*run, "--out", tmp_path / "two", "--set", "reward.beta=0.05")
     assert status == 0, text
     assert sorted((tmp_path / "cache").rglob("*.checked")) == before  # rewards do not depend on β

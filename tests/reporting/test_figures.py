@@ -21,11 +21,12 @@ from matplotlib.transforms import Bbox
 
 from bench.reporting.figures.drawing import end_names, name_leaving, settle, spread
 from bench.reporting.figures.looks import FAMILIES, MARKERS, families, looks
+from bench.reporting.figures.methods import ACROSS, plot_methods
 from bench.reporting.figures.ranks import plot_ranks
 from bench.reporting.figures.scales import Scale, scale_of
 from bench.reporting.figures.sheet import plot_sheet
 from bench.reporting.figures.steps import plot_profiles
-from bench.reporting.figures.trades import _from_none, checks_of, trades_of
+from bench.reporting.figures.trades import _from_zero, checks_of, trades_of
 from bench.reporting.plots import plot_curves, plot_samples
 from bench.reporting.points import plot_points
 from bench.reporting.ranks import ranks
@@ -307,9 +308,22 @@ def test_a_report_keeps_images_and_reads_them_again(tmp_path: Path) -> None:
 
 
 def test_the_least_kl_is_drawn_from_the_prior_on() -> None:
-    """Its root is linear there; a line from a logarithm of none would be a wall beside the prior."""
-    x, kl = _from_none(pd.Series([1.0, 1.5, 2.0]), pd.Series([0.0, 0.01, 0.04]))
+    """Its root is linear there; a straight line from the logarithm of 0 would be vertical."""
+    x, kl = _from_zero(pd.Series([1.0, 1.5, 2.0]), pd.Series([0.0, 0.01, 0.04]))
     np.testing.assert_allclose(kl**0.5, 0.2 * (x - 1.0), atol=1e-12)
     assert (x[0], kl[0]) == (1.0, 0.0) and kl[1] < 1e-9
-    later = _from_none(pd.Series([1.5, 2.0]), pd.Series([0.01, 0.04]))  # best of n, from n = 2 on
+    later = _from_zero(pd.Series([1.5, 2.0]), pd.Series([0.01, 0.04]))  # best of n, from n = 2 on
     assert len(later[0]) == 2
+
+
+def test_many_metrics_of_methods_take_several_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = collect([PUBLISHED / "emoji_mixture"])[0]
+    (section,) = sections(frame[frame["method"] == "draft_1"], Question())
+    rows = section.rows[(section.rows["updates"] == 100) & section.rows["value"].notna()]
+    metrics = list(rows["metric"].unique())[: ACROSS + 1]
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot_methods(rows, metrics, tmp_path / "methods.png")
+    places = {(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in figures[0].axes}
+    assert len(metrics) == len(places) == ACROSS + 1
+    assert len({x for x, _ in places}) == (ACROSS + 1) // 2 and len({y for _, y in places}) == 2

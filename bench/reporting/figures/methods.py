@@ -35,8 +35,8 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     lines = max(above[name].count("\n") for name in metrics)
     down = math.ceil(len(metrics) / ACROSS)
     across = math.ceil(len(metrics) / down)
-    high = down * (1.0 + 0.26 * len(order) + 0.2 * max(0, lines - 1))
-    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * across, 0.6 + high
+    height = down * (1.0 + 0.26 * len(order) + 0.2 * max(0, lines - 1))
+    size = 0.6 + 0.07 * max(map(len, names)) + 2.6 * across, 0.6 + height
     note = f"-- prior, ·· sampling floor; dots: runs; bars, as square brackets in the table. {meaning(rows, metrics)}"
     with drawing(path, size, title, note.partition(" Round brackets")[0]) as figure:
         axes = figure.subplots(down, across, sharey=True, squeeze=False).flatten()

@@ -231,11 +231,11 @@ def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None
     needed = kl >= SHOWN * kl.max() * (ax.get_yscale() == "log")
     ax.update_datalim(np.column_stack([x, kl])[needed])
     still: dict[str, Any] = {"color": INK, "scalex": False, "scaley": False}  # what else is drawn stretches no axis
-    ax.add_artist(Line2D(*_from_none(x, kl), color=INK, linewidth=1.6, zorder=4))
+    ax.add_artist(Line2D(*_from_zero(x, kl), color=INK, linewidth=1.6, zorder=4))
     ax.plot(x.iloc[-1:], kl.iloc[-1:], "|", markersize=10, markeredgewidth=1.6, zorder=4, **still)
     for kind, n, style in (("best_of_n", None, "--"), ("soft_best_of_n", SOFT, ":")):
         own = curve_of(frontier, gained, kind, n)
-        points = _from_none(prior + own["gain"], own["kl"])
+        points = _from_zero(prior + own["gain"], own["kl"])
         ax.add_artist(Line2D(*points, color=INK, linestyle=style, linewidth=1.0, zorder=3))
     best = curve_of(frontier, gained, "best_of_n")
     for few, face in ((False, INK), (True, "white")):
@@ -245,7 +245,7 @@ def _draw_least(ax: Axes, frontier: Frontier, gained: str, prior: float) -> None
     ax.add_artist(Polygon(band, color=INK, alpha=0.15, linewidth=0, zorder=3))
 
 
-def _from_none(x: pd.Series, kl: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def _from_zero(x: pd.Series, kl: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Points of a curve; from a KL of 0 on its root is linear, which a line between logarithms would not show."""
     if len(kl) < 2 or kl[0] > 0:
         return x.to_numpy(), kl.to_numpy()
