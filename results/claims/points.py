@@ -154,13 +154,13 @@ def nearest() -> Claim:
     diffusion, flow = (nearest_rows(table, SW2) for table in tables)
     near = all(table(rows[0], SW2).value < 0.3 for table, rows in zip(tables, (diffusion, flow), strict=True))
     ties = f" ≈ {len(flow) - 1} more" if len(flow) > 1 else ""
-    return Claim(f"{listed(diffusion[:3])}; as a flow {name_of(flow[0])}{ties}", {"the first are near": near})
+    return Claim(f"{listed(diffusion[:3])}; flow: {name_of(flow[0])}{ties}", {"the first are near": near})
 
 
 def overshoots() -> Claim:
     """The same."""
     diffusion, flow = (sum(one.value > 0 for one in _moved(name).values()) for name in ("ring", "ring_flow"))
-    text = f"{diffusion} of {len(_table('ring').methods)} methods: they maximise; as a flow {flow}"
+    text = f"{diffusion} of {len(_table('ring').methods)} methods: they maximise; flow: {flow}"
     return Claim(text, {"some do": diffusion > 0})
 
 
