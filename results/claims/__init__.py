@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.publish.claims import Claim
-from results.claims import images, over_optimisation, pictures, points, tables
+from results.claims import image_ends, image_verdicts, over_optimisation, pictures, points, tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = (images, over_optimisation, pictures, points, tables)
+MODULES = (image_ends, image_verdicts, over_optimisation, pictures, points, tables)
 CLAIMS: dict[str, Callable[[], Claim]] = {
     name: function
     for module in MODULES
     for name, function in vars(module).items()
     if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
-CLAIMS |= images.OF_A_TABLE | points.OF_A_TABLE
+CLAIMS |= image_ends.OF_A_TABLE | image_verdicts.OF_A_TABLE | points.OF_A_TABLE

@@ -1,0 +1,238 @@
+"""The embedded image priors: path_kl at equal gain, gain at equal NFE, and selection."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+from bench.publish.claims import Claim, Range, markdown_table
+from bench.reporting.budgets import KL, TRAIN
+from bench.reporting.frontier import best_kl
+from results.claims.image_settings import FID, HELDOUT, PROMPTS, SETTINGS, Setting, at_gain, table_of
+from results.claims.wording import listed, name_of
+
+NARROW = 1.1  # a range of gains whose ends differ by less is one gain, and is not compared
+
+
+# path_kl over all gains that two methods reach
+
+
+def _range(setting: Setting, first: str, second: str, reward: str) -> Range | None:
+    found = table_of(*setting.names).over_gains(first, second, reward)
+    return found if found and found.high >= NARROW * found.low else None
+
+
+def _ratio(found: Range | None) -> str:
+    if found is None:
+        return "–"
+    ratio = f"**{found.ratio.bare}**" if not found.ratio.low <= 1 <= found.ratio.high else found.ratio.bare
+    return f"{ratio} {str(found.ratio).partition(' ')[2]} ({found.low:.2g}–{found.high:.2g})"
+
+
+def _compared(key: str) -> Claim:
+    """A line per method: its path_kl over DRaFT's, on both kinds of prompts."""
+    setting = SETTINGS[key]
+    lines = []
+    for row in table_of(*setting.names).methods:
+        cells = [_ratio(_range(setting, row, setting.draft, reward)) for reward in PROMPTS]
+        if row != setting.draft and cells != ["–", "–"]:
+            lines.append((name_of(row), *cells))
+    headings = (f"KL over that of {name_of(setting.draft)}, equal gain on training prompts", "on held-out prompts")
+    return Claim(markdown_table(("", *headings), lines), {"somebody is compared": bool(lines)})
+
+
+def images_kl() -> Claim:
+    """A line per setting and kind of prompts."""
+    lines = []
+    for setting in SETTINGS.values():
+        for reward, prompts in PROMPTS.items():
+            rows = ("nabla_gfn", "adjoint_matching", setting.refl, "awm", "ddpo")
+            cells = [_ratio(_range(setting, row, setting.draft, reward)) for row in rows]
+            lines.append((setting.title, prompts, *cells))
+    headings = ("prior, reward", "prompts", "`nabla_gfn`", "`adjoint_matching`", "`refl`", "`awm`", "`ddpo`")
+    return Claim(markdown_table(headings, lines), {})
+
+
+class _Tally(NamedTuple):
+    """Comparisons of a method with DRaFT and ReFL, by what became of them: settings, prompts and rivals."""
+
+    lower: list[tuple[str, str]]
+    higher: list[tuple[str, str]]
+    tied: list[tuple[str, str]]
+    none: list[tuple[str, str]]
+
+    @property
+    def made(self) -> int:
+        return len(self.lower) + len(self.higher) + len(self.tied)
+
+
+def _against(setting: Setting, method: str) -> Iterator[tuple[str, Range | None]]:
+    for reward in PROMPTS:
+        for rival in (setting.draft, setting.refl):
+            yield reward, _range(setting, method, rival, reward)
+
+
+def _tally(method: str) -> _Tally:
+    tally = _Tally([], [], [], [])
+    for key, setting in SETTINGS.items():
+        for reward, found in _against(setting, method):
+            if found is None:
+                tally.none.append((key, reward))
+            elif found.ratio.high < 1:
+                tally.lower.append((key, reward))
+            else:
+                (tally.higher if found.ratio.low > 1 else tally.tied).append((key, reward))
+    return tally
+
+
+def nabla_gfn_kl() -> Claim:
+    tally = _tally("nabla_gfn")
+    return Claim(
+        f"Not decided: of {tally.made} comparisons of `nabla_gfn` with DRaFT and ReFL at gains on training prompts its "
+        f"KL is lower in {len(tally.lower)}, higher in {len(tally.higher)} (with `colorfulness`) and not separated in "
+        f"{len(tally.tied)}. On held-out prompts there is no range of gains that all seeds reach between two "
+        "evaluations.",
+        {
+            "higher with colorfulness, and nowhere else": {key for key, _ in tally.higher} == {"colorfulness"},
+            "no verdict for all settings": bool(tally.lower) and bool(tally.higher),
+            "every setting is compared on training prompts": tally.made == 2 * len(SETTINGS),
+            "none is on held-out prompts": {reward for _, reward in tally.none} == {HELDOUT}
+            and len(tally.none) == 2 * len(SETTINGS),
+        },
+    )
+
+
+def adjoint_kl() -> Claim:
+    tally = _tally("adjoint_matching")
+    return Claim(
+        f"Of {tally.made} comparisons of `adjoint_matching` with DRaFT and ReFL that have a range of gains its KL is "
+        f"lower in {len(tally.lower)} and not separated in {len(tally.tied)}; {len(tally.none)} have none.",
+        {"never higher": not tally.higher, "lower in most": len(tally.lower) > tally.made / 2},
+    )
+
+
+def least_kl() -> Claim:
+    """The same for a cell of README's table."""
+    tally = _tally("adjoint_matching")
+    return Claim(
+        f"`adjoint_matching`: lower in {len(tally.lower)} of {tally.made} cases",
+        {"never higher": not tally.higher, "lower in most": len(tally.lower) > tally.made / 2},
+    )
+
+
+def nabla_gfn_below() -> Claim:
+    """The same for a cell of README's table."""
+    tally = _tally("nabla_gfn")
+    return Claim(
+        f"lower in {len(tally.lower)} of {tally.made} cases, higher in {len(tally.higher)}",
+        {"both happen": bool(tally.lower) and bool(tally.higher)},
+    )
+
+
+# Gain at equal NFE, and selection
+
+
+def _faster() -> tuple[list[str], list[str], list[str]]:
+    """Settings in which nabla_gfn gains more than ddpo at the end, less, and neither."""
+    gaps = {key: table_of(*one.names).difference("nabla_gfn", "ddpo", TRAIN) for key, one in SETTINGS.items()}
+    more, less = ([key for key, gap in gaps.items() if sign * gap.value > 0 and gap.clear] for sign in (1, -1))
+    return more, less, [key for key in gaps if key not in more + less]
+
+
+def nabla_gfn_or_ddpo() -> Claim:
+    more, less, neither = _faster()
+    titles = " and ".join(SETTINGS[key].title.replace("`, `", "` with `") for key in more)
+    ratio = at_gain(0.9, *SETTINGS["emoji"].names).ratio("nabla_gfn", "ddpo", KL)
+    return Claim(
+        f"At about the same NFE `nabla_gfn` gains significantly more on training prompts in {len(more)} of "
+        f"{len(SETTINGS)} settings ({titles}) and is not separated from `ddpo` in {len(neither)}. At a gain of 0.9 on "
+        f"`emoji`, which all seeds of both reach, it has {ratio} times the KL.",
+        {"never less": not less, "more somewhere": bool(more), "less KL": ratio.high < 1},
+    )
+
+
+def faster() -> Claim:
+    """The same for a cell of README's table."""
+    more, less, neither = _faster()
+    return Claim(
+        f"in {len(more)} of {len(SETTINGS)} settings, not separated in {len(neither)}",
+        {"never less": not less, "more somewhere": bool(more)},
+    )
+
+
+def _selection(name: str) -> Claim:
+    table = table_of(name)
+    gaps = {row: table.difference("best_of_n", row, TRAIN) for row in table.methods}
+    below = [row for row, gap in gaps.items() if gap.low > 0]
+    above = [row for row, gap in gaps.items() if gap.high < 0]
+    tied = [row for row in gaps if row not in below + above]
+    parts = [f"more than {'any trained method' if len(below) == len(gaps) else listed(below)}"] if below else []
+    parts += [f"less than {listed(above)}"] if above else []
+    parts += [f"not separated from {listed(tied)}"] if tied else []
+    return Claim(
+        f"The best of 8 draws gains {table.gain('best_of_n', TRAIN).signed} on training prompts: {', '.join(parts)}. "
+        f"`fid_prior` changes by {table.gain('best_of_n', FID).signed}.",
+        {"it gains": table.gain("best_of_n", TRAIN).low > 0},
+    )
+
+
+def _outgained() -> tuple[int, int]:
+    """Of the trained methods of all settings, how many gain less on training prompts than the best of 8; all."""
+    gaps = [
+        table_of(one.names[0]).difference("best_of_n", row, TRAIN)
+        for one in SETTINGS.values()
+        for row in table_of(one.names[0]).methods
+    ]
+    return sum(gap.low > 0 for gap in gaps), len(gaps)
+
+
+def selection() -> Claim:
+    less, every = _outgained()
+    bound = best_kl(8)
+    return Claim(
+        f"The best of 8 draws, whose KL is at most {bound:.2f} nats, gains significantly more on training prompts than "
+        f"{less} of the {every} trained methods, counted in each of four settings.",
+        {"more than half": less > every / 2},
+    )
+
+
+def best_of_eight() -> Claim:
+    """The same for a cell of README's table."""
+    less, every = _outgained()
+    return Claim(f"best of 8 gains more than {less} of {every} methods", {"over half": less > every / 2})
+
+
+def profile_of_selection() -> Claim:
+    """The figure of all settings: the gain as a share of the best method's, run by run."""
+    least: dict[str, float] = {}
+    for one in SETTINGS.values():
+        table = table_of(one.names[0])
+        best = max(table.gain(row, TRAIN).value for row in [*table.methods, "best_of_n"])
+        for row in [*table.methods, "best_of_n"]:
+            own = table.rows[(table.rows["row"] == row) & (table.rows["metric"] == TRAIN)]
+            least[row] = min(least.get(row, 1.0), own["difference"].min() / best)
+    return Claim(
+        f"`best_of_n` has {least['best_of_n']:.0%} or more of the best method's mean gain in every run; every trained "
+        "method has less than half of it in some run.",
+        {
+            "best_of_n has half": least["best_of_n"] >= 0.5,
+            "no trained method that ran in all settings": all(
+                share < 0.5 for row, share in least.items() if row != "best_of_n" and _everywhere(row)
+            ),
+        },
+    )
+
+
+def _everywhere(row: str) -> bool:
+    return all(row in table_of(one.names[0]).methods for one in SETTINGS.values())
+
+
+OF_A_TABLE: dict[str, Callable[[], Claim]] = {
+    "emoji_kl": partial(_compared, "emoji"),
+    "emoji_clip_kl": partial(_compared, "emoji_clip"),
+    "emoji_flow_kl": partial(_compared, "emoji_flow"),
+    "colorfulness_kl": partial(_compared, "colorfulness"),
+    "emoji_selection": partial(_selection, "emoji"),
+    "emoji_clip_selection": partial(_selection, "emoji_clip"),
+    "emoji_flow_selection": partial(_selection, "emoji_flow"),
+    "colorfulness_selection": partial(_selection, "emoji_flow_colorfulness"),
+}
