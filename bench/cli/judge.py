@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,12 +84,31 @@ def judge(
         return
     if not words:
         raise BenchError("what is judged? Give an adapter, a folder or a hub id: bench judge ./my-lora --model sd15.")
+    from bench.judge.judge import stated_cost
+
+    keys = {"model.name": model, "prompts.name": prompts, "seed": seed}
+    named: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
+    options: dict[str, Any] = {"label": label, "cost": stated_cost(cost), "reward": reward, "suite": suite}
+    options |= {"named": named, "assignments": assignments or (), "metrics": metric or ()}
+    _judge_models(words, scale or [], together, ode, out, force, num_processes, options)
+
+
+def _judge_models(
+    words: list[str],
+    scales: list[float],
+    together: bool,
+    ode: bool,
+    out: Path | None,
+    force: bool,
+    num_processes: int,
+    options: Mapping[str, Any],
+) -> None:
+    """options: of `bench.judge.judge.configured`."""
     show_warnings()
     from bench.judge import judge as judging
     from bench.models.elsewhere import sources
     from bench.runs.preflight import preflight
-    from bench.runs.rows import default_folder
-    from bench.runs.rows import label as label_of
+    from bench.runs.rows import default_folder, label
     from bench.runtime import processes
 
     launching = num_processes > 1 and not processes.launched()
@@ -96,16 +116,12 @@ def judge(
     console.quiet = not launching and not processes.is_main()
     with first():
         found = [sources.find(word) for word in words]
-    groups = judging.grouped(found, scale or [], together)
-    if label and len(groups) > 1:
+    groups = judging.grouped(found, scales, together)
+    if options["label"] and len(groups) > 1:
         raise BenchError("--label names one model: judge them one by one, or leave it out.")
-    keys = {"model.name": model, "prompts.name": prompts, "seed": seed}
-    named: dict[str, Any] = {key: value for key, value in keys.items() if value is not None}
-    options: dict[str, Any] = {"label": label, "cost": judging.stated_cost(cost), "reward": reward, "suite": suite}
-    options |= {"named": named, "assignments": assignments or (), "metrics": metric or ()}
     jobs = []
-    for group, scales in groups:
-        config = judging.configured(group, scales, **options)
+    for group, weights in groups:
+        config = judging.configured(group, weights, **options)
         with first():
             preflight(config)
         jobs += [(group, config), *([(group, judging.without_noise(config))] if ode else [])]
@@ -120,7 +136,7 @@ def judge(
             if not job.go(force, locks):
                 console.print("This is judged already; nothing was computed.")
         if processes.is_main():
-            console.print(f"{label_of(config)}: {judging.sampler_text(config)}")
+            console.print(f"{label(config)}: {judging.sampler_text(config)}")
             job.report()
 
 

@@ -1,20 +1,25 @@
 """A method as the lower envelope of its configurations: the least path_kl at every gain, compared over all gains.
 
 Rows of one method that differ in its options, its optimiser, β or the number of updates are its configurations. Within
-a seed the envelope at a gain is the least KL of all their evaluations that gain as much.
+a seed the envelope at a gain is the least KL of all their evaluations that gain as much. Gains are on test prompts, on
+training prompts, and on all prompts where the least KL of all distributions is known: path_kl is a mean over all.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from bench.reporting.budgets import GAINS as SPLITS
 from bench.reporting.budgets import KL, measured_gains
+from bench.reporting.efficiency import BEYOND, SPLIT
+from bench.reporting.frontier import Frontier, find
 from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.selection import SETTING, differing
-from bench.reporting.statistics import CONFIDENCE, holm, over_seeds, paired_p
+from bench.reporting.statistics import CONFIDENCE, holm, over_seeds, paired_p, student
 
 CONFIGURED = ("method.", "optimizer.", "reward.beta", "train.updates")  # settings in which configurations may differ
 FLOOR = 0.1  # of the largest gain: below it, all configurations are near the prior and agree
@@ -23,11 +28,16 @@ DRAWS = 4000  # of the largest deviation of a mean over gains
 
 
 class Group(NamedTuple):
-    """Methods that are compared: a heading, the reward, and method → seed → its evaluations, (gain, KL) [n, 2]."""
+    """Methods that are compared.
+
+    gained: what the gain is of, in words. points: method → seed → its evaluations, (gain, KL) [n, 2]. frontier: the
+    least KL of all distributions, of a gain on all prompts.
+    """
 
     heading: str
-    reward: str
+    gained: str
     points: dict[str, dict[int, np.ndarray]]
+    frontier: Frontier | None = None
 
 
 class Comparison(NamedTuple):
@@ -55,30 +65,47 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
     rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0)]
     alike = [name for name in SETTING if name != "beta"]
     for key, own in rows.groupby(alike, sort=False):
-        reward = measured_gains(own)[0]
-        points = _points(own, reward)
-        texts = points["settings"].unique()
-        shared = {text: {k: v for k, v in json.loads(text).items() if not k.startswith(CONFIGURED)} for text in texts}
-        names: dict[tuple[str, str], str] = {}
-        for method, several in points.groupby("method")["settings"].unique().items():
-            for text in several:
-                other = differing(shared[text], [shared[one] for one in several])
-                names[str(method), text] = f"{method} ({other})" if other else str(method)
+        values, frontier = dict(zip(alike, key, strict=True)), find(own)
+        heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
+        names = _names(own)
         if len(names) == len(set(names.values())):
             continue
-        line = [names[pair] for pair in zip(points["method"], points["settings"], strict=True)]
-        values = dict(zip(alike, key, strict=True))
-        heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
-        by_line: dict[str, dict[int, np.ndarray]] = {}
-        for (name, seed), one in points.groupby([line, "seed"], sort=False):
-            by_line.setdefault(str(name), {})[int(seed)] = one[["gain", "kl"]].to_numpy()
-        yield Group(heading, reward, by_line)
+        splits: list[tuple[str, list[str], Frontier | None]]
+        splits = [(SPLITS[metric], [metric], None) for metric in measured_gains(own)]
+        if frontier is not None:
+            rewards = [name for name in own["metric"].unique() if re.fullmatch(SPLIT, name)]
+            splits.append(("all prompts", rewards, frontier))
+        for prompts, metrics, least in splits:
+            points = _points(own, metrics)
+            line = [names[pair] for pair in zip(points["method"], points["settings"], strict=True)]
+            by_line: dict[str, dict[int, np.ndarray]] = {}
+            for (name, seed), one in points.groupby([line, "seed"], sort=False):
+                by_line.setdefault(str(name), {})[int(seed)] = one[["gain", "kl"]].to_numpy()
+            yield Group(heading, f"the reward on {prompts}", by_line, least)
 
 
-def _points(rows: pd.DataFrame, reward: str) -> pd.DataFrame:
-    """`method`, `settings`, `seed`, `gain` and `kl` of every evaluation that has both; of a KL of 0 there is no log."""
+def _names(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(method, settings) → the name of its line, for rows with a KL; configurations of a method share it."""
+    rows = rows[(rows["metric"] == KL) & (rows["value"] > 0)]
+    texts = rows["settings"].unique()
+    shared = {text: {k: v for k, v in json.loads(text).items() if not k.startswith(CONFIGURED)} for text in texts}
+    names: dict[tuple[str, str], str] = {}
+    for method, several in rows.groupby("method")["settings"].unique().items():
+        for text in several:
+            other = differing(shared[text], [shared[one] for one in several])
+            names[str(method), text] = f"{method} ({other})" if other else str(method)
+    return names
+
+
+def _points(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """`method`, `settings`, `seed`, `gain` and `kl` of every evaluation that has both; of a KL of 0 there is no log.
+
+    The gain is that of all samples of these metrics together.
+    """
     run = ["method", "settings", "seed", "budget"]
-    gain = rows.loc[rows["metric"] == reward, [*run, "difference"]].rename(columns={"difference": "gain"})
+    own = rows[rows["metric"].isin(metrics) & rows["difference"].notna()]
+    sums = own.assign(total=own["difference"] * own["n"]).groupby(run, sort=False)[["total", "n"]].sum()
+    gain = (sums["total"] / sums["n"]).rename("gain").reset_index()
     kl = rows.loc[(rows["metric"] == KL) & (rows["value"] > 0), [*run, "value"]].rename(columns={"value": "kl"})
     return gain.merge(kl, on=run).dropna()
 
@@ -170,13 +197,41 @@ def ratios(group: Group) -> dict[str, pd.DataFrame]:
     }
 
 
+def over_least(points: Mapping[int, np.ndarray], frontier: Frontier) -> Cell:
+    """The envelope over the least KL of all distributions, over the gains that all seeds reach and the curve knows.
+
+    The exponential of the mean difference of logarithms, with Student's interval over seeds, to which the curve's own
+    error is added in squares.
+    """
+    gains = common_range([points])
+    least = frontier.least(gains)
+    known = least["kl"].notna().to_numpy()
+    if not known.any():
+        return Cell(text=BEYOND)
+    gains, least = gains[known], least[known]
+    logs = [(np.log(least_kl(one, gains)) - np.log(least["kl"])).mean() for one in points.values()]
+    centre, low, high = over_seeds([np.array(logs)])[0]
+    error = student(np.inf) * least["error"].mean()
+    ends = centre - np.hypot(centre - low, error), centre + np.hypot(high - centre, error)
+    value, low, high = np.exp([centre, *ends])
+    return Cell(value, low, high, text=f"at {gains[0]:+.2g} to {gains[-1]:+.2g}")
+
+
 def table(group: Group) -> Board:
-    """The table: the ratio of KL to the reference's over the common gains, p by Holm's method, and the band."""
+    """The table: the ratio of KL to the reference's over the common gains, p by Holm's method, and the band.
+
+    With the curve of the least KL, the ratio to it too.
+    """
     best, found = reference(group), comparisons(group)
     known = {name: one.p for name, one in found.items() if one}
     corrected = dict(zip(known, holm(list(known.values())), strict=True))
     places = {"at the least gain": 0, "in the middle": GAINS // 2, "at the largest": GAINS - 1}
-    lines = [Line(best, (Cell(1.0), *[Cell(text="–")] * (1 + len(places))), str(len(group.points[best])))]
+
+    def line(name: str, cells: Sequence[Cell], n: int) -> Line:
+        least = [over_least(group.points[name], group.frontier)] if group.frontier else []
+        return Line(name, (*cells, *least), str(n))
+
+    lines = [line(best, (Cell(1.0), *[Cell(text="–")] * (1 + len(places))), len(group.points[best]))]
     for name, one in found.items():
         cells = (Cell(text="–"),) * (2 + len(places))
         if one:
@@ -184,12 +239,18 @@ def table(group: Group) -> Board:
             mean = Cell(*np.exp(one.mean)), Cell(text=f"{corrected[name]:.2g} {mark}".strip())
             shown = np.stack([one.gains, *np.exp([one.ratio, one.low, one.high])])[:, list(places.values())].T
             cells = (*mean, *(Cell(value, low, high, text=f"at {at:+.2g}") for at, value, low, high in shown))
-        lines.append(Line(name, cells, str(one.seeds if one else len(group.points[name]))))
-    columns = (f"KL over that of {best}", "p (Holm)", *places)
-    notes = (
+        lines.append(line(name, cells, one.seeds if one else len(group.points[name])))
+    columns = (f"KL over that of {best}", "p (Holm)", *places, *(["KL over the least"] if group.frontier else []))
+    notes = [
         f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
-        f"much of {group.reward}. The ratio is the exponential of the mean difference of log KL over the gains that "
+        f"much of {group.gained}. The ratio is the exponential of the mean difference of log KL over the gains that "
         f"both reach in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, "
-        "95 %. At single gains the brackets are a band that holds the whole curve in 95 of 100.",
-    )
-    return Board(f"Envelopes: {group.heading}", columns, columns, tuple(lines), notes)
+        "95 %. At single gains the brackets are a band that holds the whole curve in 95 of 100."
+    ]
+    if group.frontier is not None:
+        notes.append(
+            "KL over the least: the same mean, over the least KL of all distributions with this gain, from "
+            f"{group.frontier.samples:,} prior samples a prompt, over the gains in the cell: those that the method "
+            "reaches in every seed and these samples tell."
+        )
+    return Board(f"Envelopes: {group.heading}, {group.gained}", columns, columns, tuple(lines), tuple(notes))

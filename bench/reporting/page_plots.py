@@ -14,7 +14,7 @@ from bench.reporting.figures.looks import Look, families, looks
 from bench.reporting.figures.scales import Scale, gains, is_positive, lines_of, scale_of
 from bench.reporting.figures.trades import SHOWN as NEEDED
 from bench.reporting.figures.trades import SOFT, Trade, curve_of, trades_of
-from bench.reporting.frontier import ENOUGH
+from bench.reporting.frontier import ENOUGH, EVERY
 from bench.reporting.ranks import Ranks
 from bench.reporting.report import Section
 from bench.reporting.statistics import student
@@ -88,11 +88,17 @@ def envelope_plot(group: Group) -> Plot:
         if own
     }
     titles = {"the KL": f"least {KL} [nats]", "its ratio": f"{KL} over that of {reference(group)}"}
-    gain = {"title": {"text": html.escape(f"gain of {group.reward}")}, "type": "linear"}
+    gain = {"title": {"text": html.escape(f"gain of {group.gained}")}, "type": "linear"}
     axes = {
         view: {"xaxis": gain, "yaxis": {"title": {"text": html.escape(titles[view])}, "type": "log"}} for view in views
     }
-    return _plot("Over all gains:", views, axes, list(group.points))
+    known = {}
+    if group.frontier is not None:
+        least = group.frontier.curve(EVERY).iloc[1:]  # the first is no gain, at no KL
+        known["the KL"] = [
+            _still("least KL of all distributions", _short(least["gain"]), _short(least["kl"]), mode="lines")
+        ]
+    return _plot(f"Over all gains of {group.gained}:", views, axes, list(group.points), known)
 
 
 def ranks_plot(found: Ranks) -> Plot:

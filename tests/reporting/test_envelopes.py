@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from example_rows import row
 
-from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, least_kl, reference, table
+from bench.reporting.efficiency import BEYOND
+from bench.reporting.envelopes import CONFIGURED, common_range, compare, groups, least_kl, over_least, reference, table
 from bench.reporting.formats import markdown
+from bench.reporting.frontier import EVERY, FILE, setting, trace, write
 from bench.reporting.page import write_page
 from bench.reporting.report import Question, compared, text, write_report
 from bench.reporting.rows import write_rows
@@ -111,7 +113,8 @@ def test_configurations_of_a_method_are_one_line_and_other_settings_are_not(tmp_
     assert everywhere.boards[-1] == board  # on the terminal, and so in every format
     assert markdown(board) in text(everywhere, [])
     html = write_page(tmp_path / "page.html", *collect([tmp_path]), Question()).read_text()
-    assert "<h2>Envelopes: emoji_clip on emoji, prompts emoji</h2>" in html and "Over all gains:" in html
+    title = "Envelopes: emoji_clip on emoji, prompts emoji, the reward on training prompts"
+    assert f"<h2>{title}</h2>" in html and "Over all gains of the reward on training prompts:" in html
     page = write_report(tmp_path / "report", *collect([tmp_path]), Question())
     assert "Envelopes: emoji_clip on emoji" in page.read_text()
     assert (page.parent / "envelopes-0.png").is_file()
@@ -120,6 +123,44 @@ def test_configurations_of_a_method_are_one_line_and_other_settings_are_not(tmp_
     write_rows(tmp_path / "more.parquet", [one | {"run": f"x{one['run']}"} for one in other])
     (group,) = groups(collect([tmp_path])[0])
     assert set(group.points) == {"adjoint_matching", "draft (sampler.steps = 20)", "draft (sampler.steps = 40)"}
+
+
+def test_an_envelope_is_set_against_the_least_kl_of_all() -> None:
+    least = trace({"train": np.random.default_rng(0).standard_normal((4, 4096))}, {})
+    known = least.curve(EVERY)["gain"].max()
+    gains = np.linspace(0.02, known, 400)
+    factors = {seed: 3 * np.exp(0.1 * (seed - 1)) for seed in range(3)}
+    points = {seed: np.stack([gains, f * least.least(gains)["kl"]], 1) for seed, f in factors.items()}
+    cell = over_least(points, least)
+    assert cell.value == pytest.approx(3, rel=0.02)
+    logs = np.log([cell.low, cell.value, cell.high])
+    student_alone = 4.303 * 0.1 / 3**0.5
+    assert student_alone < logs[1] - logs[0] < 1.2 * student_alone  # the curve's own error is added
+    assert cell.text == f"at {known / 10:+.2g} to {known:+.2g}"
+    farther = {seed: one * [2, 1] for seed, one in points.items()}  # half of it beyond what the samples tell
+    assert not over_least(farther, least).text.endswith(f"to {known:+.2g}")
+    assert over_least({0: np.array([[100 * known, 9.0]])}, least).text == BEYOND
+
+
+def test_gains_on_test_on_training_and_on_all_prompts_are_compared(tmp_path: Path) -> None:
+    rows = rows_of("draft", [{"method.kl": 1.0}, {"method.kl": 0.0}], 2.0)
+    test = [
+        one | {"metric": "reward/test", "difference": one["difference"] / 2, "n": 3 * one["n"]} for one in rows[::2]
+    ]
+    write_rows(tmp_path / "rows.parquet", [*rows, *test])
+    assert [group.gained for group in groups(collect([tmp_path])[0])] == [
+        "the reward on test prompts",
+        "the reward on training prompts",
+    ]
+    curves = trace(
+        {"train": np.random.default_rng(0).standard_normal((4, 4096))}, setting(json.loads(rows[0]["settings"]))
+    )
+    write(tmp_path / FILE, [curves])
+    *_, whole = groups(collect([tmp_path])[0])
+    assert whole.gained == "the reward on all prompts"
+    train = rows[0]["difference"]
+    assert whole.points["draft"][0][0, 0] == pytest.approx((train + 3 * train / 2) / 4)
+    assert table(whole).columns[-1] == "KL over the least"
 
 
 def test_evaluations_without_a_kl_are_no_part_of_it(tmp_path: Path) -> None:
