@@ -331,7 +331,16 @@ def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
         assert "…" not in shown
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent for path in PUBLISHED.glob("*/report.csv")), ids=lambda p: p.name)
+SHORT = ("emoji", "emoji_mixture", "preference_200", "ring_flow")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(path.parent, id=path.parent.name, marks=() if path.parent.name in SHORT else pytest.mark.slow)
+        for path in sorted(PUBLISHED.glob("*/report.csv"))
+    ],
+)
 def test_published_tables_come_from_their_rows_byte_by_byte(folder: Path) -> None:
     """`bench report results/published/NAME --out results/published/NAME` wrote them."""
     found = compared(collect([folder])[0], Question(), with_gains=True).boards

@@ -33,6 +33,7 @@ def start(rank: int, home: Path, port: int) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "bench", *RUN], cwd=home, env={**os.environ, **own}, **pipes)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_reaches_a_process_that_has_no_files(bench, tmp_path: Path, monkeypatch) -> None:
     """From the middle, with an evaluation to be made up for, the run ends where one in a single process ends."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -128,7 +128,10 @@ PLACES = {  # phase: method, what fails, how many calls of it go well, how it fa
 }
 
 
-@pytest.mark.parametrize("phase", PLACES)
+SHORT = ("rollout", "losses", "backward", "losses/reward/decode", "optimizer", "evaluation/rollout", "loading")
+
+
+@pytest.mark.parametrize("phase", [pytest.param(p, marks=() if p in SHORT else pytest.mark.slow) for p in PLACES])
 def test_one_sentence_says_the_phase_and_what_to_lower(attempt, monkeypatch, phase):
     method, (owner, name), after, failing, lower = PLACES[phase]
     cut = Cut(getattr(owner, name), after, failing)
