@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.publish.claims import Claim
-from results.claims import image_ends, image_verdicts, over_optimisation, pictures, points, tables
+from results.claims import frontiers, image_ends, image_verdicts, over_optimisation, pictures, points, tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = (image_ends, image_verdicts, over_optimisation, pictures, points, tables)
+MODULES = (frontiers, image_ends, image_verdicts, over_optimisation, pictures, points, tables)
 CLAIMS: dict[str, Callable[[], Claim]] = {
     name: function
     for module in MODULES

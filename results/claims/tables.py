@@ -1,8 +1,18 @@
 """All published tables: what they hold, and what they took."""
 
-from bench.publish.claims import Claim, Table, markdown_table, tuning
+from functools import cache
+
+import pandas as pd
+
+from bench.publish.claims import Claim, markdown_table, tuning
+from bench.reporting.selection import collect
 from bench.shipped import shipped
 from results.claims.wording import hours as hours_of
+
+
+@cache
+def _rows(name: str) -> pd.DataFrame:
+    return collect([shipped("published")[name]])[0]
 
 
 def _trials() -> list[dict[str, float]]:
@@ -11,14 +21,14 @@ def _trials() -> list[dict[str, float]]:
 
 
 def runs_and_trials() -> Claim:
-    runs = sum(Table((name,)).every["run"].nunique() for name in shipped("published"))
+    runs = sum(_rows(name)["run"].nunique() for name in shipped("published"))
     trials = sum(cost["runs"] for cost in _trials())
     return Claim(f"{runs} runs and {trials} tuning trials", {"there are tuned tables": trials > 0})
 
 
 def hours() -> Claim:
     trials = sum(cost["wall_seconds"] for cost in _trials()) / 3600
-    every = trials + sum(hours_of(Table((name,))) for name in shipped("published"))
+    every = trials + sum(hours_of(_rows(name)) for name in shipped("published"))
     return Claim(f"about {every:.0f} hours", {"more than one": every > 1})
 
 
@@ -27,12 +37,17 @@ def published_tables() -> Claim:
     pages |= {f"{name}_little_noise": f"{name}.md#less-noise-in-the-finished-sample" for name in ("ring", "ring_flow")}
     pages |= {"emoji_small_rate": "emoji.md", "emoji_clip": "emoji.md#a-second-reward-prompt-alignment"}
     pages |= {"emoji_flow_colorfulness": "emoji_flow.md#a-second-reward-colourfulness"}
-    pages |= {"emoji_mixture": "emoji_mixture.md", "preference_200": "over-optimisation.md"}
+    pages |= {
+        "emoji_mixture": "emoji_mixture.md",
+        "preference_200": "over-optimisation.md",
+        "verdict_emoji_flow": "frontiers.md",
+    }
     lines = []
     for name in shipped("published"):
-        every = Table((name,)).every
+        every = _rows(name)
         first, page = every.iloc[0], pages.get(name, f"../results/published/{name}/report.md")
-        methods = f"{len(Table((name,)).methods)}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
+        trained = every.loc[every["updates"] > 0, "method"].nunique()
+        methods = f"{trained}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
         trials = str(tuning(name)["cost"]["runs"]) if tuning(name) else "–"
         counts = (methods, str(every["seed"].nunique()), str(every["run"].nunique()), trials)
         lines.append((f"[`{name}`]({page})", f"`{first['model']}`", f"`{first['reward']}`", *counts))

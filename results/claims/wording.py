@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
+
 from bench.publish.claims import Claim, Table, tuning
 
 
@@ -28,9 +30,9 @@ def span(values: Iterable[float], digits: int = 0) -> str:
     return " to ".join(dict.fromkeys(texts))
 
 
-def hours(table: Table) -> float:
-    """What the runs of a table took; "run" names them."""
-    return table.every.groupby("run")["wall_seconds"].max().sum() / 3600
+def hours(rows: pd.DataFrame) -> float:
+    """What the runs of published rows took."""
+    return rows.groupby("run")["wall_seconds"].max().sum() / 3600
 
 
 def made(table: Table, name: str) -> Claim:
@@ -44,7 +46,7 @@ def made(table: Table, name: str) -> Claim:
         f"{len(table.methods)} methods and `best_of_n`, {trained['seed'].nunique()} seeds. A run has an NFE of "
         f"{span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials took "
         f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
-        f"{hours(table):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
+        f"{hours(table.every):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
     )
     if len(failed):
         counts = failed["method"].value_counts()

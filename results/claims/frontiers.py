@@ -1,0 +1,155 @@
+"""The embedded flow prior over all gains: methods as envelopes of learning rates and strengths."""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from bench.publish.claims import Claim, Estimate, markdown_table, tuning
+from bench.reporting.budgets import KL
+from bench.reporting.envelopes import Comparison, Group, comparisons, curves, groups, least_kl, over_least, reference
+from bench.reporting.frontier import EVERY
+from bench.reporting.selection import collect
+from bench.reporting.statistics import CONFIDENCE, holm
+from bench.shipped import shipped
+from bench.sweeps.choosing import configurations
+from results.claims.wording import hours, listed, name_of, span
+
+NAME = "verdict_emoji_flow"
+ON = {"test": "the reward on test prompts", "training": "the reward on training prompts"}
+ALL = "the reward on all prompts"
+
+
+@cache
+def _rows() -> pd.DataFrame:
+    return collect([shipped("published")[NAME]])[0]
+
+
+@cache
+def _groups() -> dict[str, Group]:
+    return {group.gained: group for group in groups(_rows())}
+
+
+@cache
+def _compared(gained: str) -> dict[str, tuple[Comparison, float]]:
+    """Method → its comparison with the `reference`, and p by Holm's method."""
+    found = {name: one for name, one in comparisons(_groups()[gained]).items() if one}
+    corrected = holm([one.p for one in found.values()])
+    return {name: (one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
+
+
+def frontiers_made() -> Claim:
+    tuned, rows = tuning(NAME), _rows()
+    runs, seeds = rows["run"].nunique(), rows["seed"].nunique()
+    nfe = (rows["network_forwards"] + rows["network_backwards"]).groupby(rows["run"]).max()
+    kept = {choice["method"]: len(configurations(choice)) for choice in tuned["choices"]}
+    texts = [f"{count} of {name_of(name)}" for name, count in kept.items()]
+    edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
+    return Claim(
+        f"{len(kept)} methods, {seeds} seeds. A run has an NFE of {span(nfe)}. {tuned['cost']['runs']} trials took "
+        f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {runs} runs of {runs // seeds} "
+        f"configurations ({', '.join(texts)}) {hours(rows):.1f}. {len(edge)} of {len(kept)} methods chose an end of "
+        "the grid.",
+        {"every method was tuned": kept.keys() == set(rows["method"]) - {"prior"}},
+    )
+
+
+def frontiers_table() -> Claim:
+    """A line per method: KL over the reference's, on both kinds of prompts, and over the least."""
+    whole, lines = _groups()[ALL], []
+    names = sorted(whole.points, key=lambda name: [name != reference(_groups()[ON["test"]]), name])
+    for name in names:
+        cells = []
+        for gained in ON.values():
+            if name == reference(_groups()[gained]):
+                cells.append("1")
+            elif name in _compared(gained):
+                one, p = _compared(gained)[name]
+                mark = "**{}**" if p < 1 - CONFIDENCE else "{}"
+                cells.append(f"{_marked(Estimate(*np.exp(one.mean)), mark)} ({_gains(one.gains)})")
+            else:
+                cells.append("–")
+        assert whole.frontier is not None
+        least = over_least(whole.points[name], whole.frontier)
+        known = np.isfinite(least.value)
+        cells.append(f"{Estimate(least.value, least.low, least.high)} ({least.text})" if known else least.text)
+        most = curves(_groups()[ON["test"]])[name].iloc[-1]
+        cells.append(f"{most['gain']:+.2g} at {Estimate(most['value'], most['low'], most['high'])}")
+        lines.append((name_of(name), *cells))
+    headings = [
+        f"KL over that of {name_of(reference(_groups()[gained]))}, {kind} prompts" for kind, gained in ON.items()
+    ]
+    headings += ["KL over the least, all prompts", "gain on test prompts of all seeds, at KL [nats]"]
+    return Claim(markdown_table(("", *headings), lines), {"the least KL is known": whole.frontier is not None})
+
+
+def _marked(estimate: Estimate, mark: str) -> str:
+    return f"{mark.format(estimate.bare)} {str(estimate).partition(' ')[2]}".strip()
+
+
+def _gains(gains: np.ndarray) -> str:
+    return f"{gains[0]:.2g}–{gains[-1]:.2g}"
+
+
+def frontiers_verdict() -> Claim:
+    """Who is above the reference on test prompts, and whether training prompts say the same."""
+    best = reference(_groups()[ON["test"]])
+    above, tied = (
+        [n for n, (_, p) in _compared(ON["test"]).items() if (p < 1 - CONFIDENCE) == sure] for sure in (1, 0)
+    )
+    parts = [f"significantly more with {listed(above)}"] if above else []
+    parts += [f"not separated with {listed(tied)}"] if tied else []
+    same = best == reference(_groups()[ON["training"]])
+    return Claim(
+        f"Over all gains on test prompts {name_of(best)} has the least KL: {', '.join(parts)}. On training prompts it "
+        f"is {'the same method' if same else name_of(reference(_groups()[ON['training']]))}.",
+        {"somebody is compared": bool(above or tied)},
+    )
+
+
+def frontiers_best() -> Claim:
+    """The same for a cell of README's table."""
+    names = [reference(_groups()[ON["test"]])]
+    names += [name for name, (_, p) in _compared(ON["test"]).items() if p >= 1 - CONFIDENCE]
+    text = f"{' ≈ '.join(map(name_of, names))}, of {len(_groups()[ON['test']].points)} methods"
+    return Claim(text, {"somebody is compared": bool(_compared(ON["test"]))})
+
+
+def frontiers_selection() -> Claim:
+    """What the best of 8 draws of the prior gains, and what methods pay for as much."""
+    whole = _groups()[ALL]
+    assert whole.frontier is not None
+    best = whole.frontier.curve(EVERY, "best_of_n", 8).iloc[0]
+    paid = {
+        name: [least_kl(one, best[["gain"]].to_numpy())[0] for one in own.values()]
+        for name, own in whole.points.items()
+    }
+    reached = {name: float(np.exp(np.log(values).mean())) for name, values in paid.items() if np.isfinite(values).all()}
+    texts = [f"{name_of(name)} ({kl:,.0f} nats)" for name, kl in reached.items()]
+    return Claim(
+        f"The best of 8 draws of the prior gains {best['gain']:+.1f} on all prompts, at {best['kl']:.1f} nats at most. "
+        f"All seeds gain as much with {' and '.join(texts) or 'no method'}.",
+        {"they pay more": all(kl > best["kl"] for kl in reached.values())},
+    )
+
+
+def frontiers_steps() -> Claim:
+    """The largest share that one sampling step has of a run's path_kl."""
+    rows = _rows()
+    last = rows[rows["budget"] == rows.groupby("run")["budget"].transform("max")]
+    steps = last[last["metric"].str.startswith(f"{KL}_steps/")]
+    shares = steps["value"] / steps.groupby("run")["value"].transform("sum")
+    return Claim(
+        f"The largest share that one step has of a run's `path_kl` is {100 * shares.max():.0f} %.",
+        {"below the 30 % of the protocol": shares.max() < 0.3},
+    )
+
+
+def frontiers_chosen() -> Claim:
+    """What was chosen for each method."""
+    lines = []
+    for choice in tuning(NAME)["choices"]:
+        for values, share in zip(configurations(choice), choice["shares"], strict=True):
+            texts = ", ".join(f"`{key}` {value:g}" for key, value in values.items())
+            lines.append((name_of(choice["method"]), texts, f"{100 * share:.0f} %"))
+    return Claim(markdown_table(("", "configuration", "share of the gains"), lines), {"there are choices": bool(lines)})
