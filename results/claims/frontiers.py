@@ -111,7 +111,7 @@ def frontiers_best() -> Claim:
     """The same for a cell of README's table."""
     names = [reference(_groups()[ON["test"]])]
     names += [name for name, (_, p) in _compared(ON["test"]).items() if p >= 1 - CONFIDENCE]
-    text = f"{' ≈ '.join(map(name_of, names))} of {len(_groups()[ON['test']].points)}"
+    text = f"{' ≈ '.join(map(name_of, names))}, {len(_groups()[ON['test']].points)} compared"
     return Claim(text, {"somebody is compared": bool(_compared(ON["test"]))})
 
 
