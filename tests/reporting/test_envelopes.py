@@ -161,6 +161,10 @@ def test_gains_on_test_on_training_and_on_all_prompts_are_compared(tmp_path: Pat
     train = rows[0]["difference"]
     assert whole.points["draft"][0][0, 0] == pytest.approx((train + 3 * train / 2) / 4)
     assert table(whole).columns[-1] == "KL over the least"
+    html = write_page(tmp_path / "page.html", *collect([tmp_path]), Question()).read_text()
+    assert "least KL of all distributions" in html
+    page = write_report(tmp_path / "report", *collect([tmp_path]), Question())
+    assert (page.parent / "envelopes-2.png").is_file()
 
 
 def test_evaluations_without_a_kl_are_no_part_of_it(tmp_path: Path) -> None:
