@@ -110,15 +110,6 @@ def adjoint_kl() -> Claim:
     )
 
 
-def least_kl() -> Claim:
-    """The same for a cell of README's table."""
-    tally = _tally("adjoint_matching")
-    return Claim(
-        f"`adjoint_matching`: lower in {len(tally.lower)} of {tally.made} cases",
-        {"never higher": not tally.higher, "lower in most": len(tally.lower) > tally.made / 2},
-    )
-
-
 def nabla_gfn_below() -> Claim:
     """The same for a cell of README's table."""
     tally = _tally("nabla_gfn")
