@@ -259,10 +259,7 @@ class EmojiMixture(ExactModel):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ):
-        from diffusers import (
-            AutoencoderKL,
-            DDIMScheduler,
-        )  # seconds to import, and runs on points import this module too
+        from diffusers import AutoencoderKL, DDIMScheduler  # takes seconds, and runs on points import this module too
 
         self.device, self.dtype = torch.device(device), dtype
         tensors = tensors or load_file(FILE)

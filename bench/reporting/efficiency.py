@@ -23,7 +23,7 @@ def with_efficiency(rows: pd.DataFrame, frontier: Frontier | None) -> tuple[pd.D
     if frontier is None:
         return rows, texts
     runs = rows[(rows["metric"] == KL) & rows["value"].notna() & (rows["status"] == "ok")]
-    runs = runs.merge(_gains(rows), on=["row", "seed"])
+    runs = runs.merge(mean_gains(rows, ["row", "seed"]), on=["row", "seed"])
     runs = runs[(runs["value"] > 0) & runs["gain"].notna()].reset_index(drop=True)
     least = frontier.least(runs["gain"].to_numpy())
     ratio = runs["value"] / least["kl"]
@@ -40,12 +40,12 @@ def with_efficiency(rows: pd.DataFrame, frontier: Frontier | None) -> tuple[pd.D
     return pd.concat([rows, own[[*rows.columns, "shared_error"]]], ignore_index=True), texts
 
 
-def _gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """`gain` on all prompts and `gain_error` of every (row, seed): splits count by their samples."""
+def mean_gains(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """`gain` on all prompts and `gain_error`, for each value of the columns `by`: splits count by their samples."""
     splits = rows[rows["metric"].str.fullmatch(SPLIT) & rows["difference"].notna()]
     error = splits["standard_error"] * splits["n"]
     splits = splits.assign(gain=splits["difference"] * splits["n"], square=error**2)
-    sums = splits.groupby(["row", "seed"], sort=False)[["gain", "square", "n"]].sum(min_count=1)
+    sums = splits.groupby(by, sort=False)[["gain", "square", "n"]].sum(min_count=1)
     gains = pd.DataFrame({"gain": sums["gain"] / sums["n"], "gain_error": sums["square"] ** 0.5 / sums["n"]})
     return gains.reset_index()
 
@@ -59,7 +59,7 @@ def _is_clear(gains: pd.Series, errors: pd.Series, degrees: pd.Series) -> bool:
 
 
 def _bounds(rows: pd.DataFrame, frontier: Frontier | None) -> dict[tuple[str, str], str]:
-    texts, gains = {}, _gains(rows).groupby("row")["gain"].mean()
+    texts, gains = {}, mean_gains(rows, ["row", "seed"]).groupby("row")["gain"].mean()
     for name, cost in draws(rows).items():
         kl = cost.kl
         if frontier is not None and not np.isnan(cost.beta):

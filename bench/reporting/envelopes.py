@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.reporting.budgets import GAINS as SPLITS
+from bench.reporting.budgets import GAINS as PROMPTS
 from bench.reporting.budgets import KL, measured_gains
-from bench.reporting.efficiency import BEYOND, SPLIT
+from bench.reporting.efficiency import BEYOND, SPLIT, mean_gains
 from bench.reporting.frontier import Frontier, find
 from bench.reporting.leaderboard import Board, Cell, Line
 from bench.reporting.selection import SETTING, differing
@@ -65,13 +65,13 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
     rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0)]
     alike = [name for name in SETTING if name != "beta"]
     for key, own in rows.groupby(alike, sort=False):
-        values, frontier = dict(zip(alike, key, strict=True)), find(own)
-        heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
         names = _names(own)
         if len(names) == len(set(names.values())):
             continue
+        values, frontier = dict(zip(alike, key, strict=True)), find(own)
+        heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
         splits: list[tuple[str, list[str], Frontier | None]]
-        splits = [(SPLITS[metric], [metric], None) for metric in measured_gains(own)]
+        splits = [(PROMPTS[metric], [metric], None) for metric in measured_gains(own)]
         if frontier is not None:
             rewards = [name for name in own["metric"].unique() if re.fullmatch(SPLIT, name)]
             splits.append(("all prompts", rewards, frontier))
@@ -103,9 +103,7 @@ def _points(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     The gain is that of all samples of these metrics together.
     """
     run = ["method", "settings", "seed", "budget"]
-    own = rows[rows["metric"].isin(metrics) & rows["difference"].notna()]
-    sums = own.assign(total=own["difference"] * own["n"]).groupby(run, sort=False)[["total", "n"]].sum()
-    gain = (sums["total"] / sums["n"]).rename("gain").reset_index()
+    gain = mean_gains(rows[rows["metric"].isin(metrics)], run)[[*run, "gain"]]
     kl = rows.loc[(rows["metric"] == KL) & (rows["value"] > 0), [*run, "value"]].rename(columns={"value": "kl"})
     return gain.merge(kl, on=run).dropna()
 
