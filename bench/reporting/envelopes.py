@@ -115,9 +115,15 @@ def least_kl(points: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def common_range(several: Sequence[Mapping[int, np.ndarray]]) -> np.ndarray:
-    """Gains [GAINS] that every seed of these methods reaches, from `FLOOR` of the largest of them on; [0] if none."""
-    top = min(points[:, 0].max() for seeds in several for points in seeds.values())
-    return np.linspace(FLOOR * top, top, GAINS) if top > 0 else np.empty(0)
+    """Gains [GAINS] that every seed of these methods reaches, [0] if none.
+
+    They begin at `FLOOR` of the largest of them, or where each seed was first measured: below that an envelope would
+    have the KL of a larger gain.
+    """
+    gains = [points[:, 0] for seeds in several for points in seeds.values()]
+    top = min(own.max() for own in gains)
+    low = max(FLOOR * top, *(own.min() for own in gains))
+    return np.linspace(low, top, GAINS) if 0 < low < top else np.empty(0)
 
 
 def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> Comparison | None:
@@ -202,6 +208,8 @@ def over_least(points: Mapping[int, np.ndarray], frontier: Frontier) -> Cell:
     error is added in squares.
     """
     gains = common_range([points])
+    if not len(gains):
+        return Cell(text="–")
     least = frontier.least(gains)
     known = least["kl"].notna().to_numpy()
     if not known.any():
@@ -242,8 +250,9 @@ def table(group: Group) -> Board:
     notes = [
         f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
         f"much of {group.gained}. The ratio is the exponential of the mean difference of log KL over the gains that "
-        f"both reach in every seed, from {FLOOR:g} of the largest on, paired by seed; Student's interval over seeds, "
-        "95 %. At single gains the brackets are a band that holds the whole curve in 95 of 100."
+        f"both reach in every seed, from {FLOOR:g} of the largest and both first evaluations on, paired by seed; "
+        "Student's interval over seeds, 95 %. At single gains the brackets are a band that holds the whole curve in 95 "
+        "of 100."
     ]
     if group.frontier is not None:
         notes.append(

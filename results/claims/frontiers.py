@@ -111,20 +111,20 @@ def frontiers_first() -> Claim:
     points = _groups()[ON["test"]].points
     first = {name: float(np.mean([one[:, 0].min() for one in own.values()])) for name, own in points.items()}
     texts = [f"{name_of(name)} {gain:+.2f}" for name, gain in sorted(first.items(), key=lambda pair: -pair[1])]
-    fastest = max(first, key=lambda name: first[name])
     return Claim(
-        f"The smallest measured gain on test prompts, mean over seeds: {', '.join(texts)}. So the KL of "
-        f"{name_of(fastest)} below its own is overstated.",
-        {"one is measured later than the others": fastest == "draft_1"},
+        f"The smallest measured gain on test prompts, mean over seeds: {', '.join(texts)}.",
+        {"none is below zero": min(first.values()) > 0},
     )
 
 
 def frontiers_best() -> Claim:
     """The same for a cell of README's table."""
-    names = [reference(_groups()[ON["test"]])]
-    names += [name for name, (_, p) in _compared(ON["test"]).items() if p >= 1 - CONFIDENCE]
-    text = f"{' ≈ '.join(map(name_of, names))}, {len(_groups()[ON['test']].points)} compared"
-    return Claim(text, {"somebody is compared": bool(_compared(ON["test"]))})
+    points, compared = _groups()[ON["test"]].points, _compared(ON["test"])
+    tied = [name for name, (_, p) in compared.items() if p >= 1 - CONFIDENCE]
+    text = (
+        f"{name_of(reference(_groups()[ON['test']]))}{f' ≈ {len(tied)} more' if tied else ''}; {len(points)} compared"
+    )
+    return Claim(text, {"somebody is compared": bool(compared)})
 
 
 def frontiers_selection() -> Claim:

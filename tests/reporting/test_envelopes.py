@@ -26,6 +26,8 @@ def test_the_envelope_is_the_least_kl_that_gains_as_much() -> None:
     assert least_kl(points, np.array([0.5, 1.0, 2.0, 2.5, 3.1])).tolist() == [1.5, 1.5, 1.5, 9.0, np.inf]
     assert common_range([{0: points}, {0: points[:2], 1: points}])[-1] == 2.0
     assert len(common_range([{0: -points}])) == 0
+    assert common_range([{0: points}, {0: points[1:]}])[0] == 2.0  # where both were measured
+    assert len(common_range([{0: points}, {0: points[2:]}])) == 0
 
 
 def test_holms_correction() -> None:
@@ -139,7 +141,7 @@ def test_an_envelope_is_set_against_the_least_kl_of_all() -> None:
     assert cell.text == f"at {known / 10:+.2g} to {known:+.2g}"
     farther = {seed: one * [2, 1] for seed, one in points.items()}  # half of it beyond what the samples tell
     assert not over_least(farther, least).text.endswith(f"to {known:+.2g}")
-    assert over_least({0: np.array([[100 * known, 9.0]])}, least).text == BEYOND
+    assert over_least({0: np.array([[100 * known, 9.0], [200 * known, 9.0]])}, least).text == BEYOND
 
 
 def test_gains_on_test_on_training_and_on_all_prompts_are_compared(tmp_path: Path) -> None:
