@@ -65,12 +65,11 @@ class Pace:
                 trainer = Trainer(core, build_method(config), prompts.train, train, config.optimizer, Path(folder))
                 trainer.train_on(trainer.sample_round(0))
 
-        train = config.train
-        sample = seconds_of_one(samples, PIECE, len(names))
-        if not method.needs.training:
-            return cls(0.0, sample)
-        prompt = seconds_of_one(round_of, 1, train.prompts_per_round)
-        return cls(prompt * train.prompts_per_round / train.updates_per_round, sample)
+        update = 0.0
+        if method.needs.training:  # first: a method's own networks, which it may sample with, are made for training
+            prompt = seconds_of_one(round_of, 1, config.train.prompts_per_round)
+            update = prompt * config.train.prompts_per_round / config.train.updates_per_round
+        return cls(update, seconds_of_one(samples, PIECE, len(names)))
 
 
 def prediction_rows(config: RunConfig, sampler: SamplerConfig) -> int:

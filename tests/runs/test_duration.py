@@ -43,6 +43,11 @@ def test_trying_a_piece_leaves_nothing(monkeypatch, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_method_that_samples_with_a_network_of_its_own_is_tried() -> None:
+    pace = Pace.measured(ring("value_matching"))
+    assert pace.update > 0 and pace.sample > 0
+
+
 def test_a_dry_run_and_a_sweep_say_the_time(bench, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Pace, "measured", lambda config: tried.append(config) or Pace(60.0, 0.0))
     tried: list[RunConfig] = []
