@@ -1,5 +1,6 @@
 """Small real things for the tests: a random Stable-Diffusion-style pipeline in the real on-disk layout."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
@@ -26,6 +27,12 @@ from bench.sampling.noise import seeded
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of `--no-loadscope-reorder`."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end: the garbage collector need not look at it, or look so often."""
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 @pytest.fixture(scope="session")

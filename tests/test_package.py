@@ -92,6 +92,7 @@ def test_a_run_starts_in_an_empty_folder(call, tmp_path) -> None:
     assert (tmp_path / "run" / "rows.parquet").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["wheel"], indirect=True)
 def test_sweeps_and_published_tables_are_names_in_an_empty_folder(call, bench, tmp_path) -> None:
     code = "from pathlib import Path; from bench.sweeps.spec import read_sweep; print(read_sweep(Path('ring')).out)"

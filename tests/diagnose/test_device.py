@@ -84,15 +84,7 @@ def test_the_device_keeps_the_rules():
 
 @pytest.mark.parametrize(
     "name",
-    by_family(
-        TRAINED,
-        "nabla_gfn_adjoint",
-        "rtb",
-        "rtb_softmax",
-        "refl",
-        "mix_grpo",
-        "awm",
-    ),
+    by_family(TRAINED, "nabla_gfn_adjoint", "rtb_softmax", "refl"),
 )
 def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folder, tmp_path):
     with recording():

@@ -28,7 +28,7 @@ ALL = [
     pytest.param(kind, name, id=name, marks=marks)
     for kind in KINDS[:-1]
     for name, marks in (
-        [(one.values[0], one.marks) for one in by_family(registry.BUILT_IN["methods"], "nabla_gfn_adjoint")]
+        [(one.values[0], one.marks) for one in by_family(registry.BUILT_IN["methods"])]
         if kind == "methods"
         else [(name, pytest.mark.slow if name == "hpsv3" else ()) for name in registry.plugins(kind)]
     )

@@ -100,6 +100,7 @@ def test_nothing_to_compare_is_an_error_that_says_why(tmp_path: Path) -> None:
         collect([tmp_path])
 
 
+@pytest.mark.slow
 def test_published_rows_are_read_whole() -> None:
     frame, left_out = collect([PUBLISHED])
     assert not left_out

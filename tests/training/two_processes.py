@@ -23,7 +23,7 @@ from bench.sampling.grids import ddim_kernel
 from bench.settings import OptimizerConfig, TrainConfig
 from bench.training.trainer import Trainer
 
-METHODS = ("nabla_gfn", "ddpo", "draft", "dag_kl", "lopsided")
+METHODS = ("nabla_gfn", "draft", "dag_kl", "lopsided")
 # by method, with their options: one repeats a shard, one samples with a copy of the adapters, calls of one differ
 SHARDED = {"nabla_gfn": ("shard",), "nft": ("shard",), "adjoint_matching": ("shard", "checkpointing")}
 PROMPTS = ["cat", "dog", "red bird"]
