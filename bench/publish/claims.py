@@ -194,9 +194,14 @@ class Table:
 
 
 @cache
+def published(*names: str) -> pd.DataFrame:
+    """All rows of published tables, or of paths, in whatever settings; read once."""
+    return collect([Path(name) for name in names])[0]
+
+
+@cache
 def _read(names: tuple[str, ...]) -> pd.DataFrame:
-    frame, _ = collect([Path(name) for name in names])
-    found = list(settings(frame))
+    found = list(settings(published(*names)))
     if len(found) != 1:
         raise BenchError(f"{', '.join(names)}: {len(found)} settings, and a claim is about one.")
     return found[0][1]

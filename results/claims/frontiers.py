@@ -3,15 +3,12 @@
 from functools import cache
 
 import numpy as np
-import pandas as pd
 
-from bench.publish.claims import Claim, Estimate, markdown_table, tuning
+from bench.publish.claims import Claim, Estimate, markdown_table, published, tuning
 from bench.reporting.budgets import KL
 from bench.reporting.envelopes import Comparison, Group, comparisons, curves, groups, least_kl, over_least, reference
 from bench.reporting.frontier import EVERY
-from bench.reporting.selection import collect
 from bench.reporting.statistics import CONFIDENCE, holm
-from bench.shipped import shipped
 from bench.sweeps.choosing import configurations
 from results.claims.wording import hours, listed, name_of, span
 
@@ -21,13 +18,8 @@ ALL = "the reward on all prompts"
 
 
 @cache
-def _rows() -> pd.DataFrame:
-    return collect([shipped("published")[NAME]])[0]
-
-
-@cache
 def _groups() -> dict[str, Group]:
-    return {group.gained: group for group in groups(_rows())}
+    return {group.gained: group for group in groups(published(NAME))}
 
 
 @cache
@@ -39,7 +31,7 @@ def _compared(gained: str) -> dict[str, tuple[Comparison, float]]:
 
 
 def frontiers_made() -> Claim:
-    tuned, rows = tuning(NAME), _rows()
+    tuned, rows = tuning(NAME), published(NAME)
     runs, seeds = rows["run"].nunique(), rows["seed"].nunique()
     nfe = (rows["network_forwards"] + rows["network_backwards"]).groupby(rows["run"]).max()
     kept = {choice["method"]: len(configurations(choice)) for choice in tuned["choices"]}
@@ -147,7 +139,7 @@ def frontiers_selection() -> Claim:
 
 def frontiers_steps() -> Claim:
     """The largest share that one sampling step has of a run's path_kl."""
-    rows = _rows()
+    rows = published(NAME)
     last = rows[rows["budget"] == rows.groupby("run")["budget"].transform("max")]
     steps = last[last["metric"].str.startswith(f"{KL}_steps/")]
     shares = steps["value"] / steps.groupby("run")["value"].transform("sum")

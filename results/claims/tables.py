@@ -1,18 +1,8 @@
 """All published tables: what they hold, and what they took."""
 
-from functools import cache
-
-import pandas as pd
-
-from bench.publish.claims import Claim, markdown_table, tuning
-from bench.reporting.selection import collect
+from bench.publish.claims import Claim, markdown_table, published, tuning
 from bench.shipped import shipped
 from results.claims.wording import hours as hours_of
-
-
-@cache
-def _rows(name: str) -> pd.DataFrame:
-    return collect([shipped("published")[name]])[0]
 
 
 def _trials() -> list[dict[str, float]]:
@@ -21,14 +11,14 @@ def _trials() -> list[dict[str, float]]:
 
 
 def runs_and_trials() -> Claim:
-    runs = sum(_rows(name)["run"].nunique() for name in shipped("published"))
+    runs = sum(published(name)["run"].nunique() for name in shipped("published"))
     trials = sum(cost["runs"] for cost in _trials())
     return Claim(f"{runs} runs and {trials} tuning trials", {"there are tuned tables": trials > 0})
 
 
 def hours() -> Claim:
     trials = sum(cost["wall_seconds"] for cost in _trials()) / 3600
-    every = trials + sum(hours_of(_rows(name)) for name in shipped("published"))
+    every = trials + sum(hours_of(published(name)) for name in shipped("published"))
     return Claim(f"about {every:.0f} hours", {"more than one": every > 1})
 
 
@@ -44,7 +34,7 @@ def published_tables() -> Claim:
     }
     lines = []
     for name in shipped("published"):
-        every = _rows(name)
+        every = published(name)
         first, page = every.iloc[0], pages.get(name, f"../results/published/{name}/report.md")
         trained = every.loc[every["updates"] > 0, "method"].nunique()
         methods = f"{trained}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
