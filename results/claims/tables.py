@@ -3,6 +3,7 @@
 from bench.publish.claims import Claim, markdown_table, published, tuning
 from bench.shipped import shipped
 from results.claims.wording import hours as hours_of
+from results.claims.wording import listed, untrained
 
 
 def _trials() -> list[dict[str, float]]:
@@ -36,8 +37,8 @@ def published_tables() -> Claim:
     for name in shipped("published"):
         every = published(name)
         first, page = every.iloc[0], pages.get(name, f"../results/published/{name}/report.md")
-        trained = every.loc[every["updates"] > 0, "method"].nunique()
-        methods = f"{trained}{' and best of n' if 'best_of_n' in set(every['method']) else ''}"
+        trained, idle = every.loc[every["updates"] > 0, "method"].nunique(), untrained(every)
+        methods = f"{trained}{f' and {listed(idle)}' if idle else ''}"
         trials = str(tuning(name)["cost"]["runs"]) if tuning(name) else "–"
         counts = (methods, str(every["seed"].nunique()), str(every["run"].nunique()), trials)
         lines.append((f"[`{name}`]({page})", f"`{first['model']}`", f"`{first['reward']}`", *counts))

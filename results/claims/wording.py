@@ -35,6 +35,12 @@ def hours(rows: pd.DataFrame) -> float:
     return rows.groupby("run")["wall_seconds"].max().sum() / 3600
 
 
+def untrained(rows: pd.DataFrame) -> list[str]:
+    """Methods that train nothing, as published rows have them."""
+    updates = rows.groupby("method")["updates"].max()
+    return sorted(updates.index[updates == 0].drop("prior", errors="ignore"))
+
+
 def made(table: Table, name: str) -> Claim:
     """Methods, seeds, budget and time of a table, and what its tuning could choose."""
     tuned = tuning(name)
@@ -43,9 +49,9 @@ def made(table: Table, name: str) -> Claim:
     edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
     outside = [choice["method"] for choice in tuned["choices"] if not choice["within"]]
     text = (
-        f"{len(table.methods)} methods and `best_of_n`, {trained['seed'].nunique()} seeds. A run has an NFE of "
-        f"{span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials took "
-        f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
+        f"{len(table.methods)} methods and {listed(untrained(table.every))}, {trained['seed'].nunique()} seeds. A run "
+        f"has an NFE of {span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials "
+        f"took {tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
         f"{hours(table.every):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
     )
     if len(failed):
