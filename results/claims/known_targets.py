@@ -8,15 +8,22 @@ from results.claims.wording import listed, name_of
 
 
 def errors(table: Table, methods: Sequence[str], metrics: Sequence[str]) -> Claim:
-    """The table of these methods: errors, reward and KL, the first error's smallest first."""
-    columns = [table.column(metric) for metric in (*metrics, TRAIN, KL)]
+    """The table of these methods, the nearest first: errors, the best marked, then reward and KL.
+
+    Of these neither more nor less is better where the target is known.
+    """
+    columns = [table.column(metric) for metric in metrics]
+    known = set(table.cells.index)
+    columns += [
+        {row: str(table(row, metric)) if (row, metric) in known else "–" for row in methods} for metric in (TRAIN, KL)
+    ]
     shown = sorted((row for row in methods if row in columns[0]), key=lambda row: table(row, metrics[0]).value)
     lines = [
         ("prior", *(table.prior(metric).bare for metric in (*metrics, TRAIN)), "0"),
         ("sampling floor", *(table.floor(metric).bare for metric in metrics), "", ""),
         *((name_of(row), *(column[row] for column in columns)) for row in shown),
     ]
-    headings = ("", *(f"`{metric}` ↓" for metric in metrics), "reward ↑", "KL [nats] ↓")
+    headings = ("", *(f"`{metric}` ↓" for metric in metrics), "reward", "KL [nats]")
     return Claim(markdown_table(headings, lines), {"every method shown has values": len(shown) == len(methods)})
 
 

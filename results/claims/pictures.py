@@ -1,10 +1,11 @@
 """Pictures whose target is known."""
 
+import math
 from functools import cache
 
 from bench.publish.claims import Claim, Table, tuning
 from results.claims.known_targets import closest, errors, nearest_rows
-from results.claims.wording import listed, made, name_of
+from results.claims.wording import listed, made, name_of, untrained
 
 DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
     "target_sw2",
@@ -30,7 +31,8 @@ def mixture_made() -> Claim:
 
 def mixture_table() -> Claim:
     """On training prompts, which the objectives name."""
-    return errors(_mixture(), _mixture().methods, [f"{name}/{TRAIN}" for name in (DISTANCE, SHARES, PLACE, WIDTH)])
+    rows = [*_mixture().methods, *untrained(_mixture().every)]
+    return errors(_mixture(), rows, [f"{name}/{TRAIN}" for name in (DISTANCE, SHARES, PLACE, WIDTH)])
 
 
 def mixture_closest() -> Claim:
@@ -105,10 +107,13 @@ def mixture_rates() -> Claim:
         trials = sorted(choice["trials"], key=lambda trial: trial["values"][RATE])
         (place,) = (i for i, trial in enumerate(trials) if trial["values"] == choice["chosen"])
         for chosen, larger in [trials[place : place + 2]] if place + 1 < len(trials) else []:
-            if larger["path_kl"] > FAR:
+            if "failed" in larger:
+                leaves[choice["method"]] = math.inf, math.inf
+            elif larger["path_kl"] > FAR:
                 further = larger[f"{DISTANCE}/validation"] - chosen[f"{DISTANCE}/validation"]
                 leaves[choice["method"]] = larger["path_kl"], further
-    said = ", ".join(f"{name_of(row)} ({kl:.1f} nats)" for row, (kl, _) in leaves.items())
+    texts = {row: f"{kl:.1f} nats" if math.isfinite(kl) else "diverges" for row, (kl, _) in leaves.items()}
+    said = ", ".join(f"{name_of(row)} ({text})" for row, text in texts.items())
     text = (
         f"At the next larger learning rate {len(leaves)} of {len(_mixture().methods)} methods end more than "
         f"{FAR:.0f} nat from the prior, and further from the target than at the chosen rate (one seed): {said}."
