@@ -6,7 +6,7 @@ true of the rows for the wording to hold. A page has the wording between `<!-- c
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +74,7 @@ class Table:
 
     names: of published tables (`bench ls published`) or paths. axis, limit: see `bench.reporting.budgets.at`.
     measured: whether methods are left out of which a run is interpolated between the prior and its first evaluation.
+    trained: whether methods that train nothing are left out.
     Raises BenchError where they hold several settings.
     """
 
@@ -81,14 +82,17 @@ class Table:
     axis: str | None = None
     limit: float = 0.0
     measured: bool = False
+    trained: bool = False
     every: pd.DataFrame = field(init=False, repr=False, compare=False)  # all rows, of the whole course of training
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "every", _read(tuple(self.names)))
+        every = _read(tuple(self.names))
+        every = every[~every["method"].isin(untrained(every))] if self.trained else every
+        object.__setattr__(self, "every", every)
 
     def at(self, axis: str, limit: float, measured: bool = False) -> "Table":
         """The same runs where they first reach so much of a cost, or of the gain of a reward."""
-        return Table(self.names, axis, limit, measured)
+        return replace(self, axis=axis, limit=limit, measured=measured)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -119,8 +123,8 @@ class Table:
 
     def _cell(self, method: str, metric: str) -> pd.Series:
         if (method, metric) not in self.cells.index:
-            known = [" ".join(pair) for pair in self.cells.index]
-            raise BenchError(f"{self}: no value{did_you_mean(f'{method} {metric}', known)}")
+            known = [name for row, name in self.cells.index if row == method]
+            raise BenchError(f"{self}: {method} has no {metric}{did_you_mean(metric, known)}")
         return self.cells.loc[(method, metric)]
 
     def floor(self, metric: str) -> Estimate:
@@ -197,6 +201,12 @@ class Table:
 def published(*names: str) -> pd.DataFrame:
     """All rows of published tables, or of paths, in whatever settings; read once."""
     return collect([Path(name) for name in names])[0]
+
+
+def untrained(rows: pd.DataFrame) -> list[str]:
+    """Methods that train nothing."""
+    updates = rows.groupby("method")["updates"].max()
+    return sorted(updates.index[updates == 0].drop("prior", errors="ignore"))
 
 
 @cache

@@ -3,9 +3,9 @@
 import math
 from functools import cache
 
-from bench.publish.claims import Claim, Table, tuning
+from bench.publish.claims import Claim, Table, tuning, untrained
 from results.claims.known_targets import closest, errors, nearest_rows
-from results.claims.wording import listed, made, name_of, untrained
+from results.claims.wording import listed, made, name_of
 
 DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
     "target_sw2",
@@ -15,24 +15,31 @@ DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
     "prior_nll",
 )
 TRAIN, TEST = "train", "test"
+SELECTION = ("soft_best_of_n", "fk_steering")  # that aims at the target
 RATE = "optimizer.lr"
 FAR = 1.0  # nats of KL to the prior
 GONE = 10.0  # nats that a picture is less likely under the prior, from which on the prior does not draw it
 
 
 @cache
-def _mixture() -> Table:
+def _whole() -> Table:
     return Table(("emoji_mixture",))
 
 
+@cache
+def _mixture() -> Table:
+    """Without methods that train nothing."""
+    return Table(("emoji_mixture",), trained=True)
+
+
 def mixture_made() -> Claim:
-    return made(_mixture(), "emoji_mixture")
+    return made(_whole(), "emoji_mixture")
 
 
 def mixture_table() -> Claim:
     """On training prompts, which the objectives name."""
-    rows = [*_mixture().methods, *untrained(_mixture().every)]
-    return errors(_mixture(), rows, [f"{name}/{TRAIN}" for name in (DISTANCE, SHARES, PLACE, WIDTH)])
+    rows = [*_mixture().methods, *untrained(_whole().every)]
+    return errors(_whole(), rows, [f"{name}/{TRAIN}" for name in (DISTANCE, SHARES, PLACE, WIDTH)])
 
 
 def mixture_closest() -> Claim:
@@ -44,11 +51,37 @@ def mixture_closest_test() -> Claim:
 
 
 def pictures_nearest() -> Claim:
-    """For a cell of README's table."""
-    table, name = _mixture(), f"{DISTANCE}/{TRAIN}"
-    best, *_ = near = nearest_rows(table, name)
-    text = f"{listed(near[:3])} of {len(table.methods)} methods"
+    """For a cell of README's table, on test prompts."""
+    table, name = _mixture(), f"{DISTANCE}/{TEST}"
+    best, *ties = nearest_rows(table, name)
+    text = f"{name_of(best)}{f' ≈ {len(ties)} more' if ties else ''} of {len(table.methods)}"
     return Claim(text, {"the first is nearer than the prior": table.gain(best, name).high < 0})
+
+
+def pictures_selected() -> Claim:
+    """The same of selection, beside the nearest trained method."""
+    name = f"{DISTANCE}/{TEST}"
+    selected = min(SELECTION, key=lambda row: _whole()(row, name).value)
+    return Claim(f"{name_of(selected)} is {_beside_trained(selected, name)}", {})
+
+
+def _beside_trained(row: str, metric: str) -> str:
+    nearest = nearest_rows(_mixture(), metric)[0]
+    gap = _whole().difference(row, nearest, metric)
+    where = "nearer than" if gap.high < 0 else "further than" if gap.low > 0 else "not separated from"
+    return f"{where} {name_of(nearest)}"
+
+
+def mixture_selection() -> Claim:
+    """How near selection comes that aims at the target, and whether the nearest trained method comes as near."""
+    parts, conditions = [], {}
+    for split in (TRAIN, TEST):
+        name = f"{DISTANCE}/{split}"
+        said = " and ".join(f"{name_of(row)} {_whole()(row, name)} ({_beside_trained(row, name)})" for row in SELECTION)
+        parts.append(f"On {'training' if split == TRAIN else split} prompts {said}.")
+        for row in SELECTION:
+            conditions[f"{row} is nearer than the prior on {split} prompts"] = _whole().gain(row, name).high < 0
+    return Claim(" ".join(parts), conditions)
 
 
 def mixture_shares() -> Claim:

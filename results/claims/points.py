@@ -157,13 +157,6 @@ def nearest() -> Claim:
     return Claim(f"{listed(diffusion[:3])}; flow: {name_of(flow[0])}{ties}", {"the first are near": near})
 
 
-def overshoots() -> Claim:
-    """The same."""
-    diffusion, flow = (sum(one.value > 0 for one in _moved(name).values()) for name in ("ring", "ring_flow"))
-    text = f"{diffusion} of {len(_table('ring').methods)} methods: they maximise; flow: {flow}"
-    return Claim(text, {"some do": diffusion > 0})
-
-
 def _made(name: str) -> Claim:
     return made(_table(name), name)
 

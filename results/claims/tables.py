@@ -1,9 +1,9 @@
 """All published tables: what they hold, and what they took."""
 
-from bench.publish.claims import Claim, markdown_table, published, tuning
+from bench.publish.claims import Claim, markdown_table, published, tuning, untrained
 from bench.shipped import shipped
 from results.claims.wording import hours as hours_of
-from results.claims.wording import listed, untrained
+from results.claims.wording import listed
 
 
 def _trials() -> list[dict[str, float]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from bench.publish.claims import Claim, Table, tuning
+from bench.publish.claims import Claim, Table, tuning, untrained
 
 
 def method_of(row: str) -> str:
@@ -33,12 +33,6 @@ def span(values: Iterable[float], digits: int = 0) -> str:
 def hours(rows: pd.DataFrame) -> float:
     """What the runs of published rows took."""
     return rows.groupby("run")["wall_seconds"].max().sum() / 3600
-
-
-def untrained(rows: pd.DataFrame) -> list[str]:
-    """Methods that train nothing, as published rows have them."""
-    updates = rows.groupby("method")["updates"].max()
-    return sorted(updates.index[updates == 0].drop("prior", errors="ignore"))
 
 
 def made(table: Table, name: str) -> Claim:
