@@ -59,7 +59,7 @@ def test_table_gives_values_paired_differences_and_ratios() -> None:
     cheaper = ring.at("reward/train", 0.8)
     assert cheaper("rtb", "NFE").value < ring("rtb", "NFE").value
     assert ring.since(ring.at("updates", 400), "rtb", "path_kl").value == 0
-    with pytest.raises(BenchError, match="did you mean .tilt_tv"):
+    with pytest.raises(BenchError, match="did you mean 'tilt_tv'"):
         ring("rtb", "tilt_vt")
     with pytest.raises(BenchError, match="2 settings"):
         Table(("ring_little_noise", "ring_flow"))
