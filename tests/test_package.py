@@ -111,4 +111,4 @@ def test_the_wheel_holds_one_package_and_of_the_results_the_rows(wheel) -> None:
     data = ("bench/reporting/page.html.j2", "bench/reporting/chooser.js")
     for name in ("bench/methods/prior.py", "bench/metrics/reward.py", *data):
         assert name in names
-    assert wheel.stat().st_size < 52e6
+    assert wheel.stat().st_size < 53e6  # the weights, which may take 52 MB, and rows

@@ -79,11 +79,18 @@ def scale_of(
     for count in range(most, 0, -1):
         low, high = spans[count:, 0].min(), spans[count:, 1].max()
         if 0 < STRETCH[log] * (high - low) < spans[count - 1 :, 1].max() - spans[count - 1 :, 0].min():
-            return Scale(log, _ends(low, high, references, log))
+            return _cut(low, high, references, log)
     if not len(seen := np.asarray(within, dtype=float)):
         return Scale(log)
     seen = np.log10(seen) if log else seen
-    return Scale(log, _ends(seen.min(), seen.max(), references, log))
+    return _cut(seen.min(), seen.max(), references, log)
+
+
+def _cut(low: float, high: float, references: Sequence[float], log: bool) -> Scale:
+    """The scale that ends there; linear where less than a decade is left, which has hardly a number on a log axis."""
+    if log and high - low < 1:
+        low, high, log = 10**low, 10**high, False
+    return Scale(log, _ends(low, high, references, log))
 
 
 def _ends(low: float, high: float, references: Sequence[float], log: bool) -> tuple[float, float]:
