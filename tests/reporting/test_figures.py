@@ -195,6 +195,7 @@ def test_axes_are_filled_and_what_is_off_the_scale_is_named(drawn: Drawn) -> Non
         ([0.1, 1.0, 10.0, 100.0, 1e30], True, (10**-1.15, 10**2.15)),
         ([0.1, 1.0, 10.0, 100.0, 1e4], True, None),
         ([], False, None),
+        ([0.2, 0.25, 0.3, 0.4, 60.0], False, (0.19, 0.41)),  # less than a decade is left
     ],
 )
 def test_a_diverged_row_leaves_the_others_their_scale(values: list[float], log: bool, ends: Any) -> None:
