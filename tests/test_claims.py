@@ -61,6 +61,9 @@ def test_table_gives_values_paired_differences_and_ratios() -> None:
     assert ring.since(ring.at("updates", 400), "rtb", "path_kl").value == 0
     with pytest.raises(BenchError, match="did you mean 'tilt_tv'"):
         ring("rtb", "tilt_vt")
+    pictures = Table(("emoji_mixture",)), Table(("emoji_mixture",), trained=True).at("updates", 100)
+    assert ["best_of_n" in table.column("target_sw2/train") for table in pictures] == [True, False]
+    assert pictures[0].methods == pictures[1].methods
     with pytest.raises(BenchError, match="2 settings"):
         Table(("ring_little_noise", "ring_flow"))
 

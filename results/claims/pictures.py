@@ -16,7 +16,7 @@ DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
     "prior_nll",
 )
 TRAIN, TEST = "train", "test"
-SELECTION = ("soft_best_of_n", "fk_steering")  # that aims at the target
+SELECTION = ("soft_best_of_n", "fk_steering")  # both aim at the target
 RATE = "optimizer.lr"
 FAR = 1.0  # nats of KL to the prior
 OUTLIER = 10.0  # times the median KL of a method's runs
@@ -75,7 +75,7 @@ def _beside_trained(row: str, metric: str) -> str:
 
 
 def mixture_selection() -> Claim:
-    """How near selection comes that aims at the target, and whether the nearest trained method comes as near."""
+    """How near selection comes to the target, beside the nearest trained method."""
     parts, conditions = [], {}
     for split in (TRAIN, TEST):
         name = f"{DISTANCE}/{split}"
@@ -150,8 +150,8 @@ def mixture_rates() -> Claim:
     texts = {row: f"{kl:.1f} nats" if math.isfinite(kl) else "diverges" for row, (kl, _) in leaves.items()}
     said = ", ".join(f"{name_of(row)} ({text})" for row, text in texts.items())
     text = (
-        f"At the next larger learning rate {len(leaves)} of {len(_mixture().methods)} methods end more than "
-        f"{FAR:.0f} nat from the prior, and further from the target than at the chosen rate (one seed): {said}."
+        f"At the next larger learning rate {len(leaves)} of {len(_mixture().methods)} methods diverge, or end more "
+        f"than {FAR:.0f} nat from the prior and further from the target than at the chosen rate (one seed): {said}."
     )
     return Claim(text, {"some do": bool(leaves), "all of them": all(further > 0 for _, further in leaves.values())})
 

@@ -38,7 +38,7 @@ def published_tables() -> Claim:
         every = published(name)
         first, page = every.iloc[0], pages.get(name, f"../results/published/{name}/report.md")
         trained, idle = every.loc[every["updates"] > 0, "method"].nunique(), untrained(every)
-        methods = f"{trained}{f' and {listed(idle)}' if idle else ''}"
+        methods = f"{trained}{f' plus {listed(idle)}' if idle else ''}"
         trials = str(tuning(name)["cost"]["runs"]) if tuning(name) else "–"
         counts = (methods, str(every["seed"].nunique()), str(every["run"].nunique()), trials)
         lines.append((f"[`{name}`]({page})", f"`{first['model']}`", f"`{first['reward']}`", *counts))

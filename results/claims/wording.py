@@ -43,7 +43,7 @@ def made(table: Table, name: str) -> Claim:
     edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
     outside = [choice["method"] for choice in tuned["choices"] if not choice["within"]]
     text = (
-        f"{len(table.methods)} methods and {listed(untrained(table.every))}, {trained['seed'].nunique()} seeds. A run "
+        f"{len(table.methods)} methods plus {listed(untrained(table.every))}, {trained['seed'].nunique()} seeds. A run "
         f"has an NFE of {span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials "
         f"took {tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
         f"{hours(table.every):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
