@@ -1,9 +1,9 @@
 """Pictures whose distribution is known: a mixture of Gaussians in the latent space of an autoencoder.
 
 A prompt c has J components of weight π_j, `N(m_j, U_j S_j² U_jᵀ + v (I − U_j U_jᵀ))`, with R orthonormal columns in
-U_j and a diagonal S_j. Density,
-score and draws are exact, on the diffusion path and on the flow path. So is what a finetuned model is measured against:
-which component a latent belongs to, where in it, and how likely the prior finds it.
+U_j and a diagonal S_j. Density, score and draws are exact, on the diffusion path and on the flow path. So is what a
+finetuned model is measured against: which component a latent belongs to, where in it, and how likely the prior finds
+it.
 """
 
 import math

@@ -146,6 +146,7 @@ def broken(monkeypatch) -> Iterator[None]:
     registry.plugins.cache_clear()
 
 
+@pytest.mark.slow
 def test_doctor_tries_a_whole_run(bench, tmp_path):
     status, text = bench("doctor", "--gpu", "--device", "cpu", "--only", "whole run", "--out", tmp_path / "report.json")
     assert status == 0, text

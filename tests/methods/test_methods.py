@@ -64,7 +64,7 @@ LONG_SUMS = {"tmpo", "res_db"}  # of log-densities that nothing cancels, in floa
 
 @pytest.mark.parametrize(
     "name",
-    by_family(TRAINING, "nabla_gfn_published", "nabla_gfn_adjoint", "rtb", "dag_kl", "tmpo", "refl", "flow_grpo"),
+    by_family(TRAINING, "nabla_gfn_adjoint", "rtb", "dag_kl"),
 )
 def test_losses_do_not_depend_on_the_micro_batch_or_the_call(name, core, tmp_path):
     method = small_method(name)

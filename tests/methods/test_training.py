@@ -29,15 +29,18 @@ CASES = {
     "res_db": (ResDB(ResDBConfig()), 900, (3e-3, 0.1), (6e-3, 0.1)),
     "rtb": (RTB(RTBConfig()), 750, (1e-2, 5e-2), (2e-2, 5e-2)),
 }  # fmt: skip
-FAST = ("nabla_gfn", "adjoint_matching")  # on both paths
+FAST = {
+    "diffusion": ("nabla_gfn", "nabla_gfn_adjoint", "adjoint_matching", "rtb"),
+    "flow": ("nabla_gfn", "adjoint_matching"),
+}
 
 
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        pytest.param(name, path, marks=[pytest.mark.slow] if path == "flow" and name not in FAST else [])
+        pytest.param(name, path, marks=() if name in fast else pytest.mark.slow)
+        for path, fast in FAST.items()
         for name in CASES
-        for path in ("diffusion", "flow")
     ],
 )
 def test_training_reaches_the_target(name, path):

@@ -167,10 +167,10 @@ def test_draws_decode_to_pictures(model):
 def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch):
     """Rows with floors, samples by component, and a target that a second run finds in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(evaluator, "DRAWS", 160)
+    monkeypatch.setattr(evaluator, "DRAWS", 104)
     settings = ["prompts.limit=1", "evaluation.train_prompts=1", "evaluation.validation_prompts=1", "evaluation.at=[]"]
     settings += ["evaluation.samples_per_prompt=8", "train.prompts_per_round=1", "sampler.steps=6"]
-    settings += ["train.samples_per_prompt=4", "reward.beta=0.1"]
+    settings += ["train.samples_per_prompt=4", "reward.beta=0.01"]
     settings += ["evaluation.metrics=[reward,share_tv,within_mode,prior_nll,target_sw2,path_kl]"]
     words = [word for setting in settings for word in ("--set", setting)]
     run = ["run", "nabla_gfn", "--model", "emoji_mixture_flow", "--updates", 2, *words]
@@ -183,7 +183,7 @@ def test_a_run_measures_its_distance_to_the_target(bench, tmp_path, monkeypatch)
     assert (tmp_path / "one" / "components.png").is_file()
     before = sorted((tmp_path / "cache").rglob("*.checked"))
     run = ["run", "prior", *run[2:4], *words]  # the method does not matter here
-    status, text = bench(*run, "--out", tmp_path / "two", "--set", "reward.beta=0.05")
+    status, text = bench(*run, "--out", tmp_path / "two", "--set", "reward.beta=0.005")
     assert status == 0, text
     assert sorted((tmp_path / "cache").rglob("*.checked")) == before  # rewards do not depend on β
     assert "model.fingerprint" in rows["settings"].iloc[0]

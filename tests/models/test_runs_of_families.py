@@ -12,8 +12,7 @@ from bench.settings import LoraConfig
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux_dev", "draft_1"), ("flux2_klein", "adjoint_matching"),
-         ("z-image-turbo", "adjoint_matching"), (VIDEO, "nabla_gfn")}  # fmt: skip
+SHORT = {("sdxl", "nabla_gfn"), ("sd35_medium", "ddpo"), ("flux2_klein", "adjoint_matching"), (VIDEO, "draft_1")}
 
 
 @pytest.mark.parametrize(

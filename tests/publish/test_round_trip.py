@@ -27,9 +27,7 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "method", by_family([name for name in BUILT_IN if name != JUDGED], "nabla_gfn_published", "refl")
-)
+@pytest.mark.parametrize("method", by_family([name for name in BUILT_IN if name != JUDGED]))
 def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     method: str, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -331,7 +331,7 @@ def test_formats_say_what_the_table_says(tmp_path: Path) -> None:
         assert "…" not in shown
 
 
-SHORT = ("emoji", "emoji_mixture", "preference_200", "verdict_emoji_flow")
+SHORT = ("emoji_mixture", "verdict_emoji_flow")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -21,31 +22,52 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def folder(pipeline_folder, tmp_path_factory):
-    """`<method>/{one,two}`: trained by one and by two processes; `nabla_gfn/{first-one,first-two}`: half by each.
+    """`<method>/{one,two}`: trained by one and by two processes; `nabla_gfn/{first-one,first-two}`: half by each."""
+    root = tmp_path_factory.mktemp("processes")
+    with one_thread():
+        for method in METHODS:
+            train(pipeline_folder, root / method / "one", method)
+        train(pipeline_folder, root / "nabla_gfn" / "first-one", "nabla_gfn", stop=1)
+        tasks = [f"{method}:{root / method / 'two'}:0" for method in METHODS]
+        tasks += [f"nabla_gfn:{root}/nabla_gfn/first-one:0", f"nabla_gfn:{root}/nabla_gfn/first-two:1"]
+        by_two(pipeline_folder, tasks)
+        train(pipeline_folder, root / "nabla_gfn" / "first-two", "nabla_gfn")
+    return root
 
-    `<method>/sharded`: the same by two processes that share the weights, and `whole` by one; `nabla_gfn/stopped`: as
-    `sharded`, in two goes. `<error>-<process>.txt`: what a process says if one shard fails.
+
+@pytest.fixture(scope="module")
+def sharded(pipeline_folder, tmp_path_factory):
+    """`<method>/whole`: trained by one process, and `sharded`: by two that share the weights; `stopped`: in two goes.
+
+    `<error>-<process>.txt`: what a process says if one shard fails.
     """
-    root, threads = tmp_path_factory.mktemp("processes"), torch.get_num_threads()
+    root = tmp_path_factory.mktemp("sharded")
+    tasks = []
+    with one_thread():
+        for method, options in SHARDED.items():
+            train(pipeline_folder, root / method / "whole", method, stop=2, **dict.fromkeys(options, True))
+            tasks.append(f"{method}:{root / method / 'sharded'}:2:{':'.join(options)}")
+        tasks += [f"nabla_gfn:{root}/nabla_gfn/stopped:{stop}:shard" for stop in (1, 2)]
+        tasks += [f"{error}:{root / error}:2:shard" for error in ("nonfinite", "exhausted")]  # the last ends a process
+        by_two(pipeline_folder, tasks)
+    return root
+
+
+@contextmanager
+def one_thread():
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for method in METHODS:
-        train(pipeline_folder, root / method / "one", method)
-    train(pipeline_folder, root / "nabla_gfn" / "first-one", "nabla_gfn", stop=1)
-    tasks = [f"{method}:{root / method / 'two'}:0" for method in METHODS]
-    tasks += [f"nabla_gfn:{root}/nabla_gfn/first-one:0", f"nabla_gfn:{root}/nabla_gfn/first-two:1"]
-    for method, options in SHARDED.items():
-        train(pipeline_folder, root / method / "whole", method, stop=2, **dict.fromkeys(options, True))
-        tasks.append(f"{method}:{root / method / 'sharded'}:2:{':'.join(options)}")
-    tasks += [f"nabla_gfn:{root}/nabla_gfn/stopped:{stop}:shard" for stop in (1, 2)]
-    tasks += [f"{error}:{root / error}:2:shard" for error in ("nonfinite", "exhausted")]  # the last ends a process
+    yield
+    torch.set_num_threads(threads)
+
+
+def by_two(pipeline_folder: Path, tasks: list[str]) -> None:
+    """Let two processes do the tasks of two_processes.py."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(HERE / "two_processes.py"), str(pipeline_folder), *tasks]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    train(pipeline_folder, root / "nabla_gfn" / "first-two", "nabla_gfn")
-    torch.set_num_threads(threads)
-    return root
 
 
 def assert_same(one: Path, two: Path, stop: int = 0, rtol: float = 1e-5) -> None:
@@ -88,24 +110,27 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, begun):
     assert_same(folder / "nabla_gfn" / "one", folder / "nabla_gfn" / begun)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SHARDED)
-def test_processes_that_share_the_weights_give_the_numbers_of_one(folder, method):
+def test_processes_that_share_the_weights_give_the_numbers_of_one(sharded, method):
     """Each has half of the frozen weights; three shards for two processes, so that one repeats a shard."""
-    records = json.loads((folder / method / "sharded/records-2.json").read_text())
+    records = json.loads((sharded / method / "sharded/records-2.json").read_text())
     assert {record["processes"] for record in records} == {2}
     assert all(0.5 <= record["share"] < 0.55 for record in records)  # rows that do not divide are filled up
     # a whole network samples with the adapter merged into it, which rounds differently
-    assert_same(folder / method / "whole", folder / method / "sharded", stop=2, rtol=1e-4)
+    assert_same(sharded / method / "whole", sharded / method / "sharded", stop=2, rtol=1e-4)
 
 
-def test_a_run_that_shares_the_weights_resumes_to_the_bit(folder):
-    straight, stopped = (checkpoint.load(folder / "nabla_gfn" / way / "checkpoints") for way in ("sharded", "stopped"))
+@pytest.mark.slow
+def test_a_run_that_shares_the_weights_resumes_to_the_bit(sharded):
+    straight, stopped = (checkpoint.load(sharded / "nabla_gfn" / way / "checkpoints") for way in ("sharded", "stopped"))
     for name, group in straight["parameters"].items():
         assert all(torch.equal(a, b) for a, b in zip(group, stopped["parameters"][name], strict=True))
 
 
-def test_an_error_of_one_process_ends_those_that_wait_for_its_weights(folder):
-    told = {path.stem: path.read_text() for path in folder.glob("*.txt")}
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_those_that_wait_for_its_weights(sharded):
+    told = {path.stem: path.read_text() for path in sharded.glob("*.txt")}
     assert told["nonfinite-0"] == told["nonfinite-1"]
     assert told["nonfinite-0"].startswith("NonFiniteError: update 1 stopped: not finite")
     errors = sorted(told[f"exhausted-{process}"] for process in (0, 1))
