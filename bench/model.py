@@ -18,7 +18,7 @@ Output = Literal["epsilon", "v_prediction", "flow"]  # noise ε, v = αε − sx
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network gets in the place of prompts: named tensors [B, …] (text states, …), a row a prompt."""
+    """What the network gets in the place of prompts: named tensors [B, …] (text states, …), one row per prompt."""
 
     parts: dict[str, Tensor]
 

@@ -72,6 +72,21 @@ def test_words_are_those_of_the_field(page: Path) -> None:
         assert not (found := re.search(rf"\b({word})\b", prose(page), re.I)), f"{found[0]!r}: {better}"
 
 
+def test_the_program_uses_the_same_words() -> None:
+    """In what it prints, in docstrings, comments and names."""
+    folders = ("bench", "methods", "metrics", "rewards", "results/claims")
+    files = [
+        path for name in folders for ending in ("py", "j2", "js", "yaml") for path in ROOT.glob(f"{name}/**/*.{ending}")
+    ]
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0]!r}: {better}"
+        for path in files
+        for word, better in HOUSE_WORDS.items()
+        for match in re.finditer(rf"\b({word})\b", path.read_text(encoding="utf8"), re.I)
+    }
+    assert not found
+
+
 def test_the_readme_has_few_words() -> None:
     assert len(TEXTS[README].split()) <= 1300
 

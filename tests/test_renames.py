@@ -50,8 +50,9 @@ def test_published_rows_name_the_samples_that_this_version_draws_for_them(folder
     prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     assert set(rows["evaluation"]) == {evaluation_id(config, prompts)}
     parts = set(rows.loc[rows["metric"].str.startswith("reward/"), "metric"].str.rpartition("/")[2])
-    other = {"ring": set(), "emoji_mixture": {"test"}, "preference_200": {"test"}, "verdict_emoji_flow": {"test"}}
-    assert parts == {"train"} | other.get("ring" if folder.startswith("ring") else folder, {"validation"})
+    tested = ("emoji_mixture", "emoji_mixture_long", "preference_200", "verdict_emoji_flow")
+    other = set() if folder.startswith("ring") else {"test"} if folder in tested else {"validation"}
+    assert parts == {"train"} | other
     drawn = set(rows.loc[rows["metric"].str.startswith("reward_prompts/"), "metric"].str.split("/", n=1).str[1])
     assert drawn <= {f"{split}/{prompt}" for split in SPLITS for prompt in getattr(prompts, split)}
 

@@ -41,8 +41,8 @@ def profile_setting(
         bench profile --model sd15 --reward hps --method ddpo --random-weights
         bench profile --all
 
-    With --all: rows through the denoiser, reward calls, seconds and memory of an update of every method, and beside the
-    rows those that its equations need; rounds of 2 prompts x 4 samples and one update, unless --set says otherwise.
+    With --all: NFE, reward calls, seconds and memory of an update of every method, and beside its NFE the one that its
+    equations need; rounds of 2 prompts x 4 samples and one update, unless --set says otherwise.
     """
     from contextlib import nullcontext
 

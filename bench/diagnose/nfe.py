@@ -1,4 +1,4 @@
-"""A method's NFE as rows through the denoiser: `bench profile --all` and `bench verify` compare counts with it."""
+"""What NFE a method's equations need: `bench profile --all` and `bench verify` compare counts with it."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from bench.training.rounds import sample_names
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows through the denoiser: of the rollout, and of the losses forward and backward.
+    """NFE in rows of the denoiser's batches: of the rollout, and of the losses forward and backward.
 
     A guided prediction is two rows, and one without guidance. Backward rows are those that a gradient enters: one pass
     for parameters, and one for every cotangent that does not go with it.
@@ -60,7 +60,7 @@ def least_counts(core: Core, config: RunConfig) -> dict[str, int]:
 
 
 def rows_of_update(config: RunConfig) -> float | None:
-    """Rows through the denoiser, forward and backward, that an update needs at the least, on average over a round.
+    """NFE, forward and backward, that an update needs at the least, on average over a round.
 
     From the configuration alone, by `Method.nfe`; None where the method does not say it.
     """

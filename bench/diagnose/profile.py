@@ -114,7 +114,7 @@ def sampling_rows(core: Core, prompts: list[str], repeats: int) -> dict[str, lis
 
 
 def _measure(meter: Meter, call: Callable[[], Any]) -> Row:
-    """Seconds, peak memory and rows through the denoiser of one call."""
+    """Seconds, peak memory and NFE of one call."""
     call_meter = Meter()
     reset_peak_memory()
     before = meter.network_forwards
@@ -252,7 +252,7 @@ def _show_all(costs: dict[str, dict[str, Any]], config: RunConfig, console: Cons
     count = train.prompts_per_round * train.samples_per_prompt // train.updates_per_round
     table = Table(
         title=f"an update of {count} trajectories of {sampler.steps} steps, guidance {sampler.guidance:g}, on "
-        f"{config.model.name}: rows through the denoiser, measured / required (ratio)"
+        f"{config.model.name}: NFE, measured / required (ratio)"
     )
     clock = next(iter(costs.values()))["clock"]
     headings = ("rollout", "losses forward", "losses backward", "reward calls", "gradients")

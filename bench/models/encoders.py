@@ -55,7 +55,7 @@ class Clip:
         self._texts: dict[str, Tensor] = {}
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the image tower sees of images [B, 3, H, W] in [0, 1]."""
+        """What the image encoder sees of images [B, 3, H, W] in [0, 1]."""
         return functional.normalize(cover(images, self.model.config.vision_config.image_size), self.mean, self.std)
 
     def images(self, images: Tensor) -> Tensor:
@@ -77,11 +77,11 @@ class Clip:
     def states(self, images: Tensor, prompts: list[str]) -> Tensor:
         """All that a head can build on, [B, d], of images [B, 3, H, W] and prompts.
 
-        The mean token of every layer of the image tower, the unit embeddings of image and prompt, and their product.
+        The mean token of every layer of the image encoder, the unit embeddings of image and prompt, and their product.
         """
-        tower = self.model.vision_model(self.pixels(images), output_hidden_states=True)
-        tokens = [layer.mean(1) for layer in tower.hidden_states]
-        image = torch.nn.functional.normalize(self.model.visual_projection(tower.pooler_output), dim=1)
+        vision = self.model.vision_model(self.pixels(images), output_hidden_states=True)
+        tokens = [layer.mean(1) for layer in vision.hidden_states]
+        image = torch.nn.functional.normalize(self.model.visual_projection(vision.pooler_output), dim=1)
         text = torch.nn.functional.normalize(self.texts(prompts), dim=1)
         return torch.cat([*tokens, image, text, image * text], 1)
 

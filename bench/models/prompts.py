@@ -60,7 +60,7 @@ class PromptEncoder(Family):
         return pipe
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A row a prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
+        """One row per prompt. Each prompt is encoded alone, and the last `TEXTS` are remembered."""
         self._require(dict.fromkeys(prompts))
         for prompt in prompts:
             self._texts[prompt] = self._texts.pop(prompt)

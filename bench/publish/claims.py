@@ -156,7 +156,7 @@ class Table:
         return bool(is_robust(self.rows)[metric])
 
     def best(self, metric: str) -> list[str]:
-        """The best row of a column, then those that are not told apart from it."""
+        """The best row of a column, then those that do not differ significantly from it."""
         found = self._marks(metric)
         return sorted(found, key=lambda name: (found[name] != "best", name))
 

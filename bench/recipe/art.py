@@ -38,7 +38,7 @@ PACKAGES = {
 }
 
 # Concepts by category, as emoji short names; "short=name" where the short name is not a plain English word.
-# Only what can be told apart at 32 pixels is here: a sharp prior of a hundred concepts beats a blurred one of more.
+# Only what can be recognised at 32 pixels is here: a sharp prior of a hundred concepts beats a blurred one of more.
 CONCEPTS = {
     "animal": """mouse cow tiger rabbit cat horse monkey_face=monkey dog pig hamster wolf polar_bear=polar+bear bear
         panda_face=panda lion_face=lion unicorn_face=unicorn bat fox_face=fox deer gorilla rhinoceros

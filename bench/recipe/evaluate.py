@@ -198,7 +198,7 @@ def seconds_per_image(pipeline, names: list[str], guidance: float) -> float:
 
 
 def draw(pipeline, guidance: float, images, sample_features, known, known_features, folder: Path, suffix: str) -> None:
-    """``samples.png`` (a row a prompt) and ``neighbours.png`` (24 samples above their nearest training images).
+    """``samples.png`` (one row per prompt) and ``neighbours.png`` (24 samples above their nearest training images).
 
     suffix: of the files' stems.
     """

@@ -121,7 +121,7 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def dual_encoder(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Reward network for alignment: image and text towers of its own."""
+    """Reward network for alignment: image and text encoders of its own."""
     text = _text_settings(tokenizer) | {"num_hidden_layers": 2, "intermediate_size": 256}
     vision = {
         "hidden_size": 96,

@@ -45,7 +45,7 @@ Atoms = list[tuple[str, str]]
 
 
 def compositional() -> Iterator[dict[str, str]]:
-    """A row a prompt: `prompt`, its `kind`, and `atoms`."""
+    """One row per prompt: `prompt`, its `kind`, and `atoms`."""
     kinds = (_single, _pair, _count, _colour, _position, _coloured_pair)
     for kind in kinds:
         seen: dict[str, Atoms] = {}
@@ -59,7 +59,7 @@ def compositional() -> Iterator[dict[str, str]]:
 
 
 def rendered_text() -> Iterator[dict[str, str]]:
-    """A row a prompt: `prompt`, and the `text` that the picture must show."""
+    """One row per prompt: `prompt`, and the `text` that the picture must show."""
     for scene in SCENES:
         for text in WORDS:
             yield {"prompt": scene.format(text), "text": text}

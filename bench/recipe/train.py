@@ -176,7 +176,7 @@ def train_unet(recipe: Recipe, bank: dict, captions: torch.Tensor, tokenizer: CL
         clean = latents[picture * VARIANTS + torch.randint(VARIANTS, (batch,), generator=generator)]
         words = flat_captions[picture, torch.randint(CAPTIONS, (batch,), generator=generator)]
         words = torch.where(torch.rand(batch, 1, generator=generator) < EMPTY_PROMPT, empty, words)
-        # one time in each of `batch` equal bins: the same law as independent times, less noise in the gradient
+        # one time in each of `batch` equal bins: distributed like independent times, less noise in the gradient
         t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (len(alphas) / batch)).long()
         noise = torch.randn(clean.shape, generator=generator)
         alpha = alphas[t].view(-1, 1, 1, 1)

@@ -226,7 +226,7 @@ def meaning(rows: pd.DataFrame, names: Sequence[str]) -> str:
         kind = OVER_SEEDS if seeds == {None} else OVER_TRAINING
     return (
         f"{centre}. Square brackets: 95 % {kind}. Round brackets: paired difference to the prior on the same noise. "
-        "Marked are the best of a column (★ or bold) and what is not told apart from it (≈)."
+        "Marked are the best of a column (★ or bold) and what does not differ significantly from it (≈)."
     )
 
 

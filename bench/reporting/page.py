@@ -121,7 +121,7 @@ def _samples(section: Section) -> dict[str, Any] | None:
 
 
 def _runs(section: Section) -> pd.DataFrame:
-    """Where every row's runs come from: a line a run."""
+    """Where every row's runs come from: one line per run."""
     columns = ["row", "seed", "run", "config_hash", "updates", "revision", "dirty", "hardware", "status"]
     last = section.rows.sort_values(["row", "seed", "budget"]).drop_duplicates(["row", "seed"], keep="last")
     return last[columns].assign(dirty=last["dirty"].map({True: "yes", False: "no"}).fillna("unknown"))

@@ -40,7 +40,7 @@ class Plot(NamedTuple):
 
 
 def plots_of(section: Section) -> list[Plot]:
-    """The reward's gain against each cost with bands, and each price against the reward, of the table's rows."""
+    """The reward's gain against each cost with bands, and each metric against the reward, of the table's rows."""
     board = section.boards[0]
     names = [line.name for line in board.lines if line.n]
     rows = section.rows[(section.rows["status"] != "failed") & section.rows["value"].notna()]
@@ -62,7 +62,7 @@ def plots_of(section: Section) -> list[Plot]:
     gain = _axis(rows, of, scale_of(values, positive=is_positive(rows, of)), " less the prior's on the same noise")
     costs = {label: {"xaxis": {"title": {"text": label}, "type": "log"}, "yaxis": gain} for label in curves}
     trades = {trade.metric: trade for trade in trades_of(rows, board.columns, names, section.frontier)}
-    prices = {
+    axes = {
         metric: {
             axis: _axis(rows, name, scale)
             for axis, name, scale in zip(("xaxis", "yaxis"), (of, metric), trade.scales, strict=True)
@@ -76,7 +76,7 @@ def plots_of(section: Section) -> list[Plot]:
     known = {metric: _known(trade) for metric, trade in trades.items()}
     order = [name for name in names if name in gained]
     plots = [_plot(f"Gain of {of} against", curves, costs, order)]
-    return plots + ([_plot(f"Against {of}:", lines, prices, order, known)] if lines else [])
+    return plots + ([_plot(f"Against {of}:", lines, axes, order, known)] if lines else [])
 
 
 def envelope_plot(group: Group) -> Plot:

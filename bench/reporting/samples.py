@@ -48,7 +48,7 @@ def write_samples(samples: Samples, setting: str, path: Path) -> None:
 
 
 def mosaic(samples: Samples) -> Image.Image:
-    """All images in one, a line a row, without gaps."""
+    """All images in one, one line per row, without gaps."""
     count, width, height = samples.images.shape[:2], samples.images.shape[3], samples.images.shape[2]
     tiles = samples.images.swapaxes(1, 2).reshape(count[0] * height, count[1] * width, 3)
     return Image.fromarray(tiles)

@@ -40,7 +40,7 @@ class Pace:
 
     @classmethod
     def of(cls, config: RunConfig, record: Mapping[str, Any]) -> "Pace":
-        """From the log record of a run's latest update, whose rows through the denoiser are as quick in evaluation."""
+        """From the log record of a run's latest update, whose network evaluations are as quick as an evaluation's."""
         seconds = sum(record.get(f"seconds/{phase}", 0.0) for phase in TRAINING)
         rows = record["network_forwards"] + record["network_backwards"]
         sampled = 2 * prediction_rows(config, config.evaluation_sampler())  # the policy's, and the prior's beside it
@@ -73,7 +73,7 @@ class Pace:
 
 
 def prediction_rows(config: RunConfig, sampler: SamplerConfig) -> int:
-    """Rows through the denoiser for one sample: steps, times the rows of a guided prediction."""
+    """NFE of one sample: steps, times the rows of a guided prediction."""
     model = model_class(config.model.name, config.model.t5)
     return sampler.steps * (model.rows(sampler.guidance) if model else 2)  # the class is not known before it is here
 

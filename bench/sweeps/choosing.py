@@ -23,8 +23,8 @@ def choose(tune: Tune, method: str, trials: Sequence[Trial], again: Sequence[Tri
 
     again: the chosen and those tied with it once more, with more evaluation samples; they decide then.
     Every metric of a trial's last evaluation is kept. A trial that failed or lacks a value is never chosen. `ties` are
-    the values of trials that are not told apart from the chosen by the evaluations' errors, added in squares (on the
-    same noise the error of the difference is smaller).
+    the values of trials that do not differ significantly from the chosen by the evaluations' errors, added in squares
+    (on the same noise the error of the difference is smaller).
     Raises BenchError where no trial has a value, or no row the metric.
     """
     records, second = ([_record(tune, *trial) for trial in some] for some in (trials, again))

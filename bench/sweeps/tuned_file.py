@@ -85,8 +85,8 @@ def summary(choices: Sequence[Mapping[str, Any]]) -> str:
     cost = total([choice["cost"] for choice in choices])
     rows = cost["network_forwards"] + cost["network_backwards"]
     text = (
-        f"Tuning: {cost['runs']} runs, {cost['updates']:,} updates, {cost['reward_calls']:,} reward calls, {rows:,} "
-        f"rows through the network, forward and backward, {cost['wall_seconds']:,.0f} s of runs."
+        f"Tuning: {cost['runs']} runs, {cost['updates']:,} updates, {cost['reward_calls']:,} reward calls, an "
+        f"NFE of {rows:,}, forward and backward, {cost['wall_seconds']:,.0f} s of runs."
     )
     edges = [
         f"{choice['method']} ({key} = {configurations(choice)[0][key]}, the {side})"
@@ -96,5 +96,5 @@ def summary(choices: Sequence[Mapping[str, Any]]) -> str:
     outside = [choice["method"] for choice in choices if not choice["within"]]
     chance = [choice["method"] for choice in choices if choice.get("ties")]  # files of older sweeps know of none
     text += f" At the edge of the grid: {', '.join(edges)}." if edges else ""
-    text += f" Not told apart from other values, by the trials' errors: {', '.join(chance)}." if chance else ""
+    text += f" Other values do not differ significantly, by the trials' errors: {', '.join(chance)}." if chance else ""
     return text + (f" No trial keeps the bounds: {', '.join(outside)}." if outside else "")

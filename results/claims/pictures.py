@@ -3,7 +3,7 @@
 import math
 from functools import cache
 
-from bench.publish.claims import Claim, Table, tuning, untrained
+from bench.publish.claims import Claim, Table, markdown_table, tuning, untrained
 from bench.reporting.budgets import KL
 from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, name_of, span
@@ -17,6 +17,7 @@ DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
 )
 TRAIN, TEST = "train", "test"
 SELECTION = ("soft_best_of_n", "fk_steering")  # both aim at the target
+LONG = "emoji_mixture_long"
 RATE = "optimizer.lr"
 FAR = 1.0  # nats of KL to the prior
 OUTLIER = 10.0  # times the median KL of a method's runs
@@ -36,6 +37,16 @@ def _mixture() -> Table:
 
 def mixture_made() -> Claim:
     return made(_whole(), "emoji_mixture")
+
+
+def mixture_times() -> Claim:
+    """What training takes, from a policy gradient to the most costly method."""
+    rows = _mixture().rows
+    seconds = rows[rows["updates"] > 0].groupby("row")["train_seconds"].median()
+    slowest = str(seconds.idxmax())
+    said = [f"{name_of(row)} {seconds[row] / 60:.1f}" for row in dict.fromkeys(("ddpo", "draft_1", slowest))]
+    text = f"Training alone took, in minutes of one thread beside another run: {', '.join(said)}."
+    return Claim(text, {"ddpo is not the slowest": slowest != "ddpo"})
 
 
 def mixture_table() -> Claim:
@@ -168,6 +179,21 @@ def mixture_outliers() -> Claim:
         for row, (far, rest) in found.items()
     ]
     return Claim(f"At the chosen rate {' and '.join(texts)}.", {"there are some": bool(found)})
+
+
+def mixture_long() -> Claim:
+    """What more updates change, on training and on test prompts, for methods that hardly leave the prior at first."""
+    late = Table((LONG,))
+    counts = late.every.loc[late.every["updates"] > 0, "updates"]
+    first, last = int(counts.min()), int(counts.max())
+    early, lines = late.at("updates", first), []
+    for row in late.methods:
+        for split in (TRAIN, TEST):
+            name = f"{DISTANCE}/{split}"
+            change = late.since(early, row, name).signed
+            lines.append((name_of(row), f"`{name}`", str(early(row, name)), str(late(row, name)), change))
+    headings = ("", "", f"after {first} updates", f"after {last}", "change")
+    return Claim(markdown_table(headings, lines), {"more updates": last > first})
 
 
 def mixture_pictures() -> Claim:

@@ -163,7 +163,7 @@ def test_ties_are_no_wins(values: dict[str, list[float]], error: float, marks: d
 
 
 def test_a_tie_is_tested_on_the_scale_of_the_metric() -> None:
-    """17 [-21, 56] by Student's t of plain values is not "not told apart" from 0.008: every seed is a hundredfold."""
+    """17 [-21, 56] by Student's t of plain values is no tie with 0.008: every seed is a hundredfold."""
     rows = table({"a": [0.006, 0.008, 0.011], "b": [3.0, 13.0, 35.0]}).assign(direction="lower")
     plain = standings_of(rows)
     assert plain["b", "m"].mark == "tie"

@@ -71,7 +71,7 @@ def test_preferences_of_velocities(code, place):
 
 
 def test_pairs():
-    """Best and worst by group; a group without two different scores is told apart from the others."""
+    """Best and worst by group; a group without two different scores is marked."""
     pairing = DPO["pairing"]
     scores, groups = double(pairing["scores"]), [str(uid) for uid in pairing["uid"]]
     best, worst = best_and_worst(groups, scores)

@@ -51,7 +51,7 @@ def test_comparison_of_methods() -> None:
 
 @pytest.mark.parametrize(("apart", "marked"), [(40.0, True), (10.0, False)])
 def test_what_floors_scatter_over_is_marked_nowhere_and_said(apart: float, marked: bool) -> None:
-    """Five seeds' floors of three draws each, from 298 to 316: rows that lie 10 apart are not told apart by it."""
+    """Five seeds' floors of three draws each, from 298 to 316: rows that lie 10 apart do not differ by it."""
     rows = []
     for seed, low in enumerate((298.0, 303.0, 307.0, 311.0, 316.0)):
         for name, gap in (("draft", apart), ("ddpo", 0.0)):

@@ -78,7 +78,7 @@ def test_changed_weights_are_not_taken_for_the_runs_own(tiny_run, bench, pipelin
 
 
 def test_weights_of_the_reward_are_part_of_a_runs_contents(tmp_path: Path, monkeypatch) -> None:
-    """Another revision of the repository is told apart; before it is fetched there is nothing to tell."""
+    """Another revision of the repository is found; before it is fetched nothing is known."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     config = resolve("prior", reward="hps", overrides={"model.name": "emoji"})
     before = contents(config, PROMPTS)

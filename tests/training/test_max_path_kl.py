@@ -17,7 +17,7 @@ SETTINGS = (
     "train.samples_per_prompt=32", "train.checkpoint_every=1", "optimizer.lr=0.01",
 )  # fmt: skip
 BOUND = "train.max_path_kl=2"
-WATCHED = 16 * 20 * 2  # rows through the network a round: samples × steps × policy and prior
+WATCHED = 16 * 20 * 2  # NFE per round: samples × steps × policy and prior
 
 
 @pytest.fixture

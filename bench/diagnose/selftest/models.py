@@ -126,7 +126,7 @@ def _near(ours: Tensor, theirs: Tensor, rel: float = 1e-4) -> bool:
 
 
 def predictions_and_images_are_well_formed(name: str) -> None:
-    """a row a prompt, finite float32 latents, images in [0, 1] or points, the same twice, random state untouched"""
+    """one row per prompt, finite float32 latents, images in [0, 1] or points, the same twice, random state untouched"""
     model = _model(name)
     require((type(model).__doc__ or "").strip(), "the class has no docstring: say what it is.")
     conditioning = model.encode(PROMPTS)

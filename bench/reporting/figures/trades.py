@@ -23,7 +23,7 @@ from bench.reporting.statistics import student
 from bench.reporting.summary import floors, priors
 
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_sw2", "target_sw2")  # against the reward
-TOGETHER = 16  # lines in a panel that can still be told apart
+TOGETHER = 16  # lines in a panel that the eye can still follow
 NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
 LEAST = (
     "; black: the least KL at every gain on these prompts with its 95 % band, up to where the prior's samples run out "
@@ -62,7 +62,7 @@ def plot_trades(
     title: str = "",
     frontier: Frontier | None = None,
 ) -> bool:
-    """The training reward against what it costs: a dot a checkpoint, a line a method, from the prior on.
+    """The training reward against what it costs: one dot per checkpoint, one line per method, from the prior on.
 
     The reward is that on test prompts, of rows that have it. Against the KL stand the least that any method can have
     and what selecting among draws has, if they are known.
@@ -180,8 +180,8 @@ def _by_family(
         for axes, (kind, members) in zip(grid, kinds.items(), strict=True):
             for ax, trade in zip(axes, trades, strict=True):
                 _draw(ax, trade, {name: styles[name] for name in members})
-                price = shortened(trade.heading)
-                ax.set_ylabel(f"{kind}\n{price}" if ax is axes[0] else price, parse_math=False)
+                cost = shortened(trade.heading)
+                ax.set_ylabel(f"{kind}\n{cost}" if ax is axes[0] else cost, parse_math=False)
             legend(axes[-1], members, styles, right=True)
         for ax in grid[-1]:
             ax.set_xlabel(label)
