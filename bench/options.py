@@ -1,4 +1,4 @@
-"""Options: the base of everything that can be set, and how a mistake in them is told."""
+"""Options: the base of everything that can be set, and how a mistake in them is reported."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

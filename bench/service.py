@@ -93,9 +93,9 @@ class Service:
         with ThreadPoolExecutor(self.config.concurrency) as threads:
             results = list(threads.map(result, items))
         if reasons:
-            told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+            reason_counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
             lacking = sum(reasons.values())
-            log.warning("%s: %d of %d requests brought no score: %s", self.name, lacking, len(results), told)
+            log.warning("%s: %d of %d requests brought no score: %s", self.name, lacking, len(results), reason_counts)
         return results
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -121,11 +121,11 @@ class Service:
                 reason = "its answer is no JSON"
                 continue
             if response.status_code not in PASSING and response.status_code < 500:
-                told = " ".join(response.text.split())[:300]
-                told = told.replace(self._key, "***") if self._key else told
+                answer = " ".join(response.text.split())[:300]
+                answer = answer.replace(self._key, "***") if self._key else answer
                 raise BenchError(
                     f"{self.name}: {self.config.endpoint}{path} refuses the request with status "
-                    f"{response.status_code} ({told}): check the reward's endpoint, its other options and its key."
+                    f"{response.status_code} ({answer}): check the reward's endpoint, its other options and its key."
                 )
         raise Missing(f"{self.config.endpoint}{path} gave no answer in {self.config.tries} tries, at last {reason}")
 

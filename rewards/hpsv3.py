@@ -63,10 +63,10 @@ def _network(state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
 
     config = Qwen2VLConfig.from_pretrained(BASE.path(), local_files_only=True)
     config.text_config.vocab_size = next(len(v) for name, v in state.items() if name.endswith("embed_tokens.weight"))
-    model, told = Qwen2VLForConditionalGeneration.from_pretrained(
+    model, loading = Qwen2VLForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
     )
-    if wrong := {kind: names for kind, names in told.items() if names}:
+    if wrong := {kind: names for kind, names in loading.items() if names}:
         raise BenchError(f"{WEIGHTS.source}: the weights do not fit Qwen2-VL ({str(wrong)[:200]}): fetch them again.")
     return model.model.eval().requires_grad_(False)
 

@@ -155,8 +155,8 @@ def app() -> None:
     except (BenchError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # of several processes one speaks and a launcher ends the others; unless this failed alone
-        told = disk_error(error) if isinstance(error, OSError) else str(error)
-        TextConsole(stderr=True).print(Text("Error:", "red"), told)
+        message = disk_error(error) if isinstance(error, OSError) else str(error)
+        TextConsole(stderr=True).print(Text("Error:", "red"), message)
         sys.exit(2)
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":

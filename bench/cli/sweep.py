@@ -50,7 +50,7 @@ def sweep(
 
     read = read_sweep(spec)
     read = read.model_copy(update={"workers": workers}) if workers else read
-    planned = sweeps.plan(read)  # what is impossible is told before anything runs
+    planned = sweeps.plan(read)  # what is impossible is reported before anything runs
     engine = sweeps.make_engine(read, on, address)
 
     def say_time() -> None:

@@ -53,9 +53,9 @@ def _text(kind: str, name: str) -> str:
             return prompt_sets.HUB[name].name
         prompt_set = prompt_sets.load_prompts(name)
         columns = list(next(iter(prompt_set.metadata.values()), {}))
-        told = f"; columns {', '.join(columns)}" if columns else ""
+        columns_text = f"; columns {', '.join(columns)}" if columns else ""
         parts = ", ".join(f"{len(getattr(prompt_set, split))} {split}" for split in prompt_sets.SPLITS)
-        return f"{parts} prompts{told}"
+        return f"{parts} prompts{columns_text}"
     if kind == "sweeps":
         return _sweep_text(yaml_text.parse(shipped.shipped(kind)[name].read_text(encoding="utf8")))
     if kind == "published":

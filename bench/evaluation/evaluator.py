@@ -247,8 +247,8 @@ def _without_nonfinite(measured: Measurement) -> Measurement:
     names = ("value", "prior", "difference", "standard_error", "degrees")
     numbers = {name: number for name in names if (number := getattr(measured, name)) is not None}
     bad = {name: number for name, number in numbers.items() if not math.isfinite(number)}
-    if told := ", ".join(f"{name} is {bad[name]}" for name in names[:3] if name in bad):
-        log.warning("metric %s: its %s, and is left out", measured.name, told)
-        measured = replace(measured, note=f"not finite: {told}" + f"; {measured.note}" * bool(measured.note))
+    if which := ", ".join(f"{name} is {bad[name]}" for name in names[:3] if name in bad):
+        log.warning("metric %s: its %s, and is left out", measured.name, which)
+        measured = replace(measured, note=f"not finite: {which}" + f"; {measured.note}" * bool(measured.note))
     nothing: dict[str, Any] = dict.fromkeys(bad)
     return replace(measured, **nothing)

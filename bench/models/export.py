@@ -30,8 +30,8 @@ def export_layouts(model: PipelineModel, folder: Path) -> dict[str, str]:
     pipe = model.pipeline
     pipe.save_pretrained(folder / "merged")
     absent = [name for name, part in pipe.components.items() if part is None]
-    told = "".join(f", {name}=None" for name in absent if name not in pipe._optional_components)
-    return lines | {"merged": f'pipe = {model.pipeline_class.__name__}.from_pretrained("merged"{told})'}
+    left_out = "".join(f", {name}=None" for name in absent if name not in pipe._optional_components)
+    return lines | {"merged": f'pipe = {model.pipeline_class.__name__}.from_pretrained("merged"{left_out})'}
 
 
 def _save_kohya(model: PipelineModel, adapter: LoraAdapter, folder: Path) -> bool:

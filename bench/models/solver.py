@@ -8,9 +8,9 @@ from bench.sampling.kernel import Kernel
 
 
 def set_solver(pipe: Any, kernel: Kernel, *, flow: bool) -> dict[str, Any]:
-    """Give a pipeline the kernel's solver; returns what else its call has to be told of the kernel.
+    """Give a pipeline the kernel's solver; returns what else its call needs from the kernel.
 
-    A diffusion gets DDIM, which is told η. A flow whose solver is of higher order gets Euler's method on the kernel's
+    A diffusion gets DDIM, which gets η. A flow whose solver is of higher order gets Euler's method on the kernel's
     grid.
     """
     if not flow:

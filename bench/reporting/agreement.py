@@ -17,7 +17,7 @@ AGREE = VERDICTS[:4]
 PLACE = ["budget", "metric"]
 SAME, NEAR, COUNTED, NAMED, TOLD = (
     [name for name, column in COLUMNS.items() if column.check == check]
-    for check in ("same", "near", "counted", "named", "told")
+    for check in ("same", "near", "counted", "named", "reported")
 )
 
 

@@ -19,7 +19,7 @@ from bench.reporting.summary import Spread, floors, has_seeds, is_robust, learne
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
 DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
-# What a table shows unless told otherwise: these metrics where there are values, in every feature space, then those of
+# What a table shows by default: these metrics where there are values, in every feature space, then those of
 # installed plugins, then the costs.
 MEASURES = (
     *("tilt_sw2", "tilt_tv", "tilt_within", "target_sw2", "share_tv", "within_mode", "prior_nll"),

@@ -44,11 +44,11 @@ class Column(NamedTuple):
     """A column's type, what holds of it when a run is evaluated or done again, and whether it may be missing.
 
     check: "same" is equal again, "near" agrees to rounding or noise; "counted" is equal where the run is trained again,
-    and "named" where its configuration is the stored one; "told" depends on the machine and the time.
+    and "named" where its configuration is the stored one; "reported" depends on the machine and the time.
     """
 
     type: pa.DataType
-    check: Literal["same", "near", "counted", "named", "told"]
+    check: Literal["same", "near", "counted", "named", "reported"]
     optional: bool = False
 
 
@@ -81,22 +81,22 @@ COLUMNS: dict[str, Column] = {
     "support": Column(pa.string(), "same"),  # one of SUPPORTS: the values that the metric can take
     "prior_is_best": Column(pa.bool_(), "same"),  # whether it counts what training lost (see `bench.metric.Metric`)
     "unit": Column(pa.string(), "same"),
-    "note": Column(pa.string(), "told"),  # it may quote numbers, and what was seen in training
+    "note": Column(pa.string(), "reported"),  # it may quote numbers, and what was seen in training
     "status": Column(pa.string(), "same"),  # "ok", "refused" (no value, the note says why), "failed" or RANDOM
     # with what
-    "revision": Column(pa.string(), "told"),
-    "dirty": Column(pa.bool_(), "told", optional=True),  # None outside a git checkout
-    "packages": Column(pa.string(), "told"),  # JSON, name → version
-    "hardware": Column(pa.string(), "told"),
+    "revision": Column(pa.string(), "reported"),
+    "dirty": Column(pa.bool_(), "reported", optional=True),  # None outside a git checkout
+    "packages": Column(pa.string(), "reported"),  # JSON, name → version
+    "hardware": Column(pa.string(), "reported"),
     # at what cost, up to this budget
     "updates": Column(pa.int64(), "same"),
     "reward_calls": Column(pa.int64(), "counted"),
     "reward_gradients": Column(pa.int64(), "counted"),
     "network_forwards": Column(pa.int64(), "counted"),
     "network_backwards": Column(pa.int64(), "counted"),
-    "wall_seconds": Column(pa.float64(), "told"),
-    "train_seconds": Column(pa.float64(), "told"),
-    "peak_memory_bytes": Column(pa.int64(), "told"),
+    "wall_seconds": Column(pa.float64(), "reported"),
+    "train_seconds": Column(pa.float64(), "reported"),
+    "peak_memory_bytes": Column(pa.int64(), "reported"),
 }
 TYPES = pa.schema([(name, column.type) for name, column in COLUMNS.items()])
 RANDOM = "random weights"  # a trial of the code on weights that mean nothing: never part of a comparison

@@ -196,10 +196,10 @@ def redraw(config: RunConfig, model: PipelineModel, prompt: str, seed: int) -> s
         given |= dict(zip(("height", "width"), model.picture_size(), strict=True)) | dict(model.call_options)
     if config.model.negative_prompt or "true_cfg_scale" in given:  # which does nothing without one
         given["negative_prompt"] = config.model.negative_prompt
-    told = ", ".join(
+    arguments = ", ".join(
         f"{name}={value:g}" if type(value) is float else f"{name}={value!r}" for name, value in given.items()
     )
-    call = f"pipe({prompt!r}, num_inference_steps={sampler.steps}, {told}, latents={start}"
+    call = f"pipe({prompt!r}, num_inference_steps={sampler.steps}, {arguments}, latents={start}"
     if model.video:
         lines += [f'frames = {call}, output_type="pil").frames[0]',
                   'frames[0].save("redrawn.webp", save_all=True, append_images=frames[1:], duration=62)']  # fmt: skip

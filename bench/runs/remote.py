@@ -184,9 +184,9 @@ class _Remote:
         except BenchError:
             raise
         except Exception as error:  # every file system has its own
-            told = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise BenchError(
-                f"cannot reach {self.url} ({told}): check the address, that the bucket exists, and this machine's "
+                f"cannot reach {self.url} ({reason}): check the address, that the bucket exists, and this machine's "
                 "credentials for it."
             ) from error
 

@@ -121,7 +121,7 @@ def turns(lengths: Sequence[int], pace: Pace, place: int, count: int) -> list[tu
 
 
 def share(parts: Sequence[Part], compute: Callable[[Part, bool], Value], pace: Pace = "free") -> dict[int, Value]:
-    """What `compute` gives of the parts that count here, by their number; it is also told whether a part counts.
+    """What `compute` gives of the parts that count here, by their number; it also gets whether a part counts.
 
     Raises what `compute` raises, in all processes where `together` does.
     """

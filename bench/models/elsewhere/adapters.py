@@ -86,9 +86,9 @@ def _add(model: PipelineModel, layers: Mapping[str, Mapping[str, Any]], folder: 
         raise
     except Exception as error:  # whatever a library raises over files of the user's
         kind = _format(state)
-        told = f"it is {kind}" if kind else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"it is {kind}" if kind else f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise BenchError(
-            f"{file} cannot be read as an adapter of {model.config.name!r} ({told}): {WAY_OUT}."
+            f"{file} cannot be read as an adapter of {model.config.name!r} ({reason}): {WAY_OUT}."
         ) from error
     for part, tensors in found.items():
         loaded = peft.get_peft_model_state_dict(getattr(model.pipeline, part), adapter_name=name)
