@@ -23,7 +23,7 @@ HOUSE_WORDS = {
     r"(network )?rows through the (network|denoiser)": "NFE",
     r"network rows": "NFE",
     r"the same law": "distribution",
-    r"a (line|row|table|dot|run|prompt) a \w+": "one per",
+    r"(a|every) (line|row|table|dot|run|prompt|seed|panel|file|module|value) an? \w+": "one per",
     r"honest": "accurate",
     r"shortage|towers?|claimed": "say what it is",
 }

@@ -18,7 +18,7 @@ Row = tuple[np.ndarray, np.ndarray]  # images uint8 [n, H, W, 3] and their compo
 def plot_components(
     prompts: Mapping[str, Mapping[str, Row]], names: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """A panel a prompt, a row in it for each set of samples, written to `path` (PNG).
+    """One panel per prompt, with a row for each set of samples, written to `path` (PNG).
 
     prompts: heading → name of the set → its samples. names: of the components. Of each set, samples at even distances
     in the order of components are shown, over a bar of the component's colour: lengths of the bar are shares.

@@ -1,4 +1,4 @@
-"""What README and docs say of results: a function a sentence or table, a module a subject.
+"""What README and docs say of results: one function per sentence or table, one module per subject.
 
 A function's name is the claim's, or a name in `OF_A_TABLE`, where tables share a function. It returns the wording,
 computed from published rows, and the conditions under which it holds. `python -m results.claims` writes the wordings

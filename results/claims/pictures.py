@@ -188,8 +188,7 @@ def mixture_long() -> Claim:
     first, last = int(counts.min()), int(counts.max())
     early, lines = late.at("updates", first), []
     for row in late.methods:
-        for split in (TRAIN, TEST):
-            name = f"{DISTANCE}/{split}"
+        for name in (f"{DISTANCE}/{TRAIN}", f"{DISTANCE}/{TEST}", f"{SHARES}/{TRAIN}", f"{SHARES}/{TEST}", KL):
             change = late.since(early, row, name).signed
             lines.append((name_of(row), f"`{name}`", str(early(row, name)), str(late(row, name)), change))
     headings = ("", "", f"after {first} updates", f"after {last}", "change")

@@ -1,6 +1,7 @@
-"""What a table prints, drawn: every run a dot, every interval a bar."""
+"""What a table prints, drawn: a dot for every run, a bar for every interval."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ ACROSS = 7  # panels beside one another, at most: more would be too small on a p
 
 
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """One panel a metric, with the table's rows from top to bottom: every seed a dot, what the table prints a bar.
+    """One panel per metric, with the table's rows from top to bottom: a dot for every seed, a bar for what it prints.
 
-    rows: those of the table that have a value. The dashed line is the prior, the dotted one the
-    sampling floor. Sorted as the table, by the first metric.
+    rows: those of the table that have a value. The dashed line is the prior, the dotted one the sampling floor. Sorted
+    as the table, by the first metric.
     """
     table, before, least = summary(rows), priors(rows), floors(rows)
     order = ranked(rows, table, metrics)
     place = {name: i for i, name in enumerate(reversed(order))}
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     names = [shortened(name) for name in place]
-    above = {name: wrapped(title.replace("/", "/ "), 26).replace("/ ", "/") for name, title in titles.items()}
+    above = {name: wrapped(_breakable(title), 26).replace("/ ", "/") for name, title in titles.items()}
     lines = max(above[name].count("\n") for name in metrics)
     down = math.ceil(len(metrics) / ACROSS)
     across = math.ceil(len(metrics) / down)
@@ -61,6 +62,11 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_yticks(range(len(names)), names, parse_math=False)
             ax.set_ylim(-0.7, len(place) - 0.3)
+
+
+def _breakable(title: str) -> str:
+    """A title that may break behind a slash, and not before its arrow."""
+    return re.sub(" (?=[↑↓])", "\N{NO-BREAK SPACE}", title.replace("/", "/ "))
 
 
 def _bars(cells: pd.DataFrame) -> np.ndarray:

@@ -24,7 +24,7 @@ from bench.reporting.summary import floors, priors
 
 TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_sw2", "target_sw2")  # against the reward
 TOGETHER = 16  # lines in a panel that the eye can still follow
-NOTE = "a dot an evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
+NOTE = "one dot per evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
 LEAST = (
     "; black: the least KL at every gain on these prompts with its 95 % band, up to where the prior's samples run out "
     "(|); dashed: best of n = 2, 4, … draws, at most; dotted: soft best of {n}; hollow: from under {enough} effective "
