@@ -183,16 +183,37 @@ def mixture_outliers() -> Claim:
 
 def mixture_long() -> Claim:
     """What more updates change, on training and on test prompts, for methods that hardly leave the prior at first."""
+    (first, early), (last, late) = _first_and_last()
+    lines = [
+        (name_of(row), f"`{name}`", str(early(row, name)), str(late(row, name)), late.since(early, row, name).signed)
+        for row in late.methods
+        for name in (f"{DISTANCE}/{TRAIN}", f"{DISTANCE}/{TEST}", f"{SHARES}/{TRAIN}", f"{SHARES}/{TEST}", KL)
+    ]
+    headings = ("", "", f"after {first} updates", f"after {last}", "change")
+    return Claim(markdown_table(headings, lines), {"more updates": last > first})
+
+
+def mixture_later() -> Claim:
+    """The same in a sentence."""
+    (first, early), (last, late) = _first_and_last()
+    changes = {
+        f"`{name}/{split}` of {name_of(row)}": late.since(early, row, f"{name}/{split}")
+        for row in late.methods
+        for name in (DISTANCE, SHARES)
+        for split in (TRAIN, TEST)
+    }
+    said = ", ".join(f"{what} ({change.signed})" for what, change in changes.items() if change.clear)
+    seeds = late.rows["seed"].nunique()
+    text = f"From {first} to {last} updates, with {seeds} seeds, the significant changes are: {said or 'none'}."
+    return Claim(text, {"there are two methods": len(late.methods) == 2})
+
+
+def _first_and_last() -> tuple[tuple[int, Table], tuple[int, Table]]:
+    """The longer runs at their first evaluation and at their end, each with its number of updates."""
     late = Table((LONG,))
     counts = late.every.loc[late.every["updates"] > 0, "updates"]
     first, last = int(counts.min()), int(counts.max())
-    early, lines = late.at("updates", first), []
-    for row in late.methods:
-        for name in (f"{DISTANCE}/{TRAIN}", f"{DISTANCE}/{TEST}", f"{SHARES}/{TRAIN}", f"{SHARES}/{TEST}", KL):
-            change = late.since(early, row, name).signed
-            lines.append((name_of(row), f"`{name}`", str(early(row, name)), str(late(row, name)), change))
-    headings = ("", "", f"after {first} updates", f"after {last}", "change")
-    return Claim(markdown_table(headings, lines), {"more updates": last > first})
+    return (first, late.at("updates", first)), (last, late)
 
 
 def mixture_pictures() -> Claim:
