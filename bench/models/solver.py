@@ -10,8 +10,7 @@ from bench.sampling.kernel import Kernel
 def set_solver(pipe: Any, kernel: Kernel, *, flow: bool) -> dict[str, Any]:
     """Give a pipeline the kernel's solver; returns what else its call needs from the kernel.
 
-    A diffusion gets DDIM, which gets η. A flow whose solver is of higher order gets Euler's method on the kernel's
-    grid.
+    A diffusion gets DDIM with η. A flow whose solver is of higher order gets Euler's method on the kernel's grid.
     """
     if not flow:
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
