@@ -32,7 +32,7 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
     place = {name: i for i, name in enumerate(reversed(order))}
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     names = [shortened(name) for name in place]
-    above = {name: wrapped(_breakable(title), 26).replace("/ ", "/") for name, title in titles.items()}
+    above = {name: _broken(title) for name, title in titles.items()}
     lines = max(above[name].count("\n") for name in metrics)
     down = math.ceil(len(metrics) / ACROSS)
     across = math.ceil(len(metrics) / down)
@@ -64,9 +64,10 @@ def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: 
             ax.set_ylim(-0.7, len(place) - 0.3)
 
 
-def _breakable(title: str) -> str:
-    """A title that may break behind a slash, and not before its arrow."""
-    return re.sub(" (?=[↑↓])", "\N{NO-BREAK SPACE}", title.replace("/", "/ "))
+def _broken(title: str) -> str:
+    """The title in lines, which may break behind a slash, and not before its arrow."""
+    glued = re.sub(" (?=[↑↓])", "\N{NO-BREAK SPACE}", title.replace("/", "/ "))
+    return wrapped(glued, 26).replace("/ ", "/").replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _bars(cells: pd.DataFrame) -> np.ndarray:
