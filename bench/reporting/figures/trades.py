@@ -123,7 +123,7 @@ def _trade(
         if name in reward
     }
     lines = {name: line for name, line in lines.items() if len(line)}
-    start = [before["value"].get(name, np.nan) for name in (gained, metric)]
+    start, least = [before["value"].get(name, np.nan) for name in (gained, metric)], floors(rows)
     if gained == KL:  # all is shown, from the prior's 0 to the methods that leave it furthest
         scales = Scale(False, symlog=True), Scale(False)
     else:
@@ -132,9 +132,10 @@ def _trade(
         drawn = {name: line["value"] for name, line in lines.items() if inside[name].any()}
         seen = pd.concat([values[inside[name]] for name, values in drawn.items()]) if across.ends and drawn else ()
         known = [] if frontier is None else [share * curve_of(frontier, gained)["kl"].max() for share in (SHOWN, 1)]
-        scales = across, scale_of(drawn, start[1], *known, positive=is_positive(rows, metric), within=seen)
+        known += [start[1], least["value"].get(metric, np.nan)]
+        scales = across, scale_of(drawn, *known, positive=is_positive(rows, metric), within=seen)
     title = heading(rows[rows["metric"] == metric].iloc[0])
-    return Trade(gained, metric, title, lines, scales, before, floors(rows), frontier)
+    return Trade(gained, metric, title, lines, scales, before, least, frontier)
 
 
 def curve_of(frontier: Frontier, gained: str, kind: str = "tilt", n: int | None = None) -> pd.DataFrame:
