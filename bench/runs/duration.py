@@ -40,7 +40,7 @@ class Pace:
 
     @classmethod
     def of(cls, config: RunConfig, record: Mapping[str, Any]) -> "Pace":
-        """From the log record of a run's latest update, whose network evaluations are as quick as an evaluation's."""
+        """From the log record of a run's latest update: one NFE takes as long in evaluation as in training."""
         seconds = sum(record.get(f"seconds/{phase}", 0.0) for phase in TRAINING)
         rows = record["network_forwards"] + record["network_backwards"]
         sampled = 2 * prediction_rows(config, config.evaluation_sampler())  # the policy's, and the prior's beside it

@@ -23,8 +23,9 @@ COUNTS = ("network_forwards", "network_backwards", "reward_calls", "reward_gradi
 class Meter:
     """Counts of one run; they survive a resume.
 
-    network_forwards, network_backwards: NFE in rows of its batches (a guided prediction is two rows per sample;
-    recomputation by gradient checkpointing counts, because it costs time). reward_calls, reward_gradients: images.
+    network_forwards, network_backwards: NFE in rows of the denoiser's batches (a guided prediction is two rows per
+        sample; recomputation by gradient checkpointing counts, because it costs time). reward_calls, reward_gradients:
+        images.
     seconds: wall time by phase; phases do not nest. On a GPU it is the time between two marks in its queue, so that a
         phase does not wait for the work that it queues. peak_memory: bytes, of the device, or of the process on a CPU.
     """

@@ -181,7 +181,7 @@ def mixture_outliers() -> Claim:
 
 
 def mixture_long() -> Claim:
-    """What more updates change, on training and on test prompts, for methods that hardly leave the prior at first."""
+    """What more updates change, on training and on test prompts."""
     (first, early), (last, late) = _first_and_last()
     lines = [
         (name_of(row), f"`{name}`", str(early(row, name)), str(late(row, name)), late.since(early, row, name).signed)

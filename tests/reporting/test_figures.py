@@ -321,10 +321,23 @@ def test_many_metrics_of_methods_take_several_lines(tmp_path: Path, monkeypatch:
     frame = collect([PUBLISHED / "emoji_mixture"])[0]
     (section,) = sections(frame[frame["method"] == "draft_1"], Question())
     rows = section.rows[(section.rows["updates"] == 100) & section.rows["value"].notna()]
-    metrics = list(rows["metric"].unique())[: ACROSS + 1]
+    shown = [name for name in rows["metric"].unique() if not name.endswith("/floor")]
+    metrics = sorted(shown, key=len)[-ACROSS - 1 :]
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     plot_methods(rows, metrics, tmp_path / "methods.png")
     places = {(round(ax.get_position().x0, 2), round(ax.get_position().y0, 2)) for ax in figures[0].axes}
     assert len(metrics) == len(places) == ACROSS + 1
     assert len({x for x, _ in places}) == (ACROSS + 1) // 2 and len({y for _, y in places}) == 2
+    lines = [line for ax in figures[0].axes for line in ax.get_title().split("\n")]
+    assert len(lines) > len(metrics)  # some are in two
+    assert not {"↑", "↓"} & set(lines)
+
+
+def test_a_cut_axis_has_room_for_the_sampling_floor() -> None:
+    (section,) = sections(collect([PUBLISHED / "emoji_mixture_long"])[0], Question())
+    name = "target_sw2/train"
+    (trade,) = trades_of(section.rows, [name], list(section.rows["row"].unique()))
+    assert trade.scales[1].ends
+    low, high = trade.scales[1].ends
+    assert all(low < one["value"][name] < high for one in (trade.before, trade.least))

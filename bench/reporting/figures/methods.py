@@ -22,7 +22,7 @@ ACROSS = 7  # panels beside one another, at most: more would be too small on a p
 
 
 def plot_methods(rows: pd.DataFrame, metrics: Sequence[str], path: Path, title: str = "") -> None:
-    """One panel per metric, with the table's rows from top to bottom: a dot for every seed, a bar for what it prints.
+    """One panel per metric, rows from top to bottom as in the table: a dot for every seed, a bar for what is printed.
 
     rows: those of the table that have a value. The dashed line is the prior, the dotted one the sampling floor. Sorted
     as the table, by the first metric.

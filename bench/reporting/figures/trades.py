@@ -123,7 +123,8 @@ def _trade(
         if name in reward
     }
     lines = {name: line for name, line in lines.items() if len(line)}
-    start, least = [before["value"].get(name, np.nan) for name in (gained, metric)], floors(rows)
+    start = [before["value"].get(name, np.nan) for name in (gained, metric)]
+    least = floors(rows)
     if gained == KL:  # all is shown, from the prior's 0 to the methods that leave it furthest
         scales = Scale(False, symlog=True), Scale(False)
     else:
