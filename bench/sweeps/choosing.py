@@ -29,8 +29,8 @@ def choose(tune: Tune, method: str, trials: Sequence[Trial], again: Sequence[Tri
     """
     records, second = ([_record(tune, *trial) for trial in some] for some in (trials, again))
     deciding = second or records
-    complete = "evaluations" if tune.envelope else "interval"
-    whole = [one for one in deciding if one.get(complete) and all(one[name] is not None for name in tune.metrics())]
+    whole = [one for one in deciding if "failed" not in one and all(one[name] is not None for name in tune.metrics())]
+    whole = [one for one in whole if one["evaluations"]] if tune.envelope else whole
     if not whole:
         why = deciding[0].get("failed", "their metrics were refused")
         raise BenchError(f"tune: no trial of {method} has a value to choose by ({why}): change the grid or the rule.")
@@ -112,7 +112,7 @@ def _edges(trials: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> di
     edges = {}
     for key, value in chosen.items():
         tried = {values[key] for values in trials if _is_number(values[key])}
-        if value in tried and len(tried) > 1 and value in (min(tried), max(tried)):
+        if _is_number(value) and len(tried) > 1 and value in (min(tried), max(tried)):
             edges[key] = "smallest" if value == min(tried) else "largest"
     return edges
 

@@ -11,6 +11,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,10 +25,20 @@ from bench.runtime.files import locked
 from bench.runtime.stopping import Interrupted
 
 RETRIES = 3  # of a run whose node was lost
+ENDING = 60  # seconds that a run may take for its last update and its checkpoint
 
 
-def execute(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> int:
-    """`bench` with these arguments in this process, whose output goes to `log` from now on; its exit status."""
+def execute(arguments: Sequence[str], folder: Path, log: Path, environment: dict[str, str]) -> int:
+    """`bench` with these arguments in this process, whose output goes to `log` from now on; its exit status.
+
+    Of a sweep or a node that was lost, a process may still be ending in the run's folder; that is waited for.
+    """
+    for _ in range(ENDING):
+        try:
+            with locked(folder):
+                break
+        except BenchError:
+            time.sleep(1)
     os.environ.update(environment)
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
@@ -90,7 +101,7 @@ class Local:
         """Begin a run; returns its handle."""
         mine, self.devices = self.devices[: self.gpus], self.devices[self.gpus :]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {})
-        process = self.context.Process(target=_child, args=(arguments, log, environment))
+        process = self.context.Process(target=_child, args=(arguments, folder, log, environment))
         process.start()
         self.runs[process.sentinel] = process, mine
         return process.sentinel
@@ -112,9 +123,16 @@ class Local:
                 os.kill(cast(int, process.pid), number)
 
 
-def _child(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+def _child(arguments: Sequence[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
     os.setpgid(0, 0)
-    sys.exit(execute(arguments, log, environment))
+    threading.Thread(target=_end_with_sweep, daemon=True).start()
+    sys.exit(execute(arguments, folder, log, environment))
+
+
+def _end_with_sweep() -> None:
+    """Stop this run, with its checkpoint, when the sweep's process is gone: it cannot pass a signal on any more."""
+    cast(Any, multiprocessing.parent_process()).join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Ray:
@@ -191,10 +209,4 @@ def _on_node(arguments: Sequence[str], folder: Path, log: Path, place: str, envi
         raise FileNotFoundError(
             f"{socket.gethostname()} does not see {place}: all nodes must share the folder"
         ) from None
-    for _ in range(60):  # of a lost node, the process may still be ending
-        try:
-            with locked(folder):
-                break
-        except BenchError:
-            time.sleep(1)
-    return execute(arguments, log, environment)
+    return execute(arguments, folder, log, environment)

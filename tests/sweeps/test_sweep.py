@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -266,6 +267,30 @@ def test_an_interrupted_sweep_stops_its_runs_with_checkpoints(tmp_path: Path, en
         assert last_record(folder)["update"] < 3000
 
 
+@pytest.mark.slow
+def test_runs_end_with_a_sweep_that_was_killed_and_the_next_sweep_resumes_them(tmp_path: Path) -> None:
+    spec = {"suite": "ring", "methods": ["draft_1"], "seeds": 1, "out": str(tmp_path / "out")}
+    path = write(tmp_path, set={"train.updates": 100_000, "evaluation.samples_per_prompt": 64}, **spec)
+    command = [sys.executable, "-m", "bench", "sweep", str(path)]
+    (job,) = plan_sweep(read_sweep(path))
+
+    def wait_until(holds: Callable[[], bool]) -> None:
+        end = time.monotonic() + 240
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        wait_until(lambda: last_record(job.folder) is not None)
+        killed.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
+        wait_until(lambda: job.log.is_file() and "Resuming after" in job.log.read_text())
+        sweep.send_signal(signal.SIGINT)
+        text = sweep.communicate(timeout=120)[0]
+    assert sweep.returncode == 130, text
+    assert "failed" not in text
+
+
 SMALL = {"train.updates": 2, "evaluation.samples_per_prompt": 64}
 
 
@@ -314,6 +339,14 @@ def trial(run: str, rate: float, status: str = "ok", **values: float | None) -> 
     return run, {"optimizer.lr": rate}, pd.DataFrame([*early, *rows])
 
 
+def test_a_grid_of_lists_has_no_edge() -> None:
+    trials = [(name, {"method.start": value}, rows) for name, value, rows in (
+        ("a", [0.0, 1.0], trial("a", 1e-4, r=1.0)[2]), ("b", [1.0, 2.0], trial("b", 1e-4, r=2.0)[2]),
+    )]  # fmt: skip
+    tune = Tune(grid={"method.start": [[0.0, 1.0], [1.0, 2.0]]}, seed=1, largest="r")
+    assert choose(tune, "m", trials)["edge"] == {}
+
+
 def test_the_rule_of_tuning() -> None:
     rates = [1e-4, 1e-3, 1e-2, 1e-1]
     trials = [
@@ -341,6 +374,9 @@ def test_the_rule_of_tuning() -> None:
     assert chosen(largest="r", at_most={"r": 1.5})["chosen"] == {"optimizer.lr": 1e-4}
     nearest = chosen(largest="r", at_least={"d": 10})
     assert (nearest["chosen"], nearest["within"]) == ({"optimizer.lr": 1e-4}, False)
+    for error in (math.nan, 0.0):  # a distance between sets of samples has no error
+        exact = [(run, values, rows.assign(standard_error=error)) for run, values, rows in trials[:3]]
+        assert choose(Tune(grid={"optimizer.lr": rates}, seed=1, largest="r"), "m", exact)["chosen"] == best["chosen"]
     with pytest.raises(BenchError, match="'q'"):
         chosen(largest="q")
     with pytest.raises(BenchError, match="no trial of m has a value"):
