@@ -38,6 +38,7 @@ class Needs:
     teacher: the model must be a few-step student whose teacher is here, as `core.teacher()`.
     record: what the rollout keeps, any of "model_output", "prior_output", "log_prob".
     whole_update: the loss normalises over an update's trajectories, so it is not the mean over parts of them.
+    current: the loss takes a copy of the adapters for the policy that sampled the round, so none may lie between.
     uneven: how often the network is called depends on which samples a batch holds, not on their number alone.
     adapters: the loss trains the adapters (False: the method's own networks steer the sampler, in `collect` and
         `sample`, and are stored beside the adapters).
@@ -53,6 +54,7 @@ class Needs:
     teacher: bool = False
     record: frozenset[str] = frozenset()
     whole_update: bool = False
+    current: bool = False
     uneven: bool = False
     adapters: bool = True
 
@@ -130,12 +132,17 @@ class Copy:
     """A copy of the adapters that follows them: `copy ← d·copy + (1−d)·θ`.
 
     decay: d, a function of the updates made so far. rounds: how many lie between two of these steps; None: they follow
-    every update. until: the last round after which there is one.
+    every update. stages: of so many rounds each, and the copy stands still in the last; without `rounds` all stages are
+    equal parts of the run.
     """
 
     decay: Callable[[int], float]
     rounds: int | None = None
-    until: int | None = None
+    stages: int | None = None
+
+    def interval(self, run: int) -> int | None:
+        """Rounds between two steps in a run of so many; None: they follow every update."""
+        return max(1, run // self.stages) if self.stages and self.rounds is None else self.rounds
 
 
 @dataclass(frozen=True)

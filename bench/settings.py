@@ -169,6 +169,11 @@ class TrainConfig(Config):
     )
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the updates over which β rises linearly from 0")
 
+    @property
+    def rounds(self) -> int:
+        """Rounds of the run."""
+        return -(-self.updates // self.updates_per_round)
+
     @model_validator(mode="after")
     def _every_update_has_a_trajectory(self) -> "TrainConfig":
         if self.updates_per_round > (count := self.prompts_per_round * self.samples_per_prompt):

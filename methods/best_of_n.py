@@ -44,7 +44,7 @@ class BestOfN(Method):
             candidates = core.rollout(core.batch(names), **options)
             parts = candidates.split(core.micro_batch)
             rewards = torch.cat([core.reward(part.latents[:, -1], part.prompts) for part in parts])
-            scores = self.scores(core, rewards, names)
+            scores = self.scores(core, rewards, names).nan_to_num(-torch.inf)  # a score that is missing is no best one
             if best is None:
                 best, best_scores = candidates.latents.clone(), scores
             better = scores > best_scores

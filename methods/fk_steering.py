@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench import Batch, Config, Core, Loss, Method, Needs, Trajectory
+from bench.errors import BenchError
 
 
 class FKSteeringConfig(Config):
@@ -22,8 +23,8 @@ class FKSteeringConfig(Config):
     potential: Literal["difference", "max", "sum", "current"] = Field(
         "difference", description="by what particles are redrawn on the way, see the method"
     )
-    resample_at: list[float] = Field(
-        [0.2, 0.4, 0.6, 0.8], description="after which shares of the steps; [] is soft best of n"
+    resample_at: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.2, 0.4, 0.6, 0.8], description="after which shares of the steps; one at least lies inside"
     )
     adaptive: bool = Field(False, description="only where less than half of a sample's particles are effective")
 
@@ -87,6 +88,10 @@ class FKSteering(Method):
     def particles(self, core: Core, batch: Batch, **options: Any) -> Particles:
         """The particles of every sample; options of `core.rollout`."""
         core.kernel.require_density("fk_steering")
+        if core.reward_model.may_miss:
+            raise BenchError(
+                f"fk_steering weighs every particle, and {core.reward_name!r} may have no score: use soft_best_of_n"
+            )
         n, steps = self.config.n, core.kernel.steps
         redraws, crowd = self.redraws(steps), core.batch(_names(batch, n))
         options["record"] = frozenset({"model_output"})

@@ -22,6 +22,8 @@ from bench import (
     mean_square,
 )
 
+TINY = 1e-12
+
 
 class VGGFlowPrunedConfig(Config):
     """Options of VGG-Flow without a value network; symbols as in the docstring of `VGGFlow`."""
@@ -102,7 +104,8 @@ class VGGFlow(Method):
         if config.consistency:
             beta_g_next = self.beta_g_next(core, part, value_next.detach())
             (beta_g_back,) = torch.autograd.grad(kernel.mean(z, prior_output, part.k), z, beta_g_next)
-            change = (beta_g - beta_g_back) / (core.beta * kernel.noise_decrease(part.k, part.z))
+            beta = max(core.beta, TINY)  # 0 in the first update of a warm-up, where the difference is 0 too
+            change = (beta_g - beta_g_back) / (beta * kernel.noise_decrease(part.k, part.z))
             losses["consistency"] = config.consistency * mean_square(change)
         metrics = {name: loss.detach() for name, loss in losses.items()} | {"reward": rewards[part.finished]}
         total: Any = sum(losses.values())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.core import Core
 from bench.errors import NonFiniteError
+from bench.evaluation.features import middle_frame
 from bench.method import Method
 from bench.metric import Samples
 from bench.prompts import SPLITS, PromptSet
@@ -52,7 +53,7 @@ def draw(
     def finish(part: Batch) -> dict[str, Tensor]:
         with memory.phase("rollout"):
             path = sample(part, purpose=purpose, seed=seed, record=records, prior=prior, weights=weights)
-        core.check()  # a method may have chosen by rewards
+        core.check(missing=core.reward_model.may_miss)  # a method may have chosen by rewards
         with memory.phase("decode"):
             image = core.model.decode(path.latents[:, -1])
         if not bool(torch.isfinite(image).all()):
@@ -60,8 +61,8 @@ def draw(
             raise NonFiniteError(PRIOR_NOT_FINITE if prior else remedy)
         tensors = {"images": (image * 255).round().byte() if image.ndim > 2 else image}
         if image.ndim == 5:
-            tensors["videos"] = videos = tensors["images"]
-            tensors["images"] = videos[:, videos.shape[1] // 2]
+            tensors["videos"] = tensors["images"]
+            tensors["images"] = middle_frame(tensors["images"])
         if core.model.mixture is not None:
             tensors["latents"] = path.latents[:, -1]
         if path.model_output is not None and path.prior_output is not None:

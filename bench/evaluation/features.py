@@ -159,9 +159,18 @@ def _space(name: str, device: torch.device) -> FeatureSpace:
 
 @torch.no_grad()
 def sample_features(core: Core, z: Tensor) -> Tensor:
-    """Features [n, d] of finished samples z [n, *latent]: EfficientNet-Lite0's of images, of points the points."""
+    """Features [n, d] of finished samples z [n, *latent]: EfficientNet-Lite0's of images, of points the points.
+
+    Of a video it is the frame in the middle that counts.
+    """
     space = _space("points" if core.model.points else "efficientnet_lite0", core.model.device)
-    return torch.cat([space(core.model.decode(part)) for part in z.split(core.micro_batch)]).to(z)
+    images = (core.model.decode(part) for part in z.split(core.micro_batch))
+    return torch.cat([space(middle_frame(part)) for part in images]).to(z)
+
+
+def middle_frame(images: Tensor) -> Tensor:
+    """Of videos [n, F, 3, H, W] the frame in the middle; of images the images."""
+    return images[:, images.shape[1] // 2] if images.ndim == 5 else images
 
 
 SPACES: dict[str, type[FeatureSpace]] = {

@@ -20,6 +20,7 @@ from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.image_folder import EACH, save_images
 from bench.evaluation.pictures import draw_samples
 from bench.hub import project_cache
+from bench.method import Method
 from bench.metric import Evaluation, Measurement
 from bench.models.catalogue import draws_points
 from bench.models.elsewhere.weights import install
@@ -37,7 +38,7 @@ from bench.runs.log import UpdateLog, read_log
 from bench.runs.progress import evaluate, evaluating, training_progress
 from bench.runs.rows import judged_weights, prior_settings, provenance, row
 from bench.runs.trackers import open_trackers
-from bench.runs.warn import warn_of_cut, warn_of_one_step
+from bench.runs.warn import warn_of_cut, warn_of_first_noise, warn_of_one_step, warn_of_stages
 from bench.runtime import memory, processes
 from bench.runtime.files import write_atomic
 from bench.settings import JUDGED, RunConfig
@@ -76,14 +77,14 @@ class Execution:
         self.info["prior"] = prior_settings(config, core.model)
         self.pipeline = getattr(self.core.model, "pipeline", None)
         if self.main:
-            self._warn(method.needs.density)
+            self._warn(method)
         if self.trainer and self.trainer.resume():
             console.print(f"Resuming after update {self.trainer.update} of {config.train.updates}.")
         self.log: UpdateLog | None = None
         if self.main and self.trainer:
             self.log = UpdateLog(folder, self.trainer.update, open_trackers(trackers, folder, config))
 
-    def _warn(self, density: bool) -> None:
+    def _warn(self, method: Method) -> None:
         """Print what the settings alone do not say."""
         if self.core.model.device.type == "cuda":
             sizes = f"train.micro_batch = {self.core.micro_batch}, train.sample_batch = {self.core.sample_batch}"
@@ -92,8 +93,11 @@ class Execution:
             warn_of_cut(self.prompts.all, self.pipeline.tokenizer)
         if self.config.model.shard and not self.core.model.sharded:
             self.console.print("model.shard = true changes nothing in one process: give --num-processes.")
-        if density:
+        if method.needs.density:
             warn_of_one_step(self.core.kernel)
+        if method.needs.memoryless:
+            warn_of_first_noise(self.core.kernel)
+        warn_of_stages(method, self.config.train.rounds)
 
     def run(self, stored: Callable[[], None] = lambda: None) -> None:
         """Train or resume, evaluate, and write the results to the folder.

@@ -62,7 +62,6 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
     method = registry.load("methods", config.method.name)
     needs = method.needs
     trajectories = train.prompts_per_round * train.samples_per_prompt
-    rounds = -(-train.updates // train.updates_per_round)
     rows, evaluation_rows = (
         prediction_rows(config, sampler) for sampler in (config.sampler, config.evaluation_sampler())
     )
@@ -82,12 +81,12 @@ def plan(config: RunConfig, processes: int = 1) -> dict[str, int | str]:
         if prompts
         else "not here yet",
         "updates": train.updates,
-        "rounds": rounds,
+        "rounds": train.rounds,
         "trajectories per round": trajectories,
         "trajectories per update": update,
         "shards of an update": f"{shards}, shared by {processes} process{'es' * (processes > 1)}"
         + (" (some idle: lower train.micro_batch)" if shards < processes else ""),
-        "NFE of training rollouts": rounds * trajectories * rows * needs.training * needs.trajectory,
+        "NFE of training rollouts": train.rounds * trajectories * rows * needs.training * needs.trajectory,
         "evaluation samples per set": f"{samples:,} ({evaluated} prompts × {evaluation.samples_per_prompt})",
         # three prior sets (cached), and each time the finetuned model with the prior beside it
         "NFE of evaluation": samples * evaluation_rows * (3 + 2 * len(config.evaluated_at())),

@@ -97,6 +97,13 @@ def _check_method(config: RunConfig, method: Method) -> None:
             )
         if is_analytic(config.model.name):
             raise BenchError(f"train.guidance: {config.model.name!r} knows no guidance; leave it out.")
+    if config.train.ema and "ema" in method.copies():
+        raise BenchError(f"train.ema: method {config.method.name!r} keeps an 'ema' of its own: leave it out.")
+    if config.train.data_lag and method.needs.current:
+        raise BenchError(
+            f"train.data_lag = {config.train.data_lag}: the loss of {config.method.name!r} takes a copy for the "
+            "policy that sampled the round, and after a lag the copy has moved: leave it out."
+        )
     if config.train.ema and not method.needs.adapters:
         raise BenchError(f"train.ema averages the adapters, and {config.method.name!r} trains none: leave it out.")
     combine = getattr(config.reward, "combine", "rewards")
@@ -148,7 +155,11 @@ def _check_model(config: RunConfig, method: Method) -> None:
             raise BenchError(f"model.shard: {config.model.name!r} has no weights to share; leave it out.")
         require_fully_shard()
     learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
-    for model, kernel in catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])[:1]:
+    checked = catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])
+    if method.needs.density and not method.needs.adapters:  # it steers the evaluation's sampler too, by its noise
+        for _, kernel in checked[1:2]:
+            kernel.require_density(f"the evaluation of {config.method.name!r}")
+    for model, kernel in checked[:1]:
         if method.needs.density:
             kernel.require_density(f"method {config.method.name!r}")
         if config.train.max_path_kl is not None:

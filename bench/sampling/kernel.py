@@ -192,6 +192,17 @@ class Kernel:
         weight = ((self.mean(0 * one, one, k) / self.std(k, one)) ** 2).double().flatten()
         return int(weight.argmax()), float(weight.max() / weight.sum())
 
+    def leak(self) -> float:
+        """The share of a finished sample's variance that z_0 decides, for data of unit variance; 0: memoryless."""
+        k = torch.arange(self.steps, device=self.timesteps.device)
+        one = torch.ones(self.steps, 1, device=k.device)
+        alpha, s = self._alpha(k, one), self.noise_level(k, one)
+        variance = alpha**2 + s**2
+        factors = self.mean(one, self.target(alpha / variance, s / variance, k), k)  # E[x | z] = α z / (α² + s²)
+        return float(
+            factors.double().prod() ** 2 * variance[0] / (self.alphas_cumprod[-1] + self._on_host.sigmas[-1] ** 2)
+        )
+
     def _coefficients(self, k: Step) -> Coefficients:
         return self._on_device if isinstance(k, Tensor) and k.ndim else self._on_host
 

@@ -178,5 +178,5 @@ def _mean_and_std(values: Iterable[float]) -> tuple[Tensor, Tensor]:
 def _same_prompt(prompts: list[str], like: Tensor) -> Tensor:
     """Which samples share a prompt, 0 or 1 [B, B], of the dtype and on the device of `like`."""
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    index = torch.tensor([numbers[prompt] for prompt in prompts], device=like.device)
+    index = upload(torch.tensor([numbers[prompt] for prompt in prompts]), like.device)
     return (index[:, None] == index).to(like)

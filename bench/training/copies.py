@@ -13,20 +13,22 @@ def move_copies(
     adapters: Mapping[str, nn.Parameter],
     *,
     updates: int,
+    run: int,
     rounds: int | None = None,
 ) -> None:
     """Move the copies that are due towards the adapters, in place.
 
-    updates: how many are done. rounds: after a round, how many are done; None after an update.
+    updates: how many are done. run: its rounds. rounds: after a round, how many are done; None after an update.
     """
     for name, schedule in schedules.items():
-        if _is_due(schedule, rounds):
+        if _is_due(schedule, rounds, run):
             share = 1 - schedule.decay(updates)
             for key, value in copies[name].items():
                 value.lerp_(adapters[key].detach(), share)
 
 
-def _is_due(schedule: Copy, rounds: int | None) -> bool:
-    if schedule.rounds is None or rounds is None:
-        return schedule.rounds is None and rounds is None
-    return rounds % schedule.rounds == 0 and (schedule.until is None or rounds <= schedule.until)
+def _is_due(schedule: Copy, rounds: int | None, run: int) -> bool:
+    interval = schedule.interval(run)
+    if interval is None or rounds is None:
+        return interval is None and rounds is None
+    return rounds % interval == 0 and (schedule.stages is None or rounds < schedule.stages * interval)

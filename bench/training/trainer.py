@@ -252,7 +252,7 @@ class Trainer:
 
     def _move_copies(self, rounds: int | None = None) -> None:
         adapters = self.core.model.adapters()
-        move_copies(self.core.copies, self.copies, adapters, updates=self.update, rounds=rounds)
+        move_copies(self.core.copies, self.copies, adapters, updates=self.update, run=self.config.rounds, rounds=rounds)
 
     @contextmanager
     def _explain_nonfinite(self, prompts: list[str]) -> Iterator[None]:
@@ -335,5 +335,5 @@ class Trainer:
         self.ended_at_kl, self.missing_scores = state.get("ended_at_kl"), state.get("missing_scores", 0)
         for stored in state["queue"]:
             moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in stored.items()}
-            moved["conditioning"] = self.core.model.encode(stored["prompts"])
+            moved["conditioning"] = self.loss_model.encode(stored["prompts"])
             self.queue.append((Trajectory if "latents" in moved else Batch)(**moved))

@@ -121,7 +121,9 @@ class GroupPolicyGradient(PolicyGradient):
         return True
 
     def unfit(self, steps: int, group: int) -> str | None:
-        """In a group of one every advantage is 0."""
+        """In a group of one every advantage is 0; where the last step is left out there must be others."""
+        if steps == 1 and not getattr(self.config, "train_last", True):
+            return "the only step is the last, which it leaves out: use sampler.steps ≥ 2 or method.train_last=true"
         return "advantages within a prompt's group need train.samples_per_prompt ≥ 2" if group < 2 else None
 
 

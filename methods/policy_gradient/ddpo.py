@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bench import Batch, Core, Needs, PromptStatistics, Trajectory, Transitions
@@ -18,6 +18,12 @@ class DDPOConfig(PolicyGradientConfig):
     fraction: float = Field(1.0, ge=0, le=1, description="transitions besides the last (one at least), over K; 0: none")
     buffer: int = Field(32, ge=2, description="rewards kept per prompt")
     minimum: int = Field(16, ge=2, description="entries below which batch statistics stand in")
+
+    @model_validator(mode="after")
+    def _the_buffer_holds_enough(self) -> "DDPOConfig":
+        if self.minimum > self.buffer:
+            raise ValueError(f"minimum = {self.minimum} entries never fit into buffer = {self.buffer}")
+        return self
 
 
 class DDPO(PolicyGradient):

@@ -1,7 +1,7 @@
 """GARDO: Flow-GRPO with advantages by diversity, and a KL on suspect samples to a reference that moves."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from bench.evaluation.features import sample_features
 from .base import Clip, KLWeight, PolicyGradient, PolicyGradientConfig, kl_by_rate, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
 
 class GARDOConfig(PolicyGradientConfig):
     """Options of GARDO."""
@@ -23,8 +25,8 @@ class GARDOConfig(PolicyGradientConfig):
     clip: Clip = 1e-4
     fraction: float = Field(1.0, gt=0, le=1, description="transitions used, over K")
     reference_rounds: int = Field(16, ge=1, description="rounds after which the reference becomes the policy")
-    gated: float = Field(0.1, gt=0, lt=1, description="share of the suspect samples whose KL counts, at first")
-    gated_range: tuple[float, float] = Field((0.02, 0.2), description="the least and the largest such share")
+    gated: Share = Field(0.1, description="share of the suspect samples whose KL counts, at first")
+    gated_range: tuple[Share, Share] = Field((0.02, 0.2), description="the least and the largest such share")
     memory: int = Field(20, ge=1, description="rounds that a round's doubt is compared with")
 
 

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import Copy, Core, Noised, Strength, mean_square
+from bench import Copy, Core, Needs, Noised, Strength, mean_square
 
 from .forward_process import AdvantageConfig, AdvantageRegression
 
@@ -34,6 +34,7 @@ class AWM(AdvantageRegression):
     """
 
     Config = AWMConfig
+    needs = Needs(rewards=True, current=True)
     config: AWMConfig
     references = ("old", "prior", "ema")
     strength = Strength("method.kl", (1e-3, 0.02, 0.1, 0.5))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Strength, Trajectory, mean_square
+from bench import Batch, Copy, Core, Needs, Noised, Strength, Trajectory, mean_square
 
 from .forward_process import AdvantageConfig, clipped_advantages
 from .group import GroupRegression
@@ -39,6 +39,7 @@ class CRD(GroupRegression):
     """
 
     Config = CRDConfig
+    needs = Needs(rewards=True, whole_update=True, current=True)
     strength = Strength("method.kl", (0.02, 0.1, 0.5, 2.5))
     config: CRDConfig
     references = ("old", "prior")

@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from bench import Batch, Copy, Core, Noised, Strength, Trajectory, mean_square
+from bench import Batch, Copy, Core, Needs, Noised, Strength, Trajectory, mean_square
 
 from .forward_process import AdvantageConfig, AdvantageRegression
 
@@ -32,6 +32,7 @@ class NFT(AdvantageRegression):
     """
 
     Config = NFTConfig
+    needs = Needs(rewards=True, current=True)
     config: NFTConfig
     references = ("old", "prior")
     strength = Strength("method.kl", (1e-4, 0.1, 0.5, 2.5))

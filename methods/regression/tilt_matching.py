@@ -14,7 +14,7 @@ class TiltMatchingConfig(RegressionConfig):
     """Options of tilt matching."""
 
     stages: int = Field(8, ge=1, description="how many tilts by exp(βr / stages) follow one another")
-    stage_rounds: int = Field(20, ge=1, description="rounds of a stage")
+    stage_rounds: int | None = Field(None, ge=1, description="rounds of a stage; null: all are equal parts of the run")
 
 
 class TiltMatching(Regression):
@@ -31,14 +31,13 @@ class TiltMatching(Regression):
 
     Config = TiltMatchingConfig
     config: TiltMatchingConfig
-    needs = Needs(rewards=True, denoiser=True)
+    needs = Needs(rewards=True, denoiser=True, current=True)
     references = ("old",)
     strength = TILT
 
     def copies(self) -> dict[str, Copy]:
         """The policy at the start of the stage."""
-        rounds = self.config.stage_rounds
-        return {"old": Copy(lambda updates: 0.0, rounds, until=(self.config.stages - 1) * rounds)}
+        return {"old": Copy(lambda updates: 0.0, self.config.stage_rounds, self.config.stages)}
 
     def unfit(self, steps: int, group: int) -> str | None:
         """In a group of one every weight is 1."""

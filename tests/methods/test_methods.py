@@ -59,7 +59,7 @@ def test_gradients_reach_what_trains_and_nothing_else(name, core, tmp_path):
     assert all(p.grad is None and not p.requires_grad for p in others)
 
 
-LONG_SUMS = {"tmpo", "res_db"}  # of log-densities that nothing cancels, in float32
+LONG_SUMS = {"tmpo", "res_db", "dmdr"}  # of large terms that nearly cancel, in float32
 
 
 @pytest.mark.parametrize(

@@ -202,11 +202,12 @@ def test_who_samples_and_what_the_copies_are():
         assert set(method.references) - {"prior"} == method.copies().keys()
         assert method.normalises() == (method in (nft, awm, rvm))
     old = {method: method.copies()["old"] for method in (nft, awm, tilt)}
-    assert [(copy.rounds, copy.until, copy.decay(200)) for copy in old.values()] == [
+    assert [(copy.interval(60), copy.stages, copy.decay(200)) for copy in old.values()] == [
         (1, None, 0.2),
         (1, None, 0.0),
-        (5, 10, 0.0),
+        (5, 3, 0.0),
     ]
+    assert TiltMatching(TiltMatchingConfig(stages=3)).copies()["old"].interval(60) == 20
     assert awm.copies()["ema"].rounds is None
 
 

@@ -70,7 +70,7 @@ class Follower(Method):
     """Learns whatever; keeps three copies."""
 
     def copies(self) -> dict[str, Copy]:
-        return {"old": Copy(lambda n: 0.0, rounds=1), "slow": Copy(lambda n: 0.5), "stage": Copy(lambda n: 0.0, 2, 4)}
+        return {"old": Copy(lambda n: 0.0, rounds=1), "slow": Copy(lambda n: 0.5), "stage": Copy(lambda n: 0.0, 2, 3)}
 
     def losses(self, core: Core, data: Batch):
         z = data.latents[:, 1]

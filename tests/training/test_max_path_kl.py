@@ -35,15 +35,15 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapter" / "analytic.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("method", "bound"), [("draft_1", 2), ("nft", 0.5)])
-def test_a_maximiser_ends_where_an_unbounded_run_is_then(ring, bench, tmp_path, method, bound) -> None:
-    status, text = ring(method, "bounded", f"train.max_path_kl={bound}", "train.data_lag=1")
+@pytest.mark.parametrize(("method", "bound", "lag"), [("draft_1", 2, 1), ("nft", 0.5, 0)])
+def test_a_maximiser_ends_where_an_unbounded_run_is_then(ring, bench, tmp_path, method, bound, lag) -> None:
+    status, text = ring(method, "bounded", f"train.max_path_kl={bound}", f"train.data_lag={lag}")
     assert status == 0, text
     log, rows = read_log(tmp_path / "bounded"), read_rows(tmp_path / "bounded" / "rows.parquet").set_index("metric")
     made = len(log)
     assert 2 <= made < 30
     assert (log["path_kl"][:-1] <= bound).all() and log["path_kl"].iloc[-1] > bound
-    assert ring(method, "free", "train.data_lag=1", updates=made)[0] == 0
+    assert ring(method, "free", f"train.data_lag={lag}", updates=made)[0] == 0
     assert adapter(tmp_path / "bounded") == adapter(tmp_path / "free")
     free = read_rows(tmp_path / "free" / "rows.parquet").set_index("metric")
     assert list(rows["value"]) == list(free["value"])
