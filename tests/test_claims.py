@@ -56,6 +56,8 @@ def test_table_gives_values_paired_differences_and_ratios() -> None:
     assert ring.gain("rtb", "reward/train").value == pytest.approx(
         ring("rtb", "reward/train").value - ring.prior("reward/train").value, rel=0.05
     )
+    with pytest.raises(BenchError, match="it has no ratio"):
+        ring.ratio("rtb", "dpok", "reward/train")
     cheaper = ring.at("reward/train", 0.8)
     assert cheaper("rtb", "NFE").value < ring("rtb", "NFE").value
     assert ring.since(ring.at("updates", 400), "rtb", "path_kl").value == 0

@@ -142,15 +142,18 @@ class Table:
 
     def difference(self, first: str, second: str, metric: str) -> Estimate:
         """First minus second, within seeds that both have."""
-        return _paired(self.by_seed(first, metric), self.by_seed(second, metric), "real", self._robust(metric))
+        return paired(self.by_seed(first, metric), self.by_seed(second, metric), "real", self._robust(metric))
 
     def ratio(self, first: str, second: str, metric: str) -> Estimate:
         """First over second: geometric mean over seeds that both have, with its interval."""
-        return Estimate(*np.exp(_paired(self.by_seed(first, metric), self.by_seed(second, metric), "positive", False)))
+        values = self.by_seed(first, metric), self.by_seed(second, metric)
+        if min(one.min() for one in values) <= 0:
+            raise BenchError(f"{self}: {metric} is not positive in all seeds of {first} and {second}: it has no ratio")
+        return Estimate(*np.exp(paired(*values, "positive")))
 
     def since(self, earlier: "Table", method: str, metric: str) -> Estimate:
         """What a metric has changed by since another point of the same runs."""
-        return _paired(self.by_seed(method, metric), earlier.by_seed(method, metric), "real", self._robust(metric))
+        return paired(self.by_seed(method, metric), earlier.by_seed(method, metric), "real", self._robust(metric))
 
     def _robust(self, metric: str) -> bool:
         return bool(is_robust(self.rows)[metric])
@@ -190,7 +193,7 @@ class Table:
             return None
         grid = np.linspace(low, high, 101)
         means = [pd.Series({seed: np.exp(_first(*path[seed], grid).mean()) for seed in seeds}) for path in paths]
-        ratio = Estimate(*np.exp(_paired(means[0], means[1], "positive", False)))
+        ratio = Estimate(*np.exp(paired(means[0], means[1], "positive")))
         return Range(float(np.exp(low)), float(np.exp(high)), ratio)
 
     def __str__(self) -> str:
@@ -253,7 +256,8 @@ def _first(gain: np.ndarray, kl: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return kl[before] + share * (kl[after] - kl[before])
 
 
-def _paired(first: pd.Series, second: pd.Series, support: str, robust: bool) -> Estimate:
+def paired(first: pd.Series, second: pd.Series, support: str, robust: bool = False) -> Estimate:
+    """First minus second, seed → value, in the seeds that both have; of logarithms if the support is "positive"."""
     both = pd.concat([first, second], axis=1, join="inner").to_numpy().T
     return Estimate(*gaps([(both[0], both[1])], support, robust)[0][0])
 

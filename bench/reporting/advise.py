@@ -77,6 +77,7 @@ def advise(frame: pd.DataFrame, ask: Ask) -> list[Advice]:
 
 
 def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
+    failed = rows[rows["status"] == "failed"].groupby("row")["run"].nunique()
     rows = rows[rows["status"] != "failed"]
     if not ask.gradient:
         rows = rows[rows.groupby("row")["reward_gradients"].transform("max") == 0]
@@ -90,10 +91,12 @@ def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
     names = [*target, *rewards, *(name for name in others if name in metrics)]
     names += [*spaces, *COST_NAMES]
     notes = _notes(stops[~stops["row"].isin(missing)], ask)
+    if len(failed):
+        notes.append(f"Failed runs are left out: {', '.join(f'{count} of {name}' for name, count in failed.items())}.")
     if ask.axis == "train_seconds":
         notes.append(f"Seconds on: {'; '.join(sorted(trained['hardware'].unique()))}.")
     board = tabulate(trained, names, missing, notes, f"{title}, within {ask}", _unknown(rows, trained, ask))
-    if not trained.empty and has_seeds(trained):
+    if names[0] in set(trained["metric"]) and has_seeds(trained):
         board = _ranked(board, ranking(trained, names[0]))
     free = _free(chosen[chosen["updates"] == 0], ask)
     board = replace(board, answers=(*answers(board), *free.values()))

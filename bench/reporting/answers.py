@@ -17,11 +17,16 @@ DISTANCES = ("tilt_sw2", "target_sw2/test", "target_sw2/train")  # to a known ta
 
 
 class Verdict(NamedTuple):
-    """Methods by what a column says of them; untested: no interval of the difference to the best is known."""
+    """Methods by what a column says of them.
+
+    better: significantly better than the best, which is one of those with the most seeds; they have fewer. untested: no
+    interval of the difference to the best is known.
+    """
 
     best: tuple[str, ...]
     ties: tuple[str, ...]
     worse: tuple[str, ...]
+    better: tuple[str, ...]
     untested: tuple[str, ...]
 
 
@@ -73,13 +78,15 @@ def _verdict(cells: dict[str, Cell], lower: bool = False) -> Verdict:
     """By the column's marks; where nothing is marked, the best number is the best and all others are untested."""
     known = {name: cell for name, cell in cells.items() if not pd.isna(cell.value)}
     best = tuple(name for name, cell in known.items() if cell.mark == "best")
+    sign = -1 if lower else 1
     if known and not best:
-        sign = -1 if lower else 1
         best = (max(known, key=lambda name: sign * known[name].value),)
     others = {name: cell for name, cell in known.items() if name not in best}
     ties = tuple(name for name, cell in others.items() if cell.mark == "tie")
     untested = tuple(name for name, cell in others.items() if not cell.mark and pd.isna(cell.gap_low))
-    return Verdict(best, ties, tuple(name for name in others if name not in ties + untested), untested)
+    apart = [name for name in others if name not in ties + untested]
+    better = tuple(name for name in apart if sign * others[name].gap > 0)
+    return Verdict(best, ties, tuple(name for name in apart if name not in better), better, untested)
 
 
 def _listed(names: Sequence[str], show: Callable[[str], str]) -> str:
@@ -87,9 +94,11 @@ def _listed(names: Sequence[str], show: Callable[[str], str]) -> str:
     return ", ".join(map(show, names[:NAMED])) + more
 
 
-def _compared(verdict: Verdict, show: Callable[[str], str], worse: str) -> str:
-    """What is behind the best, with a semicolon before each: ties, those significantly worse, untested ones."""
+def _compared(verdict: Verdict, show: Callable[[str], str], better: str, worse: str) -> str:
+    """What is beside the best, with a semicolon before each: those significantly better, ties, worse, untested ones."""
     said = [""]
+    if verdict.better:
+        said.append(f"significantly {better}, but of fewer seeds: {_listed(verdict.better, show)}")
     if verdict.ties:
         said.append(f"not separated: {_listed(verdict.ties, show)}")
     if verdict.worse:
@@ -143,7 +152,7 @@ def _most_gain(board: Board) -> str:
     where = f", at a KL of {_value(kl[best])} nats" if at(best) else ""
     scattered = tuple(name for name in verdict.ties if _gain(board, cells[name])[0] <= 0)
     ties = tuple(name for name in verdict.ties if name not in scattered)
-    behind = _compared(verdict._replace(ties=ties, worse=()), show, "")
+    behind = _compared(verdict._replace(ties=ties, worse=()), show, "more", "")
     if scattered:
         behind += f"; too scattered to separate: {_listed(scattered, show)}"
     if count := len(verdict.worse):
@@ -158,7 +167,7 @@ def _least_kl(board: Board, at_gain: str) -> str:
     if not verdict.best:
         return ""
     best = " and ".join(f"{name}, {' '.join(filter(None, parts(cells[name])[:2]))}" for name in verdict.best)
-    behind = _compared(verdict, lambda name: f"{name} ({_value(cells[name])})", "higher")
+    behind = _compared(verdict, lambda name: f"{name} ({_value(cells[name])})", "lower", "higher")
     return f"{at_gain} the KL is lowest with {best} nats{behind}.{_seeds(board, verdict.best)}"
 
 
@@ -174,7 +183,7 @@ def _closest(board: Board) -> str:
         return f"{name} ({_value(cells[name])})"
 
     best, floor = verdict.best[0], _floor(board, metric)
-    behind = _compared(verdict._replace(worse=()), show, "")
+    behind = _compared(verdict._replace(worse=()), show, "nearer", "")
     least = f"; as many draws of it have {_value(floor)}" if pd.notna(floor.value) else ""
     text = " ".join(filter(None, parts(cells[best])[:2]))
     return f"{best} comes closest to the target, {metric} {text}{behind}{least}.{_seeds(board, verdict.best)}"
@@ -194,7 +203,7 @@ def _diversity(board: Board, at_gain: str = "") -> str:
 
     start = f"{at_gain} diversity is" if at_gain else "Diversity is"
     prior = f"; the prior has {_value(_prior(board, DIVERSITY))}"
-    return f"{start} highest with {_listed(verdict.best, show)}{_compared(verdict, show, 'lower')}{prior}."
+    return f"{start} highest with {_listed(verdict.best, show)}{_compared(verdict, show, 'higher', 'lower')}{prior}."
 
 
 def _first(board: Board, gain: str, hint: str) -> str:
@@ -220,6 +229,8 @@ def _fewest(board: Board, cost: str) -> str:
     if not verdict.best:
         return f"in {cost} by one of {_listed(bounds, show)}" if bounds else ""
     text = f"in {cost} by {_listed(verdict.best, show)}"
+    if verdict.better:
+        text += f" (earlier, but of fewer seeds: {_listed(verdict.better, show)})"
     if bounds:
         return f"{text}, unless by {_listed(bounds, show)}"
     if verdict.untested and not cells[verdict.best[0]].mark:

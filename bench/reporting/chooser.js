@@ -115,11 +115,13 @@ export function answer(data, measure, axis, budget, mostKl, gradient) {
   const show = measure.gain ? signed : short, unit = axis.unit ? "seconds of training" : axis.label;
   const bound = `${short(budget)} ${unit}${mostKl === null ? "" : ` and ${short(mostKl)} nats`}`;
   if (first) {
-    const others = rows.filter(row => row !== first), open = others.filter(row => row.p >= data.level), less = others.filter(row => row.p < data.level);
+    const others = rows.filter(row => row !== first), open = others.filter(row => row.p >= data.level), apart = others.filter(row => row.p < data.level);
+    const better = apart.filter(row => measure.gain ? row.gap[0] > 0 : row.gap[0] < 1), less = apart.filter(row => !better.includes(row));
     const parts = [`Within ${bound}, ${first.name} ${measure.gain ? "gains most" : "comes closest to the target"}: ${between(first.ends, show)}`];
+    if (better.length) parts.push(`significantly ${measure.gain ? "more" : "nearer"}, but of fewer seeds: ${listed(better.map(row => row.name))}`);
     if (open.length) parts.push(`not separated from it: ${listed(open.map(row => row.name))}`);
     if (less.length) parts.push(`${less.length} significantly ${measure.gain ? "less" : "farther"}`);
-    if (others.length > open.length + less.length) parts.push(`${others.length - open.length - less.length} not tested`);
+    if (others.length > open.length + apart.length) parts.push(`${others.length - open.length - apart.length} not tested`);
     const few = Math.min(...rows.map(row => row.values.size));
     make("p", `${parts.join("; ")}.${few < data.few ? ` This rests on ${few === 1 ? "one seed" : `${few} seeds`}.` : ""}`, place).className = "lead";
     const table = place.appendChild(document.createElement("table")), head = make("tr", "", make("thead", "", table));
@@ -140,6 +142,8 @@ export function answer(data, measure, axis, budget, mostKl, gradient) {
   }
   const reasons = Object.entries(missing).map(([name, why]) => `${name}: ${why}`);
   if (reasons.length) make("p", `Not ranked: ${reasons.join("; ")}.`, place).className = "notes";
+  const failed = Object.entries(data.failed).map(([name, count]) => `${count} of ${name}`);
+  if (failed.length) make("p", `Failed runs are left out: ${failed.join(", ")}.`, place).className = "notes";
   if (axis.unit) make("p", `Seconds on: ${data.hardware.join("; ")}.`, place).className = "notes";
   return place;
 }

@@ -49,6 +49,7 @@ def choices(rows: pd.DataFrame) -> dict[str, Any] | None:
         "level": 1 - CONFIDENCE,
         "few": FEW,
         "rows": listed,
+        "failed": rows[rows["status"] == "failed"].groupby("row")["run"].nunique().to_dict(),
         "free": [
             {"said": said, "each": {axis: cost.of(axis) for axis in AXES}, "kl": None if pd.isna(cost.kl) else cost.kl}
             for cost, said in selections(good[good["updates"] == 0]).values()

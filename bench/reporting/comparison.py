@@ -85,12 +85,13 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -
         raise BenchError(f"A and B cannot be compared: {_unlike(first, second)}.")
     heading_of, rows = tables[0]
     rows = without_levels(rows.assign(row=rows["side"]))
+    failed = rows[rows["status"] == "failed"].groupby("row")["run"].nunique()
     rows = rows[rows["status"] != "failed"]
     seeds = [set(rows.loc[rows["row"] == side, "seed"]) for side in SIDES]
     if not (shared := seeds[0] & seeds[1]):
         raise BenchError(f"A has seeds {sorted(seeds[0])} and B {sorted(seeds[1])}: they share none to be paired by.")
     rows = rows[rows["seed"].isin(shared)]
-    columns, reasons = {}, []
+    columns, reasons = {}, [f"{side}: {count} failed runs are left out." for side, count in failed.items()]
     for point in _points(rows):
         chosen, missing, _ = at(rows, point.axis, point.limit)
         columns[point] = with_costs(chosen)
@@ -188,7 +189,8 @@ def _board(
         lines.append(Line(titles[metric], cells, str(n)))
     headings = ("A", "B", *(f"A − B {point.title}" for point in columns))
     notes = [
-        "A and B: means over the seeds that both have, at the end of training. A − B: paired by seed. Square brackets: "
+        "A and B: over the seeds that both have, at the end of training; of positive metrics geometric means, from ten "
+        "seeds on interquartile means. A − B: the arithmetic mean of the differences, paired by seed; square brackets: "
         "95 %, Student's t.",
         f"* Differs from zero after Holm's correction over the {_tested(found)} differences tested here (costs are "
         "not).",

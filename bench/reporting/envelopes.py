@@ -1,14 +1,15 @@
 """A method as the lower envelope of its configurations: the least path_kl at every gain, compared over all gains.
 
 Rows of one method that differ in its options, its optimiser, β or the number of updates are its configurations. Within
-a seed the envelope at a gain is the least KL of all their evaluations that gain as much. Gains are on test prompts, on
-training prompts, and on all prompts where the least KL of all distributions is known: path_kl is a mean over all.
+a seed the envelope at a gain is the least KL with which one of them has it. Gains are on test prompts, on training
+prompts, and on all prompts where the least KL of all distributions is known: path_kl is a mean over all.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from bench.reporting.budgets import KL, measured_gains
 from bench.reporting.efficiency import BEYOND, SPLIT, mean_gains
 from bench.reporting.frontier import Frontier, find
 from bench.reporting.leaderboard import Board, Cell, Line
+from bench.reporting.rows import FINGERPRINT
 from bench.reporting.selection import SETTING, differing
 from bench.reporting.statistics import CONFIDENCE, holm, over_seeds, paired_p, student
 
@@ -30,14 +32,16 @@ DRAWS = 4000  # of the largest deviation of a mean over gains
 class Group(NamedTuple):
     """Methods that are compared.
 
-    gained: what the gain is of, in words. points: method → seed → its evaluations, (gain, KL) [n, 2]. frontier: the
-    least KL of all distributions, of a gain on all prompts.
+    gained: what the gain is of, in words. points: method → seed → its evaluations, (gain, KL, number of the
+    configuration) [n, 3], those of a run one after another. frontier: the least KL of all distributions, of a gain on
+    all prompts. failed: method → its failed runs, which are left out.
     """
 
     heading: str
     gained: str
     points: dict[str, dict[int, np.ndarray]]
     frontier: Frontier | None = None
+    failed: Mapping[str, int] = {}
 
 
 class Comparison(NamedTuple):
@@ -62,14 +66,23 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
 
     Only where some method has several configurations; without them the other tables and figures say it all.
     """
-    rows = frame[(frame["status"] == "ok") & (frame["updates"] > 0)]
-    alike = [name for name in SETTING if name != "beta"]
-    for key, own in rows.groupby(alike, sort=False):
-        names = _names(own)
-        if len(names) == len(set(names.values())):
-            continue
-        values, frontier = dict(zip(alike, key, strict=True)), find(own)
-        heading = f"{values['reward']} on {values['model']}, prompts {values['prompts']}"
+    texts = {text: json.loads(text) for text in frame["settings"].unique()}
+    apart = {text: json.dumps(_apart(one)) for text, one in texts.items()}
+    frame = frame.assign(apart=frame["settings"].map(apart))
+    alike = [*(name for name in SETTING if name != "beta"), "apart"]
+    found = []
+    for _, both in frame[frame["updates"] > 0].groupby(alike, sort=False):
+        names = _names(both[both["status"] == "ok"])
+        if len(names) > len(set(names.values())):
+            found.append((both, names))
+    for both, names in found:
+        own, first = both[both["status"] == "ok"], both.iloc[0]
+        frontier = find(own)
+        heading = f"{first['reward']} on {first['model']}, prompts {first['prompts']}"
+        parts = [_apart(texts[other["settings"].iloc[0]]) for other, _ in found]
+        if other := differing(_apart(texts[first["settings"]]), parts):
+            heading += f"; {other}"
+        broken = both.loc[both["status"] == "failed"].groupby("method")["run"].nunique()
         splits: list[tuple[str, list[str], Frontier | None]]
         splits = [(PROMPTS[metric], [metric], None) for metric in measured_gains(own)]
         if frontier is not None:
@@ -80,8 +93,14 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
             line = [names[pair] for pair in zip(points["method"], points["settings"], strict=True)]
             by_line: dict[str, dict[int, np.ndarray]] = {}
             for (name, seed), one in points.groupby([line, "seed"], sort=False):
-                by_line.setdefault(str(name), {})[int(seed)] = one[["gain", "kl"]].to_numpy()
-            yield Group(heading, f"the reward on {prompts}", by_line, least)
+                by_line.setdefault(str(name), {})[int(seed)] = one[["gain", "kl", "configuration"]].to_numpy()
+            failed = {name: int(broken[method]) for name in by_line if (method := name.partition(" (")[0]) in broken}
+            yield Group(heading, f"the reward on {prompts}", by_line, least, failed)
+
+
+def _apart(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that rows which are compared share, besides `SETTING`: options of the reward, and the very prior."""
+    return {k: v for k, v in settings.items() if k.startswith(("reward.", FINGERPRINT)) and k != "reward.beta"}
 
 
 def _names(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -100,30 +119,44 @@ def _names(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
 def _points(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """`method`, `settings`, `seed`, `gain` and `kl` of every evaluation that has both; of a KL of 0 there is no log.
 
-    The gain is that of all samples of these metrics together.
+    The gain is that of all samples of these metrics together. `configuration` numbers the settings, and the evaluations
+    of a run follow one another.
     """
     run = ["method", "settings", "seed", "budget"]
     gain = mean_gains(rows[rows["metric"].isin(metrics)], run)[[*run, "gain"]]
     kl = rows.loc[(rows["metric"] == KL) & (rows["value"] > 0), [*run, "value"]].rename(columns={"value": "kl"})
-    return gain.merge(kl, on=run).dropna()
+    both = gain.merge(kl, on=run).dropna().sort_values(run)
+    return both.assign(configuration=both.groupby("settings").ngroup())
 
 
 def least_kl(points: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """The envelope [G] of points (gain, KL) [n, 2] at gains [G]; infinite where no point gains as much."""
-    reached = points[:, 0] >= gains[:, None]
-    return np.where(reached, points[:, 1], np.inf).min(1, initial=np.inf)
+    """The envelope [G] of points (gain, KL, configuration) [n, 3] at gains [G]; infinite where none gains as much.
+
+    Between two evaluations of a run log KL is linear in log gain: path_kl grows like a power of the gain, with the
+    square of a small one. Before its first gain a run has the KL of that.
+    """
+    least = np.where(points[:, 0] >= gains[:, None], points[:, 1], np.inf).min(1, initial=np.inf)
+    for one, other in pairwise(points):
+        low, high = sorted((one, other), key=lambda point: point[0])
+        if one[2] == other[2] and 0 < low[0] < high[0]:
+            inside = (low[0] <= gains) & (gains <= high[0])
+            way = np.log(gains[inside] / low[0]) / np.log(high[0] / low[0])
+            least[inside] = np.minimum(least[inside], low[1] ** (1 - way) * high[1] ** way)
+    return least
 
 
 def common_range(several: Sequence[Mapping[int, np.ndarray]]) -> np.ndarray:
     """Gains [GAINS] that every seed of these methods reaches, [0] if none.
 
-    They begin at `FLOOR` of the largest of them, or where each seed was first measured: below that an envelope would
-    have the KL of a larger gain.
+    They begin at `FLOOR` of the largest of them, or at the gain that each seed has at its least KL: below that an
+    envelope would have the KL of a larger gain.
     """
-    gains = [points[:, 0] for seeds in several for points in seeds.values()]
-    top = min(own.max() for own in gains)
-    low = max(FLOOR * top, *(own.min() for own in gains))
-    return np.linspace(low, top, GAINS) if 0 < low < top else np.empty(0)
+    gaining = [points[points[:, 0] > 0] for seeds in several for points in seeds.values()]
+    if not all(map(len, gaining)):
+        return np.empty(0)
+    top = min(points[:, 0].max() for points in gaining)
+    low = max(FLOOR * top, *(points[points[:, 1].argmin(), 0] for points in gaining))
+    return np.linspace(low, top, GAINS) if low < top else np.empty(0)
 
 
 def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> Comparison | None:
@@ -156,8 +189,10 @@ def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> C
 def reference(group: Group) -> str:
     """The method that the others are compared with: the least mean log KL over the gains that all reach.
 
-    Where no gain is common to all, the one that reaches most.
+    Where no gain is common to all, the one that reaches most. It is one of those with the most seeds: others may have
+    lost their bad ones.
     """
+    most = max(map(len, group.points.values()))
     gains = common_range(list(group.points.values()))
 
     def cost(name: str) -> float:
@@ -166,7 +201,7 @@ def reference(group: Group) -> str:
             return -max(float(points[:, 0].max()) for points in seeds)
         return float(np.mean([np.log(least_kl(points, gains)).mean() for points in seeds]))
 
-    return min(group.points, key=cost)
+    return min((name for name, seeds in group.points.items() if len(seeds) == most), key=cost)
 
 
 def comparisons(group: Group) -> dict[str, Comparison | None]:
@@ -235,7 +270,8 @@ def table(group: Group) -> Board:
 
     def line(name: str, cells: Sequence[Cell], n: int) -> Line:
         least = [over_least(group.points[name], group.frontier)] if group.frontier else []
-        return Line(name, (*cells, *least), str(n))
+        failed = f", {group.failed[name]} failed" if name in group.failed else ""
+        return Line(name, (*cells, *least), f"{n}{failed}")
 
     lines = [line(best, (Cell(1.0), *[Cell(text="–")] * (1 + len(places))), len(group.points[best]))]
     for name, one in found.items():
@@ -248,11 +284,11 @@ def table(group: Group) -> Board:
         lines.append(line(name, cells, one.seeds if one else len(group.points[name])))
     columns = (f"KL over that of {best}", "p (Holm)", *places, *(["KL over the least"] if group.frontier else []))
     notes = [
-        f"The lower envelope of every method over its configurations: the least {KL} of all evaluations that gain as "
-        f"much of {group.gained}. The ratio is the exponential of the mean difference of log KL over the gains that "
-        f"both reach in every seed, from {FLOOR:g} of the largest and both first evaluations on, paired by seed; "
-        "Student's interval over seeds, 95 %. At single gains the brackets are a band that holds the whole curve in 95 "
-        "of 100."
+        f"The lower envelope of every method over its configurations: the least {KL} with which one of them gains as "
+        f"much of {group.gained}; between evaluations of a run log {KL} is linear in log gain. The ratio is the "
+        "exponential of the mean difference of log KL over the gains that both reach in every seed, from "
+        f"{FLOOR:g} of the largest and both first evaluations on, paired by seed; Student's interval over seeds, 95 %. "
+        "At single gains the brackets are a band that holds the whole curve in 95 of 100."
     ]
     if group.frontier is not None:
         notes.append(

@@ -112,19 +112,25 @@ def _boards(
 def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
     """Method → setting → gains of its last evaluations over the best method's mean gain there: 0 is the prior, 1 that.
 
-    Of the methods that are in all settings, as others were not asked the same; a setting in which nothing gains counts
-    as none.
+    A failed run leaves the prior, a gain of 0. Of the methods that are in all settings, as others were not asked the
+    same; a setting in which nothing gains counts as none.
     """
     scored: dict[str, dict[str, np.ndarray]] = {}
     for section in all_sections:
         rows, _, _ = at(section.rows)
         headline = rows["metric"] == measured_gains(rows)[0]
         gains_of = rows[headline & rows["difference"].notna() & (rows["method"] != "prior")]
-        best = gains_of.groupby("row")["difference"].mean().max()
+        best, failed = gains_of.groupby("row")["difference"].mean().max(), _failed(section.rows)
         for name, gains in gains_of.groupby("row", sort=False)["difference"] if best > 0 else ():
-            scored.setdefault(str(name), {})[section.heading] = gains.to_numpy() / best
+            nothing = np.zeros(failed.get(name, 0))
+            scored.setdefault(str(name), {})[section.heading] = np.concatenate([gains.to_numpy() / best, nothing])
     every = set().union(*scored.values())
     return {name: tasks for name, tasks in scored.items() if tasks.keys() == every}
+
+
+def _failed(rows: pd.DataFrame) -> dict[str, int]:
+    """Row → its failed runs."""
+    return rows[rows["status"] == "failed"].groupby("row")["run"].nunique().to_dict()
 
 
 def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
@@ -143,9 +149,9 @@ def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
         lines.append(Line(name, (Cell(centre, low, high), beaten), f"{n} runs, {count} settings"))
     columns = "normalised gain ↑", f"P({order[0]} better)"
     notes = (
-        "Normalised gain: of the last evaluations, over the best method's mean gain in the setting; the mean over "
-        "settings with Student's interval over them. Probability that a run of the first row gains more than one of "
-        "the row, settings counted equally; Newcombe's interval, 95 %.",
+        "Normalised gain: of the last evaluations, over the best method's mean gain in the setting, 0 of a failed run; "
+        "the mean over settings with Student's interval over them. Probability that a run of the first row gains more "
+        "than one of the row, settings counted equally; Newcombe's interval, 95 %.",
     )
     return Board("All settings", columns, columns, tuple(lines), notes)
 
@@ -157,8 +163,10 @@ def ranked_over(all_sections: Sequence[Section]) -> tuple[Ranks, Board] | None:
         rows, _, _ = at(section.rows)
         rows = rows[(rows["status"] != "failed") & (rows["method"] != "prior") & rows["value"].notna()]
         if metric := next(iter(measures(rows)), None):
-            own = summary(rows).xs(metric, level="metric")
-            values[section.heading] = own["difference"] if metric in GAINS else -own["value"]
+            own, failed = summary(rows).xs(metric, level="metric"), pd.Series(_failed(section.rows), dtype=float)
+            done = own["seeds"] / (own["seeds"] + failed.reindex(own.index, fill_value=0))  # a failed run is the prior
+            nearer = rows.loc[rows["metric"] == metric, "prior"].mean() - own["value"]
+            values[section.heading] = done * (own["difference"] if metric in GAINS else nearer)
             used[section.heading] = metric
     every = pd.DataFrame(values)
     scored = every.dropna()

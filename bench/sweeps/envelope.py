@@ -72,7 +72,8 @@ def choose(trials: Sequence[Sequence[Mapping[str, float]]], most: int) -> tuple[
     points = [point for point in points if point.gain >= FLOOR * top]
     gains = np.array([corner.gain for corner in _corners(points)])
     widths = np.diff(gains, prepend=FLOOR * top) + 1e-9 * top  # a single corner counts too
-    places = np.array([[point.gain, point.kl] for point in points])
+    # what was measured alone: as points of runs of their own, nothing lies between them
+    places = np.array([[point.gain, point.kl, number] for number, point in enumerate(points)])
     owners = np.array([point.configuration for point in points])
     least = np.array([least_kl(places[owners == i], gains) for i in range(len(trials))])  # [configurations, corners]
 

@@ -125,7 +125,7 @@ def frontiers_selection() -> Claim:
     assert whole.frontier is not None
     best = whole.frontier.curve(EVERY, "best_of_n", 8).iloc[0]
     costs = {
-        name: [least_kl(one, best[["gain"]].to_numpy())[0] for one in own.values()]
+        name: [least_kl(one, best[["gain"]].to_numpy(float))[0] for one in own.values()]
         for name, own in whole.points.items()
     }
     reached = {

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from functools import cache, partial
 
-from bench.publish.claims import Claim, Estimate, Table, markdown_table, tuning
+import pandas as pd
+
+from bench.publish.claims import Claim, Estimate, Table, markdown_table, paired, tuning
 from bench.reporting.budgets import KL, TRAIN
+from bench.reporting.statistics import intervals
 from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, method_of, name_of
 
@@ -116,16 +119,25 @@ def _last_step(little: str, more: str, noise: str) -> Claim:
 
 
 def _stall(little: str, more: str, noise: str) -> Claim:
-    before, after = _table(little), _table(more)
-    shares = [table("nabla_gfn", SW2).value / table.prior(SW2).value for table in (before, after)]
-    ends = [table("nabla_gfn", SW2) for table in (before, after)]
-    fell = ends[1].high < ends[0].low
-    apart = "part of its stall was the sampler's" if fell else "no significant difference"
+    before, after = (_left(_table(name)) for name in (little, more))
+    shares = [Estimate(*ends) for ends in intervals([before.to_numpy(), after.to_numpy()], "positive")]
+    ratio = paired(after, before, "positive")  # its logarithm, in the same seeds
+    apart = "a significant difference" if ratio.clear else "no significant difference"
     text = (
-        f"Residual ∇-DB (`nabla_gfn`) ends at {shares[0]:.0%} of the prior's `tilt_sw2` with noise of {noise}, and at "
-        f"{shares[1]:.0%} with 0.1: {apart}."
+        f"Residual ∇-DB (`nabla_gfn`) ends at {_percent(shares[0])} of the prior's `tilt_sw2` with noise of {noise}, "
+        f"and at {_percent(shares[1])} with 0.1: {apart}, paired by seed."
     )
-    return Claim(text, {"it is nearer than the prior": ends[0].high < before.prior(SW2).low})
+    return Claim(text, {"it is nearer than the prior": shares[0].high < 1})
+
+
+def _left(table: Table) -> pd.Series:
+    """Seed → what is left of the prior's distance with `nabla_gfn`."""
+    own = table.rows[(table.rows["row"] == "nabla_gfn") & (table.rows["metric"] == SW2)].set_index("seed")
+    return own["value"] / own["prior"]
+
+
+def _percent(share: Estimate) -> str:
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def ring_published_stalls() -> Claim:

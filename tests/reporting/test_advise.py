@@ -45,6 +45,13 @@ def test_a_run_stops_at_the_budget_or_the_bound_whichever_is_first() -> None:
     assert json.loads(half.tries["bb"][0]) == json.loads(chosen())
 
 
+def test_failed_runs_are_counted_and_rows_without_a_reward_are_advised_by_nothing() -> None:
+    failed = {"metric": "run", "value": None, "difference": None, "status": "failed", "seed": 7, "run": "x"}
+    notes = advice(*METHODS, METHODS[0] | failed, budget=100).board.notes
+    assert "Failed runs are left out: 1 of a." in notes
+    assert advice(*(one for one in METHODS if one["metric"] == "path_kl"), budget=100).board.lines
+
+
 def test_differences_to_the_first_are_paired_and_corrected_by_holms_method() -> None:
     rows = [*METHODS, *trained("ccc", 4.9, 9.0, 0.5)]
     ends = pd.DataFrame([one for one in rows if one["budget"] == 100 and one["metric"] == "reward/train"])

@@ -102,6 +102,20 @@ def test_what_is_not_tested_is_not_called_separated() -> None:
     assert re.match(r"a gains most reward, .*; not tested: bb \(\+3\.52, KL 36\)\. This is from one seed", most), most
 
 
+def test_what_is_better_in_fewer_seeds_is_not_called_worse() -> None:
+    """The best is one of the rows with the most seeds."""
+    methods = trained("a", 5.0, 40.0, 0.40), trained("bb", 9.0, 2.0, 0.49, calls=10, seeds=3)
+    most, diversity = answers(table(*methods))
+    assert most.startswith("a gains most reward, +5.0")
+    assert "; significantly more, but of fewer seeds: bb (+9, KL 2.0)." in most
+    assert "less" not in most
+    assert "significantly higher, but of fewer seeds: bb" in diversity
+    board = table(*methods, axis="reward/train", limit=4.0)
+    kl, _, first = answers(board, board, 4.0)
+    assert re.search(r"lowest with a, .*; significantly lower, but of fewer seeds: bb", kl), kl
+    assert re.search(r"in NFE by a \(\d+\) \(earlier, but of fewer seeds: bb \(\d+\)\)", first), first
+
+
 def test_nobody_gains() -> None:
     (most, *_) = answers(table(trained("a", -1.0, 40.0, 0.4), trained("bb", -9.0, 40.0, 0.4)))
     assert re.match(r"No method gains reward: the best is a with -1\.\d+ \[.*\]\.$", most), most

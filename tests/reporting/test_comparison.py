@@ -46,6 +46,14 @@ def test_sides_swap_sign(ring) -> None:
         assert "+0" in texts[0] or texts[0][0] + texts[1][0] in ("+-", "-+")
 
 
+def test_failed_runs_are_counted(ring) -> None:
+    second = side(ring, "dpok")
+    broken = {"metric": "run", "value": float("nan"), "status": "failed", "seed": 10, "run": "x"}
+    second = pd.concat([second, second.iloc[:1].assign(**broken)])
+    board = compare(side(ring, "rtb"), second, ("x", "y")).board
+    assert "B: 1 failed runs are left out." in board.notes
+
+
 def test_what_cannot_be_compared_is_said(ring) -> None:
     with pytest.raises(BenchError, match="did you mean 'rtb'"):
         side(ring, "rbt")

@@ -21,13 +21,63 @@ from bench.reporting.statistics import CONFIDENCE, holm
 SEEDS = range(5)
 
 
+def run(gains: np.ndarray | list[float], kl: np.ndarray | list[float], configuration: int = 0) -> np.ndarray:
+    return np.stack([np.array(gains), np.array(kl), np.full(len(gains), configuration)], 1)
+
+
 def test_the_envelope_is_the_least_kl_that_gains_as_much() -> None:
-    points = np.array([[1.0, 2.0], [2.0, 1.5], [3.0, 9.0]])
-    assert least_kl(points, np.array([0.5, 1.0, 2.0, 2.5, 3.1])).tolist() == [1.5, 1.5, 1.5, 9.0, np.inf]
-    assert common_range([{0: points}, {0: points[:2], 1: points}])[-1] == 2.0
-    assert len(common_range([{0: -points}])) == 0
-    assert common_range([{0: points}, {0: points[1:]}])[0] == 2.0  # where both were measured
-    assert len(common_range([{0: points}, {0: points[2:]}])) == 0
+    points = run([1.0, 2.0, 3.0], [2.0, 1.5, 9.0])
+    between = 1.5 * (9 / 1.5) ** (np.log(2.5 / 2) / np.log(3 / 2))
+    assert least_kl(points, np.array([0.5, 1.0, 2.0, 2.5, 3.1])) == pytest.approx([1.5, 1.5, 1.5, between, np.inf])
+    apart = np.concatenate([points[:2], run([3.0], [9.0], 1)])  # of another configuration: nothing lies between
+    assert least_kl(apart, np.array([2.5])).tolist() == [9.0]
+    later = run([-0.5, 1.0, 0.8], [0.1, 4.0, 6.0])  # no logarithm of the first; the run passes 0.9 again, farther away
+    assert least_kl(later, np.array([0.9])).tolist() == [4.0]
+    rising = run([1.0, 2.0, 3.0], [1.0, 2.0, 9.0])
+    assert common_range([{0: rising}, {0: rising[:2], 1: rising}])[-1] == 2.0
+    assert len(common_range([{0: -rising}])) == 0
+    assert common_range([{0: rising}, {0: rising[1:]}])[0] == 2.0  # where both were measured
+    assert common_range([{0: points}])[0] == 2.0  # smaller gains cost it more
+    assert len(common_range([{0: rising}, {0: rising[2:]}])) == 0
+
+
+def test_a_comparison_depends_neither_on_where_runs_were_measured_nor_on_a_collapse() -> None:
+    one, other = np.linspace(0.5, 4, 5), np.array([0.7, 1.5, 4.0])
+    law = {seed: 1 + 0.1 * seed for seed in range(3)}
+    found = compare(
+        {s: run(one, f * one**2) for s, f in law.items()}, {s: run(other, f * other**2) for s, f in law.items()}
+    )
+    assert found and np.exp(found.ratio) == pytest.approx(1)
+    fell = {s: np.concatenate([run(other, f * other**2), run([-1.0, 0.1], [400.0, 500.0])]) for s, f in law.items()}
+    again = compare({s: run(one, f * one**2) for s, f in law.items()}, fell)
+    assert again and again.gains[0] == found.gains[0] and np.exp(again.ratio) == pytest.approx(1)
+
+
+def test_the_reference_has_the_most_seeds_and_failed_runs_are_counted(tmp_path: Path) -> None:
+    weights = [{"method.kl": 1.0}, {"method.kl": 0.0}]
+    rows = rows_of("draft", weights, 2.0) + rows_of("refl", weights, 1.0)
+    broken = {"metric": "run", "value": None, "difference": None, "status": "failed", "note": "not finite"}
+    for one in rows:
+        one |= broken if (one["method"], one["seed"]) == ("refl", 2) else {}
+    write_rows(tmp_path / "rows.parquet", rows)
+    (group,) = groups(collect([tmp_path])[0])
+    assert reference(group) == "draft"
+    assert [line.n for line in table(group).lines] == ["3", "2, 2 failed"]
+
+
+def test_other_priors_and_other_options_of_the_reward_are_no_configurations(tmp_path: Path) -> None:
+    weights = [{"method.kl": 1.0}, {"method.kl": 0.0}]
+    rows = [
+        one
+        for method, prior in (("draft", "a"), ("refl", "b"))
+        for one in rows_of(method, [own | {"model.fingerprint": prior} for own in weights], 1.0)
+    ]
+    write_rows(tmp_path / "rows.parquet", rows)
+    found = list(groups(collect([tmp_path])[0]))
+    assert [list(group.points) for group in found] == [["draft"], ["refl"]]
+    assert [group.heading.rpartition("; ")[2] for group in found] == [
+        f'model.fingerprint = "{prior}"' for prior in "ab"
+    ]
 
 
 def test_holms_correction() -> None:
@@ -37,7 +87,7 @@ def test_holms_correction() -> None:
 
 
 def curve(kl: np.ndarray) -> np.ndarray:
-    return np.stack([np.linspace(0.01, 1, len(kl)), kl], 1)
+    return run(np.linspace(0.01, 1, len(kl)), kl)
 
 
 def drawn(rng: np.random.Generator, shift: float) -> dict[int, np.ndarray]:
@@ -57,8 +107,8 @@ def test_the_band_holds_the_whole_curve_in_95_of_100() -> None:
         one, other = {}, {}
         for seed in SEEDS:
             noise = 0.2 * rng.standard_normal() + 0.1 * rng.standard_normal(len(gains)).cumsum() / 5
-            other[seed] = np.stack([gains, np.exp(10 * gains)], 1)
-            one[seed] = np.stack([gains, np.exp(10 * gains + truth + noise)], 1)
+            other[seed] = run(gains, np.exp(10 * gains))
+            one[seed] = run(gains, np.exp(10 * gains + truth + noise))
         found = compare(one, other)
         assert found is not None
         held += bool(((found.low <= truth) & (truth <= found.high)).all())
@@ -68,7 +118,7 @@ def test_the_band_holds_the_whole_curve_in_95_of_100() -> None:
 def test_a_method_with_twice_the_kl_has_a_ratio_of_two() -> None:
     rng = np.random.default_rng(0)
     one = drawn(rng, 0.0)
-    other = {seed: points * [1, np.exp(0.7 + 0.01 * rng.standard_normal())] for seed, points in one.items()}
+    other = {seed: points * [1, np.exp(0.7 + 0.01 * rng.standard_normal()), 1] for seed, points in one.items()}
     found = compare(other, one)
     assert found is not None
     assert np.exp(found.mean) == pytest.approx(np.exp(0.7), rel=0.05)
@@ -132,16 +182,16 @@ def test_an_envelope_is_set_against_the_least_kl_of_all() -> None:
     known = least.curve(EVERY)["gain"].max()
     gains = np.linspace(0.02, known, 400)
     factors = {seed: 3 * np.exp(0.1 * (seed - 1)) for seed in range(3)}
-    points = {seed: np.stack([gains, f * least.least(gains)["kl"]], 1) for seed, f in factors.items()}
+    points = {seed: run(gains, f * least.least(gains)["kl"]) for seed, f in factors.items()}
     cell = over_least(points, least)
     assert cell.value == pytest.approx(3, rel=0.02)
     logs = np.log([cell.low, cell.value, cell.high])
     student_alone = 4.303 * 0.1 / 3**0.5
     assert student_alone < logs[1] - logs[0] < 1.2 * student_alone  # the curve's own error is added
     assert cell.text == f"at {known / 10:+.2g} to {known:+.2g}"
-    farther = {seed: one * [2, 1] for seed, one in points.items()}  # half of it beyond what the samples tell
+    farther = {seed: one * [2, 1, 1] for seed, one in points.items()}  # half of it beyond what the samples tell
     assert not over_least(farther, least).text.endswith(f"to {known:+.2g}")
-    assert over_least({0: np.array([[100 * known, 9.0], [200 * known, 9.0]])}, least).text == BEYOND
+    assert over_least({0: run([100 * known, 200 * known], [9.0, 9.0])}, least).text == BEYOND
 
 
 def test_gains_on_test_on_training_and_on_all_prompts_are_compared(tmp_path: Path) -> None:
@@ -161,7 +211,7 @@ def test_gains_on_test_on_training_and_on_all_prompts_are_compared(tmp_path: Pat
     *_, whole = groups(collect([tmp_path])[0])
     assert whole.gained == "the reward on all prompts"
     train = rows[0]["difference"]
-    assert whole.points["draft"][0][0, 0] == pytest.approx((train + 3 * train / 2) / 4)
+    assert whole.points["draft"][0][:, 0].min() == pytest.approx((train + 3 * train / 2) / 4)
     assert table(whole).columns[-1] == "KL over the least"
     html = write_page(tmp_path / "page.html", *collect([tmp_path]), Question()).read_text()
     assert "least KL of all distributions" in html

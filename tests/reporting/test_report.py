@@ -35,6 +35,22 @@ def test_methods_are_compared_over_settings_that_all_of_them_had() -> None:
     assert set(reports.scores(sections(pd.DataFrame(rows[:4]), Question()))) == set()  # none had all three
 
 
+def test_a_failed_run_counts_as_the_prior_over_settings() -> None:
+    broken = {"metric": "run", "value": None, "difference": None, "status": "failed", "note": "nan"}
+    rows = [
+        row(run=f"{name}{reward}{seed}", method=name, seed=seed, difference=4.0, reward=reward)
+        | {"settings": chosen(reward__name=reward)}
+        | (broken if name == "nft" and seed else {})
+        for name in ("nft", "refl")
+        for reward in "ab"
+        for seed in range(2)
+    ]
+    found = sections(pd.DataFrame(rows), Question())
+    scored = reports.scores(found)
+    assert [task.tolist() for task in scored["nft"].values()] == [[1.0, 0.0]] * 2
+    assert [task.tolist() for task in scored["refl"].values()] == [[1.0, 1.0]] * 2
+
+
 def test_a_setting_whose_runs_all_failed_leaves_the_others() -> None:
     failed = {"beta": 2.0, "metric": "run", "value": None, "status": "failed", "direction": "none", "note": "nan"}
     shown = report(pd.DataFrame([row(**failed), row()]), [])
