@@ -101,6 +101,11 @@ class PolicyGradient(Method):
         return NFE(rollout=core.kernel.steps * len(batch), forward=forward, backward=transitions)
 
 
+ONLY_STEP = (
+    "its only step is the last, which is left out: use sampler.steps ≥ 2, or method.train_last=true if it has that"
+)
+
+
 class GroupPolicyGradientConfig(PolicyGradientConfig):
     """Options of a policy gradient within groups."""
 
@@ -121,9 +126,7 @@ class GroupPolicyGradient(PolicyGradient):
         return True
 
     def unfit(self, steps: int, group: int) -> str | None:
-        """In a group of one every advantage is 0; where the last step is left out there must be others."""
-        if steps == 1 and not getattr(self.config, "train_last", True):
-            return "the only step is the last, which it leaves out: use sampler.steps ≥ 2 or method.train_last=true"
+        """In a group of one every advantage is 0."""
         return "advantages within a prompt's group need train.samples_per_prompt ≥ 2" if group < 2 else None
 
 
@@ -143,6 +146,10 @@ class FlowPolicyGradient(GroupPolicyGradient):
 
     needs = Needs(rewards=True, density=True, record=frozenset({"model_output"}))
     config: FlowPolicyGradientConfig
+
+    def unfit(self, steps: int, group: int) -> str | None:
+        """Where the last step is left out there must be another."""
+        return ONLY_STEP if steps == 1 and not self.config.train_last else super().unfit(steps, group)
 
     def steps(self, core: Core, data: Batch) -> Tensor:
         """One random step of each of `⌊K · fraction⌋` equal bins, which leave out the last step."""

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from bench import Batch, Copy, Core, Needs, Strength, Trajectory, Transitions, group_mean
 from bench.evaluation.features import sample_features
 
-from .base import Clip, KLWeight, PolicyGradient, PolicyGradientConfig, kl_by_rate, old_policy
+from .base import ONLY_STEP, Clip, KLWeight, PolicyGradient, PolicyGradientConfig, kl_by_rate, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -70,7 +70,9 @@ class GARDO(PolicyGradient):
         return True
 
     def unfit(self, steps: int, group: int) -> str | None:
-        """In a group of one every advantage is 0."""
+        """In a group of one every advantage is 0; the last step is left out."""
+        if steps == 1:
+            return ONLY_STEP
         return "advantages within a prompt's group need train.samples_per_prompt ≥ 2" if group < 2 else None
 
     def steps(self, core: Core, data: Batch) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bench import Batch, Core, Deviation, Needs, Trajectory, Transitions
 
-from .base import Clip, GroupPolicyGradient, GroupPolicyGradientConfig, old_policy
+from .base import ONLY_STEP, Clip, GroupPolicyGradient, GroupPolicyGradientConfig, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
 
 
@@ -36,6 +36,10 @@ class MixGRPO(GroupPolicyGradient):
     Config = MixGRPOConfig
     needs = Needs(rewards=True, density=True, record=frozenset({"model_output"}))
     config: MixGRPOConfig
+
+    def unfit(self, steps: int, group: int) -> str | None:
+        """Where the last step is left out there must be another."""
+        return ONLY_STEP if steps == 1 and not self.config.train_last else super().unfit(steps, group)
 
     def window(self, core: Core, number: int) -> tuple[int, int]:
         """The steps [first, end) with noise in round `number`."""

@@ -334,6 +334,17 @@ def test_a_sampler_with_one_step_that_counts_is_warned_of(bench, tmp_path, caplo
     assert "of the sampler's weights" not in caplog.text
 
 
+def test_a_first_noise_that_decides_and_stages_beyond_the_end_are_warned_of(bench, tmp_path, caplog):
+    few = ("--set", "evaluation.at=[]", "--set", "evaluation.samples_per_prompt=64", "--updates", 3)
+    run = ("run", "tilt_matching", "--model", "ring", *few, "--out", tmp_path / "tilt")
+    assert bench(*run, "--set", "method.stages=3", "--set", "method.stage_rounds=2")[0] == 0
+    assert "the run has 3 rounds, and the 3 stages after which 'old' follows have 2 each" in caplog.text
+    assert bench(*run, "--set", "method.stages=3", "--set", "method.stage_rounds=null", "--force")[0] == 0
+    assert caplog.text.count("stages") == 1 and "the first noise" not in caplog.text
+    assert bench("run", "rtb", "--model", "ring", *few, "--set", "sampler.eta=0.5", "--out", tmp_path / "rtb")[0] == 0
+    assert "the first noise decides 13 % of a finished sample's variance" in caplog.text
+
+
 def test_prompts_cut_by_the_encoder_are_counted(undrawn, tiny_run, tmp_path, caplog):
     path = tmp_path / "long.txt"
     path.write_text("cat\ndog\n" + "many letters " * 9 + "\n")

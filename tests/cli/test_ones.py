@@ -1,5 +1,6 @@
 """Sizes of one: a right value, no spread where one sample has none, or one sentence; and no warning from NumPy."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,9 @@ def no_warning():
         ("dgpo", "train.samples_per_prompt"),
         ("crd", "train.samples_per_prompt"),
         ("flash_grpo", "train.samples_per_prompt"),
-        ("gardo", "train.samples_per_prompt"),
+        ("gardo", "sampler.steps"),
+        ("flow_grpo", "sampler.steps"),
+        ("mix_grpo", "sampler.steps"),
         ("value_matching", ""),
         ("online_dpo", "train.samples_per_prompt"),
         ("rtb_softmax", "train.samples_per_prompt"),
@@ -67,6 +70,28 @@ def test_a_run_of_ones(method: str, why: str, bench: Bench, tmp_path: Path) -> N
     for question in (drawn, ("--at-updates", 1), ("--at-reward-gain", 1e-9), ("--all",)):
         status, text = bench("report", tmp_path / "runs", *question)
         assert status == 0, text
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "why"),
+    [
+        ("awm", ["train.ema=0.9"], "keeps an 'ema' of its own"),
+        ("nft", ["train.data_lag=1"], "the copy has moved"),
+        ("crd", ["train.data_lag=1"], "the copy has moved"),
+        ("tilt_matching", ["train.data_lag=1"], "the copy has moved"),
+        (
+            "value_matching",
+            ["evaluation.sampler.eta=0"],
+            "the evaluation of 'value_matching' needs transition densities",
+        ),
+        ("gardo", ["method.gated_range=[3, 4]"], "gated_range"),
+        ("ddpo", ["method.buffer=8"], "minimum = 16 entries never fit into buffer = 8"),
+        ("fk_steering", ["method.resample_at=[7]"], "resample_at"),
+    ],
+)
+def test_settings_that_contradict_a_method_are_refused(method: str, settings: list[str], why: str) -> None:
+    with pytest.raises(BenchError, match=re.escape(why)):
+        check(resolve(method, suite="ring", assignments=settings))
 
 
 def test_a_softmax_needs_two_samples_of_a_prompt_in_an_update() -> None:

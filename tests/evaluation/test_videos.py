@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.evaluation.features import middle_frame
 from bench.evaluation.image_folder import save_images
 from bench.evaluation.scores import score_samples
 from bench.metric import Samples
@@ -67,3 +68,9 @@ def test_people_see_frames_side_by_side_and_scores_are_of_all(tmp_path, frames, 
     assert strip.shape == (4, 6 * len(shown), 3)
     assert strip[0, ::6, 0].tolist() == [frames + i for i in shown]
     assert torch.equal(samples.strip(torch.tensor([[1], [0]]))[0, 0], torch.from_numpy(strip.copy()).permute(2, 0, 1))
+
+
+def test_features_see_the_middle_frame():
+    videos = torch.arange(2 * 5).view(2, 5, 1, 1, 1).expand(2, 5, 3, 4, 6).float()
+    assert middle_frame(videos).flatten(1)[:, 0].tolist() == [2.0, 7.0]
+    assert middle_frame(videos[:, 0]).shape == (2, 3, 4, 6)  # of images all

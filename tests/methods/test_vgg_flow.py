@@ -1,5 +1,7 @@
 """VGG-Flow against mathematics: the solution of the value's equation, and every term in closed form; float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bench.methods.vgg_flow import VGGFlow, VGGFlowConfig, VGGFlowPruned, VGGFlowPrunedConfig
@@ -47,6 +49,17 @@ def test_the_values_equation_vanishes_at_its_solution_and_nowhere_near():
             moved.data[place] += 0.1
             assert sum(loss.values.sum().item() for loss in method.losses(core, data)) > 1e-6
             moved.data[place] -= 0.1
+
+
+def test_the_first_update_of_a_warm_up_is_finite():
+    """There β and ν_φ are 0."""
+    core = replace(linear_core(), beta=0.0)
+    method = VGGFlow(VGGFlowConfig(fraction=1))
+    core.networks.update(method.networks(core.model))
+    weights = [*core.model.adapters().values(), *core.networks["value"].parameters()]
+    data = sample(core, 8)
+    total, gradient = gradients(method.losses(core, data), len(data), weights)
+    assert total == 0 and torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("path", ["flow", "diffusion"])

@@ -75,6 +75,23 @@ def test_the_heaviest_step_is_that_of_the_means_slope(kernel, step, share):
         assert found == (step, pytest.approx(share, abs=0.005))
 
 
+@pytest.mark.parametrize("output", ["epsilon", "flow"])
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_the_leak_is_what_remains_of_the_first_noise(output, eta):
+    """Points of unit variance, whose denoiser is exact: the regression of the finished sample on the first noise."""
+    kernel = ddim_kernel(TABLE, 20, eta=eta) if output == "epsilon" else flow_kernel(20, eta=eta)
+    noise = torch.Generator().manual_seed(0)
+    first = z = torch.randn(200_000, 1, generator=noise)
+    for k in range(kernel.steps):
+        alpha, s = kernel.alpha_cumprod(k, z) ** 0.5, kernel.noise_level(k, z)
+        mean = kernel.target(alpha * z / (alpha**2 + s**2), s * z / (alpha**2 + s**2), k)
+        z = kernel.mean(z, mean, k) + kernel.std(k, z) * torch.randn(z.shape, generator=noise)
+    slope = float((first * z).mean() / first.square().mean())
+    variances = [kernel.alpha_cumprod(k, z) + kernel.noise_level(k, z) ** 2 for k in (0, kernel.steps)]
+    assert kernel.leak() == pytest.approx(slope**2 * float(variances[0] / variances[1]), abs=0.006)
+    assert (kernel.leak() > 0.05) == (eta < 1)
+
+
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 

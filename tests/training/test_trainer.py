@@ -94,6 +94,17 @@ def test_a_killed_run_resumes_bitwise(name, pipeline_folder, tmp_path):
         assert pairs or (part == "queue" and not straight.config.data_lag) or (part, name) == ("method", "nabla_gfn")
 
 
+def test_a_resumed_round_has_the_conditioning_of_the_losses(pipeline_folder, tmp_path):
+    """Where guidance is an input of the network it is part of it, and losses may have one of their own."""
+    fresh("nabla_gfn", pipeline_folder, tmp_path, updates=2).run(lambda record: None)
+    resumed = fresh("nabla_gfn", pipeline_folder, tmp_path)
+    resumed.loss_model = resumed.core.model.with_guidance(1.0)
+    asked = []
+    resumed.loss_model.encode = lambda prompts: asked.append(prompts) or resumed.core.model.encode(prompts)
+    assert resumed.resume()
+    assert resumed.queue and asked == [batch.prompts for batch in resumed.queue]
+
+
 def test_a_truncated_checkpoint_is_passed_over(pipeline_folder, tmp_path, caplog):
     fresh("draft_1", pipeline_folder, tmp_path, updates=4).run(lambda record: None)
     newest = checkpoint.newest(tmp_path / "checkpoints")
