@@ -96,8 +96,14 @@ def test_a_killed_run_resumes_bitwise(name, pipeline_folder, tmp_path):
 
 def test_a_resumed_round_has_the_conditioning_of_the_losses(pipeline_folder, tmp_path):
     """Where guidance is an input of the network it is part of it, and losses may have one of their own."""
-    fresh("nabla_gfn", pipeline_folder, tmp_path, updates=2).run(lambda record: None)
-    resumed = fresh("nabla_gfn", pipeline_folder, tmp_path)
+
+    def killed(record: Record) -> None:
+        if record["update"] == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fresh("ddpo", pipeline_folder, tmp_path).run(killed, save_at=[1])  # in the middle of a round
+    resumed = fresh("ddpo", pipeline_folder, tmp_path)
     resumed.loss_model = resumed.core.model.with_guidance(1.0)
     asked = []
     resumed.loss_model.encode = lambda prompts: asked.append(prompts) or resumed.core.model.encode(prompts)
