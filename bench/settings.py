@@ -159,7 +159,7 @@ class TrainConfig(Config):
         None, ge=1, description="rows per rollout call, in training and evaluation; null: twice micro_batch, at most 64"
     )
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: all, and one for a model of points")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: all cores; one for a model of points")
     ema: float | None = Field(None, gt=0, lt=1, description="keep a copy 'ema': its decay, less in the first updates")
     guidance: float | None = Field(
         None, ge=1, description="classifier-free guidance of the losses; null: the sampler's"

@@ -40,8 +40,8 @@ def frontiers_made() -> Claim:
     return Claim(
         f"{len(kept)} methods, {seeds} seeds. A run has an NFE of {span(nfe)}. {tuned['cost']['runs']} trials took "
         f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {runs} runs of {runs // seeds} "
-        f"configurations ({', '.join(texts)}) {hours(rows):.1f}. {len(edge)} of {len(kept)} methods chose an end of "
-        "the grid.",
+        f"configurations ({', '.join(texts)}) {hours(rows):.1f}. For {len(edge)} of {len(kept)} methods "
+        "tuning chose the smallest or largest value of the grid.",
         {"every method was tuned": kept.keys() == set(rows["method"]) - {"prior"}},
     )
 
@@ -70,7 +70,7 @@ def frontiers_table() -> Claim:
     headings = [
         f"KL over that of {name_of(reference(_groups()[gained]))}, {kind} prompts" for kind, gained in ON.items()
     ]
-    headings += ["KL over the least, all prompts", "gain on test prompts of all seeds, at KL [nats]"]
+    headings += ["KL over the least, all prompts", "largest gain that all seeds reach on test prompts, at KL [nats]"]
     return Claim(markdown_table(("", *headings), lines), {"all have more than the least": min(ratios) > 1})
 
 
@@ -134,7 +134,7 @@ def frontiers_selection() -> Claim:
     texts = [f"{name_of(name)} ({kl:,.0f} nats)" for name, kl in reached.items()]
     return Claim(
         f"The best of 8 draws of the prior gains {best['gain']:+.1f} on all prompts, at {best['kl']:.1f} nats at most. "
-        f"All seeds gain as much with {' and '.join(texts) or 'no method'}.",
+        f"Methods that gain as much in all seeds: {', '.join(texts) or 'none'}.",
         {"their KL is larger": all(kl > best["kl"] for kl in reached.values())},
     )
 

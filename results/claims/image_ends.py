@@ -36,7 +36,9 @@ def _clear(table: Table, methods: Sequence[str], metric: str, sign: int) -> list
 def rates_at_an_end() -> Claim:
     choices = [choice for one in SETTINGS.values() for choice in tuning(one.names[0])["choices"]]
     edge = sum(bool(choice["edge"]) for choice in choices)
-    return Claim(f"{edge} of {len(choices)} chose an end of the grid", {"some did": edge > 0})
+    return Claim(
+        f"in {edge} of {len(choices)} cases it is the smallest or largest that was offered", {"some did": edge > 0}
+    )
 
 
 def _largest_step(name: str) -> tuple[str, pd.Series]:

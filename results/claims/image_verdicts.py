@@ -110,7 +110,7 @@ def adjoint_kl() -> Claim:
     )
 
 
-def nabla_gfn_below() -> Claim:
+def below() -> Claim:
     """The same for a cell of README's table."""
     tally = _tally("nabla_gfn")
     return Claim(
@@ -181,7 +181,7 @@ def selection() -> Claim:
     bound = best_kl(8)
     return Claim(
         f"The best of 8 draws, whose KL is at most {bound:.2f} nats, gains significantly more on training prompts than "
-        f"{less} of the {every} trained methods, counted in each of four settings.",
+        f"trained methods do in {less} of {every} cases (a method in one of four settings).",
         {"more than half": less > every / 2},
     )
 
@@ -189,7 +189,7 @@ def selection() -> Claim:
 def best_of_eight() -> Claim:
     """The same for a cell of README's table."""
     less, every = _outgained()
-    return Claim(f"best of 8 gains more than {less} of {every} methods", {"over half": less > every / 2})
+    return Claim(f"best of 8 gains more in {less} of {every} cases", {"over half": less > every / 2})
 
 
 def profile_of_selection() -> Claim:

@@ -38,8 +38,8 @@ def closest(table: Table, metric: str) -> Claim:
     best, *ties = nearest_rows(table, metric)
     behind = f", not separated from {listed(ties)}" if ties else ""
     text = (
-        f"{name_of(best)} comes closest to the target, with a `{metric}` of {table(best, metric)} at "
-        f"{table(best, KL)} nats{behind}; as many draws of the target have {table.floor(metric)}, the prior "
+        f"{name_of(best)} comes closest to the target, with a `{metric}` of {table(best, metric)} at {table(best, KL)} "
+        f"nats{behind}; an equally large sample of the target scores {table.floor(metric)}, the prior "
         f"{table.prior(metric)}."
     )
     return Claim(text, {"it is closer than the prior": table.gain(best, metric).high < 0})

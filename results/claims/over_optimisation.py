@@ -42,7 +42,7 @@ def _exploiting() -> list[str]:
 def exploited() -> Claim:
     """For a cell of README's table."""
     found = _exploiting()
-    text = f"{listed(found)} of {len(_table().methods)} methods"
+    text = f"only {listed(found)}, of {len(_table().methods)} trained methods"
     return Claim(text, {"some do": bool(found), "selection does not": "best_of_n" not in found})
 
 

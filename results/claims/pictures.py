@@ -70,11 +70,11 @@ def pictures_nearest() -> Claim:
     return Claim(text, {"the first is nearer than the prior": table.gain(best, name).high < 0})
 
 
-def pictures_selected() -> Claim:
+def selected() -> Claim:
     """The same of selection, beside the nearest trained method."""
     name = f"{DISTANCE}/{TEST}"
-    selected = min(SELECTION, key=lambda row: _whole()(row, name).value)
-    return Claim(f"{name_of(selected)} is {_beside_trained(selected, name)}", {})
+    best = min(SELECTION, key=lambda row: _whole()(row, name).value)
+    return Claim(f"{name_of(best)} is {_beside_trained(best, name)}", {})
 
 
 def _beside_trained(row: str, metric: str) -> str:
@@ -106,8 +106,8 @@ def mixture_shares() -> Claim:
         return ", ".join(f"{name_of(row)} ({table(row, name)})" for row in rows)
 
     text = (
-        f"The prior's are off by {table.prior(name)}, as many draws of the target by {table.floor(name)}. Clearly "
-        f"nearer come {said(better)}; " + (f"further away goes {said(lost)}." if lost else "none ends further away.")
+        f"Their error is {table.prior(name)} for the prior and {table.floor(name)} for an equally large sample of the "
+        f"target. Significantly smaller: {said(better)}; significantly larger: {said(lost) or 'none'}."
     )
     return Claim(text, {"some method comes nearer": bool(better)})
 
@@ -137,12 +137,14 @@ def mixture_fidelity() -> Claim:
     def said(rows: list[str]) -> str:
         return ", ".join(f"{name_of(row)} by {table(row, name)} nats" for row in rows)
 
-    if not gone:
-        text = f"No method's pictures are less likely under the prior than the target's by {GONE:.0f} nats or more"
-    else:
-        text = f"The prior finds them far less likely than the target's with {said(gone)}"
-    text += f"; perhaps with {said(perhaps)}" if perhaps else ""
-    return Claim(f"{text}; not with {listed(rest)}." if gone or perhaps else f"{text}.", {"some are not": bool(rest)})
+    parts = [f"significantly more for {said(gone)}"] if gone else []
+    parts += [f"not certain for {said(perhaps)}"] if perhaps else []
+    parts += [f"less for {listed(rest)}"]
+    text = (
+        f"How much less likely the prior finds a method's pictures than the target's, on training prompts, against "
+        f"{GONE:.0f} nats: {'; '.join(parts)}."
+    )
+    return Claim(text, {"some are not": bool(rest)})
 
 
 def mixture_rates() -> Claim:
@@ -203,7 +205,10 @@ def mixture_later() -> Claim:
     }
     said = ", ".join(f"{what} ({change.signed})" for what, change in changes.items() if change.clear)
     seeds = late.rows["seed"].nunique()
-    text = f"From {first} to {last} updates, with {seeds} seeds, the significant changes are: {said or 'none'}."
+    text = (
+        f"From {first} to {last} updates, with {seeds} seeds, the significant changes of `{DISTANCE}` and `{SHARES}` "
+        f"are: {said or 'none'}."
+    )
     return Claim(text, {"there are two methods": len(late.methods) == 2})
 
 
@@ -220,7 +225,8 @@ def mixture_pictures() -> Claim:
     table = _mixture()
     text = (
         "`ddpo` gains most reward, and its modes have moved: they lie further from the target's than the prior's do. "
-        "`rtb_softmax` moves the shares and stays inside the modes."
+        "`rtb_softmax` moves the shares; its error of place inside the modes does not differ significantly from the "
+        "prior's."
     )
     share, place = f"{SHARES}/{TRAIN}", f"{PLACE}/{TRAIN}"
     gains = {row: table.gain(row, f"reward/{TRAIN}").value for row in table.methods}

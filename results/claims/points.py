@@ -6,7 +6,7 @@ from functools import cache, partial
 import pandas as pd
 
 from bench.publish.claims import Claim, Estimate, Table, markdown_table, paired, tuning
-from bench.reporting.budgets import KL, TRAIN
+from bench.reporting.budgets import KL, TRAIN, at
 from bench.reporting.statistics import intervals
 from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, method_of, name_of
@@ -56,12 +56,19 @@ def _approaches(name: str) -> Claim:
 
 
 def _cost(name: str, gain: float) -> Claim:
-    """NFE and KL at a gain, the cheapest first."""
-    table = _table(name).at(TRAIN, gain, measured=True)
+    """NFE and KL at a gain, the cheapest first; then what is known of methods that pass it between far evaluations."""
+    table, every = _table(name).at(TRAIN, gain, measured=True), _table(name).every
     rows = sorted(table.methods, key=lambda row: table(row, "NFE").value)
-    nfe, kl = table.column("NFE"), table.column(KL)
-    lines = [(name_of(row), nfe[row], kl[row]) for row in rows]
-    return Claim(markdown_table(("", "NFE", "KL [nats]"), lines), {"most methods get there": len(rows) > 10})
+    nfe, kl, seeds = table.column("NFE"), table.column(KL), table.rows.groupby("row")["seed"].nunique()
+    lines = [(name_of(row), nfe[row], kl[row], str(seeds[row])) for row in rows]
+    chosen, missing, _ = at(every, TRAIN, gain)
+    first = every[every["updates"] > 0].groupby("row")["nfe"].min()
+    early = chosen[(chosen["from_prior"] == True) & ~chosen["row"].isin(rows)].groupby("row")["seed"].nunique()  # noqa: E712
+    bounds = {row: (f"< {first[row]:,}", str(count)) for row, count in early.items()}
+    bounds |= {row: (one.costs["NFE"], str(one.runs)) for row, one in missing.items() if "NFE" in one.costs}
+    order = sorted(bounds, key=lambda row: (not bounds[row][0].startswith("<"), first[row]))
+    lines += [(name_of(row), bounds[row][0], "–", bounds[row][1]) for row in order]
+    return Claim(markdown_table(("", "NFE", "KL [nats]", "seeds"), lines), {"most methods get there": len(rows) > 10})
 
 
 def _shrunk(name: str) -> Claim:
@@ -71,7 +78,7 @@ def _shrunk(name: str) -> Claim:
     said = ", ".join(f"{name_of(row)} ({table(row, SPREAD)}, `tilt_tv` {table(row, TV).bare})" for row in worst)
     text = (
         f"The width inside the modes is significantly off for {len(off)} methods, by `tilt_within/spread` most for "
-        f"{said}; 0.69 is half or twice the target's width."
+        f"{said}; a value of 0.69 means half or twice the target's width."
     )
     return Claim(text, {"some are": bool(off)})
 
@@ -81,15 +88,15 @@ def _steps(name: str) -> Claim:
     shares = (steps.max(axis=1) / steps.sum(axis=1)).dropna().sort_values(ascending=False)
     over = list(shares.index[shares > 0.3])
     if len(over) < len(shares) / 2:
-        rest = f"of all methods but {listed(over)}" if over else "of any method"
-        text = f"No step holds more than 30 % of the `path_kl` {rest}"
+        rest = f"For all methods except {listed(over)}" if over else "For all methods"
+        text = f"{rest}, no single step holds more than 30 % of `path_kl`"
     else:
         most = steps.loc[over].idxmax(axis=1).mode()[0].removeprefix(STEP)
         text = (
             f"One step holds more than 30 % of the `path_kl` of {len(over)} of {len(shares)} methods, "
             f"most often step {most} of {steps.shape[1]}"
         )
-    return Claim(f"{text}; the most is {shares.iloc[0]:.0%}.", {"all steps are known": bool(len(shares))})
+    return Claim(f"{text}; the largest share is {shares.iloc[0]:.0%}.", {"all steps are known": bool(len(shares))})
 
 
 def _noise(little: str, more: str, noise: str) -> Claim:

@@ -46,7 +46,8 @@ def made(table: Table, name: str) -> Claim:
         f"{len(table.methods)} methods plus {listed(untrained(table.every))}, {trained['seed'].nunique()} seeds. A run "
         f"has an NFE of {span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials "
         f"took {tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
-        f"{hours(table.every):.1f}. {len(edge)} of {len(tuned['choices'])} methods chose an end of the grid"
+        f"{hours(table.every):.1f}. For {len(edge)} of {len(tuned['choices'])} methods tuning chose the smallest "
+        "or largest value of the grid"
     )
     if len(failed):
         counts = failed["method"].value_counts()
