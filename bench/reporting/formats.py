@@ -125,7 +125,7 @@ def latex_text(text: str) -> str:
 
 
 def to_csv(boards: Sequence[Board]) -> str:
-    """A line for every cell of every table, numbers in full."""
+    """A line for every cell of every table; numbers have nine digits, which are the same on every processor."""
     rows = [
         (board.title, line.name, metric, *cell, line.n)
         for board in boards
@@ -134,7 +134,7 @@ def to_csv(boards: Sequence[Board]) -> str:
     ]
     table = pd.DataFrame(rows, columns=["table", "row", "metric", *Cell._fields, "n"])
     numbers = list(Cell._fields[:9])
-    return table.astype(dict.fromkeys(numbers, float)).to_csv(index=False, lineterminator="\n")
+    return table.astype(dict.fromkeys(numbers, float)).to_csv(index=False, lineterminator="\n", float_format="%.9g")
 
 
 def terminal(board: Board, width: int, wide: bool = False) -> Group:
