@@ -49,7 +49,9 @@ def trace_core(
             drawn = evaluator.prior_rewards(prompt, count, lambda rows: progress.advance(task, rows))
             rewards.setdefault(split, []).append(drawn.double().numpy())
     of = setting(comparable_settings(config) | prior_settings(config, core.model))
-    return trace({split: np.stack(own) for split, own in rewards.items()}, of)
+    scored = {split: [one[~np.isnan(one)] for one in own] for split, own in rewards.items()}  # a score may be missing
+    least = min(len(one) for own in scored.values() for one in own)
+    return trace({split: np.stack([one[:least] for one in own]) for split, own in scored.items()}, of)
 
 
 def default_file(config: RunConfig) -> Path:

@@ -13,6 +13,7 @@ from bench.models.analytic import RingModel
 from bench.prompts import load_prompts
 from bench.reporting.frontier import FILE, read
 from bench.runs.build import build_core, evaluation_core
+from bench.runs.frontier import trace_core
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -67,3 +68,19 @@ def test_more_samples_draw_only_what_is_missing(tmp_path: Path) -> None:
     assert core.meter.total()["network_forwards"] - before == 8 * core.kernel.steps
     assert torch.equal(more[:16], few)
     assert torch.equal(evaluator.prior_rewards("", 24), more)
+
+
+def test_samples_without_a_score_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve("rtb", suite="ring")
+    core = evaluation_core(build_core(config), config)
+    scores = Evaluator.prior_rewards
+
+    def some(self, *arguments):
+        found = scores(self, *arguments)
+        found[::10] = torch.nan
+        return found
+
+    monkeypatch.setattr(Evaluator, "prior_rewards", some)
+    curve = trace_core(core, config, load_prompts(config.prompts.name, rule=config.prompts.split), 1000)
+    assert curve.samples == 900
+    assert np.isfinite(curve.least(np.array([0.5]))["kl"][0])
