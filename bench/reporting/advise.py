@@ -26,7 +26,7 @@ from bench.reporting.budgets import (
 from bench.reporting.formats import interval
 from bench.reporting.leaderboard import COST_NAMES, Board, Cell, Line, tabulate
 from bench.reporting.ranking import Rank, ranking
-from bench.reporting.selection import settings
+from bench.reporting.selection import failures, settings
 from bench.reporting.summary import has_seeds, summary
 
 MOST = 4  # methods whose command is shown
@@ -77,7 +77,7 @@ def advise(frame: pd.DataFrame, ask: Ask) -> list[Advice]:
 
 
 def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
-    failed = rows[rows["status"] == "failed"].groupby("row")["run"].nunique()
+    failed = failures(rows)
     rows = rows[rows["status"] != "failed"]
     if not ask.gradient:
         rows = rows[rows.groupby("row")["reward_gradients"].transform("max") == 0]
@@ -91,7 +91,7 @@ def _advice(title: str, rows: pd.DataFrame, ask: Ask) -> Advice:
     names = [*target, *rewards, *(name for name in others if name in metrics)]
     names += [*spaces, *COST_NAMES]
     notes = _notes(stops[~stops["row"].isin(missing)], ask)
-    if len(failed):
+    if failed:
         notes.append(f"Failed runs are left out: {', '.join(f'{count} of {name}' for name, count in failed.items())}.")
     if ask.axis == "train_seconds":
         notes.append(f"Seconds on: {'; '.join(sorted(trained['hardware'].unique()))}.")

@@ -7,6 +7,7 @@ import pandas as pd
 from bench.reporting.advise import selections
 from bench.reporting.budgets import AXES, COSTS, ENOUGH, GAINS, KL, NEAR
 from bench.reporting.ranking import measures
+from bench.reporting.selection import failures
 from bench.reporting.statistics import CONFIDENCE, FEW
 
 
@@ -49,7 +50,7 @@ def choices(rows: pd.DataFrame) -> dict[str, Any] | None:
         "level": 1 - CONFIDENCE,
         "few": FEW,
         "rows": listed,
-        "failed": rows[rows["status"] == "failed"].groupby("row")["run"].nunique().to_dict(),
+        "failed": failures(rows),
         "free": [
             {"said": said, "each": {axis: cost.of(axis) for axis in AXES}, "kl": None if pd.isna(cost.kl) else cost.kl}
             for cost, said in selections(good[good["updates"] == 0]).values()

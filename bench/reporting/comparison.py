@@ -13,7 +13,7 @@ from bench.errors import BenchError, did_you_mean
 from bench.reporting.budgets import GAINS, KL, at, measured_gains, spelled, with_costs
 from bench.reporting.formats import interval
 from bench.reporting.leaderboard import COST_NAMES, Board, Cell, Line, heading, selected
-from bench.reporting.selection import SETTING, differing, settings
+from bench.reporting.selection import SETTING, differing, failures, settings
 from bench.reporting.statistics import CONFIDENCE, gaps, holm
 from bench.reporting.summary import summary, without_levels
 
@@ -85,13 +85,13 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -
         raise BenchError(f"A and B cannot be compared: {_unlike(first, second)}.")
     heading_of, rows = tables[0]
     rows = without_levels(rows.assign(row=rows["side"]))
-    failed = rows[rows["status"] == "failed"].groupby("row")["run"].nunique()
+    failed = failures(rows)
     rows = rows[rows["status"] != "failed"]
     seeds = [set(rows.loc[rows["row"] == side, "seed"]) for side in SIDES]
     if not (shared := seeds[0] & seeds[1]):
         raise BenchError(f"A has seeds {sorted(seeds[0])} and B {sorted(seeds[1])}: they share none to be paired by.")
     rows = rows[rows["seed"].isin(shared)]
-    columns, reasons = {}, [f"{side}: {count} failed runs are left out." for side, count in failed.items()]
+    columns, reasons = {}, [f"{side}: failed runs are left out, {count}." for side, count in failed.items()]
     for point in _points(rows):
         chosen, missing, _ = at(rows, point.axis, point.limit)
         columns[point] = with_costs(chosen)

@@ -29,7 +29,7 @@ from bench.reporting.points import plot_points
 from bench.reporting.ranking import measures
 from bench.reporting.ranks import FEWEST, Ranks, ranks, ranks_table
 from bench.reporting.samples import Samples, samples_of, write_samples
-from bench.reporting.selection import settings
+from bench.reporting.selection import failures, settings
 from bench.reporting.statistics import improvement, over_seeds
 from bench.reporting.summary import summary, without_levels
 from bench.reporting.table import markdown_text
@@ -120,17 +120,12 @@ def scores(all_sections: Sequence[Section]) -> dict[str, dict[str, np.ndarray]]:
         rows, _, _ = at(section.rows)
         headline = rows["metric"] == measured_gains(rows)[0]
         gains_of = rows[headline & rows["difference"].notna() & (rows["method"] != "prior")]
-        best, failed = gains_of.groupby("row")["difference"].mean().max(), _failed(section.rows)
-        for name, gains in gains_of.groupby("row", sort=False)["difference"] if best > 0 else ():
-            nothing = np.zeros(failed.get(name, 0))
-            scored.setdefault(str(name), {})[section.heading] = np.concatenate([gains.to_numpy() / best, nothing])
+        best, failed = gains_of.groupby("row")["difference"].mean().max(), failures(section.rows)
+        for name in dict.fromkeys([*gains_of["row"], *failed]) if best > 0 else ():
+            gains = gains_of.loc[gains_of["row"] == name, "difference"].to_numpy() / best
+            scored.setdefault(name, {})[section.heading] = np.append(gains, np.zeros(failed.get(name, 0)))
     every = set().union(*scored.values())
     return {name: tasks for name, tasks in scored.items() if tasks.keys() == every}
-
-
-def _failed(rows: pd.DataFrame) -> dict[str, int]:
-    """Row → its failed runs."""
-    return rows[rows["status"] == "failed"].groupby("row")["run"].nunique().to_dict()
 
 
 def across(scored: dict[str, dict[str, np.ndarray]]) -> Board | None:
@@ -163,10 +158,12 @@ def ranked_over(all_sections: Sequence[Section]) -> tuple[Ranks, Board] | None:
         rows, _, _ = at(section.rows)
         rows = rows[(rows["status"] != "failed") & (rows["method"] != "prior") & rows["value"].notna()]
         if metric := next(iter(measures(rows)), None):
-            own, failed = summary(rows).xs(metric, level="metric"), pd.Series(_failed(section.rows), dtype=float)
-            done = own["seeds"] / (own["seeds"] + failed.reindex(own.index, fill_value=0))  # a failed run is the prior
+            own, failed = summary(rows).xs(metric, level="metric"), pd.Series(failures(section.rows), dtype=float)
             nearer = rows.loc[rows["metric"] == metric, "prior"].mean() - own["value"]
-            values[section.heading] = done * (own["difference"] if metric in GAINS else nearer)
+            better = own["difference"] if metric in GAINS else nearer
+            done = own["seeds"] / (own["seeds"] + failed.reindex(own.index, fill_value=0))
+            gone = 0.0 * failed[~failed.index.isin(own.index)]  # what failed leaves the prior, which is 0 better
+            values[section.heading] = pd.concat([better * done, gone])
             used[section.heading] = metric
     every = pd.DataFrame(values)
     scored = every.dropna()

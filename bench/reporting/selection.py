@@ -127,6 +127,11 @@ def settings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{heading}; {suffix}" if suffix else heading, _named(rows, chosen)
 
 
+def failures(rows: pd.DataFrame) -> dict[str, int]:
+    """Row → its failed runs, of rows that have any."""
+    return rows[rows["status"] == "failed"].groupby("row")["run"].nunique().to_dict()
+
+
 def _heading(row: pd.Series) -> str:
     return f"{row['reward']} (β = {row['beta']:g}) on {row['model']}, prompts {row['prompts']}"
 

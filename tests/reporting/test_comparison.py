@@ -51,7 +51,7 @@ def test_failed_runs_are_counted(ring) -> None:
     broken = {"metric": "run", "value": float("nan"), "status": "failed", "seed": 10, "run": "x"}
     second = pd.concat([second, second.iloc[:1].assign(**broken)])
     board = compare(side(ring, "rtb"), second, ("x", "y")).board
-    assert "B: 1 failed runs are left out." in board.notes
+    assert "B: failed runs are left out, 1." in board.notes
 
 
 def test_what_cannot_be_compared_is_said(ring) -> None:

@@ -40,8 +40,8 @@ def test_a_failed_run_counts_as_the_prior_over_settings() -> None:
     rows = [
         row(run=f"{name}{reward}{seed}", method=name, seed=seed, difference=4.0, reward=reward)
         | {"settings": chosen(reward__name=reward)}
-        | (broken if name == "nft" and seed else {})
-        for name in ("nft", "refl")
+        | (broken if name == "draft" or (name == "nft" and seed) else {})
+        for name in ("nft", "refl", "draft")
         for reward in "ab"
         for seed in range(2)
     ]
@@ -49,6 +49,9 @@ def test_a_failed_run_counts_as_the_prior_over_settings() -> None:
     scored = reports.scores(found)
     assert [task.tolist() for task in scored["nft"].values()] == [[1.0, 0.0]] * 2
     assert [task.tolist() for task in scored["refl"].values()] == [[1.0, 1.0]] * 2
+    assert [task.tolist() for task in scored["draft"].values()] == [[0.0, 0.0]] * 2
+    ranked = reports.ranked_over(found)
+    assert ranked and ranked[0].means.to_dict() == {"refl": 1.0, "nft": 2.0, "draft": 3.0}
 
 
 def test_a_setting_whose_runs_all_failed_leaves_the_others() -> None:
