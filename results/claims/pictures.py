@@ -135,7 +135,7 @@ def mixture_fidelity() -> Claim:
     rest = [row for row in table.methods if row not in (*gone, *perhaps)]
 
     def said(rows: list[str]) -> str:
-        return ", ".join(f"{name_of(row)} by {table(row, name)} nats" for row in rows)
+        return ", ".join(f"{name_of(row)} ({table(row, name)})" for row in rows)
 
     parts = [f"significantly more for {said(gone)}"] if gone else []
     parts += [f"not certain for {said(perhaps)}"] if perhaps else []
