@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench import NFE, TILT, Batch, Conditioning, Config, Core, DiffusionModel, Loss, Method, Needs, Trajectory
-from bench.sampling.noise import upload
 
 
 class ValueMatchingConfig(Config):
@@ -109,7 +108,7 @@ class ValueMatching(Method):
     def losses(self, core: Core, data: Trajectory) -> Iterator[Loss]:
         """Micro-losses over the ends of the chosen steps of every trajectory."""
         steps, costs = self.steps(core, data), self.costs(core, data)
-        weights = upload(self.weights(core, data), costs.device).to(costs)
+        weights = self.weights(core, data).to(costs)
         for part in data.transitions(steps, core.micro_batch):
             k = part.k + 1
             error = self.value(core, part.z_next, k, part.conditioning) - costs[part.row, k]
