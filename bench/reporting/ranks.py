@@ -70,8 +70,8 @@ def ranks_table(found: Ranks, measures: dict[str, str], partly: dict[str, int]) 
         answers.append(f"The ranks do not show that methods differ at all (Friedman's test, p = {found.p:.2g}).")
     notes = [
         "Ranks by the last evaluations' means over seeds, 1 the best; a failed run counts as the prior. Mean ranks "
-        f"{found.distance:.3g} or more apart are separated (Nemenyi's test, 95 %, for all pairs of {len(means)} methods; "
-        f"Demšar, 2006). Friedman's test that none differ: p = {found.p:.2g}. Settings count as independent."
+        f"{found.distance:.3g} or more apart are separated (Nemenyi's test, 95 %, for all pairs of {len(means)} "
+        f"methods; Demšar, 2006). Friedman's test that none differ: p = {found.p:.2g}. Settings count as independent."
     ]
     notes += [f"Setting {i}: {one}, by {measures[one]}." for i, one in enumerate(found.table, 1)]
     if partly:
