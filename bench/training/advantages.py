@@ -148,7 +148,7 @@ class PromptStatistics:
         for prompt in dict.fromkeys(prompts):
             buffer = self._rewards[prompt]
             statistics[prompt] = _mean_and_std(buffer) if len(buffer) >= self.minimum else whole_round
-        mean, std = torch.tensor([statistics[prompt] for prompt in prompts]).to(rewards).T
+        mean, std = upload(torch.tensor([statistics[prompt] for prompt in prompts]), rewards.device).to(rewards).T
         return (rewards - mean) / (std + 1e-6)
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from bench.training.trainer import Trainer
 PROMPTS = ["cat", "dog"]
 STEPS = 3
 TRAINED = [name for name in registry.BUILT_IN["methods"] if registry.load("methods", name).needs.training]
+TWO_ROLLOUTS = {"tempflow_grpo", "flash_grpo"}  # a path, and the paths that branch from it
 
 
 def core_on_device(folder: Path, **options: object) -> Core:
@@ -109,11 +110,11 @@ def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folde
     assert yielded
     assert updating.synchronisations.total() <= yielded + 1, updating.describe()
     assert sampling.synchronisations.total() <= 2 * needs.rewards, sampling.describe()  # once a round, for the rewards
-    if needs.trajectory:
-        noise = sum(count for place, count in sampling.uploads.items() if "sampling/noise.py" in place)
-        assert noise == STEPS + 1
-        assert sampling.uploads.total() <= noise + 1, sampling.describe()  # prompts to group by
-    assert sampling.waits.total() <= 1, sampling.describe()
+    if needs.trajectory and name != "gardo":  # its features of the samples copy and wait as an evaluation does
+        noise = (STEPS + 1) * (2 if name in TWO_ROLLOUTS else 1)
+        normalised = sampling.uploads.total() - noise  # prompts to group by, or their means
+        assert normalised in (0, 1), dict(sampling.uploads)
+        assert not sampling.waits, sampling.describe()
 
 
 def test_a_rollout_step_copies_its_noise_and_waits_for_nothing(pipeline_folder):
