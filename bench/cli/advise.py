@@ -52,9 +52,9 @@ def advise(
 
     It reads published rows, and yours, and says what they do not tell. See docs/report.md.
 
-    bench advise --budget 500 --max-kl 20 --prior emoji --reward emoji_style
-    bench advise --budget 200000 --currency nfe --gradient no --prior ring
-    bench advise --budget 2000 --max-kl 10 runs/mine
+        bench advise --budget 500 --max-kl 20 --prior emoji --reward emoji_style
+        bench advise --budget 200000 --currency nfe --gradient no --prior ring
+        bench advise --budget 2000 --max-kl 10 runs/mine
     """
     from bench.publish.command import command
     from bench.reporting import advise as advice

@@ -1,5 +1,6 @@
 """The command `bench`. Nothing heavy is imported until a command runs."""
 
+import inspect
 import os
 import sys
 import time
@@ -120,9 +121,9 @@ def evaluate_run(
 ) -> None:
     """Evaluate a finished run again, for example with more samples.
 
-        bench eval runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d --set evaluation.samples_per_prompt=32
-
     Results go into a folder of their own inside the run's.
+
+        bench eval runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d --set evaluation.samples_per_prompt=32
     """
     show_warnings()
     from bench.runs.evaluate import evaluate_again
@@ -138,8 +139,17 @@ for command in (
     *(doctor, reproduce, verify, pack, merge),
 ):
     application.command()(command)
+
+
+def _reflowed(docstring: str) -> str:
+    """Prose with a line for each paragraph, for terminals of any width; commands and what is indented stay."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(part if part.startswith((" ", "bench ")) else part.replace("\n", " ") for part in paragraphs)
+
+
 for registered in application.registered_commands:
     if registered.callback:
+        registered.help = _reflowed(registered.callback.__doc__ or "")
         registered.callback = with_home(registered.callback)
 
 

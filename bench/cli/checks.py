@@ -37,12 +37,12 @@ def profile_setting(
 ) -> None:
     """Time the sampler against diffusers' own, and one update by phase; memory and network calls of both.
 
+    With --all: NFE, reward calls, seconds and memory of an update of every method, and beside its NFE the one that its
+    equations need; rounds of 2 prompts x 4 samples and one update, unless --set says otherwise.
+
         bench profile --method nabla_gfn
         bench profile --model sd15 --reward hps --method ddpo --random-weights
         bench profile --all
-
-    With --all: NFE, reward calls, seconds and memory of an update of every method, and beside its NFE the one that its
-    equations need; rounds of 2 prompts x 4 samples and one update, unless --set says otherwise.
     """
     from contextlib import nullcontext
 
@@ -93,13 +93,13 @@ def test_plugin(
 ) -> None:
     """Check a plugin against the contract that all rows of a table rest on.
 
-        bench selftest nabla_gfn
-        bench selftest emoji
-        bench selftest ./folder-of-a-pipeline
-
     Shapes, declared needs, determinism, batch-size invariance, gradients, stored state, the target distribution where a
     method declares it; of a model the adapter's switch, what its output means, and diffusers' own call. Exits with
     status 1 if a check fails.
+
+        bench selftest nabla_gfn
+        bench selftest emoji
+        bench selftest ./folder-of-a-pipeline
     """
     show_warnings()
     from bench import registry
@@ -143,12 +143,12 @@ def doctor(
 ) -> None:
     """Report versions, devices, extras and weights, and what is missing.
 
-        bench doctor
-        bench doctor --gpu --out report.json
-
     With --gpu every method, reward and feature space runs on the GPU with small random weights and is compared with the
     CPU; then resuming, several processes, and the speed at full size, with random weights too. Exits with status 1 if
     a step fails.
+
+        bench doctor
+        bench doctor --gpu --out report.json
     """
     show_warnings()
     if not gpu:

@@ -21,9 +21,9 @@ def compare(
 
     TABLE is a published table (bench ls published) or a folder of runs, METHOD a row of it.
 
-    bench compare ring/rtb adjoint_matching
-    bench compare runs/mine ring/adjoint_matching
-    bench compare "runs/sweep/ddpo (optimizer.lr = 0.001)" "ddpo (optimizer.lr = 0.0001)"
+        bench compare ring/rtb adjoint_matching
+        bench compare runs/mine ring/adjoint_matching
+        bench compare "runs/sweep/ddpo (optimizer.lr = 0.001)" "ddpo (optimizer.lr = 0.0001)"
     """
     from bench.reporting import comparison, formats
 

@@ -32,12 +32,12 @@ def frontier(
 ) -> None:
     """The best that any method can do: the least KL to the prior at every gain of reward, from prior samples alone.
 
-        bench frontier --suite emoji --reward emoji_style
-        bench frontier runs/emoji/emoji_style --samples 128
-
     With folders of runs or published tables, of every setting there. The curve stands in frontier.json beside the runs;
     bench report then shows it in its figures, and how near to it every run comes. Drawn samples are kept for other
     rewards and larger numbers.
+
+        bench frontier --suite emoji --reward emoji_style
+        bench frontier runs/emoji/emoji_style --samples 128
     """
     from bench.config import resolve
     from bench.reporting.frontier import write

@@ -66,13 +66,13 @@ def judge(
 ) -> None:
     """Measure models that were finetuned elsewhere: same prompts, noise and metrics as a run of this suite.
 
+    The same command again resumes: sets of samples that were drawn are kept.
+
         bench judge ./my-lora --suite sd35-hps --prompts drawbench
         bench judge org/some-lora@main ./merged-pipeline ./transformer --suite sd35-hps
         bench judge ./style ./detail --together --scale 1 --scale 0.5 --model sdxl --reward pickscore
         bench judge runs/emoji/emoji_clip/nabla_gfn-seed0-1a2b3c4d
         bench judge --images ./drawn --prompts prompts.csv --prior ./drawn-by-the-prior
-
-    The same command again resumes: sets of samples that were drawn are kept.
     """
     prompts = os.path.expanduser(prompts) if prompts else None
     if images:

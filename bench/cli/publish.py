@@ -33,11 +33,11 @@ def reproduce(
 ) -> None:
     """Do a published run again, from the configuration that its rows carry, and say how far each metric agrees.
 
-        bench reproduce ring --method rtb --seed 3
-        bench reproduce emoji --run draft-seed0 --setting reward.name=emoji_clip
-
     Exits with status 1 if a value differs by more than rounding, three standard errors, or what training makes of
     rounding on another processor: the same at first, and later no farther apart than two seeds.
+
+        bench reproduce ring --method rtb --seed 3
+        bench reproduce emoji --run draft-seed0 --setting reward.name=emoji_clip
     """
     from bench.publish.reproduce import compare_again, find_run
 
@@ -55,10 +55,10 @@ def verify(
 ) -> None:
     """Evaluate the adapter of a run again, on the same noise, and say how far each metric agrees with the run's rows.
 
-        bench verify runs/ring/rtb-seed0-1a2b3c4d
-
     Compares every column that a table reads, and lists what cannot be verified without training. Exits with status 1 if
     a number differs by more than rounding and three standard errors.
+
+        bench verify runs/ring/rtb-seed0-1a2b3c4d
     """
     from bench.publish.reproduce import verify as verify_run
 
