@@ -21,4 +21,5 @@ CLAIMS: dict[str, Callable[[], Claim]] = {
     for name, function in vars(module).items()
     if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
-CLAIMS |= image_ends.OF_A_TABLE | image_verdicts.OF_A_TABLE | points.OF_A_TABLE
+for module in (image_ends, image_verdicts, pictures, points):
+    CLAIMS |= module.OF_A_TABLE

@@ -1,7 +1,8 @@
 """Pictures whose target is known."""
 
 import math
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 from bench.publish.claims import Claim, Table, markdown_table, tuning, untrained
 from bench.reporting.budgets import KL
@@ -17,7 +18,7 @@ DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
 )
 TRAIN, TEST = "train", "test"
 SELECTION = ("soft_best_of_n", "fk_steering")  # both aim at the target
-LONG = "emoji_mixture_long"
+MIXTURE, FLOW, LONG = "emoji_mixture", "emoji_mixture_flow", "emoji_mixture_long"
 RATE = "optimizer.lr"
 FAR = 1.0  # nats of KL to the prior
 OUTLIER = 10.0  # times the median KL of a method's runs
@@ -25,117 +26,116 @@ GONE = 10.0  # nats that a picture is less likely under the prior, from which on
 
 
 @cache
-def _whole() -> Table:
-    return Table(("emoji_mixture",))
+def _whole(name: str) -> Table:
+    return Table((name,))
 
 
 @cache
-def _mixture() -> Table:
+def _trained(name: str) -> Table:
     """Without methods that train nothing."""
-    return Table(("emoji_mixture",), trained=True)
+    return Table((name,), trained=True)
 
 
-def mixture_made() -> Claim:
-    return made(_whole(), "emoji_mixture")
+def _made(name: str) -> Claim:
+    return made(_whole(name), name)
 
 
 def mixture_times() -> Claim:
     """What training takes: a policy gradient, one reward gradient per trajectory, and three."""
-    rows = _mixture().rows
+    rows = _trained(MIXTURE).rows
     minutes = rows[rows["updates"] > 0].groupby("row")["train_seconds"].median() / 60
     said = [f"{name_of(row)} {minutes[row]:.1f}" for row in ("ddpo", "draft_1", "nabla_gfn")]
     text = f"Training alone took, in minutes of one thread beside another run: {', '.join(said)}."
     return Claim(text, {"in this order": minutes["ddpo"] < minutes["draft_1"] < minutes["nabla_gfn"]})
 
 
-def mixture_table() -> Claim:
+def _errors(name: str) -> Claim:
     """On training prompts, which the objectives name."""
-    rows = [*_mixture().methods, *untrained(_whole().every)]
-    return errors(_whole(), rows, [f"{name}/{TRAIN}" for name in (DISTANCE, SHARES, PLACE, WIDTH)])
+    rows = [*_trained(name).methods, *untrained(_whole(name).every)]
+    return errors(_whole(name), rows, [f"{metric}/{TRAIN}" for metric in (DISTANCE, SHARES, PLACE, WIDTH)])
 
 
-def mixture_closest() -> Claim:
-    return closest(_mixture(), f"{DISTANCE}/{TRAIN}")
-
-
-def mixture_closest_test() -> Claim:
-    return closest(_mixture(), f"{DISTANCE}/{TEST}")
+def _closest(name: str, split: str) -> Claim:
+    return closest(_trained(name), f"{DISTANCE}/{split}")
 
 
 def pictures_nearest() -> Claim:
     """For a cell of README's table, on test prompts."""
-    table, name = _mixture(), f"{DISTANCE}/{TEST}"
-    best, *ties = nearest_rows(table, name)
-    text = f"{name_of(best)}{f' ≈ {len(ties)} more' if ties else ''} of {len(table.methods)}"
-    return Claim(text, {"the first is nearer than the prior": table.gain(best, name).high < 0})
+    metric, parts, conditions = f"{DISTANCE}/{TEST}", [], {}
+    for name in (MIXTURE,):
+        table = _trained(name)
+        best, *ties = nearest_rows(table, metric)
+        parts.append(f"{name_of(best)}{f' ≈ {len(ties)} more' if ties else ''} of {len(table.methods)}")
+        conditions[f"the first is nearer than the prior in {name}"] = table.gain(best, metric).high < 0
+    return Claim("; flow: ".join(parts), conditions)
 
 
 def selected() -> Claim:
     """The same of selection, beside the nearest trained method."""
-    name = f"{DISTANCE}/{TEST}"
-    best = min(SELECTION, key=lambda row: _whole()(row, name).value)
-    return Claim(f"{name_of(best)} is {_beside_trained(best, name)}", {})
+    metric = f"{DISTANCE}/{TEST}"
+    best = min(SELECTION, key=lambda row: _whole(MIXTURE)(row, metric).value)
+    return Claim(f"{name_of(best)} is {_beside_trained(MIXTURE, best, metric)}", {})
 
 
-def _beside_trained(row: str, metric: str) -> str:
-    nearest = nearest_rows(_mixture(), metric)[0]
-    gap = _whole().difference(row, nearest, metric)
+def _beside_trained(name: str, row: str, metric: str) -> str:
+    nearest = nearest_rows(_trained(name), metric)[0]
+    gap = _whole(name).difference(row, nearest, metric)
     where = "nearer than" if gap.high < 0 else "further than" if gap.low > 0 else "not separated from"
     return f"{where} {name_of(nearest)}"
 
 
-def mixture_selection() -> Claim:
+def _selection(name: str) -> Claim:
     """How near selection comes to the target, beside the nearest trained method."""
-    parts, conditions = [], {}
+    table, parts, conditions = _whole(name), [], {}
     for split in (TRAIN, TEST):
-        name = f"{DISTANCE}/{split}"
-        said = " and ".join(f"{name_of(row)} {_whole()(row, name)} ({_beside_trained(row, name)})" for row in SELECTION)
-        parts.append(f"On {'training' if split == TRAIN else split} prompts {said}.")
+        metric = f"{DISTANCE}/{split}"
+        said = [f"{name_of(row)} {table(row, metric)} ({_beside_trained(name, row, metric)})" for row in SELECTION]
+        parts.append(f"On {'training' if split == TRAIN else split} prompts {' and '.join(said)}.")
         for row in SELECTION:
-            conditions[f"{row} is nearer than the prior on {split} prompts"] = _whole().gain(row, name).high < 0
+            conditions[f"{row} is nearer than the prior on {split} prompts"] = table.gain(row, metric).high < 0
     return Claim(" ".join(parts), conditions)
 
 
-def mixture_shares() -> Claim:
+def _shares(name: str) -> Claim:
     """Whose shares of modes are better, and whose worse, than those of doing nothing."""
-    table, name = _mixture(), f"{SHARES}/{TRAIN}"
-    lost = [row for row in _largest(name) if table.gain(row, name).low > 0]
-    better = [row for row in reversed(_largest(name)) if table.gain(row, name).high < 0]
+    table, metric = _trained(name), f"{SHARES}/{TRAIN}"
+    lost = [row for row in _furthest(table, metric) if table.gain(row, metric).low > 0]
+    better = [row for row in reversed(_furthest(table, metric)) if table.gain(row, metric).high < 0]
 
-    def said(rows: list[str]) -> str:
-        return ", ".join(f"{name_of(row)} ({table(row, name)})" for row in rows)
+    def said(rows: Sequence[str]) -> str:
+        return ", ".join(f"{name_of(row)} ({table(row, metric)})" for row in rows)
 
     text = (
-        f"Their error is {table.prior(name)} for the prior and {table.floor(name)} for an equally large sample of the "
-        f"target. Significantly smaller: {said(better)}; significantly larger: {said(lost) or 'none'}."
+        f"Their error is {table.prior(metric)} for the prior and {table.floor(metric)} for an equally large sample of "
+        f"the target. Significantly smaller: {said(better)}; significantly larger: {said(lost) or 'none'}."
     )
     return Claim(text, {"some method comes nearer": bool(better)})
 
 
-def mixture_gradients() -> Claim:
+def _gradients(name: str) -> Claim:
     """Whether the reward's gradient helps to move the shares."""
-    table, name = _mixture(), f"{SHARES}/{TRAIN}"
+    table, metric = _trained(name), f"{SHARES}/{TRAIN}"
     asked = table.rows.groupby("row")["reward_gradients"].max()
-    nearest = list(reversed(_largest(name)))
+    nearest = list(reversed(_furthest(table, metric)))
     ours, theirs = ([row for row in nearest if (asked[row] > 0) == with_gradient] for with_gradient in (True, False))
     text = (
         f"Of the {len(ours)} methods that ask for the reward's gradient {name_of(ours[0])} comes nearest in the shares "
-        f"({table(ours[0], name)}), of the {len(theirs)} that ask for its values alone {name_of(theirs[0])} "
-        f"({table(theirs[0], name)})."
+        f"({table(ours[0], metric)}), of the {len(theirs)} that ask for its values alone {name_of(theirs[0])} "
+        f"({table(theirs[0], metric)})."
     )
-    apart = table.difference(theirs[0], ours[0], name)
+    apart = table.difference(theirs[0], ours[0], metric)
     return Claim(text, {"values alone do better": apart.high < 0})
 
 
-def mixture_fidelity() -> Claim:
+def _fidelity(name: str) -> Claim:
     """Whose pictures the prior does not draw."""
-    table, name = _mixture(), f"{FIDELITY}/{TRAIN}"
-    gone = [row for row in _largest(name) if table(row, name).low > GONE]
-    perhaps = [row for row in _largest(name) if row not in gone and table(row, name).high > GONE]
+    table, metric = _trained(name), f"{FIDELITY}/{TRAIN}"
+    gone = [row for row in _furthest(table, metric) if table(row, metric).low > GONE]
+    perhaps = [row for row in _furthest(table, metric) if row not in gone and table(row, metric).high > GONE]
     rest = [row for row in table.methods if row not in (*gone, *perhaps)]
 
-    def said(rows: list[str]) -> str:
-        return ", ".join(f"{name_of(row)} ({table(row, name)})" for row in rows)
+    def said(rows: Sequence[str]) -> str:
+        return ", ".join(f"{name_of(row)} ({table(row, metric)})" for row in rows)
 
     parts = [f"significantly more for {said(gone)}"] if gone else []
     parts += [f"not certain for {said(perhaps)}"] if perhaps else []
@@ -147,10 +147,10 @@ def mixture_fidelity() -> Claim:
     return Claim(text, {"some are not": bool(rest)})
 
 
-def mixture_rates() -> Claim:
+def _rates(name: str) -> Claim:
     """What a learning rate above the chosen one does, in the trials."""
     leaves = {}
-    for choice in tuning("emoji_mixture")["choices"]:
+    for choice in tuning(name)["choices"]:
         trials = sorted(choice["trials"], key=lambda trial: trial["values"][RATE])
         (place,) = (i for i, trial in enumerate(trials) if trial["values"] == choice["chosen"])
         for chosen, larger in [trials[place : place + 2]] if place + 1 < len(trials) else []:
@@ -162,7 +162,7 @@ def mixture_rates() -> Claim:
     texts = {row: f"{kl:.1f} nats" if math.isfinite(kl) else "diverges" for row, (kl, _) in leaves.items()}
     said = ", ".join(f"{name_of(row)} ({text})" for row, text in texts.items())
     text = (
-        f"At the next larger learning rate {len(leaves)} of {len(_mixture().methods)} methods diverge, or end more "
+        f"At the next larger learning rate {len(leaves)} of {len(_trained(name).methods)} methods diverge, or end more "
         f"than {FAR:.0f} nat from the prior and further from the target than at the chosen rate (one seed): {said}."
     )
     return Claim(text, {"some do": bool(leaves), "all of them": all(further > 0 for _, further in leaves.values())})
@@ -170,9 +170,9 @@ def mixture_rates() -> Claim:
 
 def mixture_outliers() -> Claim:
     """Runs at the chosen learning rate that end much further from the prior than their method's others."""
-    found = {}
-    for row in _mixture().methods:
-        kl = _mixture().by_seed(row, KL).sort_values()
+    table, found = _trained(MIXTURE), {}
+    for row in table.methods:
+        kl = table.by_seed(row, KL).sort_values()
         if kl.iloc[-1] > OUTLIER * kl.median():
             found[row] = kl.iloc[-1], kl.iloc[:-1]
     texts = [
@@ -222,7 +222,7 @@ def _first_and_last() -> tuple[tuple[int, Table], tuple[int, Table]]:
 
 def mixture_pictures() -> Claim:
     """What is to be seen in the samples by mode."""
-    table = _mixture()
+    table = _trained(MIXTURE)
     text = (
         "`ddpo` gains most reward, and its modes have moved: they lie further from the target's than the prior's do. "
         "`rtb_softmax` moves the shares; its error of place inside the modes does not differ significantly from the "
@@ -241,5 +241,24 @@ def mixture_pictures() -> Claim:
     )
 
 
-def _largest(metric: str) -> list[str]:
-    return sorted(_mixture().methods, key=lambda row: -_mixture()(row, metric).value)
+def _furthest(table: Table, metric: str) -> list[str]:
+    """The methods, the largest value first."""
+    return sorted(table.methods, key=lambda row: -table(row, metric).value)
+
+
+_SUFFIXES: dict[str, Callable[[str], Claim]] = {
+    "made": _made,
+    "table": _errors,
+    "closest": partial(_closest, split=TRAIN),
+    "closest_test": partial(_closest, split=TEST),
+    "selection": _selection,
+    "shares": _shares,
+    "gradients": _gradients,
+    "fidelity": _fidelity,
+    "rates": _rates,
+}
+OF_A_TABLE: dict[str, Callable[[], Claim]] = {
+    f"{prefix}_{suffix}": partial(claim, name)
+    for prefix, name in {"mixture": MIXTURE}.items()
+    for suffix, claim in _SUFFIXES.items()
+}
