@@ -40,6 +40,20 @@ def choose(tune: Tune, method: str, trials: Sequence[Trial], again: Sequence[Tri
     return entry | ({"again": second} if second else {})
 
 
+def with_replaced(choice: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The choice among the trials of a wider grid, with those that the choice `before` had and this one lacks.
+
+    A method without a strength has other rates in a wider grid. What these trials cost was spent too.
+    """
+    runs = {record["run"] for record in _records(choice)}
+    replaced = [record for record in _records(before) if record["run"] not in runs]
+    return dict(choice) | ({"cost": total([choice["cost"], *replaced]), "replaced": replaced} if replaced else {})
+
+
+def _records(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*choice["trials"], *choice.get("again", ()), *choice.get("replaced", ())]
+
+
 def configurations(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The chosen values, of an envelope those of every configuration on it, the winner's first."""
     chosen = choice["chosen"]

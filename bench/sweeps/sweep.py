@@ -95,9 +95,11 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
         return {}, []
     path, widenings = spec.out / tuned_file.FILE, _widenings(spec)
     strengths = {method: strength_of(method) for method, _ in tuned_methods(spec).values()}
+    before: dict[str, dict[str, Any]] = {}
     while True:
         trials = plan_trials(spec, widenings)
         choices, failed = _choose(spec, trials, console, engine)
+        choices = {k: choosing.with_replaced(one, before[k]) if k in before else one for k, one in choices.items()}
         others = tuned_file.other_choices(path, spec.tune, trials)
         kept = [*others, *(choices[key] for key in trials if key in choices)]
         tuned_file.write_choices(path, spec.tune, kept, widenings)
@@ -111,7 +113,7 @@ def tune(spec: Sweep, console: Console, engine: Engine) -> tuple[dict[str, dict[
             console.print(f"Winners are at an edge of the grids, which cannot grow: {text}. {error}")
             break
         console.print(f"Wider grids for all methods, as winners are at an edge: {text}.")
-        widenings = [*widenings, wider]
+        widenings, before = [*widenings, wider], choices
     console.print(f"{tuned_file.summary(list(choices.values()))} Choices in {path}.")
     return choices, failed
 

@@ -285,6 +285,20 @@ def test_winners_at_an_edge_widen_the_grid_of_every_method(tmp_path: Path) -> No
         assert any(all(chosen[key] == value for key, value in own.items()) for own in configurations(choice))
 
 
+def test_the_cost_has_trials_that_a_wider_grid_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a strength the rates lie elsewhere in it."""
+    monkeypatch.setitem(registry.plugins("methods"), "plain", Plugin(f"{__name__}:Plain", "mine"))
+    rule = {"envelope": None, "largest": "reward/train", "widen": 1}
+    staged, engine = spec(tmp_path, methods=["plain"], tune=rule), Scripted()
+    (choice,) = tune(staged, QUIET, engine)[0].values()
+    kept, replaced = ({trial["run"] for trial in choice[name]} for name in ("trials", "replaced"))
+    assert replaced and not replaced & kept
+    assert kept | replaced == {path.name for path in engine.started}
+    assert choice["cost"]["runs"] == len(engine.started)
+    (read,) = tune(staged, QUIET, engine)[0].values()  # from the file
+    assert read == choice
+
+
 def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
     """The first of equals wins, which is the largest share that there is."""
     grid = {"optimizer.lr": [4e-3], "train.beta_warmup": [1.0, 0.25]}
