@@ -27,7 +27,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 WAYS_OUT = {  # errno → what to do about it
-    errno.ENOENT: "check how it is written",
     errno.EISDIR: "it is a folder, and a file is needed",
     errno.ENOTDIR: "a file is where a folder is needed",
     errno.EEXIST: "a file is where a folder is needed",
@@ -44,6 +43,8 @@ def disk_error(error: OSError, place: object = None) -> str:
     file, reason = error.filename or place, error.strerror or str(error)
     if not file:
         return f"{reason}."
+    if error.errno == errno.ENOENT:
+        return f"there is no {file}: check how it is written."
     way = WAYS_OUT.get(
         error.errno or 0,
         "what was stored before is intact, and once the disk works again, the same command goes on",

@@ -146,6 +146,8 @@ def verify(folder: Path, assignments: list[str], console: Console) -> bool:
 
     Whether all of them do. Raises BenchError if the folder holds no finished run.
     """
+    if not (folder / "rows.parquet").is_file():
+        raise BenchError(f"{folder} holds no finished run: it has no rows.parquet.")
     keys = execution_of(folder)
     if foreign := [text for text in assignments if not text.startswith(keys)]:
         raise BenchError(f"--set {foreign[0]} would measure something else: only {', '.join(keys)} may change.")

@@ -168,7 +168,7 @@ def test_a_flow_setting_without_a_flow_is_refused(bench, tmp_path, pipeline_fold
         ("empty.txt", "\n  \n", "holds no prompt"),
         ("broken.json", "{", "cannot read prompts"),
         ("table.csv", "a,b\n1,2\n", "no column named prompt"),
-        ("absent.txt", None, "No such file"),
+        ("absent.txt", None, "check how it is written"),
         ("picture.png", "x", "unknown file type '.png'"),
     ],
 )

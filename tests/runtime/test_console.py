@@ -65,6 +65,7 @@ def test_what_an_encoding_lacks_is_a_mark_or_an_escape(encoding: str) -> None:
     ("error", "words"),
     [
         (PermissionError(13, "Permission denied", "a"), ["a", "Permission denied", "right"]),
+        (FileNotFoundError(2, "No such file or directory", "a"), ["there is no a", "written"]),
         (IsADirectoryError(21, "Is a directory", "a"), ["a", "file is needed"]),
         (NotADirectoryError(20, "Not a directory"), ["place", "folder is needed"]),
         (OSError(28, "No space left on device", "a"), ["a", "No space left", "same command goes on"]),
