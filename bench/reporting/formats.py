@@ -13,6 +13,7 @@ from rich.text import Text
 from bench.reporting.leaderboard import Board, Cell, Line, narrow
 from bench.reporting.table import markdown_text, number
 
+NARROW = 1e-4  # of the value: what the same samples differ by on other processors
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
@@ -25,10 +26,10 @@ def interval(value: float, low: float, high: float, sign: bool = False) -> tuple
     """The value and "[low, high]", "" without one.
 
     Each side to its own half's first digit, or second after a 1 or 2; the value to the shorter one's. A positive low
-    end keeps a digit of its own, so that it is never shown as zero.
+    end keeps a digit of its own, so that it is never shown as zero. An interval that four digits do not show is none.
     """
     below, above = value - low, high - value
-    if pd.isna(below + above) or below + above <= 2e-12 * abs(value):
+    if pd.isna(below + above) or below + above <= NARROW * abs(value):
         return number(value, sign), ""
     if max(below, above) < 4 * min(below, above):  # not very skewed
         below = above = (below + above) / 2

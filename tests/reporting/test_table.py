@@ -53,3 +53,4 @@ def test_an_end_of_an_interval_is_not_rounded_to_zero() -> None:
     assert interval(0.6, 0.04, 0.98) == ("0.6", "[0.04, 1.0]")
     assert interval(5.0, 4.8, 5.2) == ("5.00", "[4.80, 5.20]")
     assert interval(5e18, 1e9, 2e28) == ("5e+18", "[1e+09, 2e+28]")
+    assert interval(0.209645, 0.209641, 0.209649) == ("0.2096", "")
