@@ -3,12 +3,14 @@
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from bench.models.catalogue import make_kernel
 from bench.options import paths
 from bench.prompts import PromptSet
 from bench.reward import Reward
-from bench.runtime import memory
+from bench.runtime import memory, processes
 from bench.runtime.cache import cached
 from bench.runtime.digests import digest, digest_files
 from bench.sampling import noise
@@ -160,7 +162,11 @@ class Evaluator:
         if mixture is None or not any(registry.load("metrics", name).target for name in self.config.evaluation.metrics):
             return None
         known = copy.deepcopy(mixture).cpu()
-        for prompt in dict.fromkeys(prompt for prompt, _ in self.names if prompt not in self.tilted):
+        prompts = list(dict.fromkeys(prompt for prompt, _ in self.names))
+        # in an order of its own, so that runs that start together draw those of different prompts
+        for place in np.random.default_rng(processes.from_main(os.getpid)).permutation(len(prompts)):
+            if (prompt := prompts[place]) in self.tilted:
+                continue
             names = [(prompt, i) for i in range(DRAWS)]
             key = {"draws": self._set_key("target", self.core, names, seed=0), "reward": self._reward_key(reward.name)}
 
@@ -174,7 +180,7 @@ class Evaluator:
             drawn = cached(self.cache / f"{digest(key)}.checked", draw_target)
             number = int(self.core.model.encode([prompt]).parts["concept"])
             self.tilted[prompt] = Tilted(known, number, drawn["latents"], reward.beta * drawn["rewards"].double())
-        return self.tilted
+        return {prompt: self.tilted[prompt] for prompt in prompts}
 
     def prior_rewards(self, prompt: str, count: int, on_batch: Callable[[int], None] = lambda rows: None) -> Tensor:
         """The training reward of `count` samples of the prior for a prompt, float32 [count].

@@ -1,8 +1,10 @@
 """Tensors that are computed once: files with a checksum, found by the key of everything that they depend on."""
 
+import fcntl
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from safetensors.torch import load, save
@@ -16,15 +18,47 @@ log = logging.getLogger(__name__)
 
 
 def cached(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `path`; if they are not there, all processes compute them together and store them."""
-    found = stored(path)
-    if processes.everywhere(found is not None) and found is not None:
+    """The tensors in `path`; if they are not there, all processes of the run compute them together and store them.
+
+    Where each run has one process, another that needs them too waits until they are there.
+    """
+    if (found := _everywhere(path)) is not None:
         return found
-    computed = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
-    if processes.state().is_local_main_process:
-        store(path, computed)
-    processes.state().wait_for_everyone()
+    with _turn(path):
+        if (found := _everywhere(path)) is not None:  # by now
+            return found
+        computed = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
+        if processes.state().is_local_main_process:
+            store(path, computed)
+        processes.state().wait_for_everyone()
     return computed
+
+
+def _everywhere(path: Path) -> dict[str, Tensor] | None:
+    """The tensors in `path`, if every process of the run finds them."""
+    found = stored(path)
+    return found if processes.everywhere(found is not None) else None
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """The block for one run at a time; for all in a folder that cannot be locked.
+
+    A run of several processes does not wait: what they do together has a time limit.
+    """
+    if processes.state().num_processes > 1:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(lock.open("w"))  # closing it releases the lock
+            held.callback(lock.unlink, missing_ok=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.debug("cannot lock %s: %s", lock, error)
+        yield
 
 
 def store(path: Path, tensors: dict[str, Tensor]) -> None:
