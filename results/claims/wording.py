@@ -42,11 +42,12 @@ def made(table: Table, name: str) -> Claim:
     trained, failed = runs[runs["status"] != "failed"], runs[runs["status"] == "failed"]
     edge = [choice["method"] for choice in tuned["choices"] if choice["edge"]]
     outside = [choice["method"] for choice in tuned["choices"] if not choice["within"]]
+    idle = untrained(table.every)
     text = (
-        f"{len(table.methods)} methods plus {listed(untrained(table.every))}, {trained['seed'].nunique()} seeds. A run "
-        f"has an NFE of {span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} trials "
-        f"took {tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {table.every['run'].nunique()} runs "
-        f"{hours(table.every):.1f}. For {len(edge)} of {len(tuned['choices'])} methods tuning chose the smallest "
+        f"{len(table.methods)} methods{f' plus {listed(idle)}' if idle else ''}, {trained['seed'].nunique()} seeds. A "
+        f"run has an NFE of {span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} "
+        f"trials took {tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, "
+        f"{table.every['run'].nunique()} runs {hours(table.every):.1f}. For {len(edge)} of {len(tuned['choices'])} methods tuning chose the smallest "
         "or largest value of the grid"
     )
     if len(failed):
