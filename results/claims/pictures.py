@@ -62,7 +62,7 @@ def _closest(name: str, split: str) -> Claim:
 def pictures_nearest() -> Claim:
     """For a cell of README's table, on test prompts."""
     metric, parts, conditions = f"{DISTANCE}/{TEST}", [], {}
-    for name in (MIXTURE,):
+    for name in (MIXTURE, FLOW):
         table = _trained(name)
         best, *ties = nearest_rows(table, metric)
         parts.append(f"{name_of(best)}{f' ≈ {len(ties)} more' if ties else ''} of {len(table.methods)}")
@@ -74,22 +74,22 @@ def selected() -> Claim:
     """The same of selection, beside the nearest trained method."""
     metric = f"{DISTANCE}/{TEST}"
     best = min(SELECTION, key=lambda row: _whole(MIXTURE)(row, metric).value)
-    return Claim(f"{name_of(best)} is {_beside_trained(MIXTURE, best, metric)}", {})
+    return Claim(f"{name_of(best)} is {_beside_trained(best, metric)}", {})
 
 
-def _beside_trained(name: str, row: str, metric: str) -> str:
-    nearest = nearest_rows(_trained(name), metric)[0]
-    gap = _whole(name).difference(row, nearest, metric)
+def _beside_trained(row: str, metric: str) -> str:
+    nearest = nearest_rows(_trained(MIXTURE), metric)[0]
+    gap = _whole(MIXTURE).difference(row, nearest, metric)
     where = "nearer than" if gap.high < 0 else "further than" if gap.low > 0 else "not separated from"
     return f"{where} {name_of(nearest)}"
 
 
-def _selection(name: str) -> Claim:
+def mixture_selection() -> Claim:
     """How near selection comes to the target, beside the nearest trained method."""
-    table, parts, conditions = _whole(name), [], {}
+    table, parts, conditions = _whole(MIXTURE), [], {}
     for split in (TRAIN, TEST):
         metric = f"{DISTANCE}/{split}"
-        said = [f"{name_of(row)} {table(row, metric)} ({_beside_trained(name, row, metric)})" for row in SELECTION]
+        said = [f"{name_of(row)} {table(row, metric)} ({_beside_trained(row, metric)})" for row in SELECTION]
         parts.append(f"On {'training' if split == TRAIN else split} prompts {' and '.join(said)}.")
         for row in SELECTION:
             conditions[f"{row} is nearer than the prior on {split} prompts"] = table.gain(row, metric).high < 0
@@ -112,9 +112,9 @@ def _shares(name: str) -> Claim:
     return Claim(text, {"some method comes nearer": bool(better)})
 
 
-def _gradients(name: str) -> Claim:
+def mixture_gradients() -> Claim:
     """Whether the reward's gradient helps to move the shares."""
-    table, metric = _trained(name), f"{SHARES}/{TRAIN}"
+    table, metric = _trained(MIXTURE), f"{SHARES}/{TRAIN}"
     asked = table.rows.groupby("row")["reward_gradients"].max()
     nearest = list(reversed(_furthest(table, metric)))
     ours, theirs = ([row for row in nearest if (asked[row] > 0) == with_gradient] for with_gradient in (True, False))
@@ -168,9 +168,9 @@ def _rates(name: str) -> Claim:
     return Claim(text, {"some do": bool(leaves), "all of them": all(further > 0 for _, further in leaves.values())})
 
 
-def mixture_outliers() -> Claim:
+def _outliers(name: str) -> Claim:
     """Runs at the chosen learning rate that end much further from the prior than their method's others."""
-    table, found = _trained(MIXTURE), {}
+    table, found = _trained(name), {}
     for row in table.methods:
         kl = table.by_seed(row, KL).sort_values()
         if kl.iloc[-1] > OUTLIER * kl.median():
@@ -251,14 +251,13 @@ _SUFFIXES: dict[str, Callable[[str], Claim]] = {
     "table": _errors,
     "closest": partial(_closest, split=TRAIN),
     "closest_test": partial(_closest, split=TEST),
-    "selection": _selection,
     "shares": _shares,
-    "gradients": _gradients,
     "fidelity": _fidelity,
     "rates": _rates,
+    "outliers": _outliers,
 }
 OF_A_TABLE: dict[str, Callable[[], Claim]] = {
     f"{prefix}_{suffix}": partial(claim, name)
-    for prefix, name in {"mixture": MIXTURE}.items()
+    for prefix, name in {"mixture": MIXTURE, "mixture_flow": FLOW}.items()
     for suffix, claim in _SUFFIXES.items()
 }
