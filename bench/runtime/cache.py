@@ -53,7 +53,7 @@ def _turn(path: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(lock.open("w"))  # closing it releases the lock
+            file = held.enter_context(lock.open("wb"))  # closing it releases the lock
             held.callback(lock.unlink, missing_ok=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:

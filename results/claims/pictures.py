@@ -59,7 +59,7 @@ def _closest(name: str, split: str) -> Claim:
     return closest(_trained(name), f"{DISTANCE}/{split}")
 
 
-def pictures_nearest() -> Claim:
+def pictures() -> Claim:
     """For a cell of README's table, on test prompts."""
     metric, parts, conditions = f"{DISTANCE}/{TEST}", [], {}
     for name in (MIXTURE, FLOW):
