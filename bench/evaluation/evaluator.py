@@ -3,14 +3,12 @@
 import copy
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ from bench.models.catalogue import make_kernel
 from bench.options import paths
 from bench.prompts import PromptSet
 from bench.reward import Reward
-from bench.runtime import memory, processes
+from bench.runtime import memory
 from bench.runtime.cache import cached
 from bench.runtime.digests import digest, digest_files
 from bench.sampling import noise
@@ -163,8 +161,8 @@ class Evaluator:
             return None
         known = copy.deepcopy(mixture).cpu()
         prompts = list(dict.fromkeys(prompt for prompt, _ in self.names))
-        # in an order of its own, so that runs that start together draw those of different prompts
-        for place in np.random.default_rng(processes.from_main(os.getpid)).permutation(len(prompts)):
+        # in an order of the run's own, so that runs that start together draw those of different prompts
+        for place in noise.generator(self.seed, "select", self.config.hash()).permutation(len(prompts)):
             if (prompt := prompts[place]) in self.tilted:
                 continue
             names = [(prompt, i) for i in range(DRAWS)]

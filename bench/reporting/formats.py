@@ -26,7 +26,7 @@ def interval(value: float, low: float, high: float, sign: bool = False) -> tuple
     """The value and "[low, high]", "" without one.
 
     Each side to its own half's first digit, or second after a 1 or 2; the value to the shorter one's. A positive low
-    end keeps a digit of its own, so that it is never shown as zero. An interval that four digits do not show is none.
+    end keeps a digit of its own, so that it is never shown as zero. One too narrow for four digits is left out.
     """
     below, above = value - low, high - value
     if pd.isna(below + above) or below + above <= NARROW * abs(value):

@@ -42,7 +42,7 @@ def _everywhere(path: Path) -> dict[str, Tensor] | None:
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """The block for one run at a time; for all in a folder that cannot be locked.
+    """Let one run at a time into the block, or all of them where the folder cannot be locked.
 
     A run of several processes does not wait: what they do together has a time limit.
     """

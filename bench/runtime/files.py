@@ -51,10 +51,9 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises BenchError for what is none, is damaged, is locked by a password, or would write or link outside.
     """
-    if not archive.is_file():
-        raise BenchError(f"there is no {archive}: check how it is written.")
     damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
     try:
+        archive.stat()  # of a file that is not there unpack_archive says that it is no archive
         shutil.unpack_archive(archive, folder, filter=None if archive.suffix == ".zip" else "data")
     except shutil.ReadError as error:
         raise BenchError(f"{archive} is no archive: {error}.") from None

@@ -1,5 +1,6 @@
 """The command line: what a run leaves behind, resuming, and one clear sentence for every mistake."""
 
+import inspect
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import config, registry
+from bench.cli.app import application
 from bench.config import resolve
 from bench.diagnose import doctor
 from bench.errors import BenchError
@@ -180,6 +182,22 @@ def test_bad_prompt_files(bench, tmp_path, name, content, words):
     assert status == 2
     assert words in text
     assert name in text
+
+
+@pytest.mark.parametrize("command", ["verify {}", "merge {}.zip ring"])
+def test_what_is_not_there_is_said_to_be_missing(bench, tmp_path, command):
+    status, text = bench(*command.format(tmp_path / "absent").split())
+    assert status == 2
+    assert "absent" in text
+    assert "there is no" in text or "holds no finished run" in text
+
+
+def test_help_has_a_line_for_each_paragraph_and_each_example():
+    for command in application.registered_commands:
+        given, shown = inspect.cleandoc(command.callback.__doc__).split("\n\n"), command.help.split("\n\n")
+        for before, after in zip(given, shown, strict=True):
+            verbatim = before.startswith((" ", "bench "))
+            assert after == before if verbatim else after.split() == before.split() and "\n" not in after
 
 
 @pytest.mark.slow

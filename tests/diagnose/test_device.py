@@ -110,11 +110,13 @@ def test_methods_wait_once_an_update_and_never_in_a_rollout(name, pipeline_folde
     assert yielded
     assert updating.synchronisations.total() <= yielded + 1, updating.describe()
     assert sampling.synchronisations.total() <= 2 * needs.rewards, sampling.describe()  # once a round, for the rewards
-    if needs.trajectory and name != "gardo":  # its features of the samples copy and wait as an evaluation does
+    if name == "gardo":  # its features of the samples copy and wait as an evaluation does
+        return
+    if needs.trajectory:
         noise = (STEPS + 1) * (2 if name in TWO_ROLLOUTS else 1)
         normalised = sampling.uploads.total() - noise  # prompts to group by, or their means
         assert normalised in (0, 1), dict(sampling.uploads)
-        assert not sampling.waits, sampling.describe()
+    assert not sampling.waits, sampling.describe()
 
 
 def test_a_rollout_step_copies_its_noise_and_waits_for_nothing(pipeline_folder):
