@@ -55,7 +55,11 @@ def _turn(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = held.enter_context(lock.open("wb"))  # closing it releases the lock
             held.callback(lock.unlink, missing_ok=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("waiting for another run, which is computing %s", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             log.debug("cannot lock %s: %s", lock, error)
         yield
