@@ -204,10 +204,12 @@ class Method(ABC):
         """Whether, as configured, a loss of zero means samples from `p_# exp(βr)`; `bench selftest` then checks it."""
         return False
 
-    def normalises(self) -> bool:
-        """Whether, as configured, the loss sees rewards through `group_advantages` alone; a weighted sum's terms may
-        then be normalised apart."""
-        return False
+    def combines(self) -> tuple[str, ...]:
+        """What `reward.combine` may be besides "rewards".
+
+        "advantages" and "gdpo" if, as configured, the loss sees rewards through `group_advantages` alone.
+        """
+        return ()
 
     def unfit(self, steps: int, group: int) -> str | None:
         """Why the method could do nothing with K sampling steps and `group` samples of a prompt, or None.

@@ -33,7 +33,8 @@ class DMDR(Method):
 
     The mean over levels is less than KL(q ‖ p), the more so the noisier they are, so the optimum is no p_# exp(βr)
     and no target is declared. The paper divides the gradient by `mean |x − x̂_real|` of each sample, which leaves the
-    weight of the reward undefined; here it has its units.
+    weight of the reward undefined; here it has its units. In the paper the fake network learns five times for each
+    update of the student, and the reward comes in after a start without it; here both learn together from the start.
 
     Jiang et al., 2025: https://arxiv.org/abs/2511.13649
     """

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from bench.methods.best_of_n import gumbel
 from pydantic import Field
 from torch import Tensor
 
 from bench import Batch, Config, Core, Loss, Method, Needs, Trajectory
 from bench.errors import BenchError
+
+from .best_of_n import gumbel
 
 
 class FKSteeringConfig(Config):

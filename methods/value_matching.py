@@ -15,7 +15,8 @@ class ValueMatchingConfig(Config):
     """Options of value matching; symbols as in its docstring."""
 
     target: Literal["log_ratio", "kl"] = Field(
-        "log_ratio", description="of the steps: their log-ratios at the sampled states, or (published) divergences"
+        "log_ratio",
+        description="what a step adds to the cost: its log-ratio at the sampled state, or (published) its KL",
     )
     fraction: float = Field(1.0, ge=0, le=1, description="states besides the last (one at least), over K; 0: none")
     channels: list[int] = Field([64, 128, 256, 256], description="widths of the value network")

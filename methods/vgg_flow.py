@@ -47,7 +47,8 @@ class VGGFlowConfig(VGGFlowPrunedConfig):
 class VGGFlow(Method):
     """VGG-Flow: match the velocity to the prior's plus the gradient of a learned value.
 
-    G, minus the gradient of the value, is a learned correction ν_φ of the reward's gradient at the clean prediction:
+    G is the negative gradient of the value. It is the reward's gradient at the clean prediction and a learned
+    correction ν_φ:
 
         β G(z_k) = ν_φ(z_k) − β η_k g(z_k),   g(z_k) = ∇ r(decode(x̂_k)) cut to norm 1
 
@@ -116,7 +117,8 @@ class VGGFlow(Method):
         inner, clean = part.unfinished, part.z_next
         if len(inner):
             z, k = part.z_next[inner], part.k[inner] + 1
-            output = core.predict(z, k, part.conditioning[inner]).detach()
+            with torch.no_grad():
+                output = core.predict(z, k, part.conditioning[inner])
             clean = clean.index_copy(0, inner, core.kernel.clean(z, output, k))
         _, reward_score = core.reward_gradient(clean, part.prompts)
         return reward_term(core, self.config, part.k + 1, reward_score) + value_next.index_fill(0, part.finished, 0)

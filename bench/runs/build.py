@@ -30,7 +30,7 @@ def build_core(config: RunConfig, device: torch.device | None = None) -> Core:
     model = load_model(config.model, config.sampler, device=device, seed=config.seed)
     kernel = make_kernel(model.spec, config.sampler)
     needs = build_method(config).needs
-    if needs.density:
+    if needs.density and needs.training:
         kernel.require_density(f"method {config.method.name!r}")
     options = config.reward.model_dump(exclude={"name", "beta"})
     reward_class = registry.load("rewards", config.reward.name)

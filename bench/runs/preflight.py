@@ -20,7 +20,8 @@ from bench.models.sharded import require_fully_shard
 from bench.prompts import HUB, PromptSet, load_prompts
 from bench.reward import score, without_column
 from bench.runs.requirements import requirements
-from bench.settings import RunConfig
+from bench.settings import RunConfig, SamplerConfig
+from bench.weighted import parse
 
 
 def preflight(config: RunConfig) -> PromptSet:
@@ -74,8 +75,9 @@ def _check_method(config: RunConfig, method: Method) -> None:
             f"{config.reward.name!r} may have none: use one of the methods {', '.join(able)}."
         )
     _check_few_steps(config, method)
-    if method.needs.density and config.sampler.eta == 0:
-        raise BenchError(f"method {config.method.name!r} needs transition densities: use sampler.eta > 0, not 0.")
+    for name, sampler in _steered(config, method).items():
+        if method.needs.density and sampler.eta == 0:
+            raise BenchError(f"method {config.method.name!r} needs transition densities: use {name}.eta > 0, not 0.")
     if config.train.max_path_kl is not None:
         if not method.needs.training:
             raise BenchError(f"train.max_path_kl: method {config.method.name!r} trains nothing; leave it out.")
@@ -106,12 +108,39 @@ def _check_method(config: RunConfig, method: Method) -> None:
         )
     if config.train.ema and not method.needs.adapters:
         raise BenchError(f"train.ema averages the adapters, and {config.method.name!r} trains none: leave it out.")
-    combine = getattr(config.reward, "combine", "rewards")
-    if combine != "rewards" and not method.normalises():
+    _check_combine(config, method)
+
+
+def _steered(config: RunConfig, method: Method) -> dict[str, SamplerConfig]:
+    """The samplers, by their settings' name, whose trajectories the method trains on or steers."""
+    training, evaluation = {"sampler": config.sampler}, {"evaluation.sampler": config.evaluation_sampler()}
+    if not method.needs.training:
+        return evaluation
+    return training if method.needs.adapters else training | evaluation
+
+
+def _check_combine(config: RunConfig, method: Method) -> None:
+    """The method against the way in which the terms of a weighted sum come together."""
+    combine = getattr(config.reward, "combine", None)
+    if combine is None:
+        return
+    ignored = [name for name, weight in parse(config.reward.name).items() if weight == 0]
+    if ignored and combine == "rewards":
+        raise BenchError(
+            f"reward {config.reward.name!r} has {' and '.join(ignored)} with weight 0, which changes nothing: leave it "
+            "out (evaluation.rewards measures it), or, for a method that reads such terms (gardo), set "
+            "reward.combine=advantages."
+        )
+    if combine != "rewards" and not method.combines():
         raise BenchError(
             f"reward.combine = {combine} normalises each reward within a prompt's group, and {config.method.name!r} "
             "uses the rewards themselves or their gradient, of which only the sum is defined: leave it out, or use a "
             "method of normalised advantages, such as grpo, flow_grpo or nft."
+        )
+    if combine not in ("rewards", *method.combines()):
+        raise BenchError(
+            f"reward.combine = {combine}: method {config.method.name!r} computes its own advantages: use "
+            f"{' or '.join(method.combines())}."
         )
 
 
@@ -156,12 +185,11 @@ def _check_model(config: RunConfig, method: Method) -> None:
         require_fully_shard()
     learning = config.sampler.model_copy(update={"guidance": config.loss_guidance()})
     checked = catalogue.check(config.model, [config.sampler, config.evaluation_sampler(), learning])
-    if method.needs.density and not method.needs.adapters:  # it steers the evaluation's sampler too, by its noise
-        for _, kernel in checked[1:2]:
-            kernel.require_density(f"the evaluation of {config.method.name!r}")
+    steered, users = _steered(config, method), {"sampler": "method", "evaluation.sampler": "the evaluation of"}
+    for (name, user), (_, kernel) in zip(users.items(), checked, strict=False):
+        if method.needs.density and name in steered:
+            kernel.require_density(f"{user} {config.method.name!r}")
     for model, kernel in checked[:1]:
-        if method.needs.density:
-            kernel.require_density(f"method {config.method.name!r}")
         if config.train.max_path_kl is not None:
             kernel.require_density("train.max_path_kl")
         config.optimizer.require_networks(_networks(method, model))
@@ -171,8 +199,9 @@ def _check_model(config: RunConfig, method: Method) -> None:
     group = config.train.samples_per_prompt
     if method.needs.whole_update:
         group = -(-group // config.train.updates_per_round)  # an update takes every so many-th trajectory of a round
-    if why := method.unfit(config.sampler.steps, group):
-        raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
+    for sampler in steered.values():
+        if why := method.unfit(sampler.steps, group):
+            raise BenchError(f"method {config.method.name!r} could do nothing: {why}.")
 
 
 def _check_inputs(config: RunConfig) -> None:

@@ -62,14 +62,17 @@ def decoupled_advantages(prompts: list[str], terms: Tensor, weights: Sequence[fl
 
 
 def group_normalised(prompts: list[str], rewards: Tensor, deviation: Deviation | None = None) -> Tensor:
-    """`A = (r − mean) / (std + ε)` [B], with the mean of the group (Shao et al., 2024, GRPO); 0 for a single sample.
+    """`A = (r − mean) / (std + ε)` [B], with the mean of the group (Shao et al., 2024, GRPO).
 
-    deviation: how std is estimated; by default the group's, of the population, and ε = 1e-6.
+    0 for a single sample and for a group of equal rewards, whose centred values are rounding errors. deviation: how std
+    is estimated; by default the group's, of the population, and ε = 1e-6.
     """
     deviation = deviation or Deviation()
     same = _same_prompt(prompts, rewards)
     count = same.sum(1)
-    centred = rewards - same @ rewards / count
+    others, table = same == 0, rewards.expand(len(rewards), -1)
+    equal = table.masked_fill(others, -torch.inf).amax(1) == table.masked_fill(others, torch.inf).amin(1)
+    centred = (rewards - same @ rewards / count).masked_fill(equal, 0)
     if deviation.over == "group":
         std = (same @ centred**2 / (count - deviation.correction).clamp(min=1)).sqrt()
     elif len(rewards) > 1:
@@ -170,8 +173,10 @@ class PromptStatistics:
 
 
 def _mean_and_std(values: Iterable[float]) -> tuple[Tensor, Tensor]:
-    """Mean and population deviation."""
+    """Mean and population deviation, without rounding errors where all values are equal."""
     sample = torch.tensor(list(values))
+    if (sample == sample[0]).all():
+        return sample[0], torch.zeros(())
     return sample.mean(), sample.std(correction=0)
 
 

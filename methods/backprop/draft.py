@@ -50,7 +50,7 @@ class DRaFTConfig(BackpropagationConfig):
 
 
 class DRaFT(SamplerBackpropagation):
-    """DRaFT-K: backpropagate the reward through the last 5 sampling steps.
+    """DRaFT-K: backpropagate the reward through the last K sampling steps, 5 by default.
 
     Clark et al., "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", ICLR 2024,
     https://arxiv.org/abs/2309.17400

@@ -36,7 +36,8 @@ class DAGKL(DB):
         δ² − w min( ρ A, clip(ρ, 1 ± ε) A ) + λ ‖o_θ(z_k) − o_old(z_k)‖²,
         ρ = p_θ(z_{k+1}|z_k) / p_old(z_{k+1}|z_k)
 
-    A is −δ, detached and normalised by the mean and the deviation of the update's other trajectories at the same step.
+    A is −δ, detached and normalised by the mean and the deviation of the update's other trajectories at the same step
+    (with `fraction` < 1 in the same bin of steps).
     If a micro-batch does not hold them all, a pass without gradient over the whole update comes first.
 
     Zhang et al., "Improving GFlowNets for Text-to-Image Diffusion Alignment", 2024, https://arxiv.org/abs/2406.00633

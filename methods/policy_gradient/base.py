@@ -121,9 +121,9 @@ class GroupPolicyGradient(PolicyGradient):
         """A [B]; `method.deviation` says what the centred reward is divided by."""
         return group_advantages(core, data, self.config.deviation)
 
-    def normalises(self) -> bool:
-        """Always."""
-        return True
+    def combines(self) -> tuple[str, ...]:
+        """By advantages, in both ways."""
+        return ("advantages", "gdpo")
 
     def unfit(self, steps: int, group: int) -> str | None:
         """In a group of one every advantage is 0."""
@@ -134,7 +134,7 @@ class FlowPolicyGradientConfig(GroupPolicyGradientConfig):
     """Options of a policy gradient within groups that trains random steps."""
 
     fraction: float = Field(1.0, gt=0, le=1, description="transitions used, over K")
-    train_last: bool = Field(False, description="the published codes never train the last step")
+    train_last: bool = Field(False, description="whether the last step trains; the published codes leave it out")
 
 
 class FlowPolicyGradient(GroupPolicyGradient):

@@ -23,7 +23,8 @@ class FlowGRPO(FlowPolicyGradient):
         log ρ_k = (‖z_{k+1} − μ_old‖² − ‖z_{k+1} − μ_θ‖²) / 2σ_k²,   KL_k = ‖μ_θ − μ_#‖² / 2g_k²
 
     ‖·‖² is a mean over latent elements, and `g_k² = σ_k² / (s_k − s_{k+1})` the rate at which the sampler adds noise.
-    Evaluated are exponential averages of the adapters, as published. Published sampler: rule `euler`, η = 0.7.
+    Evaluated are exponential averages of the adapters, over every update (in the published code over every eighth).
+    Published sampler: rule `euler`, η = 0.7.
 
     Liu et al., "Flow-GRPO: Training Flow Matching Models via Online RL", 2025, https://arxiv.org/abs/2505.05470
     """

@@ -6,11 +6,13 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from bench import Batch, Copy, Core, Needs, Strength, Trajectory, Transitions, group_mean
 from bench.evaluation.features import sample_features
+from bench.sampling.noise import upload
 
 from .base import ONLY_STEP, Clip, KLWeight, PolicyGradient, PolicyGradientConfig, kl_by_rate, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
@@ -46,7 +48,8 @@ class GARDO(PolicyGradient):
     doubt is above (below) that of all in memory makes the share 1.1 (0.9) times as large. Auxiliary rewards are terms
     of weight 0: `--reward "hps+0*aesthetic+0*image_reward" --set reward.combine=advantages`. Without any the gate is
     open for all. (In the published code the doubt has the other sign, features are DINOv3's, and the KL is the mean
-    over the samples behind the gate alone.) Published sampler: rule `euler`, η = 0.7.
+    over the samples behind the gate alone.) Evaluated are exponential averages of the adapters, over every update (in
+    the published code over every eighth). Published sampler: rule `euler`, η = 0.7.
 
     "GARDO: Reinforcing Diffusion Models without Reward Hacking", 2025, https://arxiv.org/abs/2512.24138
     """
@@ -65,9 +68,9 @@ class GARDO(PolicyGradient):
         """The reference."""
         return {"reference": Copy(lambda updates: 0.0, rounds=self.config.reference_rounds)}
 
-    def normalises(self) -> bool:
-        """A centred sum is the sum of centred terms, so that terms may be kept apart."""
-        return True
+    def combines(self) -> tuple[str, ...]:
+        """Terms kept apart: a centred sum is the sum of centred terms, and the gate needs each."""
+        return ("advantages",)
 
     def unfit(self, steps: int, group: int) -> str | None:
         """In a group of one every advantage is 0; the last step is left out."""
@@ -84,7 +87,7 @@ class GARDO(PolicyGradient):
         centred = data.rewards - group_mean(data.prompts, data.rewards)
         features, factors = sample_features(core, data.latents[:, -1]), torch.ones_like(centred)
         for prompt in dict.fromkeys(data.prompts):
-            rows = torch.tensor([i for i, other in enumerate(data.prompts) if other == prompt])
+            rows = upload(torch.tensor([i for i, other in enumerate(data.prompts) if other == prompt]), features.device)
             factors[rows] = diversity(features[rows])
         return centred * torch.where(centred < 0, 1, factors)
 
@@ -101,7 +104,7 @@ class GARDO(PolicyGradient):
             return torch.ones(len(data))
         others = cast(Tensor, data.terms)[:, auxiliary]
         scores = torch.cat([cast(Tensor, data.rewards)[:, None], others], 1).cpu().numpy()
-        ranks = (-scores).argsort(0, kind="stable").argsort(0)
+        ranks = rankdata(-scores, axis=0)  # equal scores have one rank
         doubt = ranks[:, 1:].mean(1) - ranks[:, 0]
         positive = doubt[doubt >= 0]
         self.follow(float(positive.mean()))

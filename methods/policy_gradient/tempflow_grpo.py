@@ -1,5 +1,7 @@
 """TempFlow-GRPO: policy gradient in one step, with branches that share what comes before it."""
 
+from collections import Counter
+
 from pydantic import Field
 from torch import Tensor
 
@@ -38,8 +40,16 @@ class TempFlowGRPO(OneStep):
         return range(max(1, core.kernel.steps - 1))
 
     def start(self, batch: Batch) -> list[tuple[str, int]]:
-        """One name for every `branches` samples of a prompt."""
-        return [(prompt, -1 - index // self.config.branches) for prompt, index in batch.samples]
+        """Every `branches` samples of a prompt in the round have the first one's name."""
+        names, count = list[tuple[str, int]](), Counter[str]()
+        first: dict[str, tuple[str, int]] = {}
+        for name in batch.samples:
+            prompt = name[0]
+            if count[prompt] % self.config.branches == 0:
+                first[prompt] = name
+            count[prompt] += 1
+            names.append(first[prompt])
+        return names
 
     def weight(self, core: Core, k: Tensor, like: Tensor) -> Tensor:
         """`a σ_k` [n]."""

@@ -34,9 +34,10 @@ class DGPO(GroupRegression):
     gradient of `log(1 + exp s_G) / β_d`. A is the advantage, clipped. Where `ρ = exp(d_old − d)` has moved out of
     1 ± c the way that A asks for, d has no gradient.
 
-    The old policy follows as `o_old ← δ o_old + (1 − δ) o_θ` after every update, and samples in later rounds. The
-    published code samples with guidance and leaves it out of the loss: `--set train.guidance=1`; and its times are 4 of
-    the 7 noisiest of 10.
+    The old policy follows as `o_old ← δ o_old + (1 − δ) o_θ` after every update, and samples in later rounds. Evaluated
+    are exponential averages of the adapters, over every update. The published code samples with guidance and leaves it
+    out of the loss: `--set train.guidance=1`; its times are 4 of the 7 noisiest of 10, and its averages are over every
+    eighth update.
 
     "Reinforcing Diffusion Models by Direct Group Preference Optimization", 2025: https://arxiv.org/abs/2510.08425
     """

@@ -54,10 +54,9 @@ class ForwardProcess(Method):
         """The sampler's steps [B, S] whose noise levels the samples get."""
         return core.choose_steps(data, self.config.fraction, last="like any")
 
-    def outputs(self, core: Core, part: Noised) -> tuple[Tensor, dict[str, Tensor]]:
-        """o_θ [n, *latent], and the outputs of `references`, alike and without gradient."""
-        policy = core.predict(part.z, part.k, part.conditioning)
-        return policy, {name: predict(core, part, name) for name in self.references}
+    def reference_outputs(self, core: Core, part: Noised) -> dict[str, Tensor]:
+        """The outputs [n, *latent] of `references`, without gradient."""
+        return {name: predict(core, part, name) for name in self.references}
 
     def nfe(self, core: Core, batch: Batch) -> NFE:
         """At every noised sample the policy and each reference; the policy alone has a gradient."""
@@ -81,7 +80,7 @@ class Regression(ForwardProcess):
         """Micro-losses over noised samples."""
         steps = self.steps(core, data)
         for part in core.noised(data, steps, core.micro_batch):
-            policy, reference = self.outputs(core, part)
+            policy, reference = core.predict(part.z, part.k, part.conditioning), self.reference_outputs(core, part)
             values, metrics = self.loss(core, part, policy, reference)
             yield Loss(values / steps.shape[1], metrics | distances(policy, reference))
 
@@ -91,9 +90,9 @@ class AdvantageRegression(Regression):
 
     config: AdvantageConfig
 
-    def normalises(self) -> bool:
-        """Always."""
-        return True
+    def combines(self) -> tuple[str, ...]:
+        """By advantages, in both ways."""
+        return ("advantages", "gdpo")
 
     def unfit(self, steps: int, group: int) -> str | None:
         """In a group of one every advantage is 0."""

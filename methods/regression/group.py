@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,14 @@ from .forward_process import AdvantageConfig, ForwardProcess, distances
 
 Rows = TypeVar("Rows", bound=Batch)
 Evaluated = tuple[Noised, Tensor, dict[str, Tensor], Tensor]  # noised samples, o_θ, the references' outputs, q
-Compared = tuple[list[tuple[str, int]], Tensor]  # the groups of n noised samples, and their q [n] without gradient
+
+
+class Compared(NamedTuple):
+    """What is kept of n noised samples: their groups, q [n] without gradient, and the references' outputs."""
+
+    groups: list[tuple[str, int]]
+    q: Tensor
+    reference: dict[str, Tensor]
 
 
 class GroupRegression(ForwardProcess):
@@ -31,7 +38,7 @@ class GroupRegression(ForwardProcess):
 
     @abstractmethod
     def compared(self, part: Noised, policy: Tensor, reference: dict[str, Tensor]) -> Tensor:
-        """q [n], for outputs as `ForwardProcess.outputs` gives them."""
+        """q [n], for o_θ [n, *latent] and the outputs of `references`."""
 
     @abstractmethod
     def loss(
@@ -39,9 +46,9 @@ class GroupRegression(ForwardProcess):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each noised sample [n], and what is logged of it [n]; mean: of q over its group, [n]."""
 
-    def normalises(self) -> bool:
-        """Always."""
-        return True
+    def combines(self) -> tuple[str, ...]:
+        """By advantages, in both ways."""
+        return ("advantages", "gdpo")
 
     def unfit(self, steps: int, group: int) -> str | None:
         """A group of one is compared with nothing."""
@@ -62,12 +69,14 @@ class GroupRegression(ForwardProcess):
             parts = list(torch.arange(len(data)).split(size))
 
         def evaluated(first: list[Compared] | None) -> Iterator[tuple[Evaluated, Compared]]:
+            known = iter(first or ())
             for rows in parts:
                 for part in core.noised(named[rows], steps[rows], core.micro_batch):
                     groups = list(zip(part.prompts, (part.row // len(rows)).tolist(), strict=True))
-                    policy, reference = self.outputs(core, part)
+                    policy = core.predict(part.z, part.k, part.conditioning)
+                    reference = next(known).reference if first else self.reference_outputs(core, part)
                     q = self.compared(part, policy, reference)
-                    yield (part, policy, reference, q), (groups, q.detach())
+                    yield (part, policy, reference, q), Compared(groups, q.detach(), reference)
 
         for (part, policy, reference, q), mean in two_passes(evaluated, group_means, complete=whole_groups):
             values, metrics = self.loss(part, policy, reference, q, mean)
@@ -84,6 +93,6 @@ def by_group(batch: Rows) -> Rows:
 
 def group_means(parts: list[Compared]) -> Iterator[Tensor]:
     """The mean of q over the group of each noised sample [n], for every part; together they hold whole groups."""
-    groups = [group for part, _ in parts for group in part]
-    means = group_mean(groups, torch.cat([q for _, q in parts]))
-    return iter(means.split([len(q) for _, q in parts]))
+    groups = [group for part in parts for group in part.groups]
+    means = group_mean(groups, torch.cat([part.q for part in parts]))
+    return iter(means.split([len(part.q) for part in parts]))

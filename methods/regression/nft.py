@@ -11,7 +11,7 @@ from .forward_process import AdvantageConfig, AdvantageRegression
 class NFTConfig(AdvantageConfig):
     """Options of DiffusionNFT; symbols as in its docstring."""
 
-    mix: float = Field(1.0, gt=0, description="β: how far o⁺ and o⁻ lie from o_old, over the policy's distance")
+    mix: float = Field(1.0, gt=0, description="β: distance of o⁺ and o⁻ from o_old, as a multiple of the policy's")
     kl: float = Field(1e-4, ge=0, description="λ: weight of the distance to the prior")
     old_decay: float = Field(0.5, ge=0, le=1, description="largest decay of the old policy; it grows by .001 an update")
     fraction: float = Field(0.9, gt=0, le=1, description="noise levels per sample and update, over K")

@@ -82,7 +82,7 @@ def test_a_run_of_ones(method: str, why: str, bench: Bench, tmp_path: Path) -> N
         (
             "value_matching",
             ["evaluation.sampler.eta=0"],
-            "the evaluation of 'value_matching' needs transition densities",
+            "'value_matching' needs transition densities: use evaluation.sampler.eta > 0",
         ),
         ("gardo", ["method.gated_range=[3, 4]"], "gated_range"),
         ("ddpo", ["method.buffer=8"], "minimum = 16 entries never fit into buffer = 8"),

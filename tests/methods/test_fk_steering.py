@@ -10,11 +10,13 @@ import torch
 from bench.methods.best_of_n import SoftBestOfN
 from bench.methods.fk_steering import FKSteering, _Weights
 
+from bench.config import resolve
 from bench.core import Core
 from bench.diagnose.selftest.scaffold import BETA, DIRECTION, Linear, gaussian_core, moments
 from bench.errors import BenchError
 from bench.options import Config
 from bench.reporting.budgets import draws
+from bench.runs.preflight import check
 
 POTENTIALS = ("difference", "max", "sum", "current")
 
@@ -120,6 +122,19 @@ def test_its_cost_is_what_a_report_charges():
     assert after["reward_calls"] - before["reward_calls"] == 7 * cost.calls
     assert after["network_forwards"] - before["network_forwards"] == 7 * cost.nfe
     assert np.isnan(cost.kl)
+
+
+def test_only_the_evaluation_needs_noise():
+    """It trains nothing, so that what it steers, and how many steps it has, are the evaluation's."""
+
+    def of(*assignments: str) -> None:
+        check(resolve("fk_steering", suite="gaussian", assignments=assignments))
+
+    of("sampler.eta=0", "evaluation.sampler.eta=1")
+    with pytest.raises(BenchError, match=r"use evaluation.sampler.eta > 0, not 0"):
+        of("evaluation.sampler.eta=0")
+    with pytest.raises(BenchError, match="use soft_best_of_n"):
+        of("method.resample_at=[0.1]", "evaluation.sampler.steps=2")
 
 
 def test_what_it_cannot_do_is_said():

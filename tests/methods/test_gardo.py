@@ -73,6 +73,15 @@ def test_the_gate_is_open_for_those_that_only_the_reward_likes():
     assert GARDO(GARDOConfig()).prepare(core, replace(data, terms=None)).weights.all()
 
 
+def test_the_gate_sees_no_order_among_equal_scores():
+    method = GARDO(GARDOConfig(gated=0.4))
+    core = core_of(method, REWARD)
+    data = round_of(core, method, 8)
+    data = replace(data, rewards=(data.rewards > data.rewards.median()).double())
+    gate, order = GARDO(GARDOConfig()).gate(core, data), torch.arange(len(data)).flip(0)
+    assert torch.equal(GARDO(GARDOConfig()).gate(core, data[order]), gate[order]) and gate.any()
+
+
 def test_the_share_follows_the_doubt():
     method = GARDO(GARDOConfig(memory=2))
     shares = []

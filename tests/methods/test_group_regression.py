@@ -144,6 +144,22 @@ def test_prompts_are_compared_apart(method):
         torch.testing.assert_close(gradient, sum(g for _, g in apart) / 2)
 
 
+@pytest.mark.parametrize("method", [DGPO(DGPOConfig(fraction=0.5)), CRD(CRDConfig(fraction=0.5))], ids=["dgpo", "crd"])
+def test_two_passes_ask_the_references_once(method, monkeypatch):
+    core = replace(core_of(method), micro_batch=2)  # less than a group
+    data, asked = round_of(core), []
+    predict = core.predict
+
+    def counted(z, *args, **options):
+        asked.append((options.get("weights", "prior" if options.get("prior") else "policy"), len(z)))
+        return predict(z, *args, **options)
+
+    monkeypatch.setattr(Core, "predict", lambda self, *args, **options: counted(*args, **options))
+    rows = sum(len(loss.values) for loss in method.losses(core, data))
+    count = {name: sum(n for who, n in asked if who == name) for name in ("policy", "old", "prior")}
+    assert count == {"policy": 2 * rows, "old": rows, "prior": rows}
+
+
 def test_crd_sees_rewards_up_to_a_constant():
     method = CRD(CRDConfig(kl=0.3, kl_floor=0.3, fraction=0.5))
     core = core_of(method)

@@ -43,14 +43,15 @@ def test_a_prompt_has_one_step_of_the_pool_in_every_round(method):
 
 @EACH_METHOD
 def test_the_rows_of_a_round_are_in_order_and_noisy_where_they_say(method):
-    """Each is as sampled alone; from the end of its step on it follows the step without noise."""
+    """A prompt's are as sampled alone; from the end of its step on each follows the step without noise."""
     core = gaussian_core(6, path="flow")
     data = round_of(core, method, 6, 3)
     assert data.noisy.tolist() == method.drawn(core, data, 0)[:, None].tolist()
     assert torch.equal(method.steps(core, data), data.noisy)
     for row, k in enumerate(data.noisy.flatten().tolist()):
-        alone = method.collect(core, core.batch([data.samples[row]]), 0).latents
-        torch.testing.assert_close(data.latents[row : row + 1], alone)
+        group = [name for name in data.samples if name[0] == data.prompts[row]]
+        alone = method.collect(core, core.batch(group), 0).latents
+        torch.testing.assert_close(data.latents[row], alone[group.index(data.samples[row])])
         quiet = replace(core.kernel, noisy=(k, k + 1))
         for j in range(data.steps):
             z = data.latents[row : row + 1, j]
@@ -68,6 +69,13 @@ def test_branches_share_all_that_comes_before_their_step():
         assert (one[k + 1 :] != two[k + 1 :]).all()
     again = round_of(core, method, 3, 4, 1)
     assert torch.equal(data.latents[:, 0], again.latents[:, 0])  # of the same samples; a next round has others
+
+
+def test_branches_end_with_their_round():
+    """A group that 6 does not divide: no two rounds share a noise, although numbers go on from round to round."""
+    core, method = gaussian_core(6, path="flow"), TempFlowGRPO(TempFlowGRPOConfig())
+    starts = [method.start(core.batch(("a", i) for i in range(first, first + 8))) for first in (0, 8)]
+    assert [[name for _, name in names] for names in starts] == [[0] * 6 + [6] * 2, [8] * 6 + [14] * 2]
 
 
 @PATHS

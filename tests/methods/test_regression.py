@@ -200,7 +200,7 @@ def test_who_samples_and_what_the_copies_are():
         expected = core.rollout(batch, weights="old" if method in (nft, tilt) else None).latents
         assert torch.equal(sampled, expected)
         assert set(method.references) - {"prior"} == method.copies().keys()
-        assert method.normalises() == (method in (nft, awm, rvm))
+        assert bool(method.combines()) == (method in (nft, awm, rvm))
     old = {method: method.copies()["old"] for method in (nft, awm, tilt)}
     assert [(copy.interval(60), copy.stages, copy.decay(200)) for copy in old.values()] == [
         (1, None, 0.2),

@@ -59,6 +59,18 @@ def test_gdpo_normalises_the_sum_of_normalised_terms(tmp_path):
     torch.testing.assert_close(data.advantages, apart / apart.std(correction=0), rtol=1e-4, atol=1e-4)
 
 
+def test_what_a_method_would_ignore_is_refused():
+    def of(method: str, reward: str, combine: str) -> None:
+        check(resolve(method, reward=reward, suite="gaussian", assignments=[f"reward.combine={combine}"]))
+
+    with pytest.raises(BenchError, match=r"'gardo' computes its own advantages: use advantages"):
+        of("gardo", EXPRESSION, "gdpo")
+    of("gardo", "linear+0*quadratic", "advantages")
+    for method in ("gardo", "ddpo"):
+        with pytest.raises(BenchError, match=r"has quadratic with weight 0, which changes nothing"):
+            of(method, "linear+0*quadratic", "rewards")
+
+
 @pytest.mark.parametrize("combine", ["advantages", "gdpo"])
 @pytest.mark.parametrize("method", ["draft_1", "nabla_gfn", "rtb", "ddpo", "dpok", "tilt_matching"])
 def test_others_are_refused_with_the_reason(method, combine):

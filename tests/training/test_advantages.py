@@ -33,6 +33,19 @@ def test_group_normalised(over, correction):
         assert advantages[i].item() == pytest.approx(float((REWARDS[i] - REWARDS[group].mean()) / (std + 0.5)))
 
 
+@pytest.mark.parametrize("over", ["group", "round"])
+@pytest.mark.parametrize("value", [21.3, 5.55, 0.7])
+def test_equal_rewards_have_no_advantage(value, over):
+    """Not even that of a mean's rounding error over an ε that is as small."""
+    prompts, rewards = ["a"] * 24 + ["b"] * 24, torch.full((48,), value)
+    deviation = Deviation(over=over, epsilon=1e-8)
+    assert not group_normalised(prompts, rewards, deviation).any()
+    assert not PromptStatistics(48, 16).advantages(prompts, rewards).any()
+    rewards[0] += 1
+    advantages = group_normalised(prompts, rewards, deviation)
+    assert advantages[:24].all() and not advantages[24:].any()
+
+
 def test_group_baseline_and_tilt():
     baseline, tilt = group_baseline(PROMPTS, REWARDS), group_tilt(PROMPTS, REWARDS)
     for i, others in enumerate(OTHERS):
