@@ -72,24 +72,27 @@ def pictures() -> Claim:
 
 def selected() -> Claim:
     """The same of selection, beside the nearest trained method."""
-    metric = f"{DISTANCE}/{TEST}"
-    best = min(SELECTION, key=lambda row: _whole(MIXTURE)(row, metric).value)
-    return Claim(f"{name_of(best)} is {_beside_trained(best, metric)}", {})
+    metric, parts = f"{DISTANCE}/{TEST}", []
+    for name in (MIXTURE, FLOW):
+        best = min(SELECTION, key=lambda row: _whole(name)(row, metric).value)
+        parts.append(f"{name_of(best)} is {_beside_trained(name, best, metric)}")
+    first, flow = parts
+    return Claim(first + ("; flow: the same" if flow == first else f"; flow: {flow}"), {})
 
 
-def _beside_trained(row: str, metric: str) -> str:
-    nearest = nearest_rows(_trained(MIXTURE), metric)[0]
-    gap = _whole(MIXTURE).difference(row, nearest, metric)
+def _beside_trained(name: str, row: str, metric: str) -> str:
+    nearest = nearest_rows(_trained(name), metric)[0]
+    gap = _whole(name).difference(row, nearest, metric)
     where = "nearer than" if gap.high < 0 else "further than" if gap.low > 0 else "not separated from"
     return f"{where} {name_of(nearest)}"
 
 
-def mixture_selection() -> Claim:
+def _selection(name: str) -> Claim:
     """How near selection comes to the target, beside the nearest trained method."""
-    table, parts, conditions = _whole(MIXTURE), [], {}
+    table, parts, conditions = _whole(name), [], {}
     for split in (TRAIN, TEST):
         metric = f"{DISTANCE}/{split}"
-        said = [f"{name_of(row)} {table(row, metric)} ({_beside_trained(row, metric)})" for row in SELECTION]
+        said = [f"{name_of(row)} {table(row, metric)} ({_beside_trained(name, row, metric)})" for row in SELECTION]
         parts.append(f"On {'training' if split == TRAIN else split} prompts {' and '.join(said)}.")
         for row in SELECTION:
             conditions[f"{row} is nearer than the prior on {split} prompts"] = table.gain(row, metric).high < 0
@@ -251,6 +254,7 @@ _SUFFIXES: dict[str, Callable[[str], Claim]] = {
     "table": _errors,
     "closest": partial(_closest, split=TRAIN),
     "closest_test": partial(_closest, split=TEST),
+    "selection": _selection,
     "shares": _shares,
     "fidelity": _fidelity,
     "rates": _rates,
