@@ -77,7 +77,7 @@ def selected() -> Claim:
         best = min(SELECTION, key=lambda row: _whole(name)(row, metric).value)
         parts.append(f"{name_of(best)} is {_beside_trained(name, best, metric)}")
     first, flow = parts
-    return Claim(first + ("; flow: the same" if flow == first else f"; flow: {flow}"), {})
+    return Claim(first + ("; flow: too" if flow == first else f"; flow: {flow}"), {})
 
 
 def _beside_trained(name: str, row: str, metric: str) -> str:
