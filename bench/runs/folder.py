@@ -15,6 +15,7 @@ from bench import registry
 from bench.errors import BenchError
 from bench.prompts import load_prompts
 from bench.reporting.rows import read_rows
+from bench.runs.build import build_method
 from bench.runs.contents import contents
 from bench.runtime.files import LOCK, leftovers, locked, write_atomic
 from bench.settings import RunConfig
@@ -75,11 +76,8 @@ def _extend(folder: Path, config: RunConfig, console: Console) -> None:
         same = earlier.model_copy(update={"train": earlier.train.model_copy(update={"updates": train.updates})})
         if done >= train.updates or same.hash() != config.hash() or changed_contents(neighbour, config):
             continue
-        shares = {"train.beta_warmup": train.beta_warmup, "optimizer.decay": config.optimizer.decay}
         state = checkpoint.load(neighbour / "checkpoints")
-        why = next((f"{key} is a share of all updates" for key, share in shares.items() if share), None)
-        if state is None or state["update"] % train.updates_per_round:
-            why = why or "it has no checkpoint at the end of a round"
+        why = _unlike(config, state)
         if why or state is None:
             console.print(f"{neighbour} has {done} updates of the same settings, but {why}: starting anew.")
             continue
@@ -89,6 +87,21 @@ def _extend(folder: Path, config: RunConfig, console: Console) -> None:
             write_atomic(folder / "log.jsonl", (neighbour / "log.jsonl").read_bytes())
         console.print(f"Going on from {path}, of a run of the same settings with {done} updates.")
         return
+
+
+def _unlike(config: RunConfig, state: dict[str, Any] | None) -> str | None:
+    """Why a run with this configuration would not have come by the state of a shorter one, or None."""
+    shares = {
+        "train.beta_warmup": config.train.beta_warmup,
+        "optimizer.decay": config.optimizer.decay,
+        "a stage of the method": any(copy.stages and not copy.rounds for copy in build_method(config).copies().values()),
+    }
+    if why := next((f"{key} is a share of all updates" for key, share in shares.items() if share), None):
+        return why
+    if state is None or state["update"] % config.train.updates_per_round:
+        return "it has no checkpoint at the end of a round"
+    missed = [update for update in config.evaluated_at() if update < state["update"]]
+    return f"this run is also evaluated after {missed[0]}" if missed else None
 
 
 def _go_on(folder: Path, config: RunConfig, earlier: RunConfig, console: Console) -> None:

@@ -317,10 +317,11 @@ def test_two_processes_stop_together_and_one_speaks(bench, tmp_path, pipeline_fo
 
 
 def test_more_updates_extend_the_run(bench, tmp_path, monkeypatch):
-    """A neighbour with fewer updates is gone on from, to the bit; not where the schedule is a share of the updates."""
+    """A neighbour with fewer updates is gone on from, to the bit; not where a run of so many would have differed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     small = ("--set", "evaluation.samples_per_prompt=64", "--set", "evaluation.metrics=[reward]")
+    small += ("--set", "evaluation.at=[0.5]")
     ring = ("run", "--method", "rtb", "--model", "ring", *small)
     status, text = bench(*ring, "--updates", 4, "--out", "straight")
     assert status == 0, text
@@ -339,6 +340,17 @@ def test_more_updates_extend_the_run(bench, tmp_path, monkeypatch):
     status, text = bench(*ring, *decay, "--updates", 2)
     assert status == 0, text
     assert "optimizer.decay is a share of all updates: starting anew" in text
+    at = ("--set", "evaluation.at=[1]")
+    assert bench(*ring, *at, "--updates", 2)[0] == 0
+    status, text = bench(*ring, *at, "--updates", 4)
+    assert status == 0, text
+    assert "has 2 updates of the same settings, but this run is also evaluated after 1: starting anew" in text
+    stages = ("--set", "method.stage_rounds=null")
+    tilt = ("run", "--method", "tilt_matching", "--model", "ring", *small, *stages, "--updates")
+    assert bench(*tilt, 1)[0] == 0
+    status, text = bench(*tilt, 2)
+    assert status == 0, text
+    assert "a stage of the method is a share of all updates: starting anew" in text
 
 
 def test_a_sampler_with_one_step_that_counts_is_warned_of(bench, tmp_path, caplog):
