@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,32 +20,42 @@ from bench.reporting.budgets import KL, TRAIN, at, with_costs
 from bench.reporting.formats import interval
 from bench.reporting.selection import collect, settings
 from bench.reporting.standings import standings
-from bench.reporting.statistics import gaps
+from bench.reporting.statistics import CONFIDENCE, gaps, holm, paired_p
 from bench.reporting.summary import floors, is_robust, priors, spreads, summary, without_levels
 from bench.runtime import yaml_text
 
+Key = TypeVar("Key")
 PLACE = re.compile(r"<!-- claim: (?P<name>\w+) -->(?P<text>.*?)<!-- /claim -->", re.DOTALL)
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval; as text "0.030 [0.022, 0.037]"."""
+    """A number with its 95 % interval; as text "0.030 [0.022, 0.037]".
+
+    p: of Student's test that a difference over seeds is zero, or a ratio one; NaN of other numbers.
+    """
 
     value: float
     low: float = float("nan")
     high: float = float("nan")
+    p: float = float("nan")
 
     def __str__(self) -> str:
-        return " ".join(filter(None, interval(*self)))
+        return " ".join(filter(None, interval(*self[:3])))
 
     @property
     def signed(self) -> str:
         """The same with a sign."""
-        return " ".join(filter(None, interval(*self, sign=True)))
+        return " ".join(filter(None, interval(*self[:3], sign=True)))
 
     @property
     def bare(self) -> str:
         """The number alone, rounded as beside its interval."""
-        return interval(*self)[0]
+        return interval(*self[:3])[0]
+
+    @property
+    def exponential(self) -> "Estimate":
+        """The ratio whose logarithm this is."""
+        return Estimate(*np.exp(self[:3]), self.p)
 
     @property
     def clear(self) -> bool:
@@ -119,7 +129,9 @@ class Table:
 
     def gain(self, method: str, metric: str) -> Estimate:
         """The paired difference to the prior."""
-        return Estimate(*self._cell(method, metric)[["difference", "difference_low", "difference_high"]])
+        own = self.rows[(self.rows["row"] == method) & (self.rows["metric"] == metric)]
+        ends = self._cell(method, metric)[["difference", "difference_low", "difference_high"]]
+        return Estimate(*ends, paired_p(own["difference"].dropna().to_numpy()))
 
     def _cell(self, method: str, metric: str) -> pd.Series:
         if (method, metric) not in self.cells.index:
@@ -149,7 +161,7 @@ class Table:
         values = self.by_seed(first, metric), self.by_seed(second, metric)
         if min(one.min() for one in values) <= 0:
             raise BenchError(f"{self}: {metric} is not positive in all seeds of {first} and {second}: it has no ratio")
-        return Estimate(*np.exp(paired(*values, "positive")))
+        return paired(*values, "positive").exponential
 
     def since(self, earlier: "Table", method: str, metric: str) -> Estimate:
         """What a metric has changed by since another point of the same runs."""
@@ -171,7 +183,7 @@ class Table:
         """Row → its cell in Markdown: the value, or the gain over the prior, marked as in published tables."""
         marks, found = self._marks(metric), {}
         for name in self.cells.index[self.cells.index.get_level_values("metric") == metric].get_level_values("row"):
-            value, ends = interval(*(self.gain if gain else self)(name, metric), sign=gain)
+            value, ends = interval(*(self.gain if gain else self)(name, metric)[:3], sign=gain)
             marked = {"best": f"**{value}**", "tie": f"{value} ≈"}.get(marks.get(name, ""), value)
             found[name] = f"{marked} {ends}".strip()
         return found
@@ -193,7 +205,7 @@ class Table:
             return None
         grid = np.linspace(low, high, 101)
         means = [pd.Series({seed: np.exp(_first(*path[seed], grid).mean()) for seed in seeds}) for path in paths]
-        ratio = Estimate(*np.exp(paired(means[0], means[1], "positive")))
+        ratio = paired(means[0], means[1], "positive").exponential
         return Range(float(np.exp(low)), float(np.exp(high)), ratio)
 
     def __str__(self) -> str:
@@ -259,7 +271,15 @@ def _first(gain: np.ndarray, kl: np.ndarray, limits: np.ndarray) -> np.ndarray:
 def paired(first: pd.Series, second: pd.Series, support: str, robust: bool = False) -> Estimate:
     """First minus second, seed → value, in the seeds that both have; of logarithms if the support is "positive"."""
     both = pd.concat([first, second], axis=1, join="inner").to_numpy().T
-    return Estimate(*gaps([(both[0], both[1])], support, robust)[0][0])
+    ends, (of_logs,) = gaps([(both[0], both[1])], support, robust)
+    x, y = np.log(both) if of_logs else both
+    return Estimate(*ends[0], paired_p(x - y))
+
+
+def significant(estimates: Mapping[Key, Estimate]) -> list[Key]:
+    """Those of a family of differences or ratios that are significant after Holm's correction for their number."""
+    corrected = holm([one.p for one in estimates.values()])
+    return [key for key, p in zip(estimates, corrected, strict=True) if p < 1 - CONFIDENCE]
 
 
 class Verdict(NamedTuple):

@@ -91,10 +91,11 @@ def _extend(folder: Path, config: RunConfig, console: Console) -> None:
 
 def _unlike(config: RunConfig, state: dict[str, Any] | None) -> str | None:
     """Why a run with this configuration would not have come by the state of a shorter one, or None."""
+    copies = build_method(config).copies().values()
     shares = {
         "train.beta_warmup": config.train.beta_warmup,
         "optimizer.decay": config.optimizer.decay,
-        "a stage of the method": any(copy.stages and not copy.rounds for copy in build_method(config).copies().values()),
+        "a stage of the method": any(copy.stages and not copy.rounds for copy in copies),
     }
     if why := next((f"{key} is a share of all updates" for key, share in shares.items() if share), None):
         return why

@@ -84,18 +84,22 @@ def _gains(gains: np.ndarray) -> str:
 
 def _said(gained: str) -> str:
     above, tied = ([n for n, (_, p) in _compared(gained).items() if (p < 1 - CONFIDENCE) == sure] for sure in (1, 0))
-    parts = [f"{name_of(reference(_groups()[gained]))} has the least KL"]
-    parts += [f"significantly more than it: {listed(above)}"] if above else []
-    parts += [f"not separated from it: {listed(tied)}"] if tied else []
-    return "; ".join(parts)
+    parts = [f"{name_of(reference(_groups()[gained]))} has the lowest KL"]
+    parts += [f"that of {listed(above)} is significantly higher"] if above else []
+    parts += [f"that of {listed(tied)} is not significantly different"] if tied else []
+    return ", ".join(parts)
 
 
 def frontiers_verdict() -> Claim:
     """Who is above the reference on test prompts, and whether training prompts say the same."""
     test, training = map(_said, ON.values())
-    same = "On training prompts it is the same." if test == training else f"On training prompts {training}."
+    same = "The same holds on training prompts." if test == training else f"On training prompts {training}."
+    compared = [one for gained in ON.values() for one, _ in _compared(gained).values()]
     known = all(_compared(gained) for gained in ON.values())
-    return Claim(f"On test prompts {test}. {same}", {"somebody is compared on both": known})
+    return Claim(
+        f"On test prompts {test}. {same}",
+        {"somebody is compared on both": known, "none is below": all(one.mean[0] > 0 for one in compared)},
+    )
 
 
 def frontiers_first() -> Claim:

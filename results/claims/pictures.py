@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
-from bench.publish.claims import Claim, Table, markdown_table, tuning, untrained
+from bench.publish.claims import Claim, Table, markdown_table, significant, tuning, untrained
 from bench.reporting.budgets import KL
 from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, name_of, span
@@ -102,8 +102,9 @@ def _selection(name: str) -> Claim:
 def _shares(name: str) -> Claim:
     """Whose shares of modes are better, and whose worse, than those of doing nothing."""
     table, metric = _trained(name), f"{SHARES}/{TRAIN}"
-    lost = [row for row in _furthest(table, metric) if table.gain(row, metric).low > 0]
-    better = [row for row in reversed(_furthest(table, metric)) if table.gain(row, metric).high < 0]
+    sure = significant({row: table.gain(row, metric) for row in _furthest(table, metric)})
+    lost = [row for row in sure if table.gain(row, metric).value > 0]
+    better = [row for row in reversed(sure) if table.gain(row, metric).value < 0]
 
     def said(rows: Sequence[str]) -> str:
         return ", ".join(f"{name_of(row)} ({table(row, metric)})" for row in rows)
