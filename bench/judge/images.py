@@ -114,21 +114,23 @@ def configured(
 
     name: what tables call it. cost: as its author states it. rest: see `bench.config.resolve`.
     """
-    known = load_prompts(prompts)
-    if unknown := sorted({prompt for prompt, _ in files} - {*known.all}):
-        raise BenchError(f"{folder} has images of {unknown[0]!r}, which is no prompt of {prompts}.")
-    settings = {
+    settings: dict[str, Any] = {
         "model.name": IMAGES,
         "model.finetune": "none",
         "prompts.name": prompts,
-        "evaluation.train_prompts": max(1, len(known.train)),
-        "evaluation.validation_prompts": len(known.validation),
-        "evaluation.test_prompts": len(known.test),
         "evaluation.samples_per_prompt": max(2, min(_counts(files).values())),
         "method.label": name or folder.resolve().name,
         "method.sources": [folder.resolve().name],
         "method.digest": _digest(files),
         **{f"method.cost.{key}": value for key, value in cost.items()},
+    }
+    known = load_prompts(prompts, rule=configs.resolve(JUDGED, overrides=settings, **rest).prompts.split)
+    if unknown := sorted({prompt for prompt, _ in files} - {*known.all}):
+        raise BenchError(f"{folder} has images of {unknown[0]!r}, which is no prompt of {prompts}.")
+    settings |= {
+        "evaluation.train_prompts": max(1, len(known.train)),
+        "evaluation.validation_prompts": len(known.validation),
+        "evaluation.test_prompts": len(known.test),
     }
     return configs.resolve(JUDGED, overrides=settings, **rest)
 
@@ -142,7 +144,7 @@ def judge_images(
     it, and use a third of its images for each.
     """
     folder = out or default_folder(config)
-    prompts = load_prompts(config.prompts.name, config.prompts.limit)
+    prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     _require_prompts(config, prompts, {"the images": files, "--prior": prior})
     obtain(requirements(config))
     with ExitStack() as locks:

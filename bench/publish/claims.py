@@ -55,7 +55,7 @@ class Estimate(NamedTuple):
     @property
     def exponential(self) -> "Estimate":
         """The ratio whose logarithm this is."""
-        return Estimate(*np.exp(self[:3]), self.p)
+        return Estimate(*np.exp(self[:3]))._replace(p=self.p)
 
     @property
     def clear(self) -> bool:
@@ -131,7 +131,7 @@ class Table:
         """The paired difference to the prior."""
         own = self.rows[(self.rows["row"] == method) & (self.rows["metric"] == metric)]
         ends = self._cell(method, metric)[["difference", "difference_low", "difference_high"]]
-        return Estimate(*ends, paired_p(own["difference"].dropna().to_numpy()))
+        return Estimate(*ends)._replace(p=paired_p(own["difference"].dropna().to_numpy()))
 
     def _cell(self, method: str, metric: str) -> pd.Series:
         if (method, metric) not in self.cells.index:
@@ -273,7 +273,7 @@ def paired(first: pd.Series, second: pd.Series, support: str, robust: bool = Fal
     both = pd.concat([first, second], axis=1, join="inner").to_numpy().T
     ends, (of_logs,) = gaps([(both[0], both[1])], support, robust)
     x, y = np.log(both) if of_logs else both
-    return Estimate(*ends[0], paired_p(x - y))
+    return Estimate(*ends[0])._replace(p=paired_p(x - y))
 
 
 def significant(estimates: Mapping[Key, Estimate]) -> list[Key]:

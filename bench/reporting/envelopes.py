@@ -26,7 +26,6 @@ from bench.reporting.statistics import CONFIDENCE, holm, over_seeds, paired_p, s
 CONFIGURED = ("method.", "optimizer.", "reward.beta", "train.updates")  # settings in which configurations may differ
 FLOOR = 0.1  # of the largest gain: below it, all configurations are near the prior and agree
 GAINS = 25  # at which envelopes are compared
-DRAWS = 4000  # of the largest deviation of a mean over gains
 
 
 class Group(NamedTuple):
@@ -34,7 +33,7 @@ class Group(NamedTuple):
 
     gained: what the gain is of, in words. points: method → seed → its evaluations, (gain, KL, number of the
     configuration) [n, 3], those of a run one after another. frontier: the least KL of all distributions, of a gain on
-    all prompts. failed: method → its failed runs, which are left out.
+    all prompts. failed: method → its failed runs, which are left out; of some methods these are all.
     """
 
     heading: str
@@ -48,8 +47,8 @@ class Comparison(NamedTuple):
     """Two methods over their common range of gains.
 
     gains: [G]. ratio, low, high: the mean over seeds of the difference of log KL, and a band that holds the whole curve
-    in 95 of 100. mean: that of the difference over the gains, with its interval (centre, low, high). p: of Student's
-    test that it is 0. seeds: those of both.
+    in at least 95 of 100. mean: that of the difference over the gains, with its interval (centre, low, high). p: of
+    Student's test that it is 0. seeds: those of both.
     """
 
     gains: np.ndarray
@@ -71,7 +70,7 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
     frame = frame.assign(apart=frame["settings"].map(apart))
     alike = [*(name for name in SETTING if name != "beta"), "apart"]
     found = []
-    for _, both in frame[frame["updates"] > 0].groupby(alike, sort=False):
+    for _, both in frame[(frame["updates"] > 0) | (frame["status"] == "failed")].groupby(alike, sort=False):
         names = _names(both[both["status"] == "ok"])
         if len(names) > len(set(names.values())):
             found.append((both, names))
@@ -82,7 +81,9 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         parts = [_apart(texts[other["settings"].iloc[0]]) for other, _ in found]
         if other := differing(_apart(texts[first["settings"]]), parts):
             heading += f"; {other}"
+        method_of = {line: method for (method, _), line in names.items()}
         broken = both.loc[both["status"] == "failed"].groupby("method")["run"].nunique()
+        lost = {method: int(count) for method, count in broken.items() if method not in method_of.values()}
         splits: list[tuple[str, list[str], Frontier | None]]
         splits = [(PROMPTS[metric], [metric], None) for metric in measured_gains(own)]
         if frontier is not None:
@@ -94,7 +95,7 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
             by_line: dict[str, dict[int, np.ndarray]] = {}
             for (name, seed), one in points.groupby([line, "seed"], sort=False):
                 by_line.setdefault(str(name), {})[int(seed)] = one[["gain", "kl", "configuration"]].to_numpy()
-            failed = {name: int(broken[method]) for name in by_line if (method := name.partition(" (")[0]) in broken}
+            failed = {name: int(broken[method_of[name]]) for name in by_line if method_of[name] in broken} | lost
             yield Group(heading, f"the reward on {prompts}", by_line, least, failed)
 
 
@@ -162,8 +163,8 @@ def common_range(several: Sequence[Mapping[int, np.ndarray]]) -> np.ndarray:
 def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> Comparison | None:
     """The log of the KL of one over that of the other, within seeds; None without three seeds or a common gain.
 
-    The band is that of the largest absolute t over the gains, whose distribution is simulated from the residuals
-    (Montiel Olea and Plagborg-Møller, 2019), with Student's scale.
+    The band is Student's interval at each gain, corrected for the number of gains (Bonferroni). It holds however the
+    gains are correlated; a few seeds cannot tell how.
     """
     seeds = sorted(one.keys() & other.keys())
     gains = common_range([{seed: m[seed] for seed in seeds} for m in (one, other)]) if seeds else np.empty(0)
@@ -172,13 +173,7 @@ def compare(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> C
     logs = [np.log(np.stack([least_kl(m[seed], gains) for seed in seeds])) for m in (one, other)]
     ratio = logs[0] - logs[1]  # [n, G]
     n, centre = len(seeds), ratio.mean(0)
-    residual = ratio - centre
-    spread = np.sqrt((residual**2).sum(0))
-    rng = np.random.default_rng(0)
-    unit = np.divide(residual, spread, out=np.zeros_like(residual), where=spread > 0)
-    scale = np.sqrt(rng.chisquare(n - 1, DRAWS) / (n - 1))
-    largest = np.abs(rng.standard_normal((DRAWS, n)) @ unit).max(1) / scale
-    reach = np.quantile(largest, CONFIDENCE) * spread / np.sqrt(n * (n - 1))
+    reach = student(n - 1, len(gains)) * ratio.std(0, ddof=1) / np.sqrt(n)
     means = ratio.mean(1)
     interval = tuple(map(float, over_seeds([means])[0]))
     return Comparison(
@@ -288,8 +283,10 @@ def table(group: Group) -> Board:
         f"much of {group.gained}; between evaluations of a run log {KL} is linear in log gain. The ratio is the "
         "exponential of the mean difference of log KL over the gains that both reach in every seed, from "
         f"{FLOOR:g} of the largest and both first evaluations on, paired by seed; Student's interval over seeds, 95 %. "
-        "At single gains the brackets are a band that holds the whole curve in 95 of 100."
+        f"At single gains the brackets are of a band that holds the whole curve in at least 95 of 100: Student's "
+        f"intervals, corrected for {GAINS} gains (Bonferroni)."
     ]
+    notes += [f"All {n} runs of {name} failed." for name, n in group.failed.items() if name not in group.points]
     if group.frontier is not None:
         notes.append(
             "KL over the least: the same mean, over the least KL of all distributions with this gain, from "

@@ -23,6 +23,7 @@ from scipy.special import expit, gammaln, logsumexp, softmax, xlogy
 from bench.errors import BenchError
 from bench.renames import renamed
 from bench.reporting.rows import FINGERPRINT
+from bench.runtime.files import write_atomic
 
 FILE = "frontier.json"
 ENOUGH = 50  # effective samples of every prompt (Kish); where one has fewer, a curve of tilts ends
@@ -264,7 +265,7 @@ def write(path: Path, curves: Iterable[Frontier]) -> None:
         for _, one in sorted(kept.items())
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=None, separators=(",", ":")) + "\n", encoding="utf8")
+    write_atomic(path, (json.dumps(data, indent=None, separators=(",", ":")) + "\n").encode())
 
 
 def _number(value: Any) -> Any:
@@ -283,7 +284,7 @@ def read(path: Path) -> list[Frontier]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise FrontierError(
-            f"{path} holds no curves of this version ({error}): make it again with bench frontier"
+            f"{path} holds no curves of this version ({error}): delete it, and make it again with bench frontier"
         ) from None
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bench.prompts import SPLITS
 from bench.registry import BUILT_IN
 from bench.reporting.budgets import COSTS, GAINS, KL, TEST, VALIDATION, Draws, Missing, at, draws, nobody, with_costs
 from bench.reporting.efficiency import EFFICIENCY, note, with_efficiency
@@ -18,6 +19,7 @@ from bench.reporting.summary import Spread, floors, has_seeds, is_robust, learne
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 DETAILS = ("/early", "/late", "/importance", "/floor", "/recall")  # parts and second opinions of a metric
+NO_SPACES = {*SPLITS, "mean", "spread"}  # what else follows a metric's name
 DRAWN = ("path_kl_steps/", "reward_prompts/")  # a row for every step or prompt: figures show them, tables do not
 # What a table shows by default: these metrics where there are values, in every feature space, then those of
 # installed plugins, then the costs.
@@ -292,7 +294,7 @@ def heading(row: Mapping[str, Any]) -> str:
 def _headings(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """What stands above columns, and the feature space left out there because all that have one share it."""
     parts = {name.split("/")[1] for name in names if "/" in name and not name.startswith("reward/")}
-    spaces = {part for part in parts if f"/{part}" not in DETAILS}
+    spaces = {part for part in parts if f"/{part}" not in DETAILS and part not in NO_SPACES}
     space = spaces.pop() if len(spaces) == 1 else ""
     titles = {row["metric"]: heading(row) for row in rows.drop_duplicates("metric").to_dict("records")}
     headings = (titles.get(name, name) for name in names)

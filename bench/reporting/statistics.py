@@ -133,9 +133,12 @@ def around(value: np.ndarray, error: np.ndarray, degrees: np.ndarray, support: s
     return np.where(inside[:, None], ends, value[:, None] + np.stack([-reach, reach], 1))
 
 
-def student(degrees: float | np.ndarray) -> float | np.ndarray:
-    """Standard errors on either side of a mean that its interval reaches, by Student's t."""
-    return scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees)
+def student(degrees: float | np.ndarray, count: int = 1) -> float | np.ndarray:
+    """Standard errors on either side of a mean that its interval reaches, by Student's t.
+
+    count: of intervals that are to hold together (Bonferroni).
+    """
+    return scipy.stats.t.ppf((2 * count - 1 + CONFIDENCE) / (2 * count), degrees)
 
 
 def paired_p(differences: np.ndarray) -> float:

@@ -26,6 +26,7 @@ from bench.runs.out_of_memory import explain_out_of_memory
 from bench.runs.progress import evaluate
 from bench.runs.rows import prior_settings, provenance, row
 from bench.runtime import memory
+from bench.runtime.meter import COUNTS
 from bench.settings import EXECUTION, JUDGED, RunConfig
 from bench.training import checkpoint
 
@@ -62,7 +63,7 @@ def evaluate_again(folder: Path, assignments: list[str], console: Console) -> Pa
 class Stored(NamedTuple):
     """A stored run, evaluated: its samples, what was measured on them, and the rows.
 
-    counted: whether the rows' counts are those of the training, which a packed run does not hold.
+    counted: whether the rows' counts come from the training; a packed run has no others than those of its rows.
     """
 
     core: Core
@@ -105,13 +106,15 @@ def evaluate_stored(folder: Path, assignments: list[str], console: Console) -> S
 def _load_trained(core: Core, config: RunConfig, folder: Path) -> tuple[int, bool]:
     """Load the adapter, the copies and the counts of the finished run in `folder`.
 
-    Returns the updates that it made, and whether it has counts: a packed run has none, and of the copies the one that
-    was evaluated. Raises BenchError for another run.
+    Returns the updates that it made, and whether the counts come from its training: a packed run has those of its rows,
+    and of the copies the one that was evaluated. Raises BenchError for another run.
     """
     packed = (folder / "rows.parquet").is_file() and not (folder / "checkpoints").is_dir()
     state: dict[str, Any] | None
     if packed:
-        state = {"update": int(read_rows(folder / "rows.parquet")["updates"].max())}
+        last = read_rows(folder / "rows.parquet").iloc[-1]
+        counts = {name: int(last[name]) for name in COUNTS} | {"seconds": {"training": float(last["train_seconds"])}}
+        state = {"update": int(last["updates"]), "meter": counts}
     else:
         state = checkpoint.load(folder / "checkpoints")
     ended = state is not None and (packed or state.get("ended_at_kl") is not None)
@@ -121,8 +124,7 @@ def _load_trained(core: Core, config: RunConfig, folder: Path) -> tuple[int, boo
         copies = _packed_copies(core.model, folder) if packed else state["copies"]
         for name, stored in copies.items():
             core.copies[name] = {key: value.to(core.model.device) for key, value in stored.items()}
-        if not packed:
-            core.meter.restore(state["meter"])
+        core.meter.restore(state["meter"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchError(f"the checkpoint in {folder} is damaged or of another version: {error}.") from error
     load_adapter(core.model, folder / "adapter")  # after the copies, which stood in the model for a moment

@@ -19,6 +19,7 @@ from bench.publish.reproduce import verify
 from bench.reporting.rows import read_rows
 from bench.runs import evaluate
 from bench.runs.run import Run
+from bench.runtime.meter import COUNTS
 from bench.settings import JUDGED
 
 SMALL = (
@@ -56,8 +57,10 @@ def test_a_packed_run_has_what_it_takes_to_evaluate_it(
     assert f"{len(rows)} values: {len(rows)} equal." in console.file.getvalue()
     if copied:
         out = evaluate.evaluate_again(packed, ["evaluation.weights=policy"], console)
-        other = read_rows(out / "rows.parquet").set_index("metric")["value"]
-        assert not other.equals(rows.set_index("metric")["value"])
+        other = read_rows(out / "rows.parquet")
+        assert not other.set_index("metric")["value"].equals(rows.set_index("metric")["value"])
+        costs = [*COUNTS, "train_seconds"]
+        assert other[costs].drop_duplicates().to_dict("records") == rows[costs].drop_duplicates().to_dict("records")
 
 
 def test_a_packed_copy_draws_images_and_can_be_pushed(

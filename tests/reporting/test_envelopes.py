@@ -55,14 +55,17 @@ def test_a_comparison_depends_neither_on_where_runs_were_measured_nor_on_a_colla
 
 def test_the_reference_has_the_most_seeds_and_failed_runs_are_counted(tmp_path: Path) -> None:
     weights = [{"method.kl": 1.0}, {"method.kl": 0.0}]
-    rows = rows_of("draft", weights, 2.0) + rows_of("refl", weights, 1.0)
+    rows = [one for name in ("draft", "refl (ema)", "ddpo") for one in rows_of(name, weights, 2.0 - (name != "draft"))]
     broken = {"metric": "run", "value": None, "difference": None, "status": "failed", "note": "not finite"}
     for one in rows:
-        one |= broken if (one["method"], one["seed"]) == ("refl", 2) else {}
+        if one["method"] == "ddpo" or (one["method"], one["seed"]) == ("refl (ema)", 2):
+            one |= broken | {"updates": 0 if one["method"] == "ddpo" else one["updates"]}
     write_rows(tmp_path / "rows.parquet", rows)
     (group,) = groups(collect([tmp_path])[0])
     assert reference(group) == "draft"
-    assert [line.n for line in table(group).lines] == ["3", "2, 2 failed"]
+    board = table(group)
+    assert [line.n for line in board.lines] == ["3", "2, 2 failed"]
+    assert "All 6 runs of ddpo failed." in board.notes
 
 
 def test_other_priors_and_other_options_of_the_reward_are_no_configurations(tmp_path: Path) -> None:
@@ -99,20 +102,21 @@ def drawn(rng: np.random.Generator, shift: float) -> dict[int, np.ndarray]:
     return seeds
 
 
-def test_the_band_holds_the_whole_curve_in_95_of_100() -> None:
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_band_holds_the_whole_curve_in_95_of_100(seeds: int) -> None:
     rng, held, trials = np.random.default_rng(1), 0, 300
     gains = common_range([{0: curve(np.ones(60))}])
     truth = np.sin(gains)
     for _ in range(trials):
         one, other = {}, {}
-        for seed in SEEDS:
+        for seed in range(seeds):
             noise = 0.2 * rng.standard_normal() + 0.1 * rng.standard_normal(len(gains)).cumsum() / 5
             other[seed] = run(gains, np.exp(10 * gains))
             one[seed] = run(gains, np.exp(10 * gains + truth + noise))
         found = compare(one, other)
         assert found is not None
         held += bool(((found.low <= truth) & (truth <= found.high)).all())
-    assert CONFIDENCE - 0.04 <= held / trials <= 1
+    assert held / trials >= CONFIDENCE - 0.02  # Monte Carlo
 
 
 def test_a_method_with_twice_the_kl_has_a_ratio_of_two() -> None:

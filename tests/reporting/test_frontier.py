@@ -140,5 +140,5 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, text: str) -> 
     if text == "{}":
         assert frontier.read(tmp_path / FILE) == []
         return
-    with pytest.raises(FrontierError, match="make it again with bench frontier"):
+    with pytest.raises(FrontierError, match="delete it, and make it again with bench frontier"):
         find(rows(tmp_path))
