@@ -28,7 +28,7 @@ from bench.prompts import PromptSet
 from bench.reward import Reward
 from bench.runtime import memory
 from bench.runtime.cache import cached
-from bench.runtime.digests import digest, digest_files
+from bench.runtime.digests import digest, digest_files, source_of
 from bench.sampling import noise
 from bench.sampling.noise import Purpose
 from bench.settings import RunConfig
@@ -202,11 +202,12 @@ class Evaluator:
         return torch.cat(parts)
 
     def _reward_key(self, name: str) -> list[Any]:
-        """What decides the scores of a reward: its options, their files, its weights, what it knows of prompts."""
+        """What decides a reward's scores: code, options, their files, weights, and what it knows of prompts."""
         reward = self.rewards[name]
         files = {key: digest_files(path) for key, path in paths(reward.config)}
         weights = [need.identity() for need in reward.files]
-        key = [name, reward.config.model_dump(mode="json"), files, weights, self.core.micro_batch]
+        code = [source_of(type(part)) for part in getattr(reward, "parts", {name: reward}).values()]
+        key = [name, code, reward.config.model_dump(mode="json"), files, weights, self.core.micro_batch]
         known = {prompt: dict(columns) for prompt, columns in reward.metadata.items()}
         return [*key, known] if known else key
 

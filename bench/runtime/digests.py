@@ -8,8 +8,8 @@ Whatever can change the value of a thing is a part of its key:
 - a set of prior samples (`Evaluator.prior_set`): fingerprint, kernel, names of the samples, seed and purpose of their
   noise, and what decides how it is rounded: batch, attention, compilation, slicing, device, versions of libraries;
 - a set of a judged model (`bench judge`): that of the prior's set, and the contents and scales of its weights;
-- rewards of the prior's samples (`Evaluator.prior_rewards`): the set, and of each reward its options, the contents of
-  files that they name, its weights and its batch;
+- rewards of the prior's samples (`Evaluator.prior_rewards`): the set, and of each reward its code, its options, the
+  contents of files that they name, its weights and its batch;
 - features (`Evaluator.features`): images with shape and type, the space and its weights, and again what decides how
   they are rounded;
 - embeddings of a prompt (`PromptStore`): contents of the text encoders' and tokenizers' files, the pipeline's index,
@@ -22,7 +22,9 @@ Whatever can change the value of a thing is a part of its key:
 """
 
 import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,14 @@ KINDS = {".safetensors", ".json", ".txt", ".model", ".jinja", ".bin", ".pt", ".p
 def digest(parts: Mapping[str, Any] | Sequence[Any], size: int = 16) -> str:
     """`2 * size` hex digits of what JSON can hold, the same in any order of a mapping's keys; else TypeError."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=size).hexdigest()
+
+
+def source_of(cls: type) -> str:
+    """The source of a class and of what is beside it in its file; empty where there is none, as in a console."""
+    try:
+        return inspect.getsource(sys.modules[cls.__module__])
+    except (KeyError, OSError, TypeError):
+        return ""
 
 
 def digest_files(path: Path) -> str:

@@ -14,6 +14,7 @@ from bench.prompts import load_prompts
 from bench.reporting.frontier import FILE, read
 from bench.runs.build import build_core, evaluation_core
 from bench.runs.frontier import trace_core
+from bench.runtime.digests import source_of
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -68,6 +69,21 @@ def test_more_samples_draw_only_what_is_missing(tmp_path: Path) -> None:
     assert core.meter.total()["network_forwards"] - before == 8 * core.kernel.steps
     assert torch.equal(more[:16], few)
     assert torch.equal(evaluator.prior_rewards("", 24), more)
+
+
+def test_another_reward_of_the_same_name_is_scored_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that was edited."""
+    config = resolve("prior", overrides={"model.name": "ring"})
+    evaluator = Evaluator(
+        evaluation_core(build_core(config), config), config, load_prompts(config.prompts.name), tmp_path
+    )
+    evaluator.prior_rewards("", 8)
+    reward = evaluator.rewards[config.reward.name]
+    monkeypatch.setattr(type(reward), "__call__", lambda self, points, prompts: torch.full((len(points),), 7.0))
+    assert not evaluator.prior_rewards("", 8).eq(7).any()  # not edited, as far as its file says
+    monkeypatch.setattr("bench.evaluation.evaluator.source_of", lambda cls: "edited")
+    assert evaluator.prior_rewards("", 8).eq(7).all()
+    assert "def source_of" in source_of(type("New", (), {"__module__": source_of.__module__}))
 
 
 def test_samples_without_a_score_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

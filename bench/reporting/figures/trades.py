@@ -26,9 +26,9 @@ TRADED = ("diversity", "coverage", "fid_prior", "path_kl", "tilt_sw2", "target_s
 TOGETHER = 16  # lines in a panel that the eye can still follow
 NOTE = "one dot per evaluation, from the prior (◆) on, where the scale shows it; means over seeds as in the table"
 LEAST = (
-    "; black: the least KL at every gain on these prompts with its 95 % band, up to where the prior's samples run out "
-    "(|); dashed: best of n = 2, 4, … draws, at most; dotted: soft best of {n}; hollow: from under {enough} effective "
-    "samples"
+    "; black: the least KL of these prompts at every gain (the methods' path_kl is of all prompts), with its 95 % "
+    "band, up to where the prior's samples run out (|); dashed: best of n = 2, 4, … draws, at most; dotted: soft best "
+    "of {n}; hollow: from under {enough} effective samples"
 )
 SOFT = 8  # of how many draws
 SHOWN = 0.05  # of a curve's largest KL; what is less need not be on a logarithmic scale
