@@ -93,7 +93,7 @@ def test_the_readme_has_few_words() -> None:
 
 
 def test_the_readme_fits_two_screens() -> None:
-    lines = TEXTS[README].splitlines()
+    lines = re.sub("<!--.*?-->", "", TEXTS[README]).splitlines()  # as rendered
     assert len(lines) < 120
     assert max(map(len, lines)) <= 120
 

@@ -37,7 +37,9 @@ def advise(
     ] = None,
     currency: Annotated[
         Currency,
-        typer.Option(help="Of --budget: images scored, gradients of that, NFE, updates, or seconds of training."),
+        typer.Option(
+            help="Unit of --budget: reward calls, gradients of the reward, NFE, updates, or seconds of training."
+        ),
     ] = Currency.reward_calls,
     max_kl: Annotated[float | None, typer.Option(help="Stop where path_kl reaches so many nats.")] = None,
     gradient: Annotated[

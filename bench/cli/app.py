@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,8 @@ from bench.runtime.console import TextConsole, print_anything
 from bench.runtime.stopping import Interrupted, end_with_launcher, signals_stop
 
 application = typer.Typer(
-    help="Compare reward-finetuning methods for diffusion models: one sampler, one evaluation, every method.\n\n"
+    help="Compare methods that finetune diffusion and flow-matching models on a reward: one sampler, one "
+    "evaluation.\n\n"
     "Start with: bench run nabla_gfn",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -142,8 +144,11 @@ for command in (
 
 
 def _reflowed(docstring: str) -> str:
-    """Prose with a line for each paragraph, for terminals of any width; commands and what is indented stay."""
-    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    """Prose with a line for each paragraph, for terminals of any width; commands and what is indented stay.
+
+    Square brackets are escaped: rich would take [nabla_gfn, ddpo] for markup and drop it.
+    """
+    paragraphs = escape(inspect.cleandoc(docstring)).split("\n\n")
     return "\n\n".join(part if part.startswith((" ", "bench ")) else part.replace("\n", " ") for part in paragraphs)
 
 

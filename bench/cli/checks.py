@@ -13,7 +13,7 @@ from bench.errors import BenchError, did_you_mean
 
 
 class Size(StrEnum):
-    """Of random weights."""
+    """Size of the random weights."""
 
     full = "full"
     tiny = "tiny"
@@ -28,9 +28,9 @@ def profile_setting(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Build the architectures with random weights; download nothing.")
     ] = False,
-    size: Annotated[Size, typer.Option(help="Of random weights; tiny only tries the code.")] = Size.full,
+    size: Annotated[Size, typer.Option(help="Size of the random weights; tiny only tries the code.")] = Size.full,
     every: Annotated[
-        bool, typer.Option("--all", help="An update of every trained method, beside the rows that it needs.")
+        bool, typer.Option("--all", help="An update of every trained method, with the NFE that its equations need.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="File; default: named as a run, below runs/profiles.")] = None,
     assignments: Set = None,
@@ -137,7 +137,8 @@ def doctor(
         bool, typer.Option("--full", help="With --gpu: time the published batch and HPSv2.1, not a short one.")
     ] = False,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="With --gpu: steps whose name holds it. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="With --gpu: only steps whose name contains TEXT. Repeatable."),
     ] = None,
     device: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:

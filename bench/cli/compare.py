@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A run, a folder of its seeds, or TABLE/METHOD.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The same; METHOD alone: of A's table.")],
-    form: Annotated[str, typer.Option("--format", metavar="table|md", help="Of what is printed.")] = "table",
+    form: Annotated[str, typer.Option("--format", metavar="table|md", help="Output format.")] = "table",
 ) -> None:
     """Compare two configurations in paired seeds: at their ends, at equal NFE, reward calls and reward gain.
 

@@ -25,7 +25,8 @@ def frontier(
     prompts: PromptsName = None,
     suite: SuiteName = None,
     samples: Annotated[
-        int | None, typer.Option(min=100, help="Of the prior, for each prompt; default 512 pictures or 8192 points.")
+        int | None,
+        typer.Option(min=100, help="Samples of the prior for each prompt; default 512 pictures or 8192 points."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File; default: frontier.json beside the setting's runs.")] = None,
     assignments: Set = None,

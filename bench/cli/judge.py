@@ -35,9 +35,9 @@ def judge(
     reward: RewardName = None,
     prompts: PromptsName = None,
     suite: SuiteName = None,
-    seed: Annotated[int | None, typer.Option(help="Of the evaluation's noise.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the evaluation's noise.")] = None,
     scale: Annotated[
-        list[float] | None, typer.Option(help="Of the adapters; given once for all of them, or once for each.")
+        list[float] | None, typer.Option(help="Scale of the adapters; given once for all of them, or once for each.")
     ] = None,
     together: Annotated[
         bool, typer.Option("--together", help="The sources are adapters of one model, which are added up.")
@@ -52,7 +52,9 @@ def judge(
     label: Annotated[str | None, typer.Option(help="What tables call it; default: its name.")] = None,
     metric: AddedMetrics = None,
     assignments: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; of several rows, one with a folder for each.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the row; several rows get a folder each inside it.")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Judge a folder of finished images instead, with index.csv or a --pattern.")
     ] = None,

@@ -14,7 +14,7 @@ def sample(
     prompts: Annotated[
         str | None,
         typer.Option(
-            help="Prompt set or file; default: held-out prompts.",
+            help="Prompt set or file; default: up to 8 of the run's test prompts.",
             metavar="NAME|FILE",
             parser=os.path.expanduser,
             autocompletion=completed("prompts"),
@@ -22,7 +22,7 @@ def sample(
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt itself. Repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Images of each prompt.")] = 4,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; default: the run's evaluation's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise; default: the evaluation's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the images; default: drawn, inside the run's.")] = None,
 ) -> None:
     """Draw images with a trained adapter, and with the prior on the same noise: files, an index, and a grid.
@@ -56,7 +56,9 @@ def export(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a finished run, of its adapter, or of an export.")
+    ],
     name: Annotated[str, typer.Argument(metavar="HUB-ID", help="Repository on the hub: organisation/name.")],
     public: Annotated[bool, typer.Option("--public", help="For everyone to see; a new repository is private.")] = False,
 ) -> None:
@@ -76,18 +78,18 @@ def convert(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Of the same architecture: a name, a folder or a hub id. Of Stable Diffusion its configurations and "
-            "tokenizers are used, and only these are fetched; of other families all parts but the denoiser.",
+            help="Model of the same architecture: a name, a folder or a hub id. Of Stable Diffusion its configurations "
+            "and tokenizers are used, and only these are fetched; of other families all parts but the denoiser.",
             parser=os.path.expanduser,
             autocompletion=completed("models"),
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder; default: beside the file, with its name.")] = None,
 ) -> None:
-    """Make a single-file checkpoint the folder that a run takes.
+    """Convert a single-file checkpoint to a folder for --model.
 
     bench convert dreamshaper_8.safetensors --like sd15
-    bench run --model ./dreamshaper_8 --reward hps
+    bench run nabla_gfn --model ./dreamshaper_8 --reward hps
     bench convert my_z_image.safetensors --like z-image-turbo
     """
     show_warnings()

@@ -37,7 +37,7 @@ def reproduce(
     rounding on another processor: the same at first, and later no farther apart than two seeds.
 
         bench reproduce ring --method rtb --seed 3
-        bench reproduce emoji --run draft-seed0 --setting reward.name=emoji_clip
+        bench reproduce emoji --run draft-seed0
     """
     from bench.publish.reproduce import compare_again, find_run
 

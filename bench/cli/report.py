@@ -32,7 +32,7 @@ def report(
         str | None,
         typer.Option(
             metavar="X[,X…]",
-            help="Compare where every run first gains so much reward: on test prompts, on training ones.",
+            help="Compare where every run first gains so much reward, on test and on training prompts.",
         ),
     ] = None,
     at_updates: Annotated[float | None, typer.Option(min=1, help="Compare every run at so many updates.")] = None,
@@ -49,7 +49,7 @@ def report(
         bool, typer.Option("--wide", help="All columns on the screen, in tables one below the other.")
     ] = False,
     form: Annotated[
-        Format, typer.Option("--format", help="Of what is printed; html: one self-contained page.")
+        Format, typer.Option("--format", help="Output format; html: one self-contained page.")
     ] = Format.table,
     out: Annotated[
         Path | None,
@@ -59,7 +59,7 @@ def report(
     """Compare finished runs: a table for every setting, methods as rows, and figures.
 
     bench report runs/emoji --metrics reward/test,reward/train,path_kl
-    bench report ring --at-reward-calls 50000 --out report
+    bench report ring --at-reward-calls 12800 --out report
     bench report runs/ring --at-reward-gain 0.5,1 --format latex
     """
     from bench.reporting import formats

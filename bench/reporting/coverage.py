@@ -90,7 +90,8 @@ rows may have a star; ≈ then means that the printed difference to the prior co
 rows that learned are marked: those whose mean gain of the training reward is at least half of the best row's. The note
 below the table names them.
 
-**A floor** is a mean over draws: three per evaluation, and over seeds those of all.
+**A floor** is the score of fresh samples of the prior itself; for a distance to the target, of samples of the target.
+It is a mean over draws: three per evaluation, and over several seeds those of all.
 
 **A floor that scatters** as widely as the rows differ hides what the metric is to show. Where the range of 95 % of a
 floor's draws (their mean ± 1.96 standard deviations, over all draws of all seeds) is as wide as the largest difference

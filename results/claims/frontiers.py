@@ -40,8 +40,8 @@ def frontiers_made() -> Claim:
     return Claim(
         f"{len(kept)} methods, {seeds} seeds. A run has an NFE of {span(nfe)}. {tuned['cost']['runs']} trials took "
         f"{tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, {runs} runs of {runs // seeds} "
-        f"configurations ({', '.join(texts)}) {hours(rows):.1f}. For {len(edge)} of {len(kept)} methods "
-        "tuning chose the smallest or largest value of the grid.",
+        f"configurations ({', '.join(texts)}) {hours(rows):.1f}. Tuning chose the smallest or largest "
+        f"value of the grid for {len(edge) or 'none'} of {len(kept)} methods.",
         {"every method was tuned": kept.keys() == set(rows["method"]) - {"prior"}},
     )
 
@@ -117,9 +117,7 @@ def frontiers_best() -> Claim:
     """The same for a cell of README's table."""
     points, compared = _groups()[ON["test"]].points, _compared(ON["test"])
     tied = [name for name, (_, p) in compared.items() if p >= 1 - CONFIDENCE]
-    text = (
-        f"{name_of(reference(_groups()[ON['test']]))}{f' ≈ {len(tied)} more' if tied else ''}; {len(points)} compared"
-    )
+    text = f"{name_of(reference(_groups()[ON['test']]))}{f' ≈ {len(tied)} more' if tied else ''}; {len(points)} methods"
     return Claim(text, {"somebody is compared": bool(compared)})
 
 

@@ -69,7 +69,7 @@ def floor_of_fid() -> Claim:
         images |= set(rows.loc[rows["metric"] == FID, "n"])
     return Claim(
         f"In 95 % of cases two sets of {span(sorted(images))} images of the same prior differ by less than "
-        f"{max(gaps):.0f} in `fid_prior`: smaller differences say nothing.",
+        f"{max(gaps):.0f} in `fid_prior`, so smaller differences mean nothing.",
         {"the floor is not zero": min(gaps) > 1},
     )
 
@@ -150,8 +150,8 @@ def _unmoved(name: str) -> Claim:
     flat = [row for row in table.methods if row not in significant({m: table.gain(m, TRAIN) for m in table.methods})]
     little = [row for row in table.methods if row not in flat and table.gain(row, TRAIN).value < most / 5]
     return Claim(
-        f"Gains not separated from zero at this budget: {listed(flat)}. Significant gains of less than a fifth of the "
-        f"most: {listed(little)}.",
+        f"Gains not significantly different from zero at this budget: {listed(flat)}. Significant gains of less than a "
+        f"fifth of the most: {listed(little)}.",
         {"there are both": bool(flat) and bool(little), "none is below zero": not _clear(table, little, TRAIN, -1)},
     )
 
@@ -178,9 +178,9 @@ def emoji_flow_adjoint() -> Claim:
     heldout = table.difference("adjoint_matching", "refl", HELDOUT)
     others = [row for row in best if row != "adjoint_matching"]
     return Claim(
-        f"`adjoint_matching` gains {table.gain('adjoint_matching', TRAIN).signed} on training prompts, not separated "
-        f"from {listed(others)}, with {ratio} times the KL of `refl`. On held-out prompts it gains less than `refl`: "
-        f"{heldout.signed}.",
+        f"`adjoint_matching` gains {table.gain('adjoint_matching', TRAIN).signed} on training prompts, not "
+        f"significantly different from {listed(others)}, with {ratio} times the KL of `refl`. On held-out prompts it "
+        f"gains less than `refl`: {heldout.signed}.",
         {
             "not separated from the best": "adjoint_matching" in best and "refl" in best,
             "less KL than refl": ratio.high < 1,
@@ -197,7 +197,7 @@ def emoji_flow_awm() -> Claim:
     return Claim(
         f"At a gain of 1.3 `fid_prior` is up by {table.gain('awm', FID).signed} with `awm`, and by at most "
         f"{max(table.gain(row, FID).value for row in others):.0f} with {listed(others)}, though its KL of "
-        f"{table('awm', KL)} nats is not separated from that of "
+        f"{table('awm', KL)} nats is not significantly different from that of "
         f"{listed([row for row, ratio in ratios.items() if ratio.low <= 1 <= ratio.high])}. In step 10 of 20 `awm` has "
         f"{table('awm', MIDDLE)} nats, the others {span([table(row, MIDDLE).value for row in others], 3)}.",
         {
@@ -218,7 +218,7 @@ def emoji_clip_heldout() -> Claim:
     others = [row for row in table.methods if row not in gain]
     return Claim(
         f"Of the trained methods {' and '.join(texts)} gain on held-out prompts; the gains of {listed(others)} are "
-        "not separated from zero.",
+        "not significantly different from zero.",
         {
             "adjoint_matching gains most": gain[0] == "adjoint_matching" and _ahead(table, HELDOUT, gain),
             "none loses": not _clear(table, others, HELDOUT, -1),
@@ -254,7 +254,7 @@ def colorfulness_furthest() -> Claim:
     return Claim(
         f"`adjoint_matching` gains most on training prompts, {gain.signed} at {table('adjoint_matching', KL)} nats, "
         f"and its `fid_prior` is up most, by {fid.signed}; coverage changes by {coverage.signed}. On held-out prompts "
-        "it is not separated from "
+        "it is not significantly different from "
         f"{listed([row for row in table.best(HELDOUT) if row != 'adjoint_matching'])}.",
         {
             "alone best": best == ["adjoint_matching"],

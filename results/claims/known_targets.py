@@ -36,7 +36,7 @@ def nearest_rows(table: Table, metric: str) -> list[str]:
 def closest(table: Table, metric: str) -> Claim:
     """Who comes nearest to the target, beside the floor and the prior."""
     best, *ties = nearest_rows(table, metric)
-    behind = f", not separated from {listed(ties)}" if ties else ""
+    behind = f", not significantly different from {listed(ties)}" if ties else ""
     text = (
         f"{name_of(best)} comes closest to the target, with a `{metric}` of {table(best, metric)} at {table(best, KL)} "
         f"nats{behind}; an equally large sample of the target scores {table.floor(metric)}, the prior "

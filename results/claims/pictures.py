@@ -77,13 +77,13 @@ def selected() -> Claim:
         best = min(SELECTION, key=lambda row: _whole(name)(row, metric).value)
         parts.append(f"{name_of(best)} is {_beside_trained(name, best, metric)}")
     first, flow = parts
-    return Claim(first + ("; flow: too" if flow == first else f"; flow: {flow}"), {})
+    return Claim(f"{first}, on both paths" if flow == first else f"{first}; flow: {flow}", {})
 
 
 def _beside_trained(name: str, row: str, metric: str) -> str:
     nearest = nearest_rows(_trained(name), metric)[0]
     gap = _whole(name).difference(row, nearest, metric)
-    where = "nearer than" if gap.high < 0 else "further than" if gap.low > 0 else "not separated from"
+    where = "closer than" if gap.high < 0 else "farther than" if gap.low > 0 else "not significantly different from"
     return f"{where} {name_of(nearest)}"
 
 
@@ -141,12 +141,12 @@ def _fidelity(name: str) -> Claim:
     def said(rows: Sequence[str]) -> str:
         return ", ".join(f"{name_of(row)} ({table(row, metric)})" for row in rows)
 
-    parts = [f"significantly more for {said(gone)}"] if gone else []
-    parts += [f"not certain for {said(perhaps)}"] if perhaps else []
-    parts += [f"less for {listed(rest)}"]
+    parts = [f"significantly above {GONE:.0f} nats for {said(gone)}"] if gone else []
+    parts += [f"not significantly different from {GONE:.0f} nats for {said(perhaps)}"] if perhaps else []
+    parts += [f"below {GONE:.0f} nats for {listed(rest)}"]
     text = (
-        f"How much less likely the prior finds a method's pictures than the target's, on training prompts, against "
-        f"{GONE:.0f} nats: {'; '.join(parts)}."
+        f"`{FIDELITY}`, by which the prior finds a method's pictures less likely than samples of the target, is on "
+        f"training prompts {'; '.join(parts)}."
     )
     return Claim(text, {"some are not": bool(rest)})
 

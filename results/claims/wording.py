@@ -47,8 +47,8 @@ def made(table: Table, name: str) -> Claim:
         f"{len(table.methods)} methods{f' plus {listed(idle)}' if idle else ''}, {trained['seed'].nunique()} seeds. A "
         f"run has an NFE of {span(trained['nfe'])} in {span(trained['updates'])} updates. {tuned['cost']['runs']} "
         f"trials took {tuned['cost']['wall_seconds'] / 3600:.1f} hours of one CPU thread, "
-        f"{table.every['run'].nunique()} runs {hours(table.every):.1f}. For {len(edge) or 'none'} of "
-        f"{len(tuned['choices'])} methods tuning chose the smallest or largest value of the grid"
+        f"{table.every['run'].nunique()} runs {hours(table.every):.1f}. Tuning chose the smallest or largest value of "
+        f"the grid for {len(edge) or 'none'} of {len(tuned['choices'])} methods"
     )
     if len(failed):
         counts = failed["method"].value_counts()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import config, registry
@@ -197,6 +198,7 @@ def test_help_has_a_line_for_each_paragraph_and_each_example():
         given, shown = inspect.cleandoc(command.callback.__doc__).split("\n\n"), command.help.split("\n\n")
         for before, after in zip(given, shown, strict=True):
             verbatim = before.startswith((" ", "bench "))
+            after = Text.from_markup(after).plain
             assert after == before if verbatim else after.split() == before.split() and "\n" not in after
 
 

