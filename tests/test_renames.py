@@ -50,7 +50,10 @@ def test_published_rows_name_the_samples_that_this_version_draws_for_them(folder
     prompts = load_prompts(config.prompts.name, config.prompts.limit, config.prompts.split)
     assert set(rows["evaluation"]) == {evaluation_id(config, prompts)}
     parts = set(rows.loc[rows["metric"].str.startswith("reward/"), "metric"].str.rpartition("/")[2])
-    tested = ("emoji_mixture", "emoji_mixture_flow", "emoji_mixture_long", "preference_200", "verdict_emoji_flow")
+    tested = (
+        *("emoji_mixture", "emoji_mixture_colorfulness", "emoji_mixture_flow", "emoji_mixture_long"),
+        *("preference_200", "verdict_emoji_flow"),
+    )
     other = set() if folder.startswith("ring") else {"test"} if folder in tested else {"validation"}
     assert parts == {"train"} | other
     drawn = set(rows.loc[rows["metric"].str.startswith("reward_prompts/"), "metric"].str.split("/", n=1).str[1])

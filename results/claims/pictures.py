@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
+import numpy as np
+
 from bench.publish.claims import Claim, Table, markdown_table, significant, tuning, untrained
 from bench.reporting.budgets import KL
+from bench.reporting.frontier import Frontier, find
 from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, name_of, span
 
@@ -19,6 +22,7 @@ DISTANCE, SHARES, PLACE, WIDTH, FIDELITY = (
 TRAIN, TEST = "train", "test"
 SELECTION = ("soft_best_of_n", "fk_steering")  # both aim at the target
 MIXTURE, FLOW, LONG = "emoji_mixture", "emoji_mixture_flow", "emoji_mixture_long"
+COLORFULNESS = "emoji_mixture_colorfulness"
 RATE = "optimizer.lr"
 FAR = 1.0  # nats of KL to the prior
 OUTLIER = 10.0  # times the median KL of a method's runs
@@ -224,6 +228,54 @@ def _first_and_last() -> tuple[tuple[int, Table], tuple[int, Table]]:
     return (first, late.at("updates", first)), (last, late)
 
 
+def mixture_colorfulness_reached() -> Claim:
+    """How far the target of the other reward is, and how far methods come."""
+    table, metric = _whole(COLORFULNESS), f"{DISTANCE}/{TRAIN}"
+    curve = _least(COLORFULNESS).curve(TRAIN)
+    beta = float(table.every["beta"].iloc[0])
+    gain, kl = (float(np.interp(beta, curve["beta"], curve[column])) for column in ("gain", "kl"))
+    gains = [table.gain(row, f"reward/{TRAIN}").value for row in table.methods]
+    nearer = significant({row: table.gain(row, metric) for row in (*table.methods, "soft_best_of_n")})
+    trained = [row for row in nearer if row in table.methods]
+    kls = [table(row, KL).value for row in table.methods]
+    text = (
+        f"The target's mean reward is {gain:.0f} above the prior's, at {kl:.2f} nats. Trained methods gain "
+        f"{span(gains, 1)} at up to {max(kls):.2f} nats: in 100 updates, at the learning rates that tuning chose, less "
+        f"than a fifth of the way. `soft_best_of_n` gains {table.gain('soft_best_of_n', f'reward/{TRAIN}').signed}. "
+        f"`{metric}` is significantly below the prior's for {listed(trained) if trained else 'none'} of "
+        f"{len(table.methods)} trained methods{' and for `soft_best_of_n`' if 'soft_best_of_n' in nearer else ''}."
+    )
+    return Claim(
+        text,
+        {
+            "nobody is farther": all(table.gain(row, metric).value < 0 for row in nearer),
+            "less than a fifth": max(gains) < gain / 5,
+        },
+    )
+
+
+def mixture_colorfulness_trials() -> Claim:
+    """What each learning rate does on validation prompts."""
+    trials = {choice["method"]: choice["trials"] for choice in tuning(COLORFULNESS)["choices"]}
+    rates = sorted({trial["values"][RATE] for own in trials.values() for trial in own})
+    lines = []
+    for method, own in trials.items():
+        by_rate = {trial["values"][RATE]: trial for trial in own}
+        cells = [f"{by_rate[rate][f'{DISTANCE}/validation']:.3f} at {by_rate[rate][KL]:.2g}" for rate in rates]
+        lines.append((name_of(method), *cells))
+    headings = ("", *(f"learning rate {rate:g}" for rate in rates))
+    return Claim(
+        markdown_table(headings, lines), {"none failed": not any("failed" in t for o in trials.values() for t in o)}
+    )
+
+
+def _least(name: str) -> Frontier:
+    """The optimal curves of a table's prior and reward."""
+    found = find(_whole(name).every)
+    assert found is not None
+    return found
+
+
 def mixture_pictures() -> Claim:
     """What is to be seen in the samples by mode."""
     table = _trained(MIXTURE)
@@ -262,7 +314,11 @@ _SUFFIXES: dict[str, Callable[[str], Claim]] = {
     "outliers": _outliers,
 }
 OF_A_TABLE: dict[str, Callable[[], Claim]] = {
-    f"{prefix}_{suffix}": partial(claim, name)
-    for prefix, name in {"mixture": MIXTURE, "mixture_flow": FLOW}.items()
-    for suffix, claim in _SUFFIXES.items()
+    **{
+        f"{prefix}_{suffix}": partial(claim, name)
+        for prefix, name in {"mixture": MIXTURE, "mixture_flow": FLOW}.items()
+        for suffix, claim in _SUFFIXES.items()
+    },
+    "mixture_colorfulness_made": partial(_made, COLORFULNESS),
+    "mixture_colorfulness_table": partial(_errors, COLORFULNESS),
 }

@@ -30,6 +30,7 @@ def published_tables() -> Claim:
     pages |= {"emoji_flow_colorfulness": "emoji_flow.md#a-second-reward-colourfulness"}
     pages |= {
         "emoji_mixture": "emoji_mixture.md",
+        "emoji_mixture_colorfulness": "emoji_mixture.md#a-reward-inside-the-modes",
         "emoji_mixture_flow": "emoji_mixture.md#on-the-flow-path",
         "emoji_mixture_long": "emoji_mixture.md#more-updates",
         "preference_200": "over-optimisation.md",

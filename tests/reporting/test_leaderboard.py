@@ -49,6 +49,12 @@ def test_comparison_of_methods() -> None:
     assert "reward calls" in every
 
 
+def test_prompts_and_parts_of_an_error_are_no_feature_space() -> None:
+    for name in ("target_sw2/test", "tilt_within/mean"):
+        lines = comparison(row(), row(metric=name, direction="lower"))
+        assert f"{name} ↓" in lines[0] and "Feature space" not in "\n".join(lines)
+
+
 @pytest.mark.parametrize(("apart", "marked"), [(40.0, True), (10.0, False)])
 def test_what_floors_scatter_over_is_marked_nowhere_and_said(apart: float, marked: bool) -> None:
     """Five seeds' floors of three draws each, from 298 to 316: rows that lie 10 apart do not differ by it."""
