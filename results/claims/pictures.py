@@ -235,20 +235,20 @@ def mixture_colorfulness_reached() -> Claim:
     beta = float(table.every["beta"].iloc[0])
     gain, kl = (float(np.interp(beta, curve["beta"], curve[column])) for column in ("gain", "kl"))
     gains = [table.gain(row, f"reward/{TRAIN}").value for row in table.methods]
-    nearer = significant({row: table.gain(row, metric) for row in (*table.methods, "soft_best_of_n")})
-    trained = [row for row in nearer if row in table.methods]
-    kls = [table(row, KL).value for row in table.methods]
+    changes = {row: table.gain(row, metric) for row in ("soft_best_of_n", *table.methods)}
+    sure = significant(changes)
+    said = ", ".join(f"{name_of(row)} {change.signed}{'*' * (row in sure)}" for row, change in changes.items())
+    furthest = max(table(row, KL).value for row in table.methods)
     text = (
         f"The target's mean reward is {gain:.0f} above the prior's, at {kl:.2f} nats. Trained methods gain "
-        f"{span(gains, 1)} at up to {max(kls):.2f} nats: in 100 updates, at the learning rates that tuning chose, less "
+        f"{span(gains, 1)} at up to {furthest:.2f} nats: in 100 updates, at the learning rates that tuning chose, less "
         f"than a fifth of the way. `soft_best_of_n` gains {table.gain('soft_best_of_n', f'reward/{TRAIN}').signed}. "
-        f"`{metric}` is significantly below the prior's for {listed(trained) if trained else 'none'} of "
-        f"{len(table.methods)} trained methods{' and for `soft_best_of_n`' if 'soft_best_of_n' in nearer else ''}."
+        f"`{metric}` changes by (*: significantly) {said}."
     )
     return Claim(
         text,
         {
-            "nobody is farther": all(table.gain(row, metric).value < 0 for row in nearer),
+            "nobody is significantly farther": all(changes[row].value < 0 for row in sure),
             "less than a fifth": max(gains) < gain / 5,
         },
     )
@@ -261,7 +261,7 @@ def mixture_colorfulness_trials() -> Claim:
     lines = []
     for method, own in trials.items():
         by_rate = {trial["values"][RATE]: trial for trial in own}
-        cells = [f"{by_rate[rate][f'{DISTANCE}/validation']:.3f} at {by_rate[rate][KL]:.2g}" for rate in rates]
+        cells = [f"{by_rate[rate][f'{DISTANCE}/validation']:.3f} at {by_rate[rate][KL]:.3g}" for rate in rates]
         lines.append((name_of(method), *cells))
     headings = ("", *(f"learning rate {rate:g}" for rate in rates))
     return Claim(
