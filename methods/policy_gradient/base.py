@@ -122,7 +122,7 @@ class GroupPolicyGradient(PolicyGradient):
         return group_advantages(core, data, self.config.deviation)
 
     def combines(self) -> tuple[str, ...]:
-        """By advantages, in both ways."""
+        """Terms may be normalised apart, with or without GDPO: rewards enter as advantages alone."""
         return ("advantages", "gdpo")
 
     def unfit(self, steps: int, group: int) -> str | None:

@@ -12,7 +12,6 @@ from torch.nn.functional import normalize
 
 from bench import Batch, Copy, Core, Needs, Strength, Trajectory, Transitions, group_mean
 from bench.evaluation.features import sample_features
-from bench.sampling.noise import upload
 
 from .base import ONLY_STEP, Clip, KLWeight, PolicyGradient, PolicyGradientConfig, kl_by_rate, old_policy
 from .surrogate import Surrogate, clipped, gaussian_log_ratio
@@ -87,7 +86,7 @@ class GARDO(PolicyGradient):
         centred = data.rewards - group_mean(data.prompts, data.rewards)
         features, factors = sample_features(core, data.latents[:, -1]), torch.ones_like(centred)
         for prompt in dict.fromkeys(data.prompts):
-            rows = upload(torch.tensor([i for i, other in enumerate(data.prompts) if other == prompt]), features.device)
+            rows = torch.tensor([i for i, other in enumerate(data.prompts) if other == prompt])
             factors[rows] = diversity(features[rows])
         return centred * torch.where(centred < 0, 1, factors)
 

@@ -91,7 +91,7 @@ class AdvantageRegression(Regression):
     config: AdvantageConfig
 
     def combines(self) -> tuple[str, ...]:
-        """By advantages, in both ways."""
+        """Terms may be normalised apart, with or without GDPO: rewards enter as advantages alone."""
         return ("advantages", "gdpo")
 
     def unfit(self, steps: int, group: int) -> str | None:

@@ -47,7 +47,7 @@ class GroupRegression(ForwardProcess):
         """The loss of each noised sample [n], and what is logged of it [n]; mean: of q over its group, [n]."""
 
     def combines(self) -> tuple[str, ...]:
-        """By advantages, in both ways."""
+        """Terms may be normalised apart, with or without GDPO: rewards enter as advantages alone."""
         return ("advantages", "gdpo")
 
     def unfit(self, steps: int, group: int) -> str | None:

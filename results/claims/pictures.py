@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.publish.claims import Claim, Table, markdown_table, significant, tuning, untrained
 from bench.reporting.budgets import KL
-from bench.reporting.frontier import Frontier, find
+from bench.reporting.frontier import find
 from results.claims.known_targets import closest, errors, nearest_rows
 from results.claims.wording import listed, made, name_of, span
 
@@ -231,7 +231,9 @@ def _first_and_last() -> tuple[tuple[int, Table], tuple[int, Table]]:
 def mixture_colorfulness_reached() -> Claim:
     """How far the target of the other reward is, and how far methods come."""
     table, metric = _whole(COLORFULNESS), f"{DISTANCE}/{TRAIN}"
-    curve = _least(COLORFULNESS).curve(TRAIN)
+    frontier = find(table.every)
+    assert frontier is not None
+    curve = frontier.curve(TRAIN)
     beta = float(table.every["beta"].iloc[0])
     gain, kl = (float(np.interp(beta, curve["beta"], curve[column])) for column in ("gain", "kl"))
     gains = [table.gain(row, f"reward/{TRAIN}").value for row in table.methods]
@@ -267,13 +269,6 @@ def mixture_colorfulness_trials() -> Claim:
     return Claim(
         markdown_table(headings, lines), {"none failed": not any("failed" in t for o in trials.values() for t in o)}
     )
-
-
-def _least(name: str) -> Frontier:
-    """The optimal curves of a table's prior and reward."""
-    found = find(_whole(name).every)
-    assert found is not None
-    return found
 
 
 def mixture_pictures() -> Claim:

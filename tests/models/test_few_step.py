@@ -50,7 +50,7 @@ def test_the_student_is_another_prior_than_its_teacher():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_on_a_student_or_is_refused_with_the_reason(method):
     """On a noisy sampler, so that what needs densities is not refused for the want of them."""
-    assignments = [*NOISY, "train.samples_per_prompt=8"]
+    assignments = [*NOISY, *(f"evaluation.{text}" for text in NOISY), "train.samples_per_prompt=8"]
     config = resolve(method, suite="ring_flow_turbo", assignments=assignments)
     unmet = [need for need in UNFIT if getattr(build_method(config).needs, need)]
     if not unmet:
