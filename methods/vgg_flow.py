@@ -47,8 +47,8 @@ class VGGFlowConfig(VGGFlowPrunedConfig):
 class VGGFlow(Method):
     """VGG-Flow: match the velocity to the prior's plus the gradient of a learned value.
 
-    G is the negative gradient of the value. It is the reward's gradient at the clean prediction and a learned
-    correction ν_φ:
+    G is the negative gradient of the value. It is made of the reward's gradient at the clean prediction and a
+    learned correction ν_φ:
 
         β G(z_k) = ν_φ(z_k) − β η_k g(z_k),   g(z_k) = ∇ r(decode(x̂_k)) cut to norm 1
 

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 from scaffold import ROOT
 
 from bench.errors import BenchError
-from bench.publish.claims import Claim, Table, markdown_table, render, tuning, used
+from bench.publish.claims import Claim, Estimate, Table, markdown_table, paired, render, significant, tuning, used
 from bench.reporting.rows import read_rows, write_rows
 from results.claims import CLAIMS, PAGES
 
@@ -118,6 +120,19 @@ def test_path_kl_is_compared_over_all_gains_that_both_reach(tmp_path) -> None:
     assert high == pytest.approx(gains.max()["nabla_gfn"].min())
     assert table.over_gains("nft", "draft") is None  # it ends where draft has its first evaluation
     assert table.over_gains("nft", "nobody") is None
+
+
+def test_significant_of_a_family_is_what_holms_correction_leaves() -> None:
+    """Of three comparisons with p of 0.001, 0.02 and 0.04 all are; with a fourth beside them only the first."""
+    seeds = pd.Series(range(5), range(5), float)
+    apart = paired(seeds + pd.Series([1.0, 1.1, 0.9, 1.2, 0.8]), seeds, "real")
+    assert apart.p == pytest.approx(scipy.stats.ttest_1samp([1.0, 1.1, 0.9, 1.2, 0.8], 0).pvalue)
+    ratio = paired(2 * seeds + 2, seeds + 1, "positive").exponential
+    assert ratio.value == pytest.approx(2) and ratio.p < 1e-6  # the same in all seeds
+    family = {name: Estimate(1.0)._replace(p=p) for name, p in {"a": 0.04, "b": 0.02, "c": 0.001}.items()}
+    assert significant(family) == ["a", "b", "c"]
+    assert significant(family | {"d": Estimate(1.0)._replace(p=0.5)}) == ["c"]
+    assert significant({"one seed": Estimate(1.0)}) == []
 
 
 def test_tuning_is_read_where_there_was_any() -> None:

@@ -1,7 +1,5 @@
 """TempFlow-GRPO: policy gradient in one step, with branches that share what comes before it."""
 
-from collections import Counter
-
 from pydantic import Field
 from torch import Tensor
 
@@ -41,14 +39,11 @@ class TempFlowGRPO(OneStep):
 
     def start(self, batch: Batch) -> list[tuple[str, int]]:
         """Every `branches` samples of a prompt in the round have the first one's name."""
-        names, count = list[tuple[str, int]](), Counter[str]()
-        first: dict[str, tuple[str, int]] = {}
+        names, seen = list[tuple[str, int]](), dict[str, list[tuple[str, int]]]()
         for name in batch.samples:
-            prompt = name[0]
-            if count[prompt] % self.config.branches == 0:
-                first[prompt] = name
-            count[prompt] += 1
-            names.append(first[prompt])
+            own = seen.setdefault(name[0], [])
+            own.append(name)
+            names.append(own[(len(own) - 1) // self.config.branches * self.config.branches])
         return names
 
     def weight(self, core: Core, k: Tensor, like: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def _said(gained: str) -> str:
     parts = [f"{name_of(reference(_groups()[gained]))} has the lowest KL"]
     parts += [f"that of {listed(above)} is significantly higher"] if above else []
     parts += [f"that of {listed(tied)} is not significantly different"] if tied else []
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
 def frontiers_verdict() -> Claim:

@@ -139,7 +139,7 @@ def _coverage(name: str) -> Claim:
             "seeds show no significant difference."
         )
     else:
-        text = f"With no method do {seeds} seeds show a significant difference of coverage from the prior's {prior}."
+        text = f"No method's coverage differs significantly from the prior's {prior}, with {seeds} seeds."
     return Claim(text, {"none gains it": not _clear(table, others, COVERAGE, 1)})
 
 
@@ -147,8 +147,9 @@ def _unmoved(name: str) -> Claim:
     """Whose gain on training prompts is not separated from zero, or small."""
     table = table_of(name)
     most = max(table.gain(row, TRAIN).value for row in table.methods)
-    flat = [row for row in table.methods if row not in significant({m: table.gain(m, TRAIN) for m in table.methods})]
-    little = [row for row in table.methods if row not in flat and table.gain(row, TRAIN).value < most / 5]
+    moved = significant({row: table.gain(row, TRAIN) for row in table.methods})
+    flat = [row for row in table.methods if row not in moved]
+    little = [row for row in moved if table.gain(row, TRAIN).value < most / 5]
     return Claim(
         f"Gains not significantly different from zero at this budget: {listed(flat)}. Significant gains of less than a "
         f"fifth of the most: {listed(little)}.",

@@ -118,7 +118,7 @@ def below() -> Claim:
     """The same for a cell of README's table."""
     tally = _tally("nabla_gfn")
     return Claim(
-        f"in {len(tally.lower) or 'none'} of {tally.made} cases significantly; higher in {len(tally.higher)}",
+        f"significantly in {len(tally.lower) or 'none'} of {tally.made} cases; higher in {len(tally.higher)}",
         {"in most it is neither": len(tally.tied) > tally.made / 2},
     )
 
@@ -153,7 +153,7 @@ def faster() -> Claim:
     """The same for a cell of README's table."""
     gaps, sure = _over_ddpo()
     return Claim(
-        f"in {len(sure) or 'none'} of {len(gaps)} settings significantly",
+        f"significantly in {len(sure) or 'none'} of {len(gaps)} settings",
         {"never significantly less": all(gap > 0 for gap in sure)},
     )
 
@@ -197,7 +197,7 @@ def selection() -> Claim:
 def best_of_eight() -> Claim:
     """The same for a cell of README's table."""
     less, every = _outgained()
-    return Claim(f"in {less} of {every} cases significantly", {"over half": less > every / 2})
+    return Claim(f"significantly in {less} of {every} cases", {"over half": less > every / 2})
 
 
 def profile_of_selection() -> Claim:

@@ -149,8 +149,8 @@ def _fidelity(name: str) -> Claim:
     parts += [f"not significantly different from {GONE:.0f} nats for {said(perhaps)}"] if perhaps else []
     parts += [f"below {GONE:.0f} nats for {listed(rest)}"]
     text = (
-        f"`{FIDELITY}`, by which the prior finds a method's pictures less likely than samples of the target, is on "
-        f"training prompts {'; '.join(parts)}."
+        f"`{FIDELITY}` says how much less likely the prior finds a method's pictures than samples of the target. On "
+        f"training prompts it is {'; '.join(parts)}."
     )
     return Claim(text, {"some are not": bool(rest)})
 
@@ -245,7 +245,7 @@ def mixture_colorfulness_reached() -> Claim:
         f"The target's mean reward is {gain:.0f} above the prior's, at {kl:.2f} nats. Trained methods gain "
         f"{span(gains, 1)} at up to {furthest:.2f} nats: in 100 updates, at the learning rates that tuning chose, less "
         f"than a fifth of the way. `soft_best_of_n` gains {table.gain('soft_best_of_n', f'reward/{TRAIN}').signed}. "
-        f"`{metric}` changes by (*: significantly) {said}."
+        f"Changes of `{metric}` (*: significant): {said}."
     )
     return Claim(
         text,

@@ -78,6 +78,19 @@ def test_metrics_without_a_model_are_those_of_the_images(bench, place):
     assert (status, "nothing to draw with" in text) == (2, True), text
 
 
+def test_prompts_are_split_as_the_setting_says(bench, place):
+    drawn, _ = pictures(place / "drawn", 2, seed=0), pictures(place / "before", 6, seed=1)
+    status, text = bench(*WORDS, "--set", "prompts.split=every_fifth", "--set", "evaluation.metrics=[reward]")
+    assert status == 0, text
+    rows = read_rows(place / "judged" / "rows.parquet").set_index("metric")
+    known, reward = load_prompts(str(place / "prompts.txt"), rule="every_fifth"), load_reward("colorfulness")
+    assert known.validation and not known.test
+    for split, prompts in {"train": known.train, "validation": known.validation}.items():
+        score = float(reward(stack(drawn, prompts, range(2)), []).mean())
+        assert rows.loc[f"reward/{split}", "value"] == pytest.approx(score, rel=1e-4)
+    assert "reward/test" not in rows.index
+
+
 def test_too_few_images_of_the_prior_for_distances(bench, place):
     """Pairs are compared; distances to the prior say what they need."""
     pictures(place / "drawn", 3, seed=0)
